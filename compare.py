@@ -1,0 +1,279 @@
+"""Set runs beside the published tables: mean and spread of every configuration, the published number, the difference.
+
+    python compare.py save/student_model
+    python compare.py save --markdown --output results/README.md
+    python compare.py save/student_model/resnet56_resnet20 --plot curves.png
+"""
+
+import argparse
+import math
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+
+from scipy import stats
+
+import published
+from helper.errors import UserError, run_main
+from helper.plot import plot_compare
+from helper.runs import Run, find_runs, group_labels, group_runs, number
+
+CONFIDENCE = 0.95
+TEACHER_TOLERANCE = 0.5  # points of accuracy: further from the published teacher it is another experiment
+REPORTS = {
+    "last": "the last epoch",
+    "best": "the best epoch",
+    "mean": "a mean of trials, last or best epoch not stated",
+    "unstated": "last or best epoch, not stated which",
+}
+RECIPE = (  # what two configurations must share for one to be a gain over the other
+    "epochs", "batch_size", "learning_rate", "lr_decay_epochs", "lr_decay_rate", "momentum", "weight_decay",
+    "train_subset", "teacher_sha256",
+)  # fmt: skip
+HEADING = ["pair", "method", "epochs", "n", "last", "best (on test)", "published", "Δ last", "Δ best", "verdict"]
+GAIN_HEADING = ["pair", "method", "epochs", "over", "n", "gain last", "p", "gain best (on test)", "p"]
+EXPLANATION = (
+    "Top-1 accuracy in percent, mean ± sample standard deviation over n seeds. last: after the last epoch."
+    " best: the best epoch of each run, selected on the test set, hence optimistic. Δ: mean minus published."
+    " Verdict: whether the published number lies outside the 95 % prediction interval of one more run."
+)
+GAIN_EXPLANATION = "Gain over KD with a fixed temperature in the same recipe: difference of means; p of Welch's t-test."
+
+
+class Notes:
+    """Numbered footnotes; the same text gets the same number."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def mark(self, text: str) -> str:
+        """The mark of a footnote: `[1]`."""
+        if text not in self.texts:
+            self.texts.append(text)
+        return f"[{self.texts.index(text) + 1}]"
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    group = parser.add_argument_group("what is read")
+    group.add_argument("runs", nargs="*", default=["save"], help="folders, searched recursively (default: save)")
+    group = parser.add_argument_group("what is made of it")
+    group.add_argument("--markdown", action="store_true", help="tables in Markdown instead of aligned columns")
+    group.add_argument("--output", type=Path, metavar="FILE", help="write the tables there instead of on the screen")
+    group.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the curves of the runs of one pair")
+    args = parser.parse_args()
+    if args.plot and args.plot.suffix != ".png":
+        parser.error(f"--plot writes PNG pictures: give a name that ends in .png, not {args.plot}")
+    return args
+
+
+def values(runs: Sequence[Run], which: str) -> list[float]:
+    """The `last` or `best` accuracies of runs, as far as they have them."""
+    return [top1 for run in runs if (top1 := getattr(run, which)) is not None]
+
+
+def deviation(accuracies: Sequence[float], top1: float, std: float = 0.0) -> int:
+    """Where measured accuracies lie from a published one: 1 above it, -1 below it, 0 within the noise.
+
+    The noise is the 95 % prediction interval of one more run, Student's t times s * sqrt(1 + 1/n), with the published
+    standard deviation added in quadrature. Needs two accuracies or more.
+    """
+    n = len(accuracies)
+    spread = math.hypot(stdev(accuracies) * math.sqrt(1 + 1 / n), std)
+    difference = fmean(accuracies) - top1
+    if abs(difference) <= stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * spread:
+        return 0
+    return 1 if difference > 0 else -1
+
+
+def verdict(runs: Sequence[Run], record: published.Record) -> str:
+    """`above`, `below` or `within noise` of a published number made by the same protocol; `one run` for one."""
+    reports = published.source(record)["reports"]
+    counted = [values(runs, which) for which in ("last", "best") if reports in (which, "mean", "unstated")]
+    if min(map(len, counted)) < 2:
+        return "one run"
+    where = {deviation(accuracies, record["top1"], record.get("std", 0.0)) for accuracies in counted}
+    return {1: "above", -1: "below"}.get(where.pop() if len(where) == 1 else 0, "within noise")
+
+
+def differences(runs: Sequence[Run], record: published.Record) -> list[str]:
+    """What runs of one configuration did otherwise than the published protocol, which must be known."""
+    found = []
+    for name, theirs in published.settings(record).items():
+        ours = runs[0].option(name)
+        if ours != theirs:
+            found.append(f"{name} {'not recorded' if ours is None else ours} instead of {theirs}")
+    if runs[0].option("train_subset"):
+        found.append(f"{runs[0].option('train_subset')} training images instead of all")
+    teachers = sorted({top1 for run in runs if (top1 := number(run.option("teacher_top1"))) is not None})
+    theirs = record.get("teacher_acc")
+    if theirs and not teachers:
+        found.append(f"a teacher of unmeasured accuracy instead of {theirs:.2f}")
+    elif theirs and any(abs(top1 - theirs) > TEACHER_TOLERANCE for top1 in teachers):
+        found.append(f"teacher of {', '.join(f'{top1:.2f}' for top1 in teachers)} instead of {theirs:.2f}")
+    return found
+
+
+def find_published(run: Run) -> list[published.Record]:
+    """The published numbers for a run's configuration, the preferred one first."""
+    return published.lookup(
+        run.option("dataset"),
+        run.option("teacher"),
+        run.option("model"),
+        run.option("distill"),
+        run.option("temperature"),
+        number(run.option("kd_T")),
+        kd_term=bool(number(run.option("alpha"))),
+    )
+
+
+def source_note(record: published.Record) -> str:
+    """The footnote of a published number: its source and protocol."""
+    source = published.source(record)
+    text = f"{source['name']}: {REPORTS[source['reports']]}. KD term: {source['kd_term']}."
+    text += f" Protocol: {source['protocol']}."
+    if record["certainty"] != "certain":
+        text += f" The number is {record['certainty']}."
+    return text + (f" Note: {record['note']}." if "note" in record else "")
+
+
+def mean_and_spread(accuracies: Sequence[float]) -> str:
+    """`71.19 ± 0.12`; a dash for what there is not."""
+    if not accuracies:
+        return "–"
+    return f"{fmean(accuracies):.2f} ± {f'{stdev(accuracies):.2f}' if len(accuracies) > 1 else '–'}"
+
+
+def row(runs: Sequence[Run], label: str, notes: Notes) -> list[str]:
+    """The cells of one configuration."""
+    run, last, best = runs[0], values(runs, "last"), values(runs, "best")
+    cells = [run.pair, label, str(run.option("epochs")), str(len(runs)), mean_and_spread(last), mean_and_spread(best)]
+    records = find_published(run)
+    if not records:
+        return [*cells, "–", "–", "–", "none published"]
+    record = records[0]
+    spread = f" ± {record['std']:.2f}" if "std" in record else ""
+    about = "≈" if record["certainty"].startswith("approximate") else ""
+    cells.append(f"{about}{record['top1']:.2f}{spread} {notes.mark(source_note(record))}")
+    cells += [f"{fmean(ours) - record['top1']:+.2f}" if ours else "–" for ours in (last, best)]
+    if not published.settings(record):
+        return [*cells, "protocol unknown"]
+    if otherwise := differences(runs, record):
+        return [*cells, f"other protocol {notes.mark('Own protocol: ' + '; '.join(otherwise) + '.')}"]
+    return [*cells, verdict(runs, record)]
+
+
+def welch(ours: Sequence[float], base: Sequence[float]) -> str:
+    """The p-value of Welch's t-test; a dash where it is not defined."""
+    if min(len(ours), len(base)) < 2 or not stdev(ours) + stdev(base):
+        return "–"
+    moments = (fmean(ours), stdev(ours), len(ours), fmean(base), stdev(base), len(base))
+    return f"{stats.ttest_ind_from_stats(*moments, equal_var=False).pvalue:.2g}"
+
+
+def is_baseline(run: Run) -> bool:
+    """Whether a run is plain KD with a fixed temperature."""
+    return run.option("distill") == "kd" and run.option("temperature") == "fixed"
+
+
+def order(run: Run) -> tuple[object, ...]:
+    """The place of a run's row: by data set, pair and length, the baseline before the methods."""
+    return str(run.option("dataset")), run.pair, run.epochs, not is_baseline(run), run.method
+
+
+def gain_rows(groups: Sequence[Sequence[Run]], labels: Sequence[str]) -> list[list[str]]:
+    """What every method gains over fixed-temperature KD of the same pair and recipe: at 4, if there are several."""
+
+    def setting(runs: Sequence[Run]) -> list[object]:
+        return [runs[0].pair, *map(runs[0].option, RECIPE)]
+
+    rows = []
+    for runs, label in zip(groups, labels, strict=True):
+        bases = [i for i, other in enumerate(groups) if is_baseline(other[0]) and setting(other) == setting(runs)]
+        if not bases:
+            continue
+        chosen = max(bases, key=lambda i: (groups[i][0].option("kd_T") == 4, len(groups[i])))
+        base = groups[chosen]
+        if base is runs:
+            continue
+        cells = [runs[0].pair, label, str(runs[0].option("epochs")), labels[chosen], f"{len(runs)}, {len(base)}"]
+        for which in ("last", "best"):
+            ours, theirs = values(runs, which), values(base, which)
+            cells += [f"{fmean(ours) - fmean(theirs):+.2f}" if ours and theirs else "–", welch(ours, theirs)]
+        rows.append(cells)
+    return rows
+
+
+def table(heading: Sequence[str], rows: Sequence[Sequence[str]], markdown: bool) -> list[str]:
+    """The lines of a table, aligned for the screen or in Markdown; numbers stand at the right."""
+    cells = [[cell.replace("|", r"\|") if markdown else cell for cell in line] for line in (heading, *rows)]
+    left = [name in ("pair", "method", "over", "verdict") for name in heading]
+    widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
+    forms = [f"{'<' if at_left else '>'}{width}" for at_left, width in zip(left, widths, strict=True)]
+    lines = [[f"{cell:{form}}" for cell, form in zip(line, forms, strict=True)] for line in cells]
+    if not markdown:
+        return ["  ".join(line).rstrip() for line in [lines[0], ["-" * width for width in widths], *lines[1:]]]
+    rule = ["-" * width if at_left else "-" * (width - 1) + ":" for width, at_left in zip(widths, left, strict=True)]
+    return [f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]]]
+
+
+def report(runs: Sequence[Run], markdown: bool = False) -> str:
+    """All tables, footnotes and unfinished runs as a text."""
+    notes, lines, gains = Notes(), [], False
+    groups = group_runs(run for run in runs if run.finished)
+    groups.sort(key=lambda group: order(group[0]))
+    for dataset in dict.fromkeys(group[0].option("dataset") for group in groups):
+        here = [group for group in groups if group[0].option("dataset") == dataset]
+        labels = group_labels(here)
+        rows = [row(group, label, notes) for group, label in zip(here, labels, strict=True)]
+        lines += [f"## {dataset}" if markdown else str(dataset), "", *table(HEADING, rows, markdown), ""]
+        if rows := gain_rows(here, labels):
+            gains = True
+            lines += [*table(GAIN_HEADING, rows, markdown), ""]
+    texts = ([EXPLANATION] if groups else []) + ([GAIN_EXPLANATION] if gains else [])
+    texts += [f"[{count}] {text}" for count, text in enumerate(notes.texts, 1)]
+    texts += [
+        f"unfinished ({run.epochs}/{run.option('epochs') or '?'} epochs): {run.label}, {run.folder}"
+        for run in runs
+        if not run.finished
+    ]
+    lines += [f"- {text}" if markdown else textwrap.fill(text, 110, subsequent_indent="    ") for text in texts]
+    return "\n".join(lines) + "\n"
+
+
+def plotted(runs: Sequence[Run]) -> list[Run]:
+    """The runs of one picture: those of one pair, and of its student alone.
+
+    Raises:
+        UserError: there are several pairs, or there is no epoch to draw.
+    """
+    runs = [run for run in runs if run.history]
+    pairs = {(run.option("dataset"), run.pair) for run in runs if run.option("distill") is not None}
+    pairs = pairs or {(run.option("dataset"), run.pair) for run in runs}
+    if len(pairs) != 1:
+        names = "; ".join(sorted(f"{pair} on {dataset}" for dataset, pair in pairs))
+        raise UserError(f"--plot draws one pair, here are {len(pairs)} with an epoch ({names}): give folders of one")
+    ((dataset, pair),) = pairs
+    return [run for run in runs if run.option("dataset") == dataset and run.pair in (pair, pair.split(" → ")[-1])]
+
+
+def main() -> None:
+    """Read the runs, compare them, show them."""
+    args = parse_args()
+    runs = find_runs(args.runs)
+    text = report(runs, args.markdown)
+    try:
+        if args.plot:
+            plot_compare(plotted(runs), args.plot)
+        if args.output:
+            args.output.write_text(text, encoding="utf-8")
+        else:
+            print(text, end="")
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be written: {error.strerror}") from error
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,94 @@
+"""Where images come from. A new data set is a `load` that returns an ImageSet, named in dataset_dict."""
+
+import torch
+from torch import Tensor
+
+from dataset import cifar100, digits, folder
+from dataset.base import Batch, Dataset, Loader
+from dataset.memory import ImageSet, MemoryLoader
+from helper.errors import UserError, unknown
+
+__all__ = ["Batch", "Dataset", "Loader", "check_dataset", "create_dataset", "dataset_dict"]
+
+# each takes the keywords data_dir, image_size and num_workers, and ignores those that mean nothing to it
+dataset_dict = {"cifar100": cifar100.load, "digits": digits.load, "folder": folder.load}
+
+
+def create_dataset(
+    name: str,
+    *,
+    batch_size: int,
+    seed: int,
+    device: torch.device | str,
+    data_dir: str | None = None,
+    image_size: int = 32,
+    num_workers: int = 0,
+    train_subset: int = 0,
+) -> Dataset:
+    """The training and validation batches of a data set.
+
+    Args:
+        name: a key of dataset_dict.
+        seed: of the order and the augmentations of the training images.
+        device: where the images are held, augmented and handed out.
+        data_dir: where the files are; what None stands for is up to the data set.
+        image_size: side of the square images in pixels; only `folder` has another than 32.
+        num_workers: processes that decode the images once, at the start.
+        train_subset: how many training images to keep, as evenly from the classes as they allow; 0 keeps all.
+            Which ones does not depend on the seed, and a smaller subset is part of a larger one.
+
+    Raises:
+        UserError: an unknown name, a number that makes no sense, or files that are missing or damaged.
+    """
+    least = {"batch_size": 1, "image_size": 1, "num_workers": 0, "train_subset": 0}
+    given = (batch_size, image_size, num_workers, train_subset)
+    for (option, smallest), value in zip(least.items(), given, strict=True):
+        if value < smallest:
+            raise UserError(f"--{option} must be at least {smallest}, not {value}")
+    data = _load(name, data_dir, image_size, num_workers)
+    images, target = data.train_images, data.train_target
+    if train_subset > len(target):
+        raise UserError(f"--train_subset {train_subset} is more than the {len(target)} training images there are")
+    if train_subset:
+        kept = balanced_subset(target, train_subset)
+        images, target = images[kept], target[kept]
+    common = {"batch_size": batch_size, "mean": data.mean, "std": data.std, "device": device}
+    train = MemoryLoader(
+        images=images, target=target, augment=True, seed=seed, flip=data.flip, pad=image_size // 8, **common
+    )
+    val = MemoryLoader(images=data.val_images, target=data.val_target, augment=False, **common)
+    return Dataset(train, val, data.num_classes)
+
+
+def check_dataset(name: str) -> None:
+    """Raise UserError for a data set that is not in `dataset_dict`."""
+    if name == "imagenet":
+        raise UserError(
+            "the data set 'imagenet' is not available yet; a small ImageNet-like tree works today with "
+            "--dataset folder"
+        )
+    if name not in dataset_dict:
+        raise unknown("data set", name, dataset_dict)
+
+
+def _load(name: str, data_dir: str | None, image_size: int, num_workers: int) -> ImageSet:
+    check_dataset(name)
+    if image_size != 32 and name != "folder":
+        raise UserError(f"the images of {name} have 32 pixels a side; --image_size is for --dataset folder")
+    return dataset_dict[name](data_dir=data_dir, image_size=image_size, num_workers=num_workers)
+
+
+def balanced_subset(target: Tensor, size: int) -> Tensor:
+    """Which `size` images to keep: the classes' numbers differ by one at most, as long as no class runs out.
+
+    Args:
+        target: [N] int64, the class of each image.
+
+    Returns:
+        [size] int64, ascending indices: the same at every call, and among those of any larger size.
+    """
+    shuffled = torch.randperm(len(target), generator=torch.Generator().manual_seed(0))
+    by_class = shuffled[target[shuffled].argsort(stable=True)]
+    counts = target.bincount()
+    rank = torch.arange(len(target)) - (counts.cumsum(0) - counts)[target[by_class]]  # within the class
+    return by_class[rank.argsort(stable=True)[:size]].sort().values

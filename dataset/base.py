@@ -1,0 +1,33 @@
+"""What every data set hands to the training loop."""
+
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """One step's images, on the device of the run."""
+
+    images: Tensor  # [B, 3, H, W] float32, augmented and normalised
+    target: Tensor  # [B] int64, the class
+    index: Tensor  # [B] int64, which image of the set
+    view: Tensor | None  # [B] int64, which augmentation of it; None where they cannot be counted
+
+
+class Loader(Protocol):
+    """An iterable over one epoch's batches."""
+
+    num_samples: int
+
+    def __len__(self) -> int: ...  # batches an epoch
+    def __iter__(self) -> Iterator[Batch]: ...
+    def set_epoch(self, epoch: int) -> None: ...  # epochs count from 1; fixes the order and the augmentations
+
+
+class Dataset(NamedTuple):
+    """A data set ready for training."""
+
+    train: Loader
+    val: Loader
+    num_classes: int

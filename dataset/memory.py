@@ -1,0 +1,135 @@
+"""Small sets: all images held on the device as uint8, and augmented there a batch at a time."""
+
+import random
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dataset.base import Batch
+
+
+class ImageSet(NamedTuple):
+    """What the file of a data set loads, before any augmentation. Images are RGB, targets count from 0."""
+
+    train_images: Tensor  # [N, 3, H, W] uint8
+    train_target: Tensor  # [N] int64
+    val_images: Tensor  # [M, 3, H, W] uint8
+    val_target: Tensor  # [M] int64
+    num_classes: int
+    mean: tuple[float, float, float]  # of the channels, where white is 1
+    std: tuple[float, float, float]
+    flip: bool  # whether a mirrored image keeps its class
+
+
+def count_views(pad: int) -> int:
+    """How many augmentations `crop` tells apart: (2 * pad + 1) squared places, each plain and mirrored."""
+    return (2 * pad + 1) ** 2 * 2
+
+
+def crop(padded: Tensor, index: Tensor, view: Tensor, pad: int) -> Tensor:
+    """The given views of the given images: a place to crop at and perhaps a mirroring, in one gather.
+
+    A view is the number (dy * (2 * pad + 1) + dx) * 2 + flip: the crop starts dy rows and dx columns from the
+    top left of the padded image, both from 0 to 2 * pad, and is mirrored left to right where flip is 1.
+
+    Args:
+        padded: [N, C, H + 2 * pad, W + 2 * pad], the whole set with a border of `pad` pixels.
+        index: [B] int64, which images.
+        view: [B] int64, which view of each, from 0 to count_views(pad) - 1.
+
+    Returns:
+        [B, C, H, W], of the type of `padded`.
+    """
+    channels, padded_height, padded_width = padded.shape[1:]
+    height, width = padded_height - 2 * pad, padded_width - 2 * pad
+    place, flip = view // 2, view % 2
+    start = place // (2 * pad + 1) * padded_width + place % (2 * pad + 1)  # [B], the pixel at the top left
+    row = torch.arange(height, device=view.device)[:, None] * padded_width
+    column = torch.arange(width, device=view.device)
+    from_start = torch.stack([row + column, row + column.flip(0)]).flatten(1)  # [2, H * W], plain and mirrored
+    pixels = from_start.index_select(0, flip).add_(start[:, None])  # [B, H * W]
+    images = padded.index_select(0, index).flatten(2)
+    return images.gather(2, pixels[:, None].expand(-1, channels, -1)).unflatten(2, (height, width))
+
+
+class MemoryLoader:
+    """The batches of a set that fits on the device; the last one may be smaller.
+
+    For training (`augment`) an epoch is a random order with a random view of each image: after a border of
+    `pad` black pixels a random crop and, with `flip`, a mirroring half of the time. Both are drawn on the CPU
+    from the seed and the epoch alone: they are the same on every device, and resuming needs no state.
+    Without `augment` the images come in order and as they are, and `Batch.view` is None.
+
+    Args:
+        images: [N, 3, H, W] uint8.
+        target: [N] int64, the classes.
+        mean: of the channels, where white is 1, to be subtracted.
+        std: of the channels, to divide by.
+        device: where the set lives and the batches are made.
+    """
+
+    def __init__(
+        self,
+        *,
+        images: Tensor,
+        target: Tensor,
+        batch_size: int,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+        device: torch.device | str,
+        augment: bool,
+        seed: int = 0,
+        flip: bool = False,
+        pad: int = 4,
+    ) -> None:
+        images = images.to(device)
+        self.images = F.pad(images, (pad,) * 4) if augment else images
+        self.target = target.to(device)
+        self.batch_size = batch_size
+        self.mean = 255 * torch.tensor(mean, device=device).view(3, 1, 1)  # in units of the uint8 pixels
+        self.std = 255 * torch.tensor(std, device=device).view(3, 1, 1)
+        self.augment, self.seed, self.flip, self.pad = augment, seed, flip, pad
+        self.num_samples = len(images)
+        self.epoch = 1
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        return -(-self.num_samples // self.batch_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch (from 1) whose order and views the next iteration follows."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[Batch]:
+        """One epoch; the same one again if the epoch was not set anew."""
+        return self._train_batches() if self.augment else self._val_batches()
+
+    def view_of(self, index: Tensor, view: Tensor) -> Tensor:
+        """Images [B, 3, H, W] float32 of a training batch from its `index` and `view`, both [B]; see `crop`."""
+        return self._normalise(crop(self.images, index, view, self.pad))
+
+    def _train_batches(self) -> Iterator[Batch]:
+        order, views = self._draw().to(self.target.device)  # the only copy to the device in an epoch
+        columns = (column.split(self.batch_size) for column in (self.target[order], order, views))
+        for target, index, view in zip(*columns, strict=True):
+            yield Batch(self.view_of(index, view), target, index, view)
+
+    def _val_batches(self) -> Iterator[Batch]:
+        everything = torch.arange(self.num_samples, device=self.target.device)
+        for index in everything.split(self.batch_size):
+            yield Batch(self._normalise(self.images.index_select(0, index)), self.target[index], index, None)
+
+    def _draw(self) -> Tensor:
+        """The order of the epoch and the view of each image in it, [2, N] int64 on the CPU."""
+        # torch uses only the lower 32 bits of a CPU seed, so seed and epoch are hashed into them
+        mixed = random.Random(f"seed {self.seed} epoch {self.epoch}").getrandbits(32)
+        generator = torch.Generator().manual_seed(mixed)
+        order = torch.randperm(self.num_samples, generator=generator)
+        view = torch.randint(count_views(self.pad), (self.num_samples,), generator=generator)
+        return torch.stack([order, view if self.flip else view - view % 2])
+
+    def _normalise(self, pixels: Tensor) -> Tensor:
+        return pixels.float().sub_(self.mean).div_(self.std)

@@ -1,0 +1,151 @@
+"""Reading and writing weights: atomic writes, reads that never run code, and answers to "whose weights are these?"."""
+
+import hashlib
+import io
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from helper.errors import RunError, UserError
+from models import Model, create_model, model_dict
+
+# Published checkpoints hold an accuracy as a NumPy number beside the weights; building such a number runs no code.
+# NumPy 1 and 2 name its constructor differently.
+_number = np.float64(0).__reduce__()[0]
+_NUMPY_NUMBERS = [np.dtype, type(np.dtype("float32")), type(np.dtype("float64"))]
+_NUMPY_NUMBERS += [(_number, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file beside its place and rename it, so that at every moment `path` is whole: the old one or the new.
+
+    Raises:
+        RunError: it cannot be written, because the disk is full, say; what was at `path` is still there.
+    """
+    beside = path.with_name(path.name + ".tmp")
+    try:
+        with open(beside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise RunError(
+            f"cannot write {path} ({error.strerror}); what was there before is untouched: make room and repeat it"
+        ) from error
+
+
+def save(content: Any, path: Path) -> None:
+    """Write tensors and plain Python values to `path`, atomically. Raises RunError, see `write_atomically`."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def load(path: Path) -> Any:
+    """Read a file of tensors and plain Python values onto the CPU; code hidden in it is never run.
+
+    Raises:
+        UserError: there is no such file, it is damaged, or it holds more than tensors and plain values.
+    """
+    try:
+        with torch.serialization.safe_globals(_NUMPY_NUMBERS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise UserError(f"there is no file {path}") from error
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} is refused: it is damaged, or it holds Python objects that could run code instead of"
+            " plain tensors; get the file again, from somebody you trust"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise UserError(f"{path} is damaged or is no PyTorch checkpoint: get it again, or train it anew") from error
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """The weights in a checkpoint: bare, or under `model` or `state_dict`; the prefix `module.` of DDP is dropped.
+
+    Raises:
+        UserError: as `load`, or the file holds no weights.
+    """
+    content = load(path)
+    for key in ("model", "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not (isinstance(content, dict) and content and all(isinstance(v, Tensor) for v in content.values())):
+        raise UserError(f"{path} holds no network's weights (looked for a state dict, bare or under 'model')")
+    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def identify(path: Path, weights: dict[str, Tensor], name: str | None = None) -> str:
+    """Which network of the zoo these weights belong to, by parameter names and shapes, whatever the number of classes.
+
+    `name` says which it must be.
+
+    Raises:
+        UserError: they belong to another network, or to none.
+    """
+    hint = name or model_of_folder(path)
+    if hint and not _mismatch(hint, weights):
+        return hint
+    others = [other for other in model_dict if not _mismatch(other, weights)]
+    if others and name:
+        raise UserError(f"{path} holds a {others[0]}, not a {name}: leave --model_t out, or give another --path-t")
+    if not others:
+        why = f"no {hint} ({_mismatch(hint, weights)}) and no other network" if hint else "no network"
+        raise UserError(f"{path} holds {why} that is known here; the known ones are: {', '.join(model_dict)}")
+    return others[0]
+
+
+def network(path: Path, weights: dict[str, Tensor], name: str, num_classes: int) -> Model:
+    """The network `name` with these weights. Raises UserError if they were trained for another number of classes."""
+    model = create_model(name, num_classes)
+    trained_for = len(weights[_classifier_name(model) + ".bias"])
+    if trained_for != num_classes:
+        raise UserError(
+            f"the {name} in {path} was trained for {trained_for} classes and this data set has {num_classes}:"
+            " give a teacher that was trained on the same data"
+        )
+    model.load_state_dict(weights)
+    return model
+
+
+def model_of_folder(path: Path) -> str | None:
+    """The network that a teacher's folder is named after (`resnet56_vanilla`, `wrn_40_2_vanilla_digits`), if any."""
+    name = path.parent.name.split("_vanilla")[0]
+    return name if name in model_dict else None
+
+
+def _classifier_name(model: Model) -> str:
+    return next(name for name, module in model.named_modules() if module is model.classifier)
+
+
+def _mismatch(name: str, weights: dict[str, Tensor]) -> str | None:
+    """The first difference between these weights and a network's, in words; None where they fit.
+
+    The number of classes, the classifier's first dimension, may be any.
+    """
+    with torch.device("meta"):
+        model = create_model(name, 1)
+    head = _classifier_name(model)
+    expected = model.state_dict()
+    for key, tensor in expected.items():
+        if key not in weights:
+            return f"it has no {key}"
+        is_head = key.rpartition(".")[0] == head
+        shape, wanted = list(weights[key].shape)[is_head:], list(tensor.shape)[is_head:]
+        if shape != wanted:
+            return f"its {key} is {shape} instead of {wanted}"
+    return next((f"its {key} is too much" for key in weights if key not in expected), None)
+
+
+def file_hash(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,65 @@
+"""What a run tells while it trains: a JSON line an epoch, TensorBoard events, and a table on the screen."""
+
+import json
+import os
+from pathlib import Path
+
+os.environ.setdefault("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "python")  # tensorboard_logger predates protobuf 4
+import tensorboard_logger  # noqa: E402
+
+Record = dict[str, float]  # one epoch: {"epoch": 1, "loss": …, "top1": …, "tau_mean": …}, see README
+
+
+class RunLog:
+    """`log.jsonl` and the TensorBoard events of a run's folder.
+
+    Both are derived from the history in the checkpoint, and written anew from it when a run resumes: whenever a process
+    was killed, they never lack an epoch that the checkpoint has, nor show one twice.
+    """
+
+    def __init__(self, folder: Path, history: list[Record]) -> None:
+        self.path = folder / "log.jsonl"
+        for old in (self.path, *folder.glob("events.out.tfevents.*")):
+            old.unlink(missing_ok=True)
+        self.tensorboard = tensorboard_logger.Logger(str(folder), flush_secs=10)
+        for record in history:
+            self.append(record)
+
+    def append(self, record: Record) -> None:
+        """Add an epoch."""
+        with open(self.path, "a") as file:
+            file.write(json.dumps(record) + "\n")
+        for name, value in record.items():
+            if name != "epoch":
+                self.tensorboard.log_value(name, value, int(record["epoch"]))
+
+
+# heading, key of the record, width, decimals
+_COLUMNS = [
+    ("epoch", "epoch", 5, 0),
+    ("lr", "learning_rate", 8, 5),
+    ("loss", "loss", 8, 4),
+    ("train top-1", "train_top1", 11, 2),
+    ("top-1", "top1", 6, 2),
+    ("top-5", "top5", 6, 2),
+    ("tau", "tau_mean", 6, 2),
+    ("tau min-max", "tau_min", 13, 2),
+    ("lambda", "lambda", 6, 3),
+    ("images/s", "images_per_second", 8, 0),
+]
+
+
+def table_head(record: Record) -> str:
+    """The heading of the screen's table for records like this one."""
+    return "  ".join(f"{heading:>{width}}" for heading, key, width, _ in _COLUMNS if key in record)
+
+
+def table_line(record: Record) -> str:
+    """One epoch as a line of the screen's table."""
+    cells = []
+    for _, key, width, decimals in _COLUMNS:
+        if key == "tau_min" and key in record:
+            cells.append(f"{record['tau_min']:.2f}-{record['tau_max']:.2f}".rjust(width))
+        elif key in record:
+            cells.append(f"{record[key]:{width}.{decimals}f}")
+    return "  ".join(cells)

@@ -1,0 +1,236 @@
+"""The command lines: every flag of the published scripts, with a clear name beside each confusing one.
+
+Where a flag has several names the first is ours. A hyphen may stand for each underscore.
+"""
+
+import argparse
+import inspect
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dataset import check_dataset, dataset_dict
+from distiller_zoo import distiller_dict
+from helper.errors import Parser, UserError, unknown
+from models import model_dict
+from temperature import temperature_dict
+from temperature.ctkd import CURRICULA
+
+# The published scripts give these networks a learning rate of their own, whatever --learning_rate says.
+LEARNING_RATES = {"MobileNetV2": 0.01, "ShuffleV1": 0.01, "ShuffleV2": 0.01}
+LEARNING_RATE = 0.05
+DECAYS = (150 / 240, 180 / 240, 210 / 240)  # where the published schedule of 240 epochs lowers the learning rate
+PUBLISHED_TEMPERATURES = {"global": "ctkd-global", "instance": "ctkd-instance"}  # --mlp_name
+
+
+def _parser(description: str) -> Parser:
+    return Parser(
+        description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+
+
+def _add_common(parser: Parser) -> None:
+    add = parser.add_argument_group("data").add_argument
+    add("--dataset", default="cifar100", help=f"one of: {', '.join(dataset_dict)}; folder is any train/ and val/ tree")
+    add("--data_dir", metavar="DIR", help="where the data is; for cifar100 the variable CIFAR100_DIR says it too")
+    add("--image_size", type=int, default=32, help="side of the square images of --dataset folder, in pixels")
+    add("--train_subset", type=int, default=0, metavar="N", help="train on N images only; 0 is all of them")
+    add("--num_workers", type=int, default=2, help="processes that decode the images of --dataset folder")
+
+    add = parser.add_argument_group("optimization").add_argument
+    add("--epochs", type=int, default=240, help="length of the schedule")
+    add("--batch_size", type=int, default=64, help="images a step")
+    add("--lr", type=float, metavar="LR", help="learning rate, exactly as given")
+    add("--learning_rate", type=float, metavar="LR",
+        help=f"learning rate as the published scripts read it: {', '.join(LEARNING_RATES)} get 0.01 all the same"
+             f" (default: {LEARNING_RATE})")  # fmt: skip
+    add("--lr_decay_epochs", metavar="E,E,…",
+        help="the epochs after which the rate drops (default: 150,180,210 of 240, in proportion to --epochs)")  # fmt: skip
+    add("--lr_decay_rate", type=float, default=0.1, help="what it is multiplied with there")
+    add("--momentum", type=float, default=0.9, help="of SGD")
+    add("--weight_decay", type=float, default=5e-4, help="of SGD, for all that learns")
+
+    add = parser.add_argument_group("run").add_argument
+    add("--seed", type=int, default=1, help="of weights, order and augmentation; logged")
+    add("--trial", "-t", default="", help="a label of your own, kept in config.json")
+    add("--experiments_dir", metavar="DIR", help="folder of related runs, below save/")
+    add("--experiments_name", metavar="NAME", help="name of this run in it")
+    add("--run_dir", metavar="DIR", help="the run's folder itself, instead of the two above")
+    add("--overwrite", action="store_true", help="replace the run that is in this folder")
+    add("--dry_run", action="store_true", help="say what would be done, and stop")
+    add("--print_freq", type=int, default=50, help="steps between two updates of the progress bar")
+    add("--save_model", action="store_true", help="accepted; weights are always saved")
+
+    add = parser.add_argument_group("device").add_argument
+    add("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
+    add("--gpu_id", default="0", help="as published: the first number is the GPU that is used, where there is one")
+    add("--deterministic", action="store_true", help="use only algorithms that repeat bit by bit on a GPU too")
+    add("--dali", choices=("cpu", "gpu"), help="accepted; small sets are held on the device, DALI is not needed")
+    add("--multiprocessing_distributed", action="store_true", help="several GPUs: not available yet")
+    add("--dist_url", default="tcp://127.0.0.1:23451", help="belongs to --multiprocessing-distributed")
+
+
+def teacher_parser() -> Parser:
+    """The parser of train_teacher.py."""
+    parser = _parser("Train a network alone, by the vanilla recipe: a teacher, or a student to compare with.")
+    add = parser.add_argument_group("network").add_argument
+    add("--model", default="resnet110", metavar="NAME", help=f"one of: {', '.join(model_dict)}")
+    add("--save_freq", type=int, default=0, help="also keep ckpt_epoch_<n>.pth every so many epochs; 0: only the last")
+    _add_common(parser)
+    return parser
+
+
+def student_parser() -> Parser:
+    """The parser of train_student.py."""
+    parser = _parser("Distil a teacher into a student: any temperature with any distiller and any pair of networks.")
+    add = parser.add_argument_group("networks").add_argument
+    add("--model_s", default="resnet8", metavar="NAME", help=f"the student, one of: {', '.join(model_dict)}")
+    add("--model_t", metavar="NAME", help="the teacher; needless where its weights or its folder's name tell")
+    add("--path_t", metavar="FILE", help="the teacher's weights, or its folder (default: that of --model_t)")
+    add("--train_teacher", action="store_true", help="train the teacher by the vanilla recipe if it is missing")
+    add("--skip_validation", action="store_true", help="do not measure the teacher before distilling")
+    _add_distillation(parser)
+    _add_temperature(parser)
+    _add_common(parser)
+    return parser
+
+
+def _add_distillation(parser: Parser) -> None:
+    add = parser.add_argument_group(
+        "distillation", "loss = gamma * cross entropy + alpha * KD + beta * what the distiller compares"
+    ).add_argument
+    add("--distill", default="kd", metavar="NAME", help=f"one of: {', '.join(distiller_dict)}")
+    add("--gamma", "-r", type=float, help="weight of the cross entropy (default: the distiller's own)")
+    add("--alpha", "-a", type=float, help="weight of the KD term (default: the distiller's own)")
+    add("--beta", "-b", type=float, help="weight of the distiller's term (default: the distiller's own)")
+    for flag, kind, default, belongs in (
+        ("--dkd_alpha", float, 1.0, "dkd"), ("--dkd_beta", float, 2.0, "dkd"), ("--hint_layer", int, 2, "hint"),
+        ("--feat_dim", int, 128, "crd"), ("--mode", str, "exact", "crd"), ("--nce_k", int, 16384, "crd"),
+        ("--nce_t", float, 0.07, "crd"), ("--nce_m", float, 0.5, "crd"),
+    ):  # fmt: skip
+        add(flag, type=kind, default=default, help=f"of --distill {belongs}, which is not available yet")
+
+
+def _add_temperature(parser: Parser) -> None:
+    add = parser.add_argument_group("temperature").add_argument
+    add("--temperature", metavar="NAME", help=f"one of: {', '.join(temperature_dict)} (default: fixed)")
+    add("--kd_T", type=float, default=4.0, help="the temperature, if fixed")
+    add("--tau_init", "--t_start", type=float, default=1.0, help="CTKD: lower bound of tau")
+    add("--tau_range", "--t_end", type=float, default=20.0, help="CTKD: tau stays below tau_init + tau_range")
+    add("--curriculum", metavar="NAME", default="cosine", help=f"CTKD: how lambda rises: {', '.join(CURRICULA)}")
+    add("--lambda_min", type=float, default=0.0, help="CTKD: lambda at epoch 0")
+    add("--lambda_max", type=float, default=1.0, help="CTKD: lambda from epoch lambda_epochs on")
+    add("--lambda_epochs", "--decay_loops", type=float, default=10.0, help="CTKD: when lambda has risen")
+    add("--instance_width", type=int, default=128, help="CTKD instance-wise: hidden units (our choice)")
+    add = parser.add_argument_group("temperature, as published").add_argument
+    none = argparse.SUPPRESS  # no default of their own: they set the options above
+    add("--have_mlp", type=int, choices=(0, 1), default=none, help="1: learn the temperature; --temperature says which")
+    add("--mlp_name", choices=tuple(PUBLISHED_TEMPERATURES), default=none, help="--temperature ctkd-<name>")
+    add("--cosine_decay", type=_curriculum, dest="curriculum", default=none, help="1: --curriculum cosine, 0: linear")
+    add("--decay_max", type=_negated, dest="lambda_min", default=none, help="--lambda_min, with a minus")
+    add("--decay_min", type=_negated, dest="lambda_max", default=none, help="--lambda_max, with a minus")
+
+
+def _negated(text: str) -> float:
+    return 0.0 - float(text)  # the published lambda runs from 0 to -1; ours is positive, and 0 has no sign
+
+
+def _curriculum(text: str) -> str:
+    if text not in ("0", "1"):
+        raise argparse.ArgumentTypeError("give 1 for the cosine curriculum, 0 for the linear one")
+    return "cosine" if text == "1" else "linear"
+
+
+def parse(parser: Parser, argv: list[str] | None = None) -> dict[str, Any]:
+    """The resolved options of a command line: checked, and with every default that depends on another filled in.
+
+    Raises:
+        UserError: an unknown flag or name, or a number without sense.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    options = vars(parser.parse_args([_underscored(word) for word in argv]))
+    if options["multiprocessing_distributed"]:
+        raise UserError("--multiprocessing-distributed is not available yet: leave it out to train in one process")
+    check_dataset(options["dataset"])
+    if "model" in options and options["model"] not in model_dict:
+        raise unknown("model", options["model"], model_dict)
+    if "model_s" in options:
+        _resolve_student(options)
+    _resolve_schedule(options)
+    _check_numbers(options)
+    return options
+
+
+def _underscored(word: str) -> str:
+    """`--path-t` as `--path_t`; values keep their hyphens."""
+    flag, equals, value = word.partition("=")
+    return flag[:2] + flag[2:].replace("-", "_") + equals + value if flag.startswith("--") else word
+
+
+def _resolve_student(options: dict[str, Any]) -> None:
+    for kind, key, known in (
+        ("model", "model_s", model_dict), ("model", "model_t", model_dict), ("distiller", "distill", distiller_dict)
+    ):  # fmt: skip
+        if options[key] is not None and options[key] not in known:
+            raise unknown(kind, options[key], known)
+    published = PUBLISHED_TEMPERATURES[options.pop("mlp_name", "global")] if options.pop("have_mlp", 0) else None
+    options.pop("mlp_name", None)
+    if published and options["temperature"] not in (None, published):
+        raise UserError(f"--have_mlp 1 means --temperature {published}, not {options['temperature']}: leave one out")
+    options["temperature"] = options["temperature"] or published or "fixed"
+    if options["temperature"] not in temperature_dict:
+        raise unknown("temperature", options["temperature"], temperature_dict)
+    defaults = distiller_dict[options["distill"]].weights
+    for key, default in zip(("gamma", "alpha", "beta"), defaults, strict=True):
+        options[key] = default if options[key] is None else options[key]
+
+
+def _resolve_schedule(options: dict[str, Any]) -> None:
+    model = options.get("model_s") or options["model"]
+    exact, asked = options.pop("lr"), options["learning_rate"]
+    if exact is not None and asked is not None:
+        raise UserError("--lr and --learning_rate are two names of one thing: give one of them")
+    options["learning_rate"] = exact if exact is not None else LEARNING_RATES.get(model, asked or LEARNING_RATE)
+    if asked is not None and options["learning_rate"] != asked:
+        print(f"note: learning rate {options['learning_rate']} instead of {asked}, the published rule for {model};"
+              f" --lr {asked} insists")  # fmt: skip
+    if options["lr_decay_epochs"] is None:
+        options["lr_decay_epochs"] = [round(share * options["epochs"]) for share in DECAYS]
+    else:
+        try:
+            options["lr_decay_epochs"] = [int(epoch) for epoch in options["lr_decay_epochs"].split(",")]
+        except ValueError as error:
+            asked = options["lr_decay_epochs"]
+            raise UserError(f"--lr_decay_epochs takes epochs and commas, like 150,180,210; not {asked}") from error
+
+
+_AT_LEAST = {
+    "epochs": 1, "batch_size": 1, "print_freq": 1, "image_size": 8, "num_workers": 0, "train_subset": 0, "seed": 0,
+    "save_freq": 0, "momentum": 0, "weight_decay": 0, "gamma": 0, "alpha": 0, "beta": 0,
+}  # fmt: skip
+_ABOVE_ZERO = ("learning_rate", "lr_decay_rate", "kd_T")
+
+
+def _check_numbers(options: dict[str, Any]) -> None:
+    for key, least in _AT_LEAST.items():
+        if key in options and not least <= options[key] < math.inf:
+            raise UserError(f"--{key} must be {least} or more, not {options[key]}")
+    for key in _ABOVE_ZERO:
+        if key in options and not 0 < options[key] < math.inf:
+            raise UserError(f"--{key} must be above 0, not {options[key]}")
+
+
+def taken_by(factory: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Those of the options that a function, or the constructor of a class or of its parents, has arguments for."""
+    functions = [cls.__init__ for cls in inspect.getmro(factory)] if inspect.isclass(factory) else [factory]
+    names = {name for function in functions for name in inspect.signature(function).parameters}
+    return {key: value for key, value in options.items() if key in names}
+
+
+def run_folder(options: dict[str, Any], kind: str, group: str, name: str) -> Path:
+    """Where a run lives: --run_dir, or save/<kind>/<experiments_dir>/<experiments_name> with defaults for both."""
+    if options["run_dir"]:
+        return Path(options["run_dir"])
+    return Path("save") / kind / (options["experiments_dir"] or group) / (options["experiments_name"] or name)

@@ -1,0 +1,183 @@
+"""A run's folder: what is written into it, and how the same command goes on with what is there."""
+
+import fcntl
+import json
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+import torchvision
+from torch import nn
+
+from helper import checkpoint
+from helper.errors import UserError
+from helper.log import Record, RunLog
+from helper.plot import plot_run
+from helper.runs import NEUTRAL_OPTIONS
+
+FILES = ("config.json", "log.jsonl", "events.out.tfevents.*", "*.pth", "*.tmp", "curve.png")
+
+
+class RunFolder:
+    """The folder of one run, from the moment its options are known.
+
+    Args:
+        folder: where it is. model: the trained network's name, for file names.
+        config: what `config.json` will say; its `options` decide whether a run already there is the same run.
+        overwrite: start anew, whatever is there.
+
+    Raises:
+        UserError: the folder holds a run with other options, or cannot be written.
+    """
+
+    def __init__(self, folder: Path, model: str, config: dict[str, Any], overwrite: bool) -> None:
+        self.folder, self.model, self.config, self.overwrite = folder, model, config, overwrite
+        self.history: list[Record] = []
+        if not overwrite:
+            self._check_same_run()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run that is there already ended; the bare weights are what a run writes last."""
+        return not self.overwrite and (self.folder / f"{self.model}_last.pth").exists()
+
+    def _check_same_run(self) -> None:
+        path = self.folder / "config.json"
+        if not path.exists():
+            return
+        try:
+            there = json.loads(path.read_text())
+        except ValueError as error:
+            raise UserError(f"{path} is damaged: add --overwrite to start that run anew") from error
+        ours = json.loads(json.dumps(self.config))
+        for key in ("kind", "model", "teacher", "teacher_sha256"):
+            there["options"][key], ours["options"][key] = there.get(key), ours.get(key)
+        changed = [
+            f"{key} {there['options'].get(key)} instead of {ours['options'].get(key)}"
+            for key in sorted(there["options"] | ours["options"])
+            if key not in NEUTRAL_OPTIONS and there["options"].get(key) != ours["options"].get(key)
+        ]
+        if changed:
+            raise UserError(
+                f"{self.folder} holds a run with other options ({'; '.join(changed)}): give another --experiments_name,"
+                " or add --overwrite to replace it"
+            )
+
+    def open(self) -> None:
+        """Create the folder, lock it against a second process, and write `config.json`.
+
+        Raises:
+            UserError: it cannot be written, or another process trains in it.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.folder / ".lock", "w")  # noqa: SIM115  held until the process ends
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"another process is training in {self.folder}: wait for it, or stop it") from error
+        except OSError as error:
+            raise UserError(
+                f"{self.folder} cannot be written ({error.strerror}): give another place with --run_dir"
+            ) from error
+        if self.overwrite:
+            for pattern in FILES:
+                for file in self.folder.glob(pattern):
+                    file.unlink()
+        if not (self.folder / "config.json").exists():
+            text = json.dumps(self.config | _provenance(), indent=2) + "\n"
+            checkpoint.write_atomically(self.folder / "config.json", text.encode())
+
+    def resume(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Put module, optimizer, random states and the log back to the end of the last whole epoch, if there is one."""
+        path = self.folder / "last.pth"
+        if path.exists():
+            state = checkpoint.load(path)
+            try:
+                module.load_state_dict(state["module"])
+                optimizer.load_state_dict(state["optimizer"])
+                self.history = state["history"]
+                torch.set_rng_state(state["rng_cpu"])
+                if state["rng_cuda"] and torch.cuda.is_available():
+                    torch.cuda.set_rng_state_all(state["rng_cuda"][: torch.cuda.device_count()])
+            except (KeyError, TypeError, ValueError, RuntimeError) as error:
+                raise UserError(f"{path} does not fit this run: add --overwrite to start anew") from error
+        self.log = RunLog(self.folder, self.history)
+
+    def save_epoch(
+        self, record: Record, module: nn.Module, student: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Keep the end of an epoch: the best weights, then the state that counts, then the log derived from it."""
+        if record["top1"] > max((earlier["top1"] for earlier in self.history), default=-1.0):
+            checkpoint.save(student.state_dict(), self.folder / f"{self.model}_best.pth")
+        self.history.append(record)
+        state = {
+            "module": module.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "history": self.history,
+            "rng_cpu": torch.get_rng_state(),
+            "rng_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+        checkpoint.save(state, self.folder / "last.pth")
+        self.log.append(record)
+        every = self.config["options"].get("save_freq")
+        if every and record["epoch"] % every == 0:
+            self._save_teacher(student)
+
+    def _save_teacher(self, student: nn.Module) -> None:
+        """Write `ckpt_epoch_<epoch>.pth` with the key `model`, as published teachers have it."""
+        epoch = self.history[-1]["epoch"]
+        content = {"epoch": epoch, "model": student.state_dict(), "top1": self.history[-1]["top1"]}
+        checkpoint.save(content, self.folder / f"ckpt_epoch_{epoch}.pth")
+
+    @property
+    def title(self) -> str:
+        """What this run is, in a line."""
+        c = self.config
+        how = f"{c['teacher']} → {c['model']}, {c['distill']}, {c['temperature']}" if c["teacher"] else c["model"]
+        return f"{how}, {c['dataset']}, seed {c['seed']}"
+
+    def finish(self, student: nn.Module) -> None:
+        """Draw the picture and write the weights; the bare ones come last, as the sign that the run is over."""
+        plot_run(self.history, self.title, self.folder / "curve.png")
+        if self.config["kind"] == "teacher":
+            self._save_teacher(student)
+        checkpoint.save(student.state_dict(), self.folder / f"{self.model}_last.pth")
+
+    def summary(self) -> str:
+        """The result in one sentence, from the log."""
+        lines = (self.folder / "log.jsonl").read_text().splitlines()
+        history = [json.loads(line) for line in lines]
+        last, best = history[-1], max(history, key=lambda record: record["top1"])
+        return (
+            f"{self.title}: top-1 last {last['top1']:.2f} (epoch {last['epoch']}),"
+            f" best {best['top1']:.2f} (epoch {best['epoch']}, selected on the test set); {self.folder}"
+        )
+
+
+def _provenance() -> dict[str, Any]:
+    """Where a number came from: command line, commit and versions."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = None
+    return {
+        "command": shlex.join(sys.argv),
+        "git_commit": commit,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "numpy": numpy.__version__,
+        },
+        "machine": {
+            "processor": platform.processor() or platform.machine(),
+            "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+    }

@@ -1,0 +1,148 @@
+"""Reading what runs left behind: their configuration, their history, and which of them repeat one another."""
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from helper.errors import UserError
+
+# Options that name, place or show a run and leave its result alone. The seed is none of them.
+NEUTRAL_OPTIONS = frozenset((
+    "trial", "experiments_dir", "experiments_name", "run_dir", "path_t", "model_t", "data_dir", "num_workers",
+    "print_freq", "save_freq", "save_model", "overwrite", "dry_run", "train_teacher", "skip_validation", "device",
+    "gpu_id", "dali", "dist_url", "multiprocessing_distributed",
+))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: its folder, the content of `config.json`, and an epoch a record from `log.jsonl`."""
+
+    folder: Path
+    config: dict[str, Any]
+    history: list[dict[str, Any]]
+
+    def option(self, name: str) -> Any:
+        """What the run was told about `name`; None if nothing."""
+        return self.config.get(name, self.config["options"].get(name))
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs are in the log."""
+        return int(self.history[-1]["epoch"]) if self.history else 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether the log reaches the last epoch."""
+        return self.epochs > 0 and self.epochs == self.option("epochs")
+
+    @property
+    def last(self) -> float | None:
+        """Top-1 accuracy after the last epoch, in percent."""
+        return number(self.history[-1].get("top1")) if self.history else None
+
+    @property
+    def best(self) -> float | None:
+        """Highest top-1 accuracy of all epochs, in percent; so the epoch is selected on the test set."""
+        return max((top1 for record in self.history if (top1 := number(record.get("top1"))) is not None), default=None)
+
+    @property
+    def pair(self) -> str:
+        """`teacher → student`, or the network that was trained alone."""
+        model = self.option("model") or "?"
+        return model if self.option("distill") is None else f"{self.option('teacher') or '?'} → {model}"
+
+    @property
+    def method(self) -> str:
+        """Distiller and temperature: `kd, tau 4`, `crd+kd, ctkd-global`; `alone` without a teacher."""
+        distill, temperature = self.option("distill"), self.option("temperature")
+        if distill is None:
+            return "alone"
+        if distill != "kd" and number(self.option("alpha")):
+            distill += "+kd"
+        tau = number(self.option("kd_T"))
+        return f"{distill}, tau {tau:g}" if temperature == "fixed" and tau else f"{distill}, {temperature or '?'}"
+
+    @property
+    def label(self) -> str:
+        """Networks and method in a line."""
+        return f"{self.pair}, {self.method}"
+
+
+def number(value: Any) -> float | None:
+    """A finite number as it is, anything else as None."""
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def find_runs(paths: Iterable[str | Path]) -> list[Run]:
+    """All runs in and below the given folders, by folder; what cannot be read is left out with a line on stderr.
+
+    Raises:
+        UserError: a path is no folder, or holds no run.
+    """
+    runs = {}
+    for path in map(Path, paths):
+        if not path.is_dir():
+            raise UserError(f"{path} is no folder: give folders of runs, like save/student_model")
+        folders = (config.parent for config in path.rglob("config.json") if config.with_name("log.jsonl").exists())
+        found = {folder.resolve(): run for folder in folders if (run := _read_run(folder)) is not None}
+        if not found:
+            raise UserError(f"{path} holds no run (a folder with a readable config.json and a log.jsonl)")
+        runs = found | runs
+    return [runs[folder] for folder in sorted(runs)]
+
+
+def group_runs(runs: Iterable[Run]) -> list[list[Run]]:
+    """The runs that differ only in seed, names, places and device, together; another teacher's weights part them."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(json.dumps(_configuration(run), sort_keys=True), []).append(run)
+    return list(groups.values())
+
+
+def group_labels(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """A group's method, and where that does not tell it from its neighbours the options that do."""
+    labels = []
+    for group in groups:
+        run, own = group[0], _configuration(group[0])
+        twins = [_configuration(other[0]) for other in groups if _shown(other[0]) == _shown(run)]
+        telling = [key for key in sorted(set().union(*twins)) if any(twin.get(key) != own.get(key) for twin in twins)]
+        labels.append(", ".join([run.method, *(f"{key} {own.get(key)!s:.16}" for key in telling)]))
+    return labels
+
+
+def _shown(run: Run) -> tuple[Any, ...]:
+    return run.option("dataset"), run.pair, run.method, run.option("epochs")
+
+
+def _configuration(run: Run) -> dict[str, Any]:
+    """All that can change a run's result, but for the seed."""
+    names = ("kind", "dataset", "model", "teacher", "teacher_sha256", "distill", "temperature", "epochs")
+    told = {key: value for key, value in run.config["options"].items() if key not in NEUTRAL_OPTIONS | {"seed"}}
+    return told | {name: run.config.get(name) for name in names}
+
+
+def _read_run(folder: Path) -> Run | None:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        lines = (folder / "log.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
+    except (OSError, ValueError) as error:
+        return _warn(f"{folder} is left out: {error}")
+    if not isinstance(config, dict) or not isinstance(config.setdefault("options", {}), dict):
+        return _warn(f"{folder} is left out: its config.json describes no run")
+    history = {}
+    for count, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            history[int(record["epoch"])] = record  # an epoch that was run again counts as it was run last
+        except (ValueError, TypeError, KeyError, OverflowError):
+            _warn(f"{folder / 'log.jsonl'}: line {count} is left out, it is no whole record of an epoch")
+    return Run(folder, config, [history[epoch] for epoch in sorted(history)])
+
+
+def _warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr)

@@ -1,0 +1,85 @@
+"""Where the teacher comes from: a file, a folder, or the vanilla recipe."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from helper import checkpoint
+from helper.device import place
+from helper.errors import UserError
+from helper.options import parse, teacher_parser
+from models import Model
+from train_teacher import folder_name, train
+
+
+class FoundTeacher(NamedTuple):
+    """A teacher's weights, before they are put into a network."""
+
+    path: Path
+    name: str  # in the model zoo
+    sha256: str | None  # of the file; None in a dry run without one
+    weights: dict[str, Tensor]
+
+
+def find_teacher(options: dict[str, Any]) -> FoundTeacher:
+    """Read the teacher that --path-t or --model_t names; with --train_teacher, train it first where it is missing.
+
+    Raises:
+        UserError: there is none, its file is damaged, or it is another network than --model_t says.
+    """
+    place = options["path_t"]
+    if place is None and options["model_t"] is None:
+        raise UserError("a student needs a teacher: give --path-t FILE, or --model_t NAME for save/models/NAME_vanilla")
+    path = Path(place) if place else Path("save/models") / folder_name(options["model_t"], options["dataset"])
+    file = _newest(path)
+    if file is None:
+        name = options["model_t"] or checkpoint.model_of_folder(path)
+        if options["dry_run"]:
+            print(f"the teacher {path} is missing")
+            return FoundTeacher(path, name or "unknown", None, {})
+        file = _newest(_train_missing(path, name, options))
+    weights = checkpoint.load_weights(file)
+    name = checkpoint.identify(file, weights, options["model_t"])
+    return FoundTeacher(file, name, checkpoint.file_hash(file), weights)
+
+
+def load_teacher(found: FoundTeacher, num_classes: int, device: torch.device) -> Model:
+    """The teacher as a network on the device: in evaluation mode and frozen.
+
+    Raises:
+        UserError: it was trained for another number of classes.
+    """
+    model = checkpoint.network(found.path, found.weights, found.name, num_classes)
+    return place(model, device).eval().requires_grad_(False)
+
+
+def _newest(path: Path) -> Path | None:
+    """The file itself, or a folder's `ckpt_epoch_<n>.pth` with the highest n."""
+    if not path.is_dir():
+        return path if path.exists() else None
+    return max(path.glob("ckpt_epoch_*.pth"), key=_epoch, default=None)
+
+
+def _epoch(path: Path) -> int:
+    number = path.stem.removeprefix("ckpt_epoch_")
+    return int(number) if number.isdecimal() else 0
+
+
+def _train_missing(path: Path, name: str | None, options: dict[str, Any]) -> Path:
+    """Train a teacher into the folder that `path` is or lies in, for as many epochs as its file name says."""
+    folder = path.parent if path.suffix == ".pth" else path
+    recipe = f"python train_teacher.py --model {name or 'NAME'} --dataset {options['dataset']} --run_dir {folder}"
+    if name is None:
+        raise UserError(f"there is no teacher {path}: give another --path-t, or train one with `{recipe}`")
+    if not options["train_teacher"]:
+        raise UserError(
+            f"there is no teacher {path}: train it first with `{recipe}`, or add --train_teacher to this command"
+        )
+    shared = ("dataset", "data_dir", "image_size", "train_subset", "num_workers", "batch_size", "seed", "device")
+    argv = ["--model", name, "--run_dir", str(folder), "--epochs", str(_epoch(path) or options["epochs"])]
+    for key in (*shared, "gpu_id", "print_freq"):
+        if options[key] is not None:
+            argv += [f"--{key}", str(options[key])]
+    return train(parse(teacher_parser(), argv))

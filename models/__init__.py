@@ -1,0 +1,62 @@
+"""The networks, by the names the field uses."""
+
+from collections.abc import Callable
+
+from helper.errors import unknown
+from models.base import Model, Output
+from models.mobilenetv2 import MobileNetV2
+from models.resnet import (
+    resnet8,
+    resnet8x4,
+    resnet8x4_double,
+    resnet14,
+    resnet20,
+    resnet32,
+    resnet32x4,
+    resnet44,
+    resnet56,
+    resnet110,
+)
+from models.resnet_bottleneck import ResNet50
+from models.shufflenetv1 import ShuffleV1
+from models.shufflenetv2 import ShuffleV2
+from models.vgg import vgg8, vgg11, vgg13, vgg16, vgg19
+from models.wrn import wrn_16_1, wrn_16_2, wrn_40_1, wrn_40_2
+
+__all__ = ["Model", "Output", "create_model", "model_dict"]
+
+model_dict: dict[str, Callable[[int], Model]] = {
+    "resnet8": resnet8,
+    "resnet14": resnet14,
+    "resnet20": resnet20,
+    "resnet32": resnet32,
+    "resnet44": resnet44,
+    "resnet56": resnet56,
+    "resnet110": resnet110,
+    "resnet8x4": resnet8x4,
+    "resnet8x4_double": resnet8x4_double,
+    "resnet32x4": resnet32x4,
+    "ResNet50": ResNet50,
+    "wrn_16_1": wrn_16_1,
+    "wrn_16_2": wrn_16_2,
+    "wrn_40_1": wrn_40_1,
+    "wrn_40_2": wrn_40_2,
+    "vgg8": vgg8,
+    "vgg11": vgg11,
+    "vgg13": vgg13,
+    "vgg16": vgg16,
+    "vgg19": vgg19,
+    "MobileNetV2": MobileNetV2,
+    "ShuffleV1": ShuffleV1,
+    "ShuffleV2": ShuffleV2,
+}
+
+
+def create_model(name: str, num_classes: int) -> Model:
+    """A freshly initialised network for images [B, 3, H, W] that gives logits [B, num_classes].
+
+    Raises UserError for a name that is not in `model_dict`.
+    """
+    if name not in model_dict:
+        raise unknown("model", name, model_dict)
+    return model_dict[name](num_classes)

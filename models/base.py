@@ -1,0 +1,32 @@
+"""What every network of the zoo has in common."""
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+
+class Output(NamedTuple):
+    """What a network says of a batch."""
+
+    features: list[Tensor]  # stem, stages ([B, C, H, W] each), and the pooled vector [B, D] last
+    logits: Tensor  # [B, classes]
+
+
+class Model(nn.Module):
+    """A classifier whose features can be seen.
+
+    A network defines `extract` and, unless its last layer already is an attribute named `classifier`,
+    a property `classifier`: the linear layer that turns the pooled vector into logits.
+    """
+
+    classifier: nn.Linear
+
+    def extract(self, x: Tensor) -> list[Tensor]:
+        """Features of images x [B, 3, H, W]: the stem, every stage, and last the pooled vector [B, D]."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, is_feat: bool = False) -> Tensor | Output:
+        """Logits [B, classes] of images x [B, 3, H, W]; with `is_feat`, an Output of features and logits."""
+        features = self.extract(x)
+        logits = self.classifier(features[-1])
+        return Output(features, logits) if is_feat else logits

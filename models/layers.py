@@ -1,0 +1,51 @@
+"""Pieces that several families of networks share."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+
+def conv1x1(in_channels: int, out_channels: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    """1x1 convolution without bias: [B, in_channels, H, W] to [B, out_channels, H / stride, W / stride]."""
+    return nn.Conv2d(in_channels, out_channels, 1, stride, groups=groups, bias=False)
+
+
+def conv3x3(in_channels: int, out_channels: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    """3x3 convolution without bias: [B, in_channels, H, W] to [B, out_channels, H / stride, W / stride]."""
+    return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, groups=groups, bias=False)
+
+
+def depthwise3x3(channels: int, stride: int) -> nn.Conv2d:
+    """3x3 convolution of each channel alone: [B, channels, H, W] to [B, channels, H / stride, W / stride]."""
+    return conv3x3(channels, channels, stride, groups=channels)
+
+
+def channel_shuffle(x: Tensor, groups: int) -> Tensor:
+    """Reorder channels [B, C, H, W]: the first of every group, then the second of every group, and so on."""
+    return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
+
+
+def make_stage(
+    block: Callable[[int, int, int], nn.Module], in_channels: int, out_channels: int, count: int, stride: int
+) -> nn.Sequential:
+    """`count` blocks, made by `block(in_channels, out_channels, stride)`; the first one changes the shape.
+
+    Maps [B, in_channels, H, W] to [B, out_channels, H / stride, W / stride].
+    """
+    rest = (block(out_channels, out_channels, 1) for _ in range(count - 1))
+    return nn.Sequential(block(in_channels, out_channels, stride), *rest)
+
+
+def init_convs(network: nn.Module) -> None:
+    """Draw convolution weights [O, I, k, k] from a normal of variance 2 / (k * k * O); set biases to zero."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def init_linear(linear: nn.Linear) -> None:
+    """Draw the weight [O, I] from a normal with standard deviation 0.01; set the bias [O] to zero."""
+    nn.init.normal_(linear.weight, std=0.01)
+    nn.init.zeros_(linear.bias)

@@ -1,0 +1,78 @@
+"""CIFAR residual networks: He et al. 2016, "Deep Residual Learning for Image Recognition", section 4.2.
+
+A network of depth 6n + 2 is a 3x3 stem and three stages of n basic blocks. A shortcut that changes the shape
+is a 1x1 convolution with batch norm (the paper's option B). `x4` networks have four times as wide stages.
+
+Parameter names are the published ones. Features of 32x32 images, all after the ReLU, with widths w:
+stem [B, w0, 32, 32], stages [B, w1, 32, 32], [B, w2, 16, 16], [B, w3, 8, 8], pooled [B, w3].
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.base import Model
+from models.layers import conv1x1, conv3x3, init_convs, make_stage
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int):
+        super().__init__()
+        self.conv1 = conv3x3(in_channels, out_channels, stride)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = conv3x3(out_channels, out_channels)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.downsample = nn.Identity()
+        if stride != 1 or in_channels != out_channels:
+            self.downsample = nn.Sequential(
+                conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in_channels, H, W] to [B, out_channels, H / stride, W / stride]."""
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        return F.relu(out + self.downsample(x))
+
+
+class ResNet(Model):
+    """The residual network of a depth; `widths` are the channels of the stem and the three stages."""
+
+    def __init__(self, depth: int, num_classes: int, widths: Sequence[int] = (16, 16, 32, 64)):
+        super().__init__()
+        count = (depth - 2) // 6  # blocks a stage, of two convolutions each
+        self.conv1 = conv3x3(3, widths[0])
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        self.layer1 = make_stage(BasicBlock, widths[0], widths[1], count, stride=1)
+        self.layer2 = make_stage(BasicBlock, widths[1], widths[2], count, stride=2)
+        self.layer3 = make_stage(BasicBlock, widths[2], widths[3], count, stride=2)
+        self.fc = nn.Linear(widths[3], num_classes)
+        init_convs(self)
+
+    @property
+    def classifier(self) -> nn.Linear:
+        """The last layer."""
+        return self.fc
+
+    def extract(self, x: Tensor) -> list[Tensor]:
+        """The features that the head of this file lists, of images x [B, 3, H, W]."""
+        features = [F.relu(self.bn1(self.conv1(x)))]
+        for stage in (self.layer1, self.layer2, self.layer3):
+            features.append(stage(features[-1]))
+        return [*features, features[-1].mean((2, 3))]
+
+
+resnet8 = partial(ResNet, 8)
+resnet14 = partial(ResNet, 14)
+resnet20 = partial(ResNet, 20)
+resnet32 = partial(ResNet, 32)
+resnet44 = partial(ResNet, 44)
+resnet56 = partial(ResNet, 56)
+resnet110 = partial(ResNet, 110)
+resnet8x4 = partial(ResNet, 8, widths=(32, 64, 128, 256))
+resnet8x4_double = partial(ResNet, 8, widths=(64, 128, 256, 512))
+resnet32x4 = partial(ResNet, 32, widths=(32, 64, 128, 256))

@@ -1,0 +1,66 @@
+"""ResNet50 for small images: He et al. 2016, "Deep Residual Learning for Image Recognition", table 1.
+
+The four bottleneck stages of the ImageNet network behind a 3x3 stem that keeps the resolution.
+
+Parameter names are the published ones. Features of 32x32 images, all after the ReLU: stem [B, 64, 32, 32],
+stages [B, 256, 32, 32], [B, 512, 16, 16], [B, 1024, 8, 8], [B, 2048, 4, 4], pooled [B, 2048].
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.base import Model
+from models.layers import conv1x1, conv3x3, init_convs, make_stage
+
+
+class Bottleneck(nn.Module):
+    """A 3x3 convolution at a quarter of the width between two 1x1 convolutions, and a shortcut."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int):
+        super().__init__()
+        width = out_channels // 4
+        self.conv1 = conv1x1(in_channels, width)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = conv3x3(width, width, stride)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = conv1x1(width, out_channels)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.shortcut = nn.Identity()
+        if stride != 1 or in_channels != out_channels:
+            self.shortcut = nn.Sequential(
+                conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in_channels, H, W] to [B, out_channels, H / stride, W / stride]."""
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = F.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
+        return F.relu(out + self.shortcut(x))
+
+
+class ResNet50(Model):
+    """Stages of 3, 4, 6 and 3 bottlenecks."""
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.conv1 = conv3x3(3, 64)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.layer1 = make_stage(Bottleneck, 64, 256, count=3, stride=1)
+        self.layer2 = make_stage(Bottleneck, 256, 512, count=4, stride=2)
+        self.layer3 = make_stage(Bottleneck, 512, 1024, count=6, stride=2)
+        self.layer4 = make_stage(Bottleneck, 1024, 2048, count=3, stride=2)
+        self.linear = nn.Linear(2048, num_classes)
+        init_convs(self)
+
+    @property
+    def classifier(self) -> nn.Linear:
+        """The last layer."""
+        return self.linear
+
+    def extract(self, x: Tensor) -> list[Tensor]:
+        """The features that the head of this file lists, of images x [B, 3, H, W]."""
+        features = [F.relu(self.bn1(self.conv1(x)))]
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            features.append(stage(features[-1]))
+        return [*features, features[-1].mean((2, 3))]

@@ -1,0 +1,80 @@
+"""Wide residual networks: Zagoruyko and Komodakis 2016, "Wide Residual Networks".
+
+`wrn_D_W` has depth D = 6n + 4 and W times the channels of a CIFAR ResNet: a 3x3 stem and three stages of n
+pre-activation blocks (batch norm and ReLU come before each convolution), without dropout.
+
+Parameter names are the published ones. Features of 32x32 images: stem [B, 16, 32, 32] and stages
+[B, 16 W, 32, 32], [B, 32 W, 16, 16], [B, 64 W, 8, 8], all before their activation; and after the last
+batch norm and ReLU the pooled [B, 64 W].
+"""
+
+from collections import OrderedDict
+from functools import partial
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.base import Model
+from models.layers import conv1x1, conv3x3, init_convs, make_stage
+
+
+class PreActivationBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut, which is a 1x1 convolution where the width changes."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int):
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = conv3x3(in_channels, out_channels, stride)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.conv2 = conv3x3(out_channels, out_channels)
+        self.convShortcut = None
+        if in_channels != out_channels:
+            self.convShortcut = conv1x1(in_channels, out_channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in_channels, H, W] to [B, out_channels, H / stride, W / stride]."""
+        active = F.relu(self.bn1(x))
+        out = self.conv2(F.relu(self.bn2(self.conv1(active))))
+        # the identity passes on x itself, the convolution sees what the first convolution sees
+        shortcut = x if self.convShortcut is None else self.convShortcut(active)
+        return out + shortcut
+
+
+def _stage(in_channels: int, out_channels: int, count: int, stride: int) -> nn.Sequential:
+    blocks = make_stage(PreActivationBlock, in_channels, out_channels, count, stride)
+    return nn.Sequential(OrderedDict(layer=blocks))  # published names say block1.layer.0
+
+
+class WideResNet(Model):
+    """The wide residual network of a depth and a widening factor."""
+
+    def __init__(self, depth: int, widen: int, num_classes: int):
+        super().__init__()
+        count = (depth - 4) // 6  # blocks a stage, of two convolutions each
+        widths = (16, 16 * widen, 32 * widen, 64 * widen)
+        self.conv1 = conv3x3(3, widths[0])
+        self.block1 = _stage(widths[0], widths[1], count, stride=1)
+        self.block2 = _stage(widths[1], widths[2], count, stride=2)
+        self.block3 = _stage(widths[2], widths[3], count, stride=2)
+        self.bn1 = nn.BatchNorm2d(widths[3])
+        self.fc = nn.Linear(widths[3], num_classes)
+        init_convs(self)
+        nn.init.zeros_(self.fc.bias)
+
+    @property
+    def classifier(self) -> nn.Linear:
+        """The last layer."""
+        return self.fc
+
+    def extract(self, x: Tensor) -> list[Tensor]:
+        """The features that the head of this file lists, of images x [B, 3, H, W]."""
+        features = [self.conv1(x)]
+        for stage in (self.block1, self.block2, self.block3):
+            features.append(stage(features[-1]))
+        return [*features, F.relu(self.bn1(features[-1])).mean((2, 3))]
+
+
+wrn_16_1 = partial(WideResNet, 16, 1)
+wrn_16_2 = partial(WideResNet, 16, 2)
+wrn_40_1 = partial(WideResNet, 40, 1)
+wrn_40_2 = partial(WideResNet, 40, 2)

@@ -1,0 +1,109 @@
+"""The published tables as data (`tables.json`, explained in README.md beside it), and how a number is looked up."""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]  # one cell of a published table
+
+DATASETS = {"cifar100": "CIFAR-100", "imagenet": "ImageNet-1k"}  # ours: theirs
+POLICIES = {
+    "ctkd-global": ("CTKD global", "CTKD (RLKD authors' run)"),
+    "dtkd": ("DTKD",),
+    "rlkd": ("RLKD",),
+}
+
+
+@cache
+def tables() -> dict[str, Any]:
+    """The content of `tables.json`."""
+    return json.loads(Path(__file__).with_name("tables.json").read_text(encoding="utf-8"))
+
+
+def lookup(
+    dataset: str,
+    teacher: str | None,
+    student: str | None,
+    distill: str | None = None,
+    temperature: str = "fixed",
+    kd_T: float | None = 4.0,  # noqa: N803  the field's name
+    kd_term: bool | None = None,
+) -> list[Record]:
+    """The published numbers for one configuration, the preferred source first; empty if there are none.
+
+    Args:
+        dataset, teacher, student, distill, temperature: names as in the registries. Without `distill` the student
+            alone is meant, and without `student` the teacher alone.
+        kd_T: a published fixed temperature has to be this one.
+        kd_term: whether the KD term stands beside the distiller's (`PKT+KD`) or not (`PKT`); None takes both.
+    """
+    dataset = DATASETS.get(dataset, dataset)
+    if distill is None:
+        return _alone(dataset, student or teacher)
+    methods = _methods(distill, temperature, kd_term)
+    policies = _policies(distill, temperature, kd_T)
+    found = [
+        record
+        for record in tables()["records"]
+        if record["dataset"] == dataset
+        and _same(record["teacher"], teacher)
+        and _same(record["student"], student)
+        and record["method"].lower() in methods
+        and record["temperature_policy"] in policies
+    ]
+    order = tables()["preference"]["distilled"]
+    return sorted(found, key=lambda record: order.index(record["source_id"]))
+
+
+def source(record: Record) -> dict[str, Any]:
+    """Where a record comes from: name, where, reports, kd_term, protocol, settings."""
+    return tables()["sources"][record["source_id"]]
+
+
+def settings(record: Record) -> dict[str, Any]:
+    """The options of a run that would follow the record's protocol, by name; empty if the protocol is unknown."""
+    known = source(record)["settings"]
+    if record["dataset"] not in known:
+        return {}
+    keys = (record["dataset"], record["student"], record["method"], record["temperature_policy"])
+    return {name: value for key in keys for name, value in known.get(key, {}).items()}
+
+
+def _alone(dataset: str, model: str | None) -> list[Record]:
+    """What the network reaches without a teacher, once a source and value."""
+    order = tables()["preference"]["alone"]
+    found = {}
+    for record in tables()["records"]:
+        for role in ("student", "teacher"):
+            top1 = record.get(f"{role}_acc")
+            here = record["dataset"] == dataset and record["source_id"] in order and _same(record[role], model)
+            if here and top1 is not None:
+                kept = {key: record[key] for key in ("dataset", "metric", "certainty", "table", "source_id")}
+                alone = kept | {"student": record[role], "method": "alone", "temperature_policy": "none", "top1": top1}
+                found.setdefault((record["source_id"], top1), alone)
+    return sorted(found.values(), key=lambda record: order.index(record["source_id"]))
+
+
+def _methods(distill: str, temperature: str, kd_term: bool | None) -> set[str]:
+    """The names under which the tables list a distiller, in lower case."""
+    if distill == "kd":
+        return {"kd", f"kd+{temperature}"}
+    names = {f"kd+{distill}"}
+    if kd_term is not False:
+        names.add(f"{distill}+kd")
+    if kd_term is not True:
+        names.add(distill)
+    return names
+
+
+def _policies(distill: str, temperature: str, kd_T: float | None) -> tuple[str, ...]:  # noqa: N803
+    if "dtkd" in (distill, temperature):
+        return POLICIES["dtkd"]
+    if temperature == "fixed":
+        return ("none",) if kd_T is None else ("none", f"fixed ({kd_T:g})")
+    return POLICIES.get(temperature, ())
+
+
+def _same(published: str, ours: str | None) -> bool:
+    return ours is not None and published.lower() == ours.lower()

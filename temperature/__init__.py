@@ -1,0 +1,24 @@
+"""Who decides how soft the targets are. Add one: a class like `Fixed` in a file of its own, and a line here."""
+
+from collections.abc import Callable
+from typing import Any
+
+from helper.errors import unknown
+from temperature.base import Tau, Temperature, as_tau
+from temperature.ctkd import CTKDGlobal, CTKDInstance
+from temperature.fixed import Fixed
+
+__all__ = ["Tau", "Temperature", "as_tau", "create_temperature", "temperature_dict"]
+
+temperature_dict: dict[str, Callable[..., Temperature]] = {
+    "fixed": Fixed,
+    "ctkd-global": CTKDGlobal,
+    "ctkd-instance": CTKDInstance,
+}
+
+
+def create_temperature(name: str, **options: Any) -> Temperature:
+    """The temperature called `name`; `options` are its constructor's. Raises UserError for an unknown name."""
+    if name not in temperature_dict:
+        raise unknown("temperature", name, temperature_dict)
+    return temperature_dict[name](**options)

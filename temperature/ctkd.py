@@ -1,0 +1,134 @@
+"""CTKD, Curriculum Temperature for Knowledge Distillation (Li et al., AAAI 2023, arXiv 2211.16231).
+
+The student minimises the distillation loss, the temperature maximises it, and a curriculum lets the adversary grow
+from harmless to full strength. One optimizer does both: between the temperature and the loss stands a gradient
+reversal layer, which leaves the value alone and multiplies the gradient by -lambda.
+
+    prediction --reverse, x(-lambda)--> tau = tau_init + tau_range * sigmoid(prediction) --> loss
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from helper.errors import UserError
+from temperature.base import Tau, Temperature
+
+
+class _ReverseGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, lambda_: Tensor) -> Tensor:  # noqa: ANN001
+        ctx.save_for_backward(lambda_)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ANN001
+        (lambda_,) = ctx.saved_tensors
+        return -lambda_ * gradient, None  # the one place with the minus sign: descent becomes ascent
+
+
+def reverse_gradient(x: Tensor, lambda_: Tensor) -> Tensor:
+    """x unchanged; in the backward pass its gradient times -lambda (a scalar tensor, 0 or more)."""
+    return _ReverseGradient.apply(x, lambda_)
+
+
+def curriculum_lambda(
+    epoch: int, kind: str = "cosine", lambda_min: float = 0.0, lambda_max: float = 1.0, lambda_epochs: float = 10
+) -> float:
+    """How strong the adversary is in an epoch (counted from 1): from lambda_min up to lambda_max.
+
+    `cosine` is the paper's equation 11, 1 + cos(pi + pi * x) over 2 with x = min(epoch, lambda_epochs) / lambda_epochs;
+    `linear` rises by x itself; `constant` is lambda_max from the start.
+    """
+    progress = 1.0 if kind == "constant" else min(epoch / lambda_epochs, 1.0)
+    if kind == "cosine":
+        progress = (1 + math.cos(math.pi * (1 + progress))) / 2
+    return lambda_min + (lambda_max - lambda_min) * progress
+
+
+CURRICULA = ("cosine", "linear", "constant")
+
+
+class CTKD(Temperature):
+    """What both forms share: the bound (tau_init, tau_init + tau_range), the reversal and the curriculum.
+
+    Args:
+        tau_init: lower bound of tau; the published flag is `t_start`.
+        tau_range: how far above it tau can go; the published flag is `t_end`, though it is a range and no end.
+        curriculum: `cosine`, `linear` or `constant`.
+        lambda_min, lambda_max: strength of the adversary at the start and from epoch lambda_epochs on.
+
+    Raises:
+        UserError: a number outside its range, or an unknown curriculum.
+    """
+
+    def __init__(
+        self,
+        tau_init: float = 1.0,
+        tau_range: float = 20.0,
+        curriculum: str = "cosine",
+        lambda_min: float = 0.0,
+        lambda_max: float = 1.0,
+        lambda_epochs: float = 10,
+    ) -> None:
+        super().__init__()
+        if not (0 <= tau_init < math.inf and 0 < tau_range < math.inf):
+            raise UserError(f"--tau_init must be 0 or more and --tau_range above 0, not {tau_init} and {tau_range}")
+        if curriculum not in CURRICULA:
+            raise UserError(f"unknown curriculum '{curriculum}'; the known ones are: {', '.join(CURRICULA)}")
+        if not (0 <= lambda_min < math.inf and 0 <= lambda_max < math.inf and lambda_epochs > 0):
+            raise UserError(
+                f"the curriculum needs lambdas of 0 or more and --lambda_epochs above 0,"
+                f" not {lambda_min}, {lambda_max} and {lambda_epochs}"
+            )
+        self.tau_init, self.tau_range = tau_init, tau_range
+        self.schedule = (curriculum, lambda_min, lambda_max, lambda_epochs)
+        self.register_buffer("lambda_", torch.zeros(()))
+
+    def start_epoch(self, epoch: int) -> None:
+        self.lambda_.fill_(curriculum_lambda(epoch, *self.schedule))
+
+    def bounded(self, prediction: Tensor) -> Tau:
+        """tau from an unbounded prediction (the paper's bounding equation), behind the reversal layer."""
+        tau = self.tau_init + self.tau_range * torch.sigmoid(reverse_gradient(prediction, self.lambda_))
+        return Tau(tau, tau)
+
+    def describe(self) -> dict[str, float]:
+        return {"lambda": self.lambda_.item()}
+
+
+class CTKDGlobal(CTKD):
+    """Global-T: one learned number for all samples. It starts at 1, so the first tau is 1 + 20 sigmoid(1) = 15.62."""
+
+    def __init__(self, **bounds_and_curriculum: float | str) -> None:
+        super().__init__(**bounds_and_curriculum)
+        self.prediction = nn.Parameter(torch.ones(()))
+
+    def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> Tau:  # noqa: ARG002
+        return self.bounded(self.prediction)
+
+
+class CTKDInstance(CTKD):
+    """Instance-T: a temperature a sample, from what teacher and student predict for it.
+
+    The paper gives the input (both predictions, [B, 2C]) and two 1x1 convolutions. Its code was never in the
+    repository, so the rest is OUR choice: softmax probabilities at tau 1, 128 hidden units, ReLU, and a last bias of 1
+    with small last weights, so that it starts where Global-T starts. The student's probabilities are detached: the
+    reversed gradient is to move the temperature, not to reach the student through it.
+    """
+
+    def __init__(self, num_classes: int, instance_width: int = 128, **bounds_and_curriculum: float | str) -> None:
+        super().__init__(**bounds_and_curriculum)
+        if instance_width < 1:
+            raise UserError(f"--instance_width must be 1 or more, not {instance_width}")
+        self.network = nn.Sequential(
+            nn.Conv2d(2 * num_classes, instance_width, 1), nn.ReLU(), nn.Conv2d(instance_width, 1, 1)
+        )
+        nn.init.normal_(self.network[2].weight, std=0.01)
+        nn.init.ones_(self.network[2].bias)
+
+    def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> Tau:  # noqa: ARG002
+        both = torch.cat([teacher_logits.softmax(1), student_logits.detach().softmax(1)], 1)  # [B, 2C]
+        prediction = self.network(both[:, :, None, None])  # [B, 1, 1, 1]
+        return self.bounded(prediction.flatten(1))  # [B, 1]

@@ -1,0 +1,24 @@
+"""One temperature for all samples and all epochs: plain knowledge distillation (Hinton et al. 2015)."""
+
+import torch
+from torch import Tensor
+
+from helper.errors import UserError
+from temperature.base import Tau, Temperature
+
+
+class Fixed(Temperature):
+    """tau = kd_T, always.
+
+    Raises:
+        UserError: kd_T is not a positive, finite number.
+    """
+
+    def __init__(self, kd_T: float = 4.0) -> None:  # noqa: N803  the field's name
+        super().__init__()
+        if not 0 < kd_T < float("inf"):
+            raise UserError(f"the temperature must be a positive number, not {kd_T}: give --kd_T 4, say")
+        self.register_buffer("tau", torch.tensor(float(kd_T)))
+
+    def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> Tau:  # noqa: ARG002
+        return Tau(self.tau, self.tau)

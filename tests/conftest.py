@@ -1,0 +1,24 @@
+"""Fixtures for several test files."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def cifar100_dir(tmp_path_factory):
+    """A folder that holds the official cifar-100-python: CIFAR100_DIR where that does, else freshly unpacked."""
+    given = os.environ.get("CIFAR100_DIR")
+    if given and (Path(given) / "cifar-100-python" / "train").is_file():
+        return Path(given)
+    unpack = SHARED / "data" / "unpack_cifar100.py"
+    if not unpack.is_file():
+        pytest.skip("CIFAR-100 is not here: set CIFAR100_DIR to the folder that holds cifar-100-python")
+    folder = tmp_path_factory.mktemp("cifar100")
+    subprocess.run([sys.executable, str(unpack), str(folder)], check=True, stdout=subprocess.DEVNULL)
+    return folder

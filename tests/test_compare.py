@@ -1,0 +1,511 @@
+"""compare.py and what it stands on: reading runs, the published tables, the verdicts, the pictures."""
+
+import json
+import math
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from matplotlib.image import imread
+from scipy import stats
+
+import compare
+import published
+from helper.errors import UserError
+from helper.plot import plot_compare, plot_run
+from helper.runs import NEUTRAL_OPTIONS, Run, find_runs, group_labels, group_runs
+
+ROOT = Path(compare.__file__).parent
+REFERENCE = Path(__file__).resolve().parents[2] / "shared/reference/published_tables.json"
+
+OPTIONS = {
+    "batch_size": 64, "learning_rate": 0.05, "lr_decay_epochs": [150, 180, 210], "lr_decay_rate": 0.1, "momentum": 0.9,
+    "weight_decay": 5e-4, "train_subset": 0, "gamma": 0.1, "alpha": 0.9, "beta": 0.0, "kd_T": 4.0, "tau_init": 1.0,
+    "tau_range": 20.0, "curriculum": "cosine", "lambda_min": 0.0, "lambda_max": 1.0, "lambda_epochs": 10.0,
+    "experiments_dir": None, "print_freq": 50, "num_workers": 2, "device": "cpu",
+}  # fmt: skip
+
+
+def history(last, best=None, epochs=240, tau=False):
+    """A log whose last epoch has `last` and whose second to last has `best`."""
+    records = [{"epoch": epoch, "train_top1": 50.0, "top1": min(last, 50.0)} for epoch in range(1, epochs + 1)]
+    records[-1]["top1"] = last
+    if best is not None:
+        records[-2]["top1"] = best
+    if tau:
+        for record in records:
+            record |= {"tau_mean": 3.0 + record["epoch"] / 300, "tau_min": 2.0, "tau_max": 5.0, "lambda": 0.5}
+    return records
+
+
+def write_run(folder, records, seed=1, distill="kd", temperature="fixed", teacher="resnet56", model="resnet20", **more):
+    folder.mkdir(parents=True)
+    config = {
+        "kind": "student" if distill else "teacher", "dataset": "cifar100", "model": model,
+        "teacher": teacher if distill else None, "distill": distill, "temperature": temperature if distill else None,
+        "seed": seed, "epochs": 240, "teacher_top1": 72.34 if distill else None,
+    }  # fmt: skip
+    config |= {key: more.pop(key) for key in tuple(more) if key in {*config, "teacher_sha256"}}
+    config["options"] = OPTIONS | {"seed": seed, "epochs": config["epochs"], "experiments_name": folder.name} | more
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return folder
+
+
+def cells(text, *words):
+    """The cells of the one table line that has all these words."""
+    (line,) = [line for line in text.splitlines() if line.startswith("|") and all(word in line for word in words)]
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+# --- reading runs
+
+
+def test_runs_are_found_below_a_folder_with_last_and_best(tmp_path):
+    write_run(tmp_path / "a/b/one", history(71.0, 71.6))
+    write_run(tmp_path / "two", history(70.0), temperature="ctkd-global")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/config.json").write_text("{}")  # no log beside it: no run
+    one, two = find_runs([tmp_path, tmp_path / "two"])
+    assert (one.last, one.best, one.finished, one.epochs) == (71.0, 71.6, True, 240)
+    assert one.label == "resnet56 → resnet20, kd, tau 4"
+    assert two.label == "resnet56 → resnet20, kd, ctkd-global"
+
+
+def test_a_truncated_line_is_left_out_with_one_warning(tmp_path, capsys):
+    folder = write_run(tmp_path / "run", history(71.0)[:200])
+    with open(folder / "log.jsonl", "a") as file:
+        file.write('{"epoch": 201, "top1": 7')
+    (run,) = find_runs([tmp_path])
+    assert (run.epochs, run.finished, run.last) == (200, False, 50.0)
+    warning = capsys.readouterr().err
+    assert warning.count("\n") == 1 and "line 201" in warning
+
+
+@pytest.mark.parametrize("line", ["17", "[]", '{"top1": 3}', '{"epoch": null}', '{"epoch": Infinity}', "\0\0"])
+def test_a_line_that_is_no_record_is_left_out(tmp_path, capsys, line):
+    folder = write_run(tmp_path / "run", history(71.0))
+    with open(folder / "log.jsonl", "a") as file:
+        file.write(line + "\n")
+    (run,) = find_runs([tmp_path])
+    assert run.finished and run.last == 71.0
+    assert "line 241 is left out" in capsys.readouterr().err
+
+
+def test_a_damaged_config_leaves_out_that_run_only(tmp_path, capsys):
+    write_run(tmp_path / "good", history(71.0))
+    for name, text in (("half", '{"kind": "stu'), ("list", "[1]"), ("odd", '{"options": 3}')):
+        (write_run(tmp_path / name, history(71.0)) / "config.json").write_text(text)
+    assert [run.folder.name for run in find_runs([tmp_path])] == ["good"]
+    assert capsys.readouterr().err.count("\n") == 3
+
+
+def test_an_epoch_logged_twice_counts_once(tmp_path):
+    write_run(tmp_path / "run", [*history(75.0)[:239], {"epoch": 240, "top1": 99.0}, *history(71.0)[200:]])
+    (run,) = find_runs([tmp_path])
+    assert (run.last, run.best, len(run.history)) == (71.0, 71.0, 240)
+
+
+def test_missing_values_never_crash(tmp_path):
+    for name, config, log in (
+        ("empty", "{}", ""),
+        ("bare", '{"epochs": 1}', '{"epoch": 1}\n'),
+        ("nan", '{"epochs": 1, "distill": "kd", "options": {"kd_T": null}}', '{"epoch": 1, "top1": NaN}\n'),
+        ("nulls", '{"epochs": 1, "dataset": null, "model": "resnet20", "distill": "pkt"}', '{"epoch": 1, "top1": 3}\n'),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(config)
+        (tmp_path / name / "log.jsonl").write_text(log)
+    runs = find_runs([tmp_path])
+    assert len(runs) == 4
+    for markdown in (False, True):
+        text = compare.report(runs, markdown)
+        assert "unfinished (0/? epochs)" in text
+        assert text.count("none published") == 3
+    plot_compare(compare.plotted([run for run in runs if run.option("distill") == "pkt"]), tmp_path / "x.png")
+    assert (tmp_path / "x.png").stat().st_size > 5000
+
+
+# --- which runs repeat one another
+
+
+def test_seed_names_and_places_do_not_part_runs_but_alpha_does(tmp_path):
+    for seed in (1, 2, 3):
+        write_run(
+            tmp_path / f"fold-{seed}", history(71.0), seed,
+            trial=str(seed), path_t=f"/t{seed}", device=f"cuda:{seed}", data_dir=f"d{seed}", num_workers=seed,
+        )  # fmt: skip
+    write_run(tmp_path / "other", history(71.0), alpha=0.5)
+    groups = group_runs(find_runs([tmp_path]))
+    assert [len(group) for group in groups] == [3, 1]
+    assert group_labels(groups) == ["kd, tau 4, alpha 0.9", "kd, tau 4, alpha 0.5"]
+    assert group_labels(groups[:1]) == ["kd, tau 4"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"model": "resnet32"}, {"teacher": "resnet110"}, {"temperature": "ctkd-global"}, {"kd_T": 3.0},
+     {"batch_size": 128}, {"epochs": 200}, {"train_subset": 5000},
+     {"teacher_sha256": "ab"}, {"dataset": "digits"}, {"distill": "dkd"}],
+)  # fmt: skip
+def test_what_changes_a_result_parts_runs(tmp_path, other):
+    write_run(tmp_path / "a", history(71.0))
+    write_run(tmp_path / "b", history(71.0), **other)
+    assert len(group_runs(find_runs([tmp_path]))) == 2
+
+
+def test_the_seed_is_not_neutral():
+    """A run with another seed is another run: a folder must not go on with it."""
+    assert "seed" not in NEUTRAL_OPTIONS
+    assert {"path_t", "device", "experiments_name", "print_freq"} <= NEUTRAL_OPTIONS
+
+
+# --- the published tables
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "distill", "temperature", "top1", "std", "source"),
+    [
+        ("resnet56", "resnet20", "kd", "fixed", 70.66, None, "S00"),
+        ("resnet56", "resnet20", "kd", "ctkd-global", 71.19, None, "S00"),
+        ("resnet56", "resnet20", "kd", "rlkd", 71.40, None, "S09"),
+        ("resnet56", "resnet20", "pkt", "fixed", 70.85, 0.22, "S01"),
+        ("resnet56", "resnet20", "pkt", "ctkd-global", 71.16, 0.08, "S01"),
+        ("resnet56", "resnet20", "dkd", "fixed", 71.43, 0.13, "S01"),
+        ("resnet56", "resnet20", "dkd", "ctkd-global", 71.65, 0.24, "S01"),
+        ("resnet56", "resnet20", "crd", "rlkd", 72.29, None, "S08"),
+        ("vgg13", "vgg8", "dkd", "fixed", 74.68, None, "S14"),
+        ("ResNet50", "MobileNetV2", "kd", "ctkd-global", 68.47, None, "S00"),
+        ("resnet32x4", "resnet8x4", "kd", "ctkd-global", 73.39, None, "S06"),
+        ("resnet14", "resnet8", "kd", "fixed", 59.10, None, "S04"),
+        ("resnet14", "resnet8", "dtkd", "dtkd", 62.87, None, "S04"),
+        ("resnet14", "resnet8", "kd", "dtkd", 62.87, None, "S04"),
+        ("resnet56", None, None, "fixed", 72.34, None, "S05"),
+        (None, "resnet56", None, "fixed", 72.34, None, "S05"),
+        ("resnet56", "resnet20", None, "fixed", 69.06, None, "S05"),
+        (None, "ShuffleV1", None, "fixed", 70.50, None, "S05"),
+        (None, "resnet8", None, "fixed", 59.87, None, "S04"),
+    ],
+)
+def test_published_numbers(teacher, student, distill, temperature, top1, std, source):
+    record = published.lookup("cifar100", teacher, student, distill, temperature)[0]
+    assert (record["top1"], record.get("std"), record["source_id"]) == (top1, std, source)
+
+
+def test_lookup_by_temperature_and_kd_term():
+    def tops(distill, **more):
+        found = published.lookup("cifar100", "wrn_40_2", "wrn_40_1", distill, **more)
+        return [(record["top1"], record["source_id"]) for record in found]
+
+    assert tops("kd", kd_T=3.6) == [(73.67, "S03")]
+    assert tops("kd", kd_T=7.0) == [] == tops("kd", kd_T=None)
+    assert tops("kd")[0] == (73.54, "S00") and (73.54, "S05") in tops("kd")
+    assert tops("pkt", kd_term=True) == [(74.01, "S01")]
+    assert tops("pkt", kd_term=False) == [(73.45, "S05")]
+    assert tops("pkt") == [(74.01, "S01"), (73.45, "S05")]
+    assert tops("kd", temperature="ctkd-instance") == []
+    assert published.lookup("digits", "wrn_40_2", "wrn_40_1", "kd") == []
+    assert published.lookup("imagenet", "resnet34", "resnet18", "kd", "ctkd-global")[0]["top5"] == 90.27
+
+
+def test_settings_follow_student_method_and_temperature():
+    (record, *_) = published.lookup("cifar100", "vgg13", "MobileNetV2", "kd", "ctkd-global")
+    found = published.settings(record)
+    assert (found["learning_rate"], found["epochs"], found["alpha"], found["tau_range"]) == (0.01, 240, 0.9, 20)
+    (record, *_) = published.lookup("cifar100", "resnet56", "resnet20", "crd", kd_term=False)
+    found = published.settings(record)
+    assert (found["learning_rate"], found["alpha"], found["beta"], "tau_range" in found) == (0.05, 0, 0.8, False)
+    (record,) = published.lookup("cifar100", "resnet32x4", "resnet8x4", "kd", "ctkd-global")
+    assert published.settings(record) == {}
+
+
+def test_every_source_is_described_and_ordered():
+    content = published.tables()
+    assert {record["source_id"] for record in content["records"]} == set(content["sources"])
+    assert sorted(content["preference"]["distilled"]) == sorted(content["sources"])
+    for source in content["sources"].values():
+        assert source["reports"] in compare.REPORTS and source["protocol"] and source["name"]
+
+
+def test_every_record_equals_the_reference():
+    if not REFERENCE.exists():
+        pytest.skip("the reference tables the records were made from are not beside this repository")
+    theirs, ours = json.loads(REFERENCE.read_text()), published.tables()
+    assert len(ours["records"]) == len(theirs["records"]) > 0
+    for record, reference in zip(ours["records"], theirs["records"], strict=True):
+        assert record | {"source": published.source(record)["where"]} == reference
+    assert ours["pairs"] == theirs["pairs"] and ours["not_found"] == theirs["not_found"]
+
+
+def test_one_record_a_line():
+    lines = (Path(published.__file__).parent / "tables.json").read_text().splitlines()
+    assert sum(line.startswith('  {"dataset"') for line in lines) == len(published.tables()["records"])
+
+
+# --- verdicts
+
+
+def runs_with(lasts, bests=None):
+    bests = bests or lasts
+    return [Run(Path(), {"options": {}}, history(a, b, epochs=3)) for a, b in zip(lasts, bests, strict=True)]
+
+
+def test_deviation_at_the_edge_of_the_prediction_interval():
+    accuracies = [70.0, 70.4, 70.5]
+    half = stats.t.ppf(0.975, 2) * statistics.stdev(accuracies) * math.sqrt(4 / 3)
+    mean = statistics.fmean(accuracies)
+    assert compare.deviation(accuracies, mean - half + 1e-6) == 0 == compare.deviation(accuracies, mean + half - 1e-6)
+    assert compare.deviation(accuracies, mean - half - 1e-6) == 1
+    assert compare.deviation(accuracies, mean + half + 1e-6) == -1
+
+
+def test_deviation_adds_the_published_spread_in_quadrature():
+    accuracies = [70.0, 70.4, 70.5]
+    spread = math.hypot(statistics.stdev(accuracies) * math.sqrt(4 / 3), 0.3)
+    edge = statistics.fmean(accuracies) - stats.t.ppf(0.975, 2) * spread
+    assert compare.deviation(accuracies, edge + 1e-6, 0.3) == 0
+    assert compare.deviation(accuracies, edge - 1e-6, 0.3) == 1
+    assert compare.deviation([70.0, 70.0], 70.0) == 0  # no noise at all
+
+
+def test_verdict_takes_what_the_source_reports():
+    last, best = [70.0, 70.1, 70.2], [73.0, 73.1, 73.2]
+    runs = runs_with(last, best)
+
+    def verdict(source, top1):
+        return compare.verdict(runs, {"source_id": source, "top1": top1})
+
+    assert verdict("S05", 70.1) == "within noise" and verdict("S05", 73.1) == "below"  # reports the last epoch
+    assert verdict("S09", 73.1) == "within noise" and verdict("S09", 70.1) == "above"  # the best one
+    # it is not said which: both have to agree
+    assert [verdict("S00", top1) for top1 in (60, 70.1, 72, 73.1, 80)] == [
+        "above", "within noise", "within noise", "within noise", "below",
+    ]  # fmt: skip
+    assert compare.verdict(runs_with([70.0]), {"source_id": "S00", "top1": 60.0}) == "one run"
+
+
+def test_welch_agrees_with_scipy_on_samples():
+    ours, base = [71.0, 71.3, 71.5], [70.0, 70.6]
+    assert compare.welch(ours, base) == f"{stats.ttest_ind(ours, base, equal_var=False).pvalue:.2g}"
+    assert compare.welch([71.0], base) == "–" == compare.welch([1.0, 1.0], [2.0, 2.0])
+
+
+# --- the table
+
+
+def test_numbers_of_a_row_and_of_the_gain(tmp_path):
+    for seed, (kd, ctkd) in enumerate([(70.9, 71.3), (71.0, 71.4), (71.4, 71.8)], 1):
+        write_run(tmp_path / f"kd{seed}", history(kd, kd + 0.3), seed)
+        write_run(tmp_path / f"ctkd{seed}", history(ctkd, ctkd + 0.2), seed, temperature="ctkd-global")
+    text = compare.report(find_runs([tmp_path]), markdown=True)
+    pair = "resnet56 → resnet20"
+    # mean of 70.9, 71.0, 71.4 = 71.10; sample deviation = sqrt((0.04 + 0.01 + 0.09) / 2) = 0.26
+    assert cells(text, "| kd, tau 4 ", "70.66") == [
+        pair, "kd, tau 4", "240", "3", "71.10 ± 0.26", "71.40 ± 0.26", "70.66 [1]", "+0.44", "+0.74", "within noise",
+    ]  # fmt: skip
+    # 71.3, 71.4, 71.8: 71.50 and 0.26; published 71.19 in the same table, so by the same footnote
+    assert cells(text, "71.19")[4:] == ["71.50 ± 0.26", "71.70 ± 0.26", "71.19 [1]", "+0.31", "+0.51", "within noise"]
+    # gain 0.40 and 0.30; both t are gain / (0.2646 * sqrt(2 / 3)) with 4 degrees of freedom: 1.852, 1.389
+    gain = cells(text, "3, 3")
+    assert gain == [pair, "kd, ctkd-global", "240", "kd, tau 4", "3, 3", "+0.40", "0.14", "+0.30", "0.24"]
+    assert "- [1] CTKD, CIFAR-100 table: last or best epoch, not stated which." in text
+    assert "selected on the test set" in text
+
+
+def test_above_and_below(tmp_path):
+    for seed in (1, 2):
+        write_run(tmp_path / f"kd{seed}", history(71.5 + 0.01 * seed), seed)
+        write_run(tmp_path / f"alone{seed}", history(68.0 + 0.02 * seed), seed, distill=None)
+    text = compare.report(find_runs([tmp_path]), markdown=True)
+    assert cells(text, "kd, tau 4")[-1] == "above"
+    assert cells(text, "alone") == [
+        "resnet20", "alone", "240", "2", "68.03 ± 0.01", "68.03 ± 0.01", "69.06 [1]", "-1.03", "-1.03", "below",
+    ]  # fmt: skip
+
+
+def test_a_row_of_one_run_and_a_printed_spread(tmp_path):
+    write_run(tmp_path / "pkt", history(71.0), distill="pkt", beta=30000.0)
+    text = compare.report(find_runs([tmp_path]), markdown=True)
+    assert cells(text, "pkt+kd, tau 4")[3:] == [
+        "1", "71.00 ± –", "71.00 ± –", "70.85 ± 0.22 [1]", "+0.15", "+0.15", "one run",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ({"epochs": 5, "lr_decay_epochs": [3, 4, 4]}, "epochs 5 instead of 240; lr_decay_epochs [3, 4, 4] instead of"),
+        ({"train_subset": 5000}, "5000 training images instead of all"),
+        ({"batch_size": 128}, "batch_size 128 instead of 64"),
+        ({"learning_rate": 0.1}, "learning_rate 0.1 instead of 0.05"),
+        ({"alpha": 0.5}, "alpha 0.5 instead of 0.9"),
+        ({"alpha": None}, "alpha not recorded instead of 0.9"),
+        ({"teacher_top1": 70.0}, "teacher of 70.00 instead of 72.34"),
+        ({"teacher_top1": None}, "a teacher of unmeasured accuracy instead of 72.34"),
+    ],
+)
+def test_another_protocol_makes_no_claim(tmp_path, other, told):
+    for seed in (1, 2):
+        write_run(tmp_path / str(seed), history(40.0 + seed / 100, epochs=other.get("epochs", 240)), seed, **other)
+    text = compare.report(find_runs([tmp_path]), markdown=True)
+    assert cells(text, "70.66")[-1] == "other protocol [2]"
+    assert f"- [2] Own protocol: {told}" in text
+
+
+def test_dtkd_is_marked_as_read_off_a_chart_and_its_loss_is_checked(tmp_path):
+    write_run(tmp_path / "a", history(62.0), distill="dtkd", temperature="dtkd", teacher="resnet14", model="resnet8")
+    write_run(tmp_path / "b", history(62.0), distill="kd", temperature="dtkd", teacher="resnet14", model="resnet8")
+    text = compare.report(find_runs([tmp_path]), markdown=True)
+    assert cells(text, "| dtkd+kd, dtkd ")[6::3] == ["≈62.87 [1]", "one run"]
+    assert cells(text, "| kd, dtkd ")[6::3] == ["≈62.87 [1]", "other protocol [2]"]
+    assert "The number is approximate (read off a chart)." in text and "distill kd instead of dtkd" in text
+
+
+def test_unknown_protocol_and_no_published_number(tmp_path):
+    write_run(tmp_path / "a", history(73.0), temperature="ctkd-global", teacher="resnet32x4", model="resnet8x4")
+    write_run(tmp_path / "b", history(73.0), temperature="ctkd-instance")
+    text = compare.report(find_runs([tmp_path]), markdown=True)
+    assert cells(text, "73.39")[-1] == "protocol unknown"
+    assert cells(text, "ctkd-instance")[6:] == ["–", "–", "–", "none published"]
+
+
+def test_gain_needs_the_same_recipe_and_prefers_tau_4(tmp_path):
+    write_run(tmp_path / "kd4", history(71.0))
+    for seed in (1, 2):
+        write_run(tmp_path / f"kd2-{seed}", history(70.0), seed, kd_T=2.0)
+    write_run(tmp_path / "short", history(60.0, epochs=5), epochs=5, temperature="ctkd-global")
+    text = compare.report(find_runs([tmp_path]), markdown=True)
+    assert cells(text, "2, 1")[1:6] == ["kd, tau 2", "240", "kd, tau 4", "2, 1", "-1.00"]
+    assert "1, 1" not in text  # the short run has no baseline
+
+
+def test_unfinished_runs_are_listed_and_never_counted(tmp_path):
+    write_run(tmp_path / "done", history(71.0), 1)
+    write_run(tmp_path / "going", history(99.0)[:33], 2)
+    text = compare.report(find_runs([tmp_path]), markdown=True)
+    assert cells(text, "70.66")[3:5] == ["1", "71.00 ± –"]
+    assert f"- unfinished (33/240 epochs): resnet56 → resnet20, kd, tau 4, {tmp_path / 'going'}" in text
+    only = compare.report(find_runs([tmp_path / "going"]))
+    assert only.startswith("unfinished (33/240 epochs)") and "pair" not in only
+
+
+def some_runs(tmp_path):
+    for seed in (1, 2):
+        write_run(tmp_path / f"runs/kd{seed}", history(70.0 + seed, tau=True), seed)
+        write_run(tmp_path / f"runs/ctkd{seed}", history(71.0 + seed, tau=True), seed, temperature="ctkd-global")
+    write_run(tmp_path / "runs/digits", history(95.0), dataset="digits", model="a|b")
+    return tmp_path / "runs"
+
+
+def test_markdown_tables_are_well_formed(tmp_path):
+    text = compare.report(find_runs([some_runs(tmp_path)]), markdown=True)
+    tables = [part.splitlines() for part in text.split("\n\n") if part.startswith("|")]
+    assert [len(table) for table in tables] == [4, 3, 3]
+    for heading, rule, *rows in tables:
+        assert set(rule) <= set("|-: ") and "---" in rule
+        for row in (rule, *rows):
+            assert row.replace(r"\|", "").count("|") == heading.count("|")
+    assert text.count("## ") == 2 and r"a\|b" in text
+
+
+def test_screen_tables_are_aligned(tmp_path):
+    heading, rule, *rows = compare.report(find_runs([some_runs(tmp_path)])).splitlines()[2:6]
+    ends = [end for end in range(len(rule)) if rule[end : end + 2] == "- "]
+    assert heading[ends[4] - 3 : ends[4] + 1] == "last"
+    for row in rows:
+        assert all(row[end + 1 : end + 3] == "  " for end in ends)
+
+
+# --- the pictures
+
+
+def is_picture(path, share=0.01):
+    """Whether a PNG can be read and has some colour in it, not only white paper."""
+    pixels = imread(path)[..., :3]
+    return min(pixels.shape[:2]) > 300 and (pixels < 0.9).any(axis=-1).mean() > share
+
+
+@pytest.mark.parametrize("epochs", [1, 5, 240])
+def test_pictures_of_any_length(tmp_path, epochs):
+    records = history(71.0, epochs=epochs, tau=True)
+    plot_run(records, "a run", tmp_path / "run.png")
+    plot_run(history(71.0, epochs=epochs), "alone", tmp_path / "alone.png")
+    assert is_picture(tmp_path / "run.png") and is_picture(tmp_path / "alone.png")
+    assert imread(tmp_path / "run.png").shape[0] > imread(tmp_path / "alone.png").shape[0]  # panels for tau and lambda
+    run = Run(tmp_path, {"distill": "kd", "options": {}, "epochs": epochs}, records)
+    plot_compare([run, run], tmp_path / "both.png")
+    assert is_picture(tmp_path / "both.png")
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".png"] * 3  # nothing left beside
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "curve.png"
+    path.write_text("old")
+    monkeypatch.setattr(Path, "write_bytes", lambda self, data: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        plot_run(history(71.0, epochs=2), "a run", path)
+    assert path.read_text() == "old"
+
+
+# --- the command line
+
+
+def call(monkeypatch, *words):
+    monkeypatch.setattr(sys, "argv", ["compare.py", *map(str, words)])
+    compare.main()
+
+
+def test_output_and_plot(tmp_path, monkeypatch, capsys):
+    runs = some_runs(tmp_path)
+    two = [runs / "kd1", runs / "ctkd1"]
+    call(monkeypatch, *two, "--markdown", "--output", tmp_path / "t.md", "--plot", tmp_path / "p.png")
+    assert capsys.readouterr().out == ""
+    assert (tmp_path / "t.md").read_text() == compare.report(find_runs(two), markdown=True)
+    assert is_picture(tmp_path / "p.png")
+    call(monkeypatch, runs)
+    assert capsys.readouterr().out == compare.report(find_runs([runs]))
+
+
+def test_a_plot_holds_one_pair_and_its_student_alone(tmp_path):
+    runs = some_runs(tmp_path)
+    with pytest.raises(UserError, match="draws one pair, here are 2"):
+        compare.plotted(find_runs([runs]))
+    write_run(tmp_path / "more/alone", history(69.0), distill=None)
+    write_run(tmp_path / "more/teacher", history(72.0), distill=None, model="resnet56")
+    found = compare.plotted(find_runs([runs / "kd1", tmp_path / "more"]))
+    assert [run.folder.name for run in found] == ["alone", "kd1"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["nowhere"], "nowhere is no folder"),
+        (["empty"], "empty holds no run"),
+        ([], "save is no folder"),
+        (["runs", "empty"], "empty holds no run"),
+        (["runs/kd1", "--plot", "curve.pdf"], "ends in .png"),
+        (["runs", "--plot", "curve.png"], "draws one pair"),
+        (["runs/kd1", "--output", "no/such/t.md"], "cannot be written"),
+        (["runs/kd1", "--plot", "no/such/c.png"], "cannot be written"),
+        (["runs/kd1", "--mark"], "unrecognized arguments"),
+    ],
+)
+def test_wrong_use_is_one_sentence_and_status_2(tmp_path, monkeypatch, capsys, words, told):
+    some_runs(tmp_path)
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["compare.py", *words])
+    with pytest.raises(SystemExit) as stop:
+        compare.run_main(compare.main)
+    assert stop.value.code == 2
+    assert told in capsys.readouterr().err
+
+
+def test_the_script_runs_from_elsewhere(tmp_path):
+    some_runs(tmp_path)
+    done = subprocess.run(
+        [sys.executable, ROOT / "compare.py", "runs"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert "resnet56 → resnet20" in done.stdout and done.stderr == ""

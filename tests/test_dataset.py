@@ -1,0 +1,561 @@
+"""The data sets: that augmentation is torchvision's, that an epoch is fixed by its seed, that errors speak."""
+
+import hashlib
+import pickle
+import tarfile
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.functional as TF
+from PIL import Image
+from scipy.stats import chisquare
+from torchvision.datasets import CIFAR100
+from torchvision.transforms import Compose, RandomCrop, RandomHorizontalFlip
+
+from dataset import balanced_subset, cifar100, create_dataset, dataset_dict, digits, folder
+from dataset.memory import MemoryLoader, count_views, crop
+from helper.errors import UserError
+
+IMAGENETTE = Path(__file__).resolve().parents[2] / "shared" / "data" / "imagenette_small"
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+
+
+def random_images(count, size=32):
+    shape = (count, 3, size, size)
+    return torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def loader_of(images, target=None, **options):
+    target = torch.arange(len(images)) if target is None else target
+    settings = {"batch_size": 16, "mean": MEAN, "std": STD, "device": "cpu", "augment": True, "flip": True}
+    return MemoryLoader(images=images, target=target, **{**settings, **options})
+
+
+def epoch_of(loader, epoch=1):
+    """The order and the views of one epoch, [2, N]."""
+    loader.set_epoch(epoch)
+    return torch.cat([torch.stack([batch.index, batch.view]) for batch in loader], dim=1)
+
+
+def as_pil(image):
+    return Image.fromarray(image.permute(1, 2, 0).numpy())
+
+
+def error_of(function, *args, **kwargs):
+    """The one sentence of the UserError that the call must raise."""
+    with pytest.raises(UserError) as caught:
+        function(*args, **kwargs)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# augmentation
+
+
+@pytest.mark.parametrize("pad", [1, 4])
+def test_each_view_is_the_crop_and_flip_of_torchvision(pad):
+    images = random_images(2)
+    loader = loader_of(images, pad=pad)
+    view = torch.arange(count_views(pad))
+    for number, image in enumerate(images):
+        ours = loader.view_of(torch.full_like(view, number), view)
+        padded = TF.pad(as_pil(image), pad)
+        expected = []
+        for dy in range(2 * pad + 1):
+            for dx in range(2 * pad + 1):
+                plain = TF.crop(padded, dy, dx, 32, 32)
+                expected += [TF.normalize(TF.to_tensor(x), MEAN, STD) for x in (plain, TF.hflip(plain))]
+        torch.testing.assert_close(ours, torch.stack(expected), atol=1e-6, rtol=0)
+
+
+def test_images_need_not_be_square():
+    image = random_images(1)[:, :, :20]
+    padded = torch.nn.functional.pad(image, (2,) * 4)
+    view = torch.tensor([(3 * 5 + 1) * 2 + 1])  # 3 rows down, 1 column to the right, mirrored
+    expected = padded[:, :, 3:23, 1:33].flip(3)
+    assert torch.equal(crop(padded, torch.tensor([0]), view, pad=2), expected)
+
+
+def test_the_possible_images_are_those_of_torchvision():
+    image = random_images(1)
+    padded = torch.nn.functional.pad(image, (4,) * 4)
+    ours = crop(padded, torch.zeros(162, dtype=torch.long), torch.arange(162), pad=4)
+    torch.manual_seed(0)
+    augment = Compose([RandomCrop(32, padding=4), RandomHorizontalFlip()])
+    theirs = {np.asarray(augment(as_pil(image[0]))).tobytes() for _ in range(4000)}
+    assert len(theirs) == 162
+    assert {x.permute(1, 2, 0).numpy().tobytes() for x in ours} == theirs
+
+
+def test_views_are_uniform_within_an_epoch_and_over_epochs():
+    one_epoch = epoch_of(loader_of(random_images(162 * 100, size=2), batch_size=4096))[1]
+    few = loader_of(random_images(8, size=2))
+    many_epochs = torch.cat([epoch_of(few, epoch)[1] for epoch in range(1, 2001)])
+    for views in (one_epoch, many_epochs):
+        counts = views.bincount(minlength=162)
+        assert len(counts) == count_views(4) == 162
+        assert chisquare(counts.numpy()).pvalue > 0.01
+
+
+def test_without_flip_only_plain_views_are_drawn():
+    views = epoch_of(loader_of(random_images(81 * 50, size=2), batch_size=4096, flip=False))[1]
+    counts = views.bincount(minlength=162)
+    assert counts[1::2].sum() == 0
+    assert chisquare(counts[::2].numpy()).pvalue > 0.01
+
+
+# the epoch
+
+
+def test_an_epoch_depends_on_seed_and_epoch_alone():
+    images = random_images(50)
+    first = epoch_of(loader_of(images, seed=3), 7)
+    torch.manual_seed(99)
+    other = loader_of(images, seed=3, batch_size=7)
+    epoch_of(other, 2)
+    assert torch.equal(epoch_of(other, 7), first)
+
+
+def test_epochs_and_seeds_differ_in_order_and_views():
+    images = random_images(50, size=2)
+    seeds = (0, 1, 2, 3, 2**32, -1)  # torch would take 0 and 2**32 for the same
+    drawn = [epoch_of(loader_of(images, seed=seed), epoch) for seed in seeds for epoch in (1, 2, 3)]
+    for row in (0, 1):
+        assert len({tuple(one[row].tolist()) for one in drawn}) == len(drawn)
+
+
+def test_iterating_again_gives_the_same_epoch():
+    loader = loader_of(random_images(20))
+    for first, second in zip(loader, loader, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_each_image_comes_once_and_the_last_batch_may_be_smaller():
+    loader = loader_of(random_images(37), batch_size=16)
+    assert len(loader) == 3 and loader.num_samples == 37
+    assert [len(batch.images) for batch in loader] == [16, 16, 5]
+    order = epoch_of(loader)[0]
+    assert torch.equal(order.sort().values, torch.arange(37))
+    assert not torch.equal(order, torch.arange(37))
+    assert len(loader_of(random_images(32), batch_size=16)) == 2
+
+
+def test_images_targets_and_indices_belong_together():
+    images = torch.arange(200, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 32, 32)
+    for augment in (True, False):
+        loader = loader_of(images, target=torch.arange(200) % 10, augment=augment)
+        for batch in loader:
+            assert (batch.images.dtype, batch.index.dtype) == (torch.float32, torch.int64)
+            centre = (batch.images[:, 0, 16, 16] * STD[0] + MEAN[0]) * 255  # padding never gets that far
+            assert torch.equal(centre.round().long(), batch.index)
+            assert torch.equal(batch.target, batch.index % 10)
+
+
+def test_validation_is_in_order_and_not_augmented():
+    images = random_images(20)
+    loader = loader_of(images, augment=False)
+    loader.set_epoch(5)
+    batches = list(loader)
+    assert len(loader) == 2 and [len(batch.images) for batch in batches] == [16, 4]
+    assert all(batch.view is None for batch in batches)
+    assert torch.equal(torch.cat([batch.index for batch in batches]), torch.arange(20))
+    expected = torch.stack([TF.normalize(TF.to_tensor(as_pil(image)), MEAN, STD) for image in images])
+    torch.testing.assert_close(torch.cat([batch.images for batch in batches]), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("augment", [True, False])
+def test_an_epoch_reads_nothing_back_from_the_device(augment):
+    """A meta tensor has no values, so whatever would wait for one fails."""
+    batches = list(loader_of(random_images(20), augment=augment, device="meta"))
+    assert [tuple(batch.images.shape) for batch in batches] == [(16, 3, 32, 32), (4, 3, 32, 32)]
+    assert all(tensor.is_meta for batch in batches for tensor in batch if tensor is not None)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_gives_the_epoch_of_the_cpu_without_synchronising():
+    images = random_images(40)
+    expected = list(loader_of(images))
+    batches = iter(loader_of(images, device="cuda"))
+    ours = [next(batches)]  # the epoch is drawn and copied here
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        ours += list(batches)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for one, other in zip(ours, expected, strict=True):
+        torch.testing.assert_close([x.cpu() for x in one], list(other), atol=1e-6, rtol=0)
+
+
+# digits
+
+
+def test_digits_are_split_by_class_and_disjoint():
+    data = digits.load()
+    assert data.train_images.shape == (1437, 3, 32, 32) and data.val_images.shape == (360, 3, 32, 32)
+    assert data.train_images.dtype == torch.uint8 and data.num_classes == 10 and not data.flip
+    val, train = data.val_target.bincount(), data.train_target.bincount()
+    assert len(val) == 10 and (val - 0.2 * (val + train)).abs().max() < 1
+    everything = torch.cat([data.train_images, data.val_images])
+    assert len({image.numpy().tobytes() for image in everything}) == 1797  # no image is in both
+    assert torch.equal(everything[:, 0], everything[:, 1]) and torch.equal(everything[:, 0], everything[:, 2])
+    assert everything.min() == 0 and everything.max() == 255
+
+
+def test_digits_are_the_same_at_every_load():
+    first, second = digits.load(), digits.load()
+    for one, other in zip(first[:4], second[:4], strict=True):
+        assert torch.equal(one, other)
+
+
+def test_digits_and_their_targets_belong_together():
+    data = digits.load()
+    train, val = (images[:, 0].flatten(1).float() for images in (data.train_images, data.val_images))
+    nearest = data.train_target[torch.cdist(val, train).argmin(1)]
+    assert (nearest == data.val_target).float().mean() > 0.95
+
+
+def assert_constants_agree(data, tolerance):
+    pixels = data.train_images.double() / 255
+    for channel in range(3):
+        assert abs(pixels[:, channel].mean() - data.mean[channel]) < tolerance
+        assert abs(pixels[:, channel].std() - data.std[channel]) < tolerance
+
+
+def test_digits_constants_agree_with_the_data():
+    assert_constants_agree(digits.load(), 1e-4)
+
+
+def test_create_dataset_digits():
+    data = create_dataset("digits", batch_size=64, seed=1, device="cpu")
+    assert (len(data.train), len(data.val), data.num_classes) == (23, 6, 10)
+    images = torch.cat([batch.images for batch in data.train])
+    assert abs(images.mean()) < 0.2 and abs(images.std() - 1) < 0.2  # the crops add some black
+    assert torch.cat([batch.view for batch in data.train]).remainder(2).sum() == 0
+    again = create_dataset("digits", batch_size=64, seed=2, device="cpu")
+    assert not torch.equal(epoch_of(data.train), epoch_of(again.train))
+
+
+# a folder of one's own
+
+
+def write_tree(root, images):
+    """Images by their paths below root; a colour stands for a 40x48 picture of it."""
+    for path, image in images.items():
+        if isinstance(image, tuple):
+            image = Image.new("RGB", (48, 40), image)
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        image.save(root / path)
+
+
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+TREE = {
+    "train/cat/1.png": RED,
+    "train/cat/2.png": GREEN,
+    "train/ant/1.png": BLUE,
+    "val/ant/1.png": GREEN,
+    "val/cat/1.png": BLUE,
+}
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_folder_reads_images_and_classes(tmp_path, num_workers):
+    write_tree(tmp_path, TREE)
+    data = folder.load(str(tmp_path), 32, num_workers)
+    colours = torch.tensor([BLUE, RED, GREEN], dtype=torch.uint8)  # ant comes before cat
+    assert torch.equal(data.train_images, colours[:, :, None, None].expand(-1, -1, 32, 32))
+    assert data.train_target.tolist() == [0, 1, 1] and data.val_target.tolist() == [0, 1]
+    assert data.val_images[:, :, 5, 5].tolist() == [list(GREEN), list(BLUE)]
+    assert data.num_classes == 2 and data.flip
+
+
+def test_folder_resizes_the_short_side_and_keeps_the_middle(tmp_path):
+    picture = np.zeros((32, 96, 3), dtype=np.uint8)
+    picture[:, 32:64] = random_images(1)[0].permute(1, 2, 0)  # only this middle square is to be left
+    write_tree(tmp_path, {**TREE, "val/cat/1.png": Image.fromarray(picture)})
+    data = folder.load(str(tmp_path), 32, 0)
+    assert torch.equal(data.val_images[1], random_images(1)[0])
+    large = folder.load(str(tmp_path), 64, 0)
+    expected = as_pil(random_images(1)[0]).resize((64, 64), Image.BILINEAR)
+    inner = np.asarray(expected)[:, 4:-4]  # the outermost columns blend with the black
+    assert np.array_equal(large.val_images[1].permute(1, 2, 0).numpy()[:, 4:-4], inner)
+
+
+def test_folder_pads_an_eighth_of_the_image(tmp_path):
+    write_tree(tmp_path, TREE)
+    options = {"batch_size": 2, "seed": 0, "device": "cpu", "data_dir": str(tmp_path)}
+    data = create_dataset("folder", image_size=64, **options)
+    batch = next(iter(data.train))
+    assert batch.images.shape == (2, 3, 64, 64)
+    views = torch.cat([epoch_of(data.train, epoch)[1] for epoch in range(1, 1001)])
+    assert 0.98 * 17 * 17 * 2 < views.max() < 17 * 17 * 2  # pad 8
+
+
+def test_folder_reads_imagenette(tmp_path):
+    if not IMAGENETTE.is_dir():
+        pytest.skip(f"imagenette is not here, in {IMAGENETTE.name}")
+    for split, count in (("train", 5), ("val", 3)):
+        for source in sorted((IMAGENETTE / split).iterdir()):
+            (tmp_path / split / source.name).mkdir(parents=True)
+            for image in sorted(source.iterdir())[:count]:
+                (tmp_path / split / source.name / image.name).symlink_to(image)
+    data = create_dataset("folder", batch_size=8, seed=0, device="cpu", data_dir=str(tmp_path))
+    assert (data.train.num_samples, data.val.num_samples, data.num_classes) == (50, 30, 10)
+    val = list(data.val)
+    assert torch.equal(torch.cat([batch.target for batch in val]), torch.arange(10).repeat_interleave(3))
+    pixels = torch.cat([batch.images for batch in val])
+    assert abs(pixels.mean()) < 0.5 and 0.7 < pixels.std() < 1.3
+
+
+def test_folder_without_a_place_or_a_split(tmp_path):
+    options = {"batch_size": 2, "seed": 0, "device": "cpu"}
+    assert "--data_dir is missing" in error_of(create_dataset, "folder", **options)
+    options["data_dir"] = str(tmp_path)
+    assert f"no folder {tmp_path}/train" in error_of(create_dataset, "folder", **options)
+    write_tree(tmp_path, {"train/cat/1.png": RED})
+    assert f"no folder {tmp_path}/val" in error_of(create_dataset, "folder", **options)
+
+
+def test_folder_without_images(tmp_path):
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+    assert f"no images in {tmp_path}/train, which holds no folders" in error_of(folder.load, str(tmp_path), 32, 0)
+    write_tree(tmp_path, TREE)
+    (tmp_path / "train" / "dog").mkdir()
+    (tmp_path / "train" / "dog" / "notes.txt").write_text("no image")
+    assert f"no images in {tmp_path}/train of dog" in error_of(folder.load, str(tmp_path), 32, 0)
+
+
+def test_folder_with_different_classes(tmp_path):
+    write_tree(tmp_path, {**TREE, "val/dog/1.png": RED})
+    message = error_of(folder.load, str(tmp_path), 32, 0)
+    assert "different classes" in message and "dog" in message and "cat" not in message
+    write_tree(tmp_path, {f"train/x{number}/1.png": RED for number in range(5)})
+    assert "dog, x0, x1 and 3 more" in error_of(folder.load, str(tmp_path), 32, 0)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("keep", [0, 20, 60])
+def test_folder_with_an_unreadable_image(tmp_path, keep, num_workers):
+    write_tree(tmp_path, TREE)
+    broken = tmp_path / "train" / "cat" / "2.png"
+    broken.write_bytes(broken.read_bytes()[:keep])
+    message = error_of(folder.load, str(tmp_path), 32, num_workers)
+    assert f"{broken} cannot be read" in message
+
+
+def test_folder_too_large_is_refused_before_decoding(tmp_path, monkeypatch):
+    write_tree(tmp_path, TREE)
+    monkeypatch.setattr(folder, "_decode", lambda *args: pytest.fail("decoded"))
+    needed = 3 * (3 * (40_000 + 2 * 5_000) ** 2 + 2 * 40_000**2) / 2**30  # 3 training images with padding, 2 without
+    message = error_of(folder.load, str(tmp_path), 40_000, 0)
+    assert f"{needed:.1f} GiB" in message and "limit is 8 GiB" in message and "--image_size" in message
+
+
+# CIFAR-100
+
+
+@pytest.fixture
+def no_download(monkeypatch):
+    monkeypatch.delenv("CIFAR100_DIR", raising=False)
+    monkeypatch.setattr(cifar100, "download_and_extract_archive", lambda *a, **k: pytest.fail("downloaded"))
+
+
+def link_files(source, target):
+    """A folder like the official one, so that a test may damage a file of it."""
+    target.mkdir(parents=True)
+    for name in ("train", "test", "meta"):
+        (target / name).symlink_to(source / "cifar-100-python" / name)
+    return target
+
+
+def test_cifar100_is_the_official_data(cifar100_dir, no_download):
+    data = cifar100.load(str(cifar100_dir))
+    assert data.train_images.shape == (50_000, 3, 32, 32) and data.val_images.shape == (10_000, 3, 32, 32)
+    assert data.train_target.bincount().tolist() == [500] * 100
+    assert data.val_target.bincount().tolist() == [100] * 100
+    assert data.num_classes == 100 and data.flip
+    assert_constants_agree(data, 1e-3)
+    official = CIFAR100(cifar100_dir, train=False)
+    for number in (0, 1234, 9999):
+        image, target = official[number]
+        assert image == as_pil(data.val_images[number]) and target == data.val_target[number]
+
+
+@pytest.mark.parametrize("form", ["holds it", "is it", "variable", "default"])
+def test_cifar100_is_found(cifar100_dir, no_download, monkeypatch, tmp_path, form):
+    found = []
+    monkeypatch.setattr(cifar100, "_check", lambda path: found.append(path))
+    monkeypatch.setattr(cifar100, "CIFAR100", StandIn)
+    link_files(cifar100_dir, tmp_path / "data" / "cifar-100-python")
+    monkeypatch.chdir(tmp_path)
+    argument = {"holds it": "data", "is it": str(tmp_path / "data" / "cifar-100-python")}.get(form)
+    if form == "variable":
+        monkeypatch.setenv("CIFAR100_DIR", str(tmp_path / "data"))
+        monkeypatch.chdir("/")
+    cifar100.load(argument)
+    assert found == [tmp_path / "data" / "cifar-100-python"]
+
+
+class StandIn(CIFAR100):
+    """Reads no files."""
+
+    def __init__(self, root, train):
+        assert (Path(root) / self.base_folder / "train").exists()
+        self.data, self.targets = np.zeros((4, 32, 32, 3), dtype=np.uint8), [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("name", ["train", "test", "meta"])
+def test_cifar100_with_a_damaged_or_missing_file(cifar100_dir, no_download, tmp_path, name):
+    files = link_files(cifar100_dir, tmp_path / "cifar-100-python")
+    with open(cifar100_dir / "cifar-100-python" / name, "rb") as official:
+        beginning = official.read(1000)
+    (files / name).unlink()
+    (files / name).write_bytes(beginning)
+    message = error_of(cifar100.load, str(tmp_path))
+    assert f"{files / name} is damaged" in message and "cifar-100-python.tar.gz" in message
+    assert (files / name).read_bytes() == beginning
+    (files / name).unlink()
+    assert f"{files / name} is missing" in error_of(cifar100.load, str(tmp_path))
+    assert len(list(files.iterdir())) == 2
+
+
+def test_cifar100_with_an_unreadable_file(no_download, tmp_path, monkeypatch):
+    (tmp_path / "cifar-100-python").mkdir()
+    (tmp_path / "cifar-100-python" / "train").write_bytes(b"")
+
+    def refuse(path, md5):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(cifar100, "check_integrity", refuse)
+    assert "train cannot be read (Permission denied)" in error_of(cifar100.load, str(tmp_path))
+
+
+class Touch:
+    """Unpickling it creates a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("name", ["train", "test", "meta"])
+def test_cifar100_never_unpickles_a_foreign_file(cifar100_dir, no_download, tmp_path, name):
+    files, touched = link_files(cifar100_dir, tmp_path / "cifar-100-python"), tmp_path / "touched"
+    (files / name).unlink()
+    (files / name).write_bytes(pickle.dumps(Touch(touched)))
+    assert "is damaged" in error_of(cifar100.load, str(tmp_path))
+    assert not touched.exists()
+    pickle.loads((files / name).read_bytes())
+    assert touched.exists()  # so the file was a real trap
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_cifar100_that_cannot_be_downloaded(tmp_path, monkeypatch, exists):
+    def fail(url, download_root, **options):
+        (Path(download_root) / "cifar-100-python.tar.gz").write_bytes(b"half of it")
+        raise URLError("no network")
+
+    monkeypatch.setattr(cifar100, "download_and_extract_archive", fail)
+    root = tmp_path / "data"
+    if exists:
+        root.mkdir()
+        (root / "mine").touch()
+    message = error_of(create_dataset, "cifar100", batch_size=1, seed=0, device="cpu", data_dir=str(root))
+    for part in (f"not in {root}", "no network", "cifar-100-python.tar.gz", "--data_dir", "CIFAR100_DIR", "digits"):
+        assert part in message
+    assert root.exists() == exists
+    assert not exists or [path.name for path in root.iterdir()] == ["mine"]
+
+
+def test_cifar100_in_a_folder_that_cannot_be_made(tmp_path, no_download):
+    (tmp_path / "file").touch()
+    assert "CIFAR-100 is not in" in error_of(cifar100.load, str(tmp_path / "file" / "data"))
+
+
+def test_cifar100_is_downloaded_into_place(cifar100_dir, tmp_path, monkeypatch):
+    def download(url, download_root, extract_root, filename, md5):
+        assert (url, filename, md5) == (CIFAR100.url, CIFAR100.filename, CIFAR100.tgz_md5)
+        link_files(cifar100_dir, Path(extract_root) / "cifar-100-python")
+
+    monkeypatch.setattr(cifar100, "download_and_extract_archive", download)
+    assert len(cifar100.load(str(tmp_path / "new")).train_target) == 50_000
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["cifar-100-python"]
+
+
+def test_cifar100_archive_beside_is_unpacked_if_official(tmp_path, monkeypatch):
+    (tmp_path / "meta").write_bytes(b"something")
+    archive = tmp_path / CIFAR100.filename
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(tmp_path / "meta", "cifar-100-python/meta")
+    original = archive.read_bytes()
+    assert f"{archive} is damaged" in error_of(cifar100.load, str(tmp_path))
+    assert archive.read_bytes() == original and not (tmp_path / "cifar-100-python").exists()
+    monkeypatch.setattr(CIFAR100, "tgz_md5", hashlib.md5(original).hexdigest())
+    assert "train is missing" in error_of(cifar100.load, str(tmp_path))  # it got as far as the files
+    assert (tmp_path / "cifar-100-python" / "meta").read_bytes() == b"something"
+    assert archive.read_bytes() == original
+
+
+# choosing
+
+
+def test_subset_is_balanced_nested_and_fixed():
+    target = torch.arange(1000) % 7
+    previous = set()
+    for size in (1, 7, 100, 500, 1000):
+        kept = balanced_subset(target, size)
+        assert torch.equal(kept, balanced_subset(target, size)) and torch.equal(kept, kept.unique())
+        counts = target[kept].bincount(minlength=7)
+        assert len(kept) == size and counts.max() - counts.min() <= 1
+        assert previous <= set(kept.tolist())
+        previous = set(kept.tolist())
+    assert balanced_subset(target, 100).tolist() != list(range(100))  # not simply the first ones
+
+
+def test_subset_of_uneven_classes_takes_what_there_is():
+    target = torch.tensor([0] * 50 + [1] * 2 + [2] * 50)
+    assert target[balanced_subset(target, 32)].bincount().tolist() == [15, 2, 15]
+
+
+def test_train_subset_keeps_images_with_their_targets():
+    options = {"batch_size": 64, "device": "cpu", "train_subset": 105}
+    data = create_dataset("digits", seed=1, **options)
+    whole = digits.load()
+    kept = balanced_subset(whole.train_target, 105)
+    assert data.train.num_samples == 105 and data.val.num_samples == 360
+    padded = torch.nn.functional.pad(whole.train_images[kept], (4,) * 4)
+    for batch in data.train:
+        assert torch.equal(batch.target, whole.train_target[kept][batch.index])
+        raw = crop(padded, batch.index, batch.view, pad=4).float() / 255
+        torch.testing.assert_close(batch.images * digits.STD[0] + digits.MEAN[0], raw, atol=1e-5, rtol=0)
+    other = create_dataset("digits", seed=2, **options)
+    view = torch.zeros(105, dtype=torch.long)
+    everything = torch.arange(105)
+    assert torch.equal(data.train.view_of(everything, view), other.train.view_of(everything, view))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("mnist", {}, f"unknown data set 'mnist'; the known ones are: {', '.join(dataset_dict)}"),
+        ("imagenet", {}, "not available yet; a small ImageNet-like tree works today with --dataset folder"),
+        ("digits", {"batch_size": 0}, "--batch_size must be at least 1, not 0"),
+        ("digits", {"train_subset": -1}, "--train_subset must be at least 0, not -1"),
+        ("digits", {"train_subset": 1438}, "--train_subset 1438 is more than the 1437 training images"),
+        ("digits", {"num_workers": -1}, "--num_workers must be at least 0, not -1"),
+        ("folder", {"image_size": 0}, "--image_size must be at least 1, not 0"),
+        ("digits", {"image_size": 64}, "--image_size is for --dataset folder"),
+    ],
+)
+def test_wrong_choices_are_explained(name, options, message):
+    assert message in error_of(create_dataset, name, **{"batch_size": 4, "seed": 0, "device": "cpu", **options})
+
+
+def test_registry():
+    assert list(dataset_dict) == ["cifar100", "digits", "folder"]

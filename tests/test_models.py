@@ -1,0 +1,171 @@
+"""The networks are the published ones, to the digit, and keep the promises of `Model`."""
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from helper.errors import UserError
+from models import Model, Output, create_model, model_dict
+
+GOLDEN_FILE = Path(__file__).resolve().parents[2] / "shared/parity/models.json"
+GOLDEN = json.loads(GOLDEN_FILE.read_text()) if GOLDEN_FILE.exists() else {}
+
+
+def filled(state):
+    """The state dict with every tensor drawn from a generator seeded by its name."""
+
+    def fill(name, shape):
+        if name.endswith("num_batches_tracked"):
+            return 0
+        noise = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
+        if len(shape) >= 2:
+            return noise * np.sqrt(2 / np.prod(shape[1:]))
+        if name.endswith("running_var"):
+            return 1 + 0.2 * np.abs(noise)
+        if name.endswith("weight"):
+            return 0.5 + 0.05 * noise
+        return 0.1 * noise
+
+    return {
+        name: torch.as_tensor(fill(name, tuple(old.shape)), dtype=old.dtype) for name, old in state.items()
+    }
+
+
+@pytest.fixture
+def golden():
+    if not GOLDEN:
+        pytest.skip("the golden numbers, shared/parity/models.json beside the repository, are absent")
+    return GOLDEN
+
+
+@pytest.fixture(scope="module", params=model_dict)
+def network(request):
+    """(name, filled network of 100 classes in eval mode)."""
+    model = create_model(request.param, 100).eval()
+    model.load_state_dict(filled(model.state_dict()))
+    return request.param, model
+
+
+@pytest.fixture(scope="module")
+def images():
+    """[2, 3, 32, 32], those of the golden numbers."""
+    return torch.as_tensor(np.random.default_rng(2023).standard_normal((2, 3, 32, 32)), dtype=torch.float32)
+
+
+def test_registry_is_complete(golden):
+    assert set(model_dict) == set(golden)
+
+
+def test_state_dict_is_the_published_one(network, golden):
+    name, model = network
+    golden = golden[name]
+    assert [[key, list(value.shape)] for key, value in model.state_dict().items()] == golden["state_dict"]
+    assert sum(p.numel() for p in model.parameters()) == golden["params"]
+
+
+@torch.no_grad()
+def test_outputs_are_the_published_ones(network, images, golden):
+    name, model = network
+    golden = golden[name]
+    features, logits = model(images, is_feat=True)
+    assert [list(f.shape) for f in features] == golden["features"]
+    assert logits.shape == (2, 100)
+    if "logits" in golden:  # atol: the golden numbers are rounded to 6 and 7 decimals
+        means = [f.mean().item() for f in features]
+        np.testing.assert_allclose(means, golden["feature_mean"], rtol=1e-3, atol=1e-7)
+        np.testing.assert_allclose(logits[:, :10], golden["logits"], rtol=1e-3, atol=1e-6)
+
+
+@torch.no_grad()
+def test_classifier_is_the_last_layer(network, images):
+    _, model = network
+    assert isinstance(model, Model)
+    assert isinstance(model.classifier, nn.Linear)
+    assert [m is model.classifier for m in model.modules() if isinstance(m, nn.Linear)] == [True]
+    weight = model.classifier.weight.data_ptr()
+    names = [key for key, value in model.state_dict().items() if value.data_ptr() == weight]
+    assert names == [list(model.state_dict())[-2]]  # the published name and no second one
+
+    output = model(images, is_feat=True)
+    assert isinstance(output, Output)
+    assert torch.equal(model.classifier(output.features[-1]), output.logits)
+    assert torch.equal(model(images), output.logits)
+
+
+@torch.no_grad()
+def test_published_names_can_be_walked(network, images):
+    _, model = network
+    assert all(model.get_parameter(name) is p for name, p in model.named_parameters())
+    zeros = {name: torch.zeros_like(value) for name, value in list(model.state_dict().items())[-2:]}
+    assert not torch.func.functional_call(model, zeros, (images,)).any()  # the last layer was swapped
+    assert model(images).any()
+
+
+@torch.no_grad()
+def test_returned_features_are_not_changed_in_place(network, images):
+    _, model = network
+    seen = {}  # id of a tensor: (the tensor, kept so that its id stays its own; its first values)
+
+    def remember(tensor):
+        seen.setdefault(id(tensor), (tensor, tensor.clone()))
+
+    hooks = []
+    for module in list(model.modules())[1:]:  # all but the model itself
+        hooks.append(module.register_forward_pre_hook(lambda _, inputs: remember(inputs[0])))
+        hooks.append(module.register_forward_hook(lambda _, inputs, output: remember(output)))
+    features = model(images, is_feat=True).features
+    for hook in hooks:
+        hook.remove()
+
+    assert all(id(feature) in seen for feature in features)
+    assert all(torch.equal(feature, seen[id(feature)][1]) for feature in features)
+
+
+@pytest.mark.parametrize("name", model_dict)
+def test_every_parameter_learns(name, images):
+    torch.manual_seed(0)
+    model = create_model(name, 10).train()
+    F.cross_entropy(model(images), torch.tensor([3, 7])).backward()
+    # a bias in front of batch norm (VGG) has no effect, so its gradient is zero but for rounding
+    idle = {f"{key}.bias" for key, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), key
+        assert key in idle or parameter.grad.any(), key
+
+
+@pytest.mark.parametrize("size", [8, 40])
+@torch.no_grad()
+def test_other_image_sizes(network, size):
+    _, model = network
+    features, logits = model(torch.ones(1, 3, size, size), is_feat=True)
+    assert logits.shape == (1, 100) and logits.isfinite().all()
+    assert features[-1].shape == (1, model.classifier.in_features)
+
+
+@pytest.mark.parametrize("name", ["resnet20", "ResNet50", "wrn_16_2", "vgg8", "MobileNetV2"])
+def test_initialisation(name):
+    torch.manual_seed(0)
+    model = create_model(name, 100)
+    convs = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.weight.numel() >= 2000]
+    assert convs
+    for conv in convs:
+        k = conv.kernel_size[0]
+        assert conv.weight.std().item() == pytest.approx((2 / (k * k * conv.out_channels)) ** 0.5, rel=0.1)
+        assert conv.bias is None or not conv.bias.any()
+    if name in ("vgg8", "MobileNetV2"):
+        assert model.classifier.weight.std().item() == pytest.approx(0.01, rel=0.1)
+    if name in ("vgg8", "MobileNetV2", "wrn_16_2"):
+        assert not model.classifier.bias.any()
+
+
+def test_unknown_name_lists_the_known():
+    with pytest.raises(UserError) as error:
+        create_model("resnet57", 100)
+    assert "resnet57" in str(error.value)
+    assert all(name in str(error.value) for name in model_dict)

@@ -1,0 +1,166 @@
+"""Command lines: the published flags and their traps, our own names, and everything that is refused."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from helper.errors import UserError
+from helper.options import parse, run_folder, student_parser, teacher_parser
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# The published CIFAR-100 command, flag by flag, spelled as published.
+PUBLISHED = (
+    "--path-t ./save/models/resnet56_vanilla/ckpt_epoch_240.pth --distill kd --model_s resnet20 -r 0.1 -a 0.9 -b 0"
+    " --kd_T 4 --batch_size 64 --learning_rate 0.05 --have_mlp 1 --mlp_name global --t_start 1 --t_end 20"
+    " --cosine_decay 1 --decay_max 0 --decay_min -1 --decay_loops 10 --save_model --experiments_dir"
+    " tea-res56-stu-res20/KD/global_T/your_experiment_name --experiments_name fold-1"
+)
+
+
+def student(line):
+    return parse(student_parser(), line.split())
+
+
+def teacher(line):
+    return parse(teacher_parser(), line.split())
+
+
+def test_the_published_command_means_what_it_meant():
+    options = student(PUBLISHED)
+    expected = {
+        "path_t": "./save/models/resnet56_vanilla/ckpt_epoch_240.pth",
+        "distill": "kd",
+        "temperature": "ctkd-global",
+        "model_s": "resnet20",
+        "gamma": 0.1,
+        "alpha": 0.9,
+        "beta": 0.0,
+        "tau_init": 1.0,
+        "tau_range": 20.0,
+        "curriculum": "cosine",
+        "lambda_min": 0.0,
+        "lambda_max": 1.0,
+        "lambda_epochs": 10.0,
+        "learning_rate": 0.05,
+        "lr_decay_epochs": [150, 180, 210],
+        "lr_decay_rate": 0.1,
+        "weight_decay": 5e-4,
+        "momentum": 0.9,
+        "batch_size": 64,
+        "epochs": 240,
+        "dataset": "cifar100",
+    }
+    assert {key: options[key] for key in expected} == expected
+    folder = run_folder(options, "student_model", "-", "-")
+    assert folder == Path("save/student_model/tea-res56-stu-res20/KD/global_T/your_experiment_name/fold-1")
+
+
+def test_clear_names_say_the_same_as_the_published_ones():
+    clear = student(
+        "--path-t ./save/models/resnet56_vanilla/ckpt_epoch_240.pth --model_s resnet20 --gamma 0.1 --alpha 0.9 --beta 0"
+        " --temperature ctkd-global --tau_init 1 --tau_range 20 --curriculum cosine --lambda_min 0 --lambda_max 1"
+        " --lambda_epochs 10 --save_model --experiments_dir tea-res56-stu-res20/KD/global_T/your_experiment_name"
+        " --experiments_name fold-1"
+    )
+    assert clear == student(PUBLISHED)
+
+
+@pytest.mark.parametrize(
+    ("published", "temperature"),
+    [
+        ("", "fixed"),
+        ("--have_mlp 0 --mlp_name global", "fixed"),
+        ("--have_mlp 1", "ctkd-global"),
+        ("--have_mlp 1 --mlp_name instance", "ctkd-instance"),
+    ],
+)
+def test_have_mlp_and_mlp_name_choose_the_temperature(published, temperature):
+    assert student(published)["temperature"] == temperature
+
+
+def test_the_linear_curriculum_by_its_published_flag():
+    assert student("--cosine_decay 0")["curriculum"] == "linear"
+
+
+def test_leaving_the_curriculum_out_is_the_published_curriculum_and_no_division_by_zero():
+    options = student("--have_mlp 1")
+    assert (options["lambda_min"], options["lambda_max"], options["lambda_epochs"]) == (0, 1, 10)
+
+
+def test_every_other_published_flag_is_accepted():
+    options = student(
+        "--print-freq 200 --num_workers 8 --epochs 240 --gpu_id 0 --lr_decay_epochs 150,180,210 --lr_decay_rate 0.1"
+        " --weight_decay 5e-4 --momentum 0.9 --dataset cifar100 --trial 1 --feat_dim 128 --mode exact --nce_k 16384"
+        " --nce_t 0.07 --nce_m 0.5 --hint_layer 2 --dkd_alpha 1 --dkd_beta 2 --dali gpu --deterministic"
+        " --dist-url tcp://127.0.0.1:23451 --skip-validation"
+    )
+    assert options["print_freq"] == 200
+    assert options["skip_validation"]
+    options = teacher("--model vgg13 --save_freq 40 --print_freq 100 --batch_size 64 --learning_rate 0.05 --trial 0")
+    assert (options["model"], options["save_freq"]) == ("vgg13", 40)
+
+
+@pytest.mark.parametrize("model", ["MobileNetV2", "ShuffleV1", "ShuffleV2"])
+def test_light_networks_get_their_published_rate_and_it_is_said(model, capsys):
+    assert student(f"--model_s {model}")["learning_rate"] == 0.01
+    assert capsys.readouterr().out == ""
+    assert student(f"--model_s {model} --learning_rate 0.05")["learning_rate"] == 0.01
+    assert "learning rate 0.01 instead of 0.05" in capsys.readouterr().out
+    assert student(f"--model_s {model} --lr 0.05")["learning_rate"] == 0.05
+    assert teacher(f"--model {model}")["learning_rate"] == 0.01
+
+
+def test_decays_follow_the_length_of_the_schedule():
+    assert teacher("--epochs 40")["lr_decay_epochs"] == [25, 30, 35]
+    assert teacher("--epochs 40 --lr_decay_epochs 10,20")["lr_decay_epochs"] == [10, 20]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("--model_s resnet21", "unknown model 'resnet21'.*resnet20.*ShuffleV2"),
+        ("--model_t resnet21", "unknown model 'resnet21'.*resnet20"),
+        ("--distill kdd", "unknown distiller 'kdd'.*kd"),
+        ("--temperature warm", "unknown temperature 'warm'.*fixed, ctkd-global, ctkd-instance"),
+        ("--dataset mnist", "unknown data set 'mnist'.*cifar100"),
+        ("--dataset imagenet", "not available yet"),
+        ("--multiprocessing-distributed", "not available yet"),
+        ("--have_mlp 1 --temperature fixed", "--have_mlp 1 means --temperature ctkd-global, not fixed"),
+        ("--batch_size 0", "--batch_size must be 1 or more, not 0"),
+        ("--epochs -5", "--epochs must be 1 or more, not -5"),
+        ("--kd_T 0", "--kd_T must be above 0"),
+        ("--kd_T -4", "--kd_T must be above 0"),
+        ("--kd_T nan", "--kd_T must be above 0"),
+        ("--learning_rate inf", "--learning_rate must be above 0"),
+        ("--lr 0", "--learning_rate must be above 0"),
+        ("--lr 0.1 --learning_rate 0.1", "two names of one thing"),
+        ("--alpha nan", "--alpha must be 0 or more"),
+        ("-b -1", "--beta must be 0 or more"),
+        ("--lr_decay_epochs a,b", "--lr_decay_epochs takes epochs and commas"),
+        ("--model-s resnet20 --nonsense 1", "unrecognized arguments: --nonsense"),
+        ("--tempe fixed", "unrecognized arguments: --tempe"),
+        ("--epochs many", "--epochs: invalid int value: 'many'"),
+        ("--cosine_decay 2", "--cosine_decay"),
+        ("--mlp_name local", "invalid choice: 'local'"),
+    ],
+)
+def test_wrong_use_is_one_sentence(line, says):
+    with pytest.raises(UserError, match=says) as error:
+        student(line)
+    assert "\n" not in str(error.value)
+    assert error.value.status == 2
+
+
+@pytest.mark.parametrize("script", ["train_teacher.py", "train_student.py", "compare.py"])
+def test_help_is_grouped_and_wrong_use_ends_with_status_2(script):
+    shown = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert shown.returncode == 0
+    assert len(re.findall(r"^[a-z][a-z, ]+:$", shown.stdout, re.MULTILINE)) >= 2
+    wrong = subprocess.run([sys.executable, script, "--no_such_flag"], cwd=ROOT, capture_output=True, text=True)
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("error: ")
+    assert wrong.stderr.count("\n") == 1

@@ -1,0 +1,79 @@
+"""Distil a teacher into a student: any temperature with any distiller and any pair of networks.
+
+    python train_student.py --path-t save/models/resnet56_vanilla --model_s resnet20 --temperature ctkd-global
+"""
+
+from pathlib import Path
+from typing import Any
+
+from dataset import create_dataset
+from distiller_zoo import create_distiller, distiller_dict
+from helper.device import choose_device, place, seed_everything
+from helper.errors import run_main
+from helper.loops import Distillation, evaluate, fit, make_optimizer
+from helper.options import parse, run_folder, student_parser, taken_by
+from helper.run_folder import RunFolder
+from helper.teacher import find_teacher, load_teacher
+from models import create_model
+from temperature import create_temperature, temperature_dict
+
+
+def distil(options: dict[str, Any]) -> Path:
+    """Run the distillation that the options describe, or go on with it; returns the run's folder."""
+    # 1. the teacher's weights, and the run: what it is, and what there is of it already
+    found = find_teacher(options)
+    config = {
+        "kind": "student",
+        "dataset": options["dataset"],
+        "model": options["model_s"],
+        "teacher": found.name,
+        "teacher_sha256": found.sha256,
+        "distill": options["distill"],
+        "temperature": options["temperature"],
+        "seed": options["seed"],
+        "epochs": options["epochs"],
+        "options": options,
+    }
+    group = f"{options['dataset']}_{found.name}_{options['model_s']}/{options['distill']}_{options['temperature']}"
+    folder = run_folder(options, "student_model", group, f"seed-{options['seed']}")
+    run = RunFolder(folder, options["model_s"], config, options["overwrite"])
+    print(f"distil {run.title}, into {folder}")
+    if options["dry_run"]:
+        return folder
+    if run.finished:
+        print(f"already finished (--overwrite distils it anew): {run.summary()}")
+        return folder
+    # 2. data
+    device = choose_device(options["device"], options["gpu_id"])
+    data = create_dataset(options["dataset"], **taken_by(create_dataset, options | {"device": device}))
+    # 3. teacher: frozen, and measured before anything is learned from it
+    teacher = load_teacher(found, data.num_classes, device)
+    if not options["skip_validation"]:
+        config["teacher_top1"] = evaluate(teacher, data.val, "teacher")["top1"]
+        print(f"the teacher {found.name} has top-1 {config['teacher_top1']:.2f} on this test set")
+    # 4. what learns: student, temperature and distiller, in one module under one optimizer; the student is first to
+    #    draw random numbers, so that it starts from the same weights under every method
+    seed_everything(options["seed"], options["deterministic"])
+    known = options | {"num_classes": data.num_classes}
+    student = create_model(options["model_s"], data.num_classes)
+    name = options["temperature"]
+    temperature = create_temperature(name, **taken_by(temperature_dict[name], known))
+    name = options["distill"]
+    distiller = create_distiller(name, **taken_by(distiller_dict[name], known))
+    weights = options["gamma"], options["alpha"], options["beta"]
+    module = place(Distillation(student, temperature, distiller, *weights), device)
+    optimizer = make_optimizer(module, **taken_by(make_optimizer, options))
+    # 5. the loop, from where it stopped
+    run.open()
+    run.resume(module, optimizer)
+    fit(run, module, teacher, data, optimizer, options)
+    print(run.summary())
+    return folder
+
+
+def main() -> None:
+    distil(parse(student_parser()))
+
+
+if __name__ == "__main__":
+    run_main(main)
