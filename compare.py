@@ -15,7 +15,7 @@ from statistics import fmean, stdev
 from scipy import stats
 
 import published
-from helper.errors import UserError, run_main
+from helper.errors import Parser, UserError, run_main
 from helper.plot import plot_compare
 from helper.runs import Run, find_runs, group_labels, group_runs, number
 
@@ -56,7 +56,7 @@ class Notes:
 
 def parse_args() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
     group = parser.add_argument_group("what is read")
     group.add_argument("runs", nargs="*", default=["save"], help="folders, searched recursively (default: save)")
     group = parser.add_argument_group("what is made of it")

@@ -64,9 +64,9 @@ def distil(options: dict[str, Any]) -> Path:
     module = place(Distillation(student, temperature, distiller, *weights), device)
     optimizer = make_optimizer(module, **taken_by(make_optimizer, options))
     # 5. the loop, from where it stopped
-    run.open()
-    run.resume(module, optimizer)
-    fit(run, module, teacher, data, optimizer, options)
+    with run.open():
+        run.resume(module, optimizer)
+        fit(run, module, teacher, data, optimizer, options)
     print(run.summary())
     return folder
 

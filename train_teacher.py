@@ -50,9 +50,9 @@ def train(options: dict[str, Any]) -> Path:
     module = place(Alone(create_model(options["model"], data.num_classes)), device)
     optimizer = make_optimizer(module, **taken_by(make_optimizer, options))
     # 3. the loop, from where it stopped
-    run.open()
-    run.resume(module, optimizer)
-    fit(run, module, None, data, optimizer, options)
+    with run.open():
+        run.resume(module, optimizer)
+        fit(run, module, None, data, optimizer, options)
     print(run.summary())
     return folder
 

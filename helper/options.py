@@ -44,10 +44,9 @@ def _add_common(parser: Parser) -> None:
     add("--batch_size", type=int, default=64, help="images a step")
     add("--lr", type=float, metavar="LR", help="learning rate, exactly as given")
     add("--learning_rate", type=float, metavar="LR",
-        help=f"learning rate as the published scripts read it: {', '.join(LEARNING_RATES)} get 0.01 all the same"
-             f" (default: {LEARNING_RATE})")  # fmt: skip
-    add("--lr_decay_epochs", metavar="E,E,…",
-        help="the epochs after which the rate drops (default: 150,180,210 of 240, in proportion to --epochs)")  # fmt: skip
+        help=f"the same, but as published {', '.join(LEARNING_RATES)} get 0.01 (default: {LEARNING_RATE})")  # fmt: skip
+    add("--lr_decay_epochs", metavar="E,E", help="the epochs after which the learning rate drops"
+        " (default: 150,180,210 of 240, in proportion to --epochs)")  # fmt: skip
     add("--lr_decay_rate", type=float, default=0.1, help="what it is multiplied with there")
     add("--momentum", type=float, default=0.9, help="of SGD")
     add("--weight_decay", type=float, default=5e-4, help="of SGD, for all that learns")

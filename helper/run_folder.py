@@ -1,11 +1,15 @@
 """A run's folder: what is written into it, and how the same command goes on with what is there."""
 
+import errno
 import fcntl
 import json
+import os
 import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,22 +72,31 @@ class RunFolder:
                 " or add --overwrite to replace it"
             )
 
-    def open(self) -> None:
-        """Create the folder, lock it against a second process, and write `config.json`.
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Create the folder and write `config.json`; a second process is kept out until the end.
 
         Raises:
             UserError: it cannot be written, or another process trains in it.
         """
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.folder / ".lock", "w")  # noqa: SIM115  held until the process ends
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"another process is training in {self.folder}: wait for it, or stop it") from error
-        except OSError as error:
-            raise UserError(
-                f"{self.folder} cannot be written ({error.strerror}): give another place with --run_dir"
-            ) from error
+        with ExitStack() as stack:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                if not os.access(self.folder, os.W_OK):
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+                lock = os.open(self.folder, os.O_RDONLY)
+                stack.callback(os.close, lock)
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._prepare()
+            except BlockingIOError as error:
+                raise UserError(f"another process is training in {self.folder}: wait for it, or stop it") from error
+            except OSError as error:
+                raise UserError(
+                    f"{self.folder} cannot be written ({error.strerror}): give another place with --run_dir"
+                ) from error
+            yield
+
+    def _prepare(self) -> None:
         if self.overwrite:
             for pattern in FILES:
                 for file in self.folder.glob(pattern):

@@ -1,0 +1,430 @@
+"""Whole runs: the loop, what it writes, what it refuses, and that a killed run ends as if it had never been killed."""
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import train_student
+import train_teacher
+from dataset import create_dataset
+from dataset.base import Batch
+from distiller_zoo import create_distiller, distiller_dict
+from helper import checkpoint
+from helper.errors import RunError, UserError
+from helper.loops import Distillation, Meter, Step, decayed, evaluate, make_optimizer, train_epoch
+from helper.options import parse, student_parser, taken_by, teacher_parser
+from models import Model, create_model
+from temperature import create_temperature, temperature_dict
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = "--dataset digits --train_subset 96 --batch_size 32 --print_freq 1 "
+TIMES = ("seconds", "images_per_second")  # the only fields of a log that may differ between two equal runs
+
+
+class Tiny(Model):
+    """The smallest network with a stem, a stage and a pooled vector."""
+
+    def __init__(self, num_classes=10, width=8):
+        super().__init__()
+        self.stem, self.stage = nn.Conv2d(3, width, 3, 2, 1), nn.Conv2d(width, 2 * width, 3, 2, 1)
+        self.classifier = nn.Linear(2 * width, num_classes)
+
+    def extract(self, x):
+        stem = self.stem(x).relu()
+        stage = self.stage(stem).relu()
+        return [stem, stage, stage.mean((2, 3))]
+
+
+def train(line):
+    return train_teacher.train(parse(teacher_parser(), (DATA + line).split()))
+
+
+def distil(line):
+    return train_student.distil(parse(student_parser(), (DATA + line).split()))
+
+
+def read_log(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def timeless(folder):
+    return [{key: value for key, value in record.items() if key not in TIMES} for record in read_log(folder)]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "resnet8_vanilla_digits"
+    train(f"--model resnet8 --epochs 2 --run_dir {folder}")
+    return folder
+
+
+# ---------------------------------------------------------------- the step
+
+
+def make(temperature="fixed", distill="kd", student=None, classes=10):
+    options = {"num_classes": classes}
+    made = create_temperature(temperature, **taken_by(temperature_dict[temperature], options))
+    torch.manual_seed(0)
+    distiller = create_distiller(distill, **taken_by(distiller_dict[distill], options))
+    return Distillation(student or Tiny(classes), made, distiller, *distiller.weights)
+
+
+def fixed_batch(classes=10, size=16):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(size, 3, 32, 32, generator=generator)
+    target = torch.randint(classes, (size,), generator=generator)
+    return Batch(images, target, torch.arange(size), None)
+
+
+@pytest.mark.parametrize("classes", [10, 100])
+@pytest.mark.parametrize("network", ["tiny", "resnet8", "MobileNetV2"])
+@pytest.mark.parametrize("distill", distiller_dict)
+@pytest.mark.parametrize("temperature", temperature_dict)
+def test_every_temperature_goes_with_every_distiller_and_network(temperature, distill, network, classes):
+    torch.manual_seed(1)
+    student = Tiny(classes) if network == "tiny" else create_model(network, classes)
+    expert = Tiny(classes, width=12).eval().requires_grad_(False)
+    before = {key: value.clone() for key, value in expert.state_dict().items()}
+    module, batch = make(temperature, distill, student, classes), fixed_batch(classes)
+    module.start_epoch(3)
+    optimizer = make_optimizer(module, 0.02, 0.0, 0.0)
+    losses = []
+    for _ in range(8):
+        step = module(batch, expert(batch.images, is_feat=True))
+        optimizer.zero_grad()
+        step.loss.backward()
+        optimizer.step()
+        losses.append(step.loss.item())
+    assert all(map(math.isfinite, losses))
+    assert losses[-1] < losses[0]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
+    assert all(p.grad.abs().sum() > 0 for p in module.temperature.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in expert.state_dict().items())
+
+
+def test_the_loss_is_its_weighted_parts():
+    module, batch = make(), fixed_batch()
+    module.gamma, module.alpha = 0.3, 0.6
+    step = module(batch, Tiny()(batch.images, is_feat=True))
+    assert step.loss.item() == pytest.approx(0.3 * step.parts["ce"].item() + 0.6 * step.parts["kd"].item(), rel=1e-6)
+
+
+def test_one_group_learns_student_and_temperature_together():
+    module = make("ctkd-global")
+    optimizer = make_optimizer(module, 0.05, 0.9, 5e-4)
+    (group,) = optimizer.param_groups
+    assert any(p is module.temperature.prediction for p in group["params"])
+    assert len(group["params"]) == len(list(module.student.parameters())) + 1
+    assert (group["lr"], group["momentum"], group["weight_decay"], group["nesterov"]) == (0.05, 0.9, 5e-4, False)
+
+
+def test_the_rate_drops_after_its_milestones():
+    rates = [decayed(0.05, epoch, [150, 180, 210], 0.1) for epoch in (1, 150, 151, 180, 181, 210, 211, 240)]
+    assert rates == pytest.approx([0.05, 0.05, 5e-3, 5e-3, 5e-4, 5e-4, 5e-5, 5e-5])
+
+
+def test_evaluate_counts_every_sample_once():
+    loader = create_dataset("digits", batch_size=50, seed=0, device="cpu").val
+    torch.manual_seed(0)
+    model = Tiny().eval()
+    logits = torch.cat([model(batch.images) for batch in loader])
+    target = torch.cat([batch.target for batch in loader])
+    result = evaluate(model, loader)
+    assert result["top1"] == pytest.approx(100 * (logits.argmax(1) == target).double().mean().item())
+    rank = (logits > logits.gather(1, target[:, None])).sum(1)
+    assert result["top5"] == pytest.approx(100 * (rank < 5).double().mean().item())
+    assert result["test_loss"] == pytest.approx(nn.functional.cross_entropy(logits, target).item(), rel=1e-5)
+
+
+def test_the_epoch_of_an_epoch_is_the_mean_over_its_samples():
+    loader = create_dataset("digits", batch_size=50, seed=0, device="cpu", train_subset=120).train
+    module = make("ctkd-instance")
+    seen = []
+    expert = Tiny().requires_grad_(False)
+    hook = module.register_forward_hook(lambda _, inputs, step: seen.append((step, inputs[0].target)))
+    result = train_epoch(module, expert, loader, make_optimizer(module, 0.05, 0.9, 0), 4, 1)
+    hook.remove()
+    sizes = [len(target) for _, target in seen]
+    tau = torch.cat([step.tau.student for step, _ in seen])
+    assert sizes == [50, 50, 20]
+    total = sum(step.loss.item() * len(target) for step, target in seen)
+    assert result["loss"] == pytest.approx(total / 120, rel=1e-6)
+    assert result["tau_mean"] == pytest.approx(tau.mean().item(), rel=1e-6)
+    assert (result["tau_min"], result["tau_max"]) == (tau.min().item(), tau.max().item())
+    hits = sum((step.logits.argmax(1) == target).sum().item() for step, target in seen)
+    assert result["train_top1"] == pytest.approx(100 * hits / 120)
+    assert result["lambda"] == pytest.approx(0.3455, abs=1e-4)
+
+
+def test_the_meter_names_the_term_that_failed_first():
+    meter = Meter()
+    good, bad = torch.tensor(1.0), torch.tensor(math.nan)
+    logits, target = torch.zeros(4, 10), torch.zeros(4, dtype=torch.long)
+    for ce, kd in ((good, good), (good, bad), (bad, bad)):
+        meter.update(Step(ce + kd, {"ce": ce, "kd": kd}, logits, None), target)
+    with pytest.raises(RunError, match="loss_kd failed first, in step 2"):
+        meter.result()
+
+
+# ---------------------------------------------------------------- the run's folder
+
+
+def test_a_teacher_run_leaves_all_its_files_and_can_be_distilled_from(teacher):
+    names = {path.name for path in teacher.iterdir()}
+    assert names >= {"config.json", "log.jsonl", "last.pth", "curve.png", "resnet8_last.pth", "resnet8_best.pth"}
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    published = torch.load(teacher / "ckpt_epoch_2.pth", weights_only=True)
+    bare = torch.load(teacher / "resnet8_last.pth", weights_only=True)
+    assert published["epoch"] == 2
+    assert all(torch.equal(published["model"][key], bare[key]) for key in bare)
+    log = read_log(teacher)
+    assert [record["epoch"] for record in log] == [1, 2]
+    assert published["top1"] == log[-1]["top1"]
+    assert {"loss", "loss_ce", "train_top1", "top1", "top5", "test_loss", "learning_rate", *TIMES} <= log[0].keys()
+    config = json.loads((teacher / "config.json").read_text())
+    assert (config["kind"], config["model"], config["seed"], config["epochs"]) == ("teacher", "resnet8", 1, 2)
+    assert config["options"]["learning_rate"] == 0.05
+    assert config["versions"]["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize("temperature", temperature_dict)
+def test_a_student_run_logs_its_temperature(teacher, tmp_path, temperature, capsys):
+    folder = tmp_path / "run"
+    distil(f"--path-t {teacher} --model_s resnet8 --temperature {temperature} --epochs 2 --run_dir {folder}")
+    log, config = read_log(folder), json.loads((folder / "config.json").read_text())
+    for record in log:
+        assert record["tau_min"] <= record["tau_mean"] <= record["tau_max"]
+        assert {"loss_ce", "loss_kd"} <= record.keys()
+    if temperature == "fixed":
+        assert log[0]["tau_mean"] == 4
+        assert "lambda" not in log[0]
+    else:
+        assert log[0]["tau_max"] == pytest.approx(15.62, abs=0.3)
+        assert [record["lambda"] for record in log] == pytest.approx([0.0245, 0.0955], abs=1e-4)
+    assert config["teacher"] == "resnet8"
+    assert config["teacher_sha256"] == checkpoint.file_hash(teacher / "ckpt_epoch_2.pth")
+    assert config["teacher_top1"] == pytest.approx(read_log(teacher)[-1]["top1"])
+    shown = capsys.readouterr().out
+    assert f"the teacher resnet8 has top-1 {config['teacher_top1']:.2f}" in shown
+    assert f"best {max(r['top1'] for r in log):.2f} (epoch" in shown
+    assert "selected on the test set" in shown
+
+
+def test_the_events_read_back_in_tensorboard(teacher):
+    (file,) = teacher.glob("events.out.tfevents.*")
+    content = file.read_bytes()
+    for tag in (b"top1", b"learning_rate", b"loss_ce"):
+        assert content.count(b"\n\x04" + tag if tag == b"top1" else tag) == 2  # one value an epoch
+
+
+def test_the_same_seed_gives_the_same_run_and_another_another(teacher, tmp_path):
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        distil(f"--path-t {teacher} --epochs 1 --seed {seed} --run_dir {tmp_path / name}")
+    assert timeless(tmp_path / "a") == timeless(tmp_path / "b")
+    assert timeless(tmp_path / "a") != timeless(tmp_path / "c")
+
+
+def test_the_student_starts_from_the_same_weights_under_every_method(teacher, tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(train_student, "fit", lambda run, module, *_: started.append(module.student.state_dict()))
+    monkeypatch.setattr(train_student.RunFolder, "summary", lambda self: "")
+    for temperature in temperature_dict:
+        distil(f"--path-t {teacher} --temperature {temperature} --epochs 1 --run_dir {tmp_path / temperature}")
+    for other in started[1:]:
+        assert all(torch.equal(value, other[key]) for key, value in started[0].items())
+
+
+def test_a_finished_run_is_not_touched_without_overwrite(teacher, tmp_path, capsys):
+    folder = tmp_path / "run"
+    line = f"--path-t {teacher} --epochs 1 --run_dir {folder}"
+    distil(line)
+    stamp = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    distil(line)
+    assert "already finished" in capsys.readouterr().out
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == stamp
+    with pytest.raises(UserError, match="holds a run with other options .*alpha 0.9 instead of 0.5"):
+        distil(line + " --alpha 0.5")
+    (folder / "notes.txt").write_text("mine")
+    distil(line + " --alpha 0.5 --overwrite")
+    assert json.loads((folder / "config.json").read_text())["options"]["alpha"] == 0.5
+    assert len(read_log(folder)) == 1
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path):
+    folder = tmp_path / "run"
+    hold = f"""
+import fcntl, os, time
+fcntl.flock(os.open({str(folder)!r}, os.O_RDONLY), fcntl.LOCK_EX)
+print("held", flush=True)
+time.sleep(60)
+"""
+    folder.mkdir()
+    with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True) as holder:
+        holder.stdout.readline()
+        with pytest.raises(UserError, match="another process is training in"):
+            train(f"--model resnet8 --epochs 1 --run_dir {folder}")
+        holder.kill()
+
+
+def test_an_unwritable_folder_is_said_so(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written .*--run_dir"):
+        train(f"--model resnet8 --epochs 1 --run_dir {tmp_path / 'file' / 'run'}")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(teacher, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    line = f"--path-t {teacher} --epochs 3 --run_dir {folder}"
+    real = Distillation.forward
+
+    def poisoned(self, batch, said):
+        step = real(self, batch, said)
+        if len(list(folder.glob("last.pth"))):  # from the second epoch on
+            step.parts["kd"] = step.parts["kd"] * math.inf
+            step = step._replace(loss=step.loss + step.parts["kd"])
+        return step
+
+    monkeypatch.setattr(Distillation, "forward", poisoned)
+    says = "loss_kd failed first, in step 1 of epoch 2; .*keeps the state after epoch 1"
+    with pytest.raises(RunError, match=says) as error:
+        distil(line)
+    assert error.value.status == 1
+    assert [record["epoch"] for record in read_log(folder)] == [1]
+    state = checkpoint.load(folder / "last.pth")
+    assert all(value.isfinite().all() for value in state["module"].values())
+    monkeypatch.undo()
+    distil(line)
+    assert [record["epoch"] for record in read_log(folder)] == [1, 2, 3]
+
+
+def test_weights_that_explode_in_the_last_step_are_not_saved(teacher, tmp_path):
+    with pytest.raises(RunError, match="not finite.*of epoch 1; no epoch was finished yet"):
+        distil(f"--path-t {teacher} --epochs 1 --lr 1e30 --run_dir {tmp_path / 'run'}")
+    assert not (tmp_path / "run/last.pth").exists()
+
+
+def test_a_missing_teacher_names_the_two_commands_that_help(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "resnet8_vanilla/ckpt_epoch_2.pth"
+    with pytest.raises(UserError, match=r"`python train_teacher.py --model resnet8 .*`, or add --train_teacher"):
+        distil(f"--path-t {path} --epochs 1")
+    with pytest.raises(UserError, match="give --path-t FILE, or --model_t NAME"):
+        distil("--epochs 1")
+    assert not (tmp_path / "save").exists()
+
+
+def test_train_teacher_trains_the_missing_one_as_long_as_its_file_name_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = distil("--model_t resnet8 --train_teacher --epochs 1")
+    assert folder == Path("save/student_model/digits_resnet8_resnet8/kd_fixed/seed-1")
+    assert (tmp_path / "save/models/resnet8_vanilla_digits/ckpt_epoch_1.pth").exists()
+    path = tmp_path / "resnet8_vanilla/ckpt_epoch_2.pth"
+    distil(f"--path-t {path} --train_teacher --epochs 1 --overwrite")
+    assert len(read_log(path.parent)) == 2
+
+
+def test_a_teacher_of_another_data_set_is_refused(tmp_path, teacher):
+    torch.save(create_model("resnet8", 100).state_dict(), tmp_path / "teacher.pth")
+    with pytest.raises(UserError, match="trained for 100 classes and this data set has 10"):
+        distil(f"--path-t {tmp_path / 'teacher.pth'} --epochs 1 --run_dir {tmp_path / 'run'}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_state_is_said_so(teacher, tmp_path):
+    folder = tmp_path / "run"
+    distil(f"--path-t {teacher} --epochs 1 --run_dir {folder}")
+    (folder / "resnet8_last.pth").unlink()
+    content = (folder / "last.pth").read_bytes()
+    (folder / "last.pth").write_bytes(content[:1000])
+    with pytest.raises(UserError, match="last.pth is damaged"):
+        distil(f"--path-t {teacher} --epochs 1 --run_dir {folder}")
+
+
+# ---------------------------------------------------------------- kill and go on
+
+
+def start(line):
+    command = [sys.executable, "train_student.py", *(DATA + line).split()]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def epochs_logged(folder):
+    log = folder / "log.jsonl"
+    return log.read_bytes().count(b"\n") if log.exists() else 0
+
+
+def wait_for_epoch(process, folder, epoch):
+    deadline = time.monotonic() + 300
+    while epochs_logged(folder) < epoch and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert process.poll() is None, process.communicate()
+    assert epochs_logged(folder) >= epoch
+
+
+def test_a_run_killed_at_random_steps_ends_bit_identical(teacher, tmp_path):
+    line = f"--path-t {teacher} --temperature ctkd-instance --epochs 24 --run_dir "
+    assert start(line + str(tmp_path / "whole")).wait() == 0
+    killed, seconds = tmp_path / "killed", random.Random(os.getpid())
+    per_epoch = read_log(tmp_path / "whole")[-1]["seconds"]
+    for epoch in (2, 9):
+        process = start(line + str(killed))
+        wait_for_epoch(process, killed, epoch)
+        time.sleep(seconds.uniform(0, 3 * per_epoch))
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert epoch <= epochs_logged(killed) < 24
+    assert start(line + str(killed)).wait() == 0
+    assert timeless(killed) == timeless(tmp_path / "whole")
+    for name in ("last.pth", "resnet8_last.pth", "resnet8_best.pth"):
+        ours, theirs = (checkpoint.load(tmp_path / which / name) for which in ("killed", "whole"))
+        ours, theirs = ours.get("module", ours), theirs.get("module", theirs)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_says_how_to_go_on_and_does(teacher, tmp_path, sent, status):
+    folder = tmp_path / "run"
+    process = start(f"--path-t {teacher} --epochs 60 --run_dir {folder}")
+    wait_for_epoch(process, folder, 1)
+    process.send_signal(sent)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert "the same command goes on from there" in out
+    assert "Traceback" not in err
+    state = checkpoint.load(folder / "last.pth")
+    assert len(state["history"]) == epochs_logged(folder) >= 1
+
+
+# ---------------------------------------------------------------- real data
+
+
+def test_real_cifar100_is_learned(cifar100_dir, tmp_path):
+    data = f"--data_dir {cifar100_dir} --dataset cifar100 --train_subset 5000 --batch_size 64 --epochs 2 "
+    shared = parse(teacher_parser(), (data + f"--model resnet8 --run_dir {tmp_path / 'resnet8_vanilla'}").split())
+    teacher = train_teacher.train(shared)
+    line = f"--path-t {teacher} --temperature ctkd-global --run_dir {tmp_path / 'student'}"
+    student = train_student.distil(parse(student_parser(), (data + line).split()))
+    for folder in (teacher, student):
+        top1 = [record["top1"] for record in read_log(folder)]
+        assert top1[-1] > 3  # chance is 1, and its standard deviation on 10,000 images 0.1
+    assert read_log(teacher)[-1]["loss"] < read_log(teacher)[0]["loss"]
+
+
+@pytest.mark.gpu
+def test_a_run_on_a_gpu(teacher, tmp_path):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    distil(f"--path-t {teacher} --temperature ctkd-instance --epochs 2 --device cuda --run_dir {tmp_path / 'run'}")
+    assert len(read_log(tmp_path / "run")) == 2
