@@ -25,15 +25,26 @@ DECAYS = (150 / 240, 180 / 240, 210 / 240)  # where the published schedule of 24
 PUBLISHED_TEMPERATURES = {"global": "ctkd-global", "instance": "ctkd-instance"}  # --mlp_name
 
 
+class _Help(argparse.HelpFormatter):
+    """Shows a flag's type, and its default where that says something."""
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return action.type.__name__ if action.type else "TEXT"
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        silent = action.default in (None, False, "", argparse.SUPPRESS) or "(default" in action.help
+        return action.help if silent else f"{action.help} (default: {action.default})"
+
+
 def _parser(description: str) -> Parser:
-    return Parser(
-        description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    usage = "%(prog)s [flags]; a hyphen may stand for each underscore"
+    return Parser(usage=usage, description=description, allow_abbrev=False, formatter_class=_Help)
 
 
 def _add_common(parser: Parser) -> None:
     add = parser.add_argument_group("data").add_argument
-    add("--dataset", default="cifar100", help=f"one of: {', '.join(dataset_dict)}; folder is any train/ and val/ tree")
+    add("--dataset", default="cifar100", metavar="NAME",
+        help=f"one of: {', '.join(dataset_dict)}; folder is any train/ and val/ tree")  # fmt: skip
     add("--data_dir", metavar="DIR", help="where the data is; for cifar100 the variable CIFAR100_DIR says it too")
     add("--image_size", type=int, default=32, help="side of the square images of --dataset folder, in pixels")
     add("--train_subset", type=int, default=0, metavar="N", help="train on N images only; 0 is all of them")
@@ -63,7 +74,7 @@ def _add_common(parser: Parser) -> None:
     add("--save_model", action="store_true", help="accepted; weights are always saved")
 
     add = parser.add_argument_group("device").add_argument
-    add("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
+    add("--device", metavar="NAME", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
     add("--gpu_id", default="0", help="as published: the first number is the GPU that is used, where there is one")
     add("--deterministic", action="store_true", help="use only algorithms that repeat bit by bit on a GPU too")
     add("--dali", choices=("cpu", "gpu"), help="accepted; small sets are held on the device, DALI is not needed")
@@ -127,9 +138,12 @@ def _add_temperature(parser: Parser) -> None:
     none = argparse.SUPPRESS  # no default of their own: they set the options above
     add("--have_mlp", type=int, choices=(0, 1), default=none, help="1: learn the temperature; --temperature says which")
     add("--mlp_name", choices=tuple(PUBLISHED_TEMPERATURES), default=none, help="--temperature ctkd-<name>")
-    add("--cosine_decay", type=_curriculum, dest="curriculum", default=none, help="1: --curriculum cosine, 0: linear")
-    add("--decay_max", type=_negated, dest="lambda_min", default=none, help="--lambda_min, with a minus")
-    add("--decay_min", type=_negated, dest="lambda_max", default=none, help="--lambda_max, with a minus")
+    add("--cosine_decay", type=_curriculum, dest="curriculum", metavar="{0,1}", default=none,
+        help="1: --curriculum cosine, 0: linear")
+    add("--decay_max", type=_negated, dest="lambda_min", metavar="float", default=none,
+        help="--lambda_min, with a minus")
+    add("--decay_min", type=_negated, dest="lambda_max", metavar="float", default=none,
+        help="--lambda_max, with a minus")
 
 
 def _negated(text: str) -> float:
