@@ -1,0 +1,138 @@
+"""The README and the scripts: every command is parsed and dry-run, so that none of them rots."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import compare
+import train_student
+import train_teacher
+from helper.options import parse, student_parser, teacher_parser
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.sh"))
+COMMANDS = [
+    line.split("  #")[0].strip()
+    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+    if line.strip() and not line.startswith("export ")
+]
+PYTHON_COMMANDS = [line for line in COMMANDS if line.startswith(".venv/bin/python ")]
+SH_COMMANDS = [line for line in COMMANDS if line.startswith("sh ")]
+PROGRAMS = {
+    "train_teacher.py": (teacher_parser, train_teacher.train),
+    "train_student.py": (student_parser, train_student.distil),
+}
+
+
+def run(command, tmp_path):
+    """Run a shell command on a copy of the tree's code, with this interpreter and without CIFAR-100."""
+    environment = {key: value for key, value in os.environ.items() if key != "CIFAR100_DIR"}
+    return subprocess.run(
+        command, shell=True, cwd=tmp_path, capture_output=True, text=True, env=environment | {"PYTHON": sys.executable}
+    )
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """The repository by links, but for an empty save/."""
+    root = tmp_path_factory.mktemp("tree")
+    for path in ROOT.iterdir():
+        if path.name not in ("save", "data"):
+            (root / path.name).symlink_to(path)
+    return root
+
+
+def test_the_readme_has_commands_of_every_kind():
+    assert set(COMMANDS) == set(PYTHON_COMMANDS) | set(SH_COMMANDS)
+    assert len(PYTHON_COMMANDS) >= 4
+    assert {"sh scripts/quickstart.sh", "sh scripts/test.sh", "sh scripts/run_cifar_distill.sh"} <= set(SH_COMMANDS)
+
+
+@pytest.mark.parametrize("command", PYTHON_COMMANDS)
+def test_every_python_command_of_the_readme_is_understood(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    _, program, *argv = shlex.split(command)
+    if program == "compare.py":
+        monkeypatch.setattr(sys, "argv", [program, *argv])
+        assert compare.parse_args().runs == ["save"]
+    elif argv == ["--help"]:
+        with pytest.raises(SystemExit) as end:
+            parse(PROGRAMS[program][0](), argv)
+        assert end.value.code == 0
+    else:
+        parser, start = PROGRAMS[program]
+        folder = start(parse(parser(), [*argv, "--dry_run"]))
+        assert f"into {folder}" in capsys.readouterr().out
+        assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", [line for line in SH_COMMANDS if "test.sh" not in line])
+def test_every_script_of_the_readme_dry_runs(command, tree):
+    done = run(command + " --dry_run", tree)
+    assert done.returncode == 0, done.stderr
+    assert ", into save/" in done.stdout
+    assert not (tree / "save").exists()
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_scripts_are_posix_sh_without_trailing_blanks(name):
+    path = ROOT / "scripts" / name
+    assert subprocess.run(["sh", "-n", path]).returncode == 0
+    text = path.read_text()
+    assert not re.search(r"[ \t]$", text, re.MULTILINE)
+    assert not re.search(r"\[\[|\bfunction\b|<\(|\bsource\b", text)  # bash only
+    if name != "env.sh":
+        assert '"$@"' in text
+
+
+@pytest.mark.parametrize("name", ["run_imagenet_vanilla.sh", "run_imagenet_distill.sh"])
+def test_the_imagenet_runners_say_not_yet(name, tree):
+    done = run(f"sh scripts/{name}", tree)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: the data set 'imagenet' is not available yet")
+    assert done.stderr.count("\n") == 1
+
+
+def test_without_a_teacher_the_runner_says_what_helps(tree):
+    done = run("sh scripts/run_cifar_distill.sh", tree)
+    assert done.returncode == 2
+    assert re.match(r"error: there is no teacher .*train_teacher.py --model resnet56 .*--train_teacher", done.stderr)
+
+
+def test_continuous_integration_is_the_readmes_test_command():
+    assert "sh scripts/test.sh" in (ROOT / ".ci/run").read_text()
+
+
+def test_the_environment_is_made_once_and_only_where_needed(tmp_path):
+    """scripts/env.sh with a stand-in for python3 that says what it was asked."""
+    (tmp_path / "scripts").mkdir()
+    for name in ("scripts/env.sh", "requirements.txt"):
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    (tmp_path / "scripts/use.sh").write_text('. "$(dirname "$0")/env.sh"\n"$python" hello\n')
+    fake = tmp_path / "bin/python3"
+    fake.parent.mkdir()
+    fake.write_text(
+        '#!/bin/sh\necho "$@" >> "$ASKED"\n'
+        'if [ "$1 $2" = "-m venv" ]; then mkdir -p .venv/bin; cp "$0" .venv/bin/python; fi\n'
+    )
+    fake.chmod(0o755)
+    asked = tmp_path / "asked"
+    environment = {"PATH": f"{fake.parent}:{os.environ['PATH']}", "ASKED": str(asked)}
+
+    def use():
+        asked.write_text("")
+        subprocess.run(["sh", "scripts/use.sh"], cwd=tmp_path, env=environment, check=True, capture_output=True)
+        return [line for line in asked.read_text().splitlines() if not line.startswith("-c")]
+
+    install = "-m pip install --quiet --requirement requirements.txt"
+    assert use() == ["-m venv .venv", install, "hello"]
+    assert use() == ["hello"]
+    (tmp_path / "requirements.txt").write_text("another\n")
+    assert use() == [install, "hello"]
