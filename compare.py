@@ -271,6 +271,8 @@ def main() -> None:
             args.output.write_text(text, encoding="utf-8")
         else:
             print(text, end="")
+        if args.plot:
+            print(f"picture: {args.plot}")
     except OSError as error:
         raise UserError(f"{error.filename} cannot be written: {error.strerror}") from error
 

@@ -24,7 +24,7 @@ from helper.log import Record, RunLog
 from helper.plot import plot_run
 from helper.runs import NEUTRAL_OPTIONS
 
-FILES = ("config.json", "log.jsonl", "events.out.tfevents.*", "*.pth", "*.tmp", "curve.png")
+IDENTITY = ("kind", "model", "teacher", "teacher_sha256")  # what a run is, beside its options
 
 
 class RunFolder:
@@ -42,30 +42,38 @@ class RunFolder:
     def __init__(self, folder: Path, model: str, config: dict[str, Any], overwrite: bool) -> None:
         self.folder, self.model, self.config, self.overwrite = folder, model, config, overwrite
         self.history: list[Record] = []
+        self.path = folder / "config.json"
         if not overwrite:
-            self._check_same_run()
+            self._check_same_run() if self.path.exists() else self._check_free()
 
     @property
     def finished(self) -> bool:
         """Whether the run that is there already ended; the bare weights are what a run writes last."""
-        return not self.overwrite and (self.folder / f"{self.model}_last.pth").exists()
+        names = ("log.jsonl", f"{self.model}_last.pth")
+        return not self.overwrite and all((self.folder / name).exists() for name in names)
+
+    def _files(self) -> list[Path]:
+        """What is there under the names that this run writes."""
+        weights = ("last.pth", f"{self.model}_last.pth", f"{self.model}_best.pth", "ckpt_epoch_*.pth")
+        patterns = ("config.json", "log.jsonl", "events.out.tfevents.*", "curve.png", *weights)
+        return [file for pattern in patterns for file in self.folder.glob(pattern)]
+
+    def _check_free(self) -> None:
+        if files := self._files():
+            raise UserError(
+                f"{self.folder} holds {files[0].name}, which is not from a run of this program: give another --run_dir,"
+                " or add --overwrite to replace it"
+            )
 
     def _check_same_run(self) -> None:
-        path = self.folder / "config.json"
-        if not path.exists():
-            return
         try:
-            there = json.loads(path.read_text())
-        except ValueError as error:
-            raise UserError(f"{path} is damaged: add --overwrite to start that run anew") from error
-        ours = json.loads(json.dumps(self.config))
-        for key in ("kind", "model", "teacher", "teacher_sha256"):
-            there["options"][key], ours["options"][key] = there.get(key), ours.get(key)
-        changed = [
-            f"{key} {there['options'].get(key)} instead of {ours['options'].get(key)}"
-            for key in sorted(there["options"] | ours["options"])
-            if key not in NEUTRAL_OPTIONS and there["options"].get(key) != ours["options"].get(key)
-        ]
+            config = json.loads(self.path.read_text())
+            there = config["options"] | {key: config[key] for key in IDENTITY if key in config}
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self.path} is damaged: add --overwrite to start that run anew") from error
+        ours = json.loads(json.dumps(self.config["options"] | {key: self.config.get(key) for key in IDENTITY}))
+        both = there.keys() & ours.keys() - NEUTRAL_OPTIONS
+        changed = [f"{key} {there[key]} instead of {ours[key]}" for key in sorted(both) if there[key] != ours[key]]
         if changed:
             raise UserError(
                 f"{self.folder} holds a run with other options ({'; '.join(changed)}): give another --experiments_name,"
@@ -98,12 +106,11 @@ class RunFolder:
 
     def _prepare(self) -> None:
         if self.overwrite:
-            for pattern in FILES:
-                for file in self.folder.glob(pattern):
-                    file.unlink()
-        if not (self.folder / "config.json").exists():
+            for file in self._files():
+                file.unlink()
+        if not self.path.exists():
             text = json.dumps(self.config | _provenance(), indent=2) + "\n"
-            checkpoint.write_atomically(self.folder / "config.json", text.encode())
+            checkpoint.write_atomically(self.path, text.encode())
 
     def resume(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Put module, optimizer, random states and the log back to the end of the last whole epoch, if there is one."""

@@ -61,7 +61,7 @@ def test_every_python_command_of_the_readme_is_understood(command, tmp_path, mon
     _, program, *argv = shlex.split(command)
     if program == "compare.py":
         monkeypatch.setattr(sys, "argv", [program, *argv])
-        assert compare.parse_args().runs == ["save"]
+        assert compare.parse_args().runs == ["save/models", "save/student_model"]
     elif argv == ["--help"]:
         with pytest.raises(SystemExit) as end:
             parse(PROGRAMS[program][0](), argv)

@@ -478,7 +478,7 @@ def test_output_and_plot(tmp_path, monkeypatch, capsys):
     runs = some_runs(tmp_path)
     two = [runs / "kd1", runs / "ctkd1"]
     call(monkeypatch, *two, "--markdown", "--output", tmp_path / "t.md", "--plot", tmp_path / "p.png")
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().out == f"picture: {tmp_path / 'p.png'}\n"
     assert (tmp_path / "t.md").read_text() == compare.report(find_runs(two), markdown=True)
     assert is_picture(tmp_path / "p.png")
     call(monkeypatch, runs)

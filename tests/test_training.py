@@ -261,6 +261,25 @@ def test_a_finished_run_is_not_touched_without_overwrite(teacher, tmp_path, caps
     assert (folder / "notes.txt").read_text() == "mine"
 
 
+def test_weights_that_are_not_ours_are_not_overwritten(tmp_path):
+    published = tmp_path / "resnet8_vanilla/ckpt_epoch_1.pth"
+    published.parent.mkdir()
+    published.write_bytes(b"precious")
+    line = f"--model resnet8 --epochs 1 --run_dir {published.parent}"
+    with pytest.raises(UserError, match="holds ckpt_epoch_1.pth, which is not from a run of this program"):
+        train(line)
+    assert published.read_bytes() == b"precious"
+    train(line + " --overwrite")
+    assert checkpoint.load(published)["epoch"] == 1
+
+
+def test_a_damaged_config_is_said_so(tmp_path):
+    for text in ("", "{", "[]", "{}", '{"options": 3}'):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(UserError, match="config.json is damaged: add --overwrite"):
+            train(f"--model resnet8 --epochs 1 --run_dir {tmp_path}")
+
+
 def test_two_processes_do_not_train_in_one_folder(tmp_path):
     folder = tmp_path / "run"
     hold = f"""
