@@ -16,8 +16,9 @@ from scipy import stats
 
 import published
 from helper.errors import Parser, UserError, run_main
+from helper.files import write_atomically
 from helper.plot import plot_compare
-from helper.runs import Run, find_runs, group_labels, group_runs, number
+from helper.runs import Run, find_runs, group_labels, group_runs, number, one_a_seed
 
 CONFIDENCE = 0.95
 TEACHER_TOLERANCE = 0.5  # points of accuracy: further from the published teacher it is another experiment
@@ -222,7 +223,7 @@ def table(heading: Sequence[str], rows: Sequence[Sequence[str]], markdown: bool)
 def report(runs: Sequence[Run], markdown: bool = False) -> str:
     """All tables, footnotes and unfinished runs as a text."""
     notes, lines, gains = Notes(), [], False
-    groups = group_runs(run for run in runs if run.finished)
+    groups = [one_a_seed(group) for group in group_runs(run for run in runs if run.finished)]
     groups.sort(key=lambda group: order(group[0]))
     for dataset in dict.fromkeys(group[0].option("dataset") for group in groups):
         here = [group for group in groups if group[0].option("dataset") == dataset]
@@ -264,17 +265,13 @@ def main() -> None:
     args = parse_args()
     runs = find_runs(args.runs)
     text = report(runs, args.markdown)
-    try:
-        if args.plot:
-            plot_compare(plotted(runs), args.plot)
-        if args.output:
-            args.output.write_text(text, encoding="utf-8")
-        else:
-            print(text, end="")
-        if args.plot:
-            print(f"picture: {args.plot}")
-    except OSError as error:
-        raise UserError(f"{error.filename} cannot be written: {error.strerror}") from error
+    if args.output:
+        write_atomically(args.output, text.encode())
+    else:
+        print(text, end="")
+    if args.plot:
+        plot_compare(plotted(runs), args.plot)
+        print(f"picture: {args.plot}")
 
 
 if __name__ == "__main__":

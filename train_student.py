@@ -6,9 +6,9 @@
 from pathlib import Path
 from typing import Any
 
-from dataset import create_dataset
+from dataset import create_dataset, identify_data
 from distiller_zoo import create_distiller, distiller_dict
-from helper.device import choose_device, place, seed_everything
+from helper.device import place, prepare_device, seed_everything
 from helper.errors import run_main
 from helper.loops import Distillation, evaluate, fit, make_optimizer
 from helper.options import parse, run_folder, student_parser, taken_by
@@ -25,6 +25,7 @@ def distil(options: dict[str, Any]) -> Path:
     config = {
         "kind": "student",
         "dataset": options["dataset"],
+        "data_sha256": identify_data(options["dataset"], options["data_dir"]),
         "model": options["model_s"],
         "teacher": found.name,
         "teacher_sha256": found.sha256,
@@ -44,7 +45,8 @@ def distil(options: dict[str, Any]) -> Path:
         print(f"already finished (--overwrite distils it anew): {run.summary()}")
         return folder
     # 2. data
-    device = choose_device(options["device"], options["gpu_id"])
+    device = prepare_device(options["device"], options["gpu_id"], options["deterministic"])
+    config["device"] = str(device)
     data = create_dataset(options["dataset"], **taken_by(create_dataset, options | {"device": device}))
     # 3. teacher: frozen, and measured before anything is learned from it
     teacher = load_teacher(found, data.num_classes, device)
@@ -53,7 +55,7 @@ def distil(options: dict[str, Any]) -> Path:
         print(f"the teacher {found.name} has top-1 {config['teacher_top1']:.2f} on this test set")
     # 4. what learns: student, temperature and distiller, in one module under one optimizer; the student is first to
     #    draw random numbers, so that it starts from the same weights under every method
-    seed_everything(options["seed"], options["deterministic"])
+    seed_everything(options["seed"])
     known = options | {"num_classes": data.num_classes}
     student = create_model(options["model_s"], data.num_classes)
     name = options["temperature"]

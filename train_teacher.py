@@ -7,8 +7,8 @@
 from pathlib import Path
 from typing import Any
 
-from dataset import create_dataset
-from helper.device import choose_device, place, seed_everything
+from dataset import create_dataset, identify_data
+from helper.device import place, prepare_device, seed_everything
 from helper.errors import run_main
 from helper.loops import Alone, fit, make_optimizer
 from helper.options import parse, run_folder, taken_by, teacher_parser
@@ -27,6 +27,7 @@ def train(options: dict[str, Any]) -> Path:
     config = {
         "kind": "teacher",
         "dataset": options["dataset"],
+        "data_sha256": identify_data(options["dataset"], options["data_dir"]),
         "model": options["model"],
         "teacher": None,
         "distill": None,
@@ -44,8 +45,9 @@ def train(options: dict[str, Any]) -> Path:
         print(f"already finished (--overwrite trains it anew): {run.summary()}")
         return folder
     # 2. data and network
-    device = choose_device(options["device"], options["gpu_id"])
-    seed_everything(options["seed"], options["deterministic"])
+    device = prepare_device(options["device"], options["gpu_id"], options["deterministic"])
+    config["device"] = str(device)
+    seed_everything(options["seed"])
     data = create_dataset(options["dataset"], **taken_by(create_dataset, options | {"device": device}))
     module = place(Alone(create_model(options["model"], data.num_classes)), device)
     optimizer = make_optimizer(module, **taken_by(make_optimizer, options))

@@ -8,7 +8,7 @@ from dataset.base import Batch, Dataset, Loader
 from dataset.memory import ImageSet, MemoryLoader
 from helper.errors import UserError, unknown
 
-__all__ = ["Batch", "Dataset", "Loader", "check_dataset", "create_dataset", "dataset_dict"]
+__all__ = ["Batch", "Dataset", "Loader", "check_dataset", "create_dataset", "dataset_dict", "identify_data"]
 
 # each takes the keywords data_dir, image_size and num_workers, and ignores those that mean nothing to it
 dataset_dict = {"cifar100": cifar100.load, "digits": digits.load, "folder": folder.load}
@@ -69,6 +69,11 @@ def check_dataset(name: str) -> None:
         )
     if name not in dataset_dict:
         raise unknown("data set", name, dataset_dict)
+
+
+def identify_data(name: str, data_dir: str | None) -> str | None:
+    """What tells one data set of this name from another; None where there is only one, as of CIFAR-100."""
+    return folder.fingerprint(data_dir) if name == "folder" else None
 
 
 def _load(name: str, data_dir: str | None, image_size: int, num_workers: int) -> ImageSet:

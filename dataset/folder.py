@@ -1,5 +1,6 @@
 """A data set of one's own: any tree of images train/<class>/* and val/<class>/*."""
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -63,6 +64,15 @@ def load(data_dir: str | None, image_size: int, num_workers: int) -> ImageSet:
         std=STD,
         flip=True,
     )
+
+
+def fingerprint(data_dir: str | None) -> str | None:
+    """A sha256 over the names and sizes of all files below a folder; None where there is no such folder."""
+    root = Path(data_dir or "").expanduser()
+    if not data_dir or not root.is_dir():
+        return None
+    files = sorted((str(path.relative_to(root)), path.stat().st_size) for path in root.rglob("*") if path.is_file())
+    return hashlib.sha256(repr(files).encode()).hexdigest()
 
 
 def _open(folder: Path, image_size: int) -> Tree:

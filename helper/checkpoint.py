@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from helper.errors import RunError, UserError
+from helper.errors import UserError
+from helper.files import write_atomically
 from models import Model, create_model, model_dict
 
 # Published checkpoints hold an accuracy as a NumPy number beside the weights; building such a number runs no code.
@@ -19,26 +19,6 @@ from models import Model, create_model, model_dict
 _number = np.float64(0).__reduce__()[0]
 _NUMPY_NUMBERS = [np.dtype, type(np.dtype("float32")), type(np.dtype("float64"))]
 _NUMPY_NUMBERS += [(_number, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file beside its place and rename it, so that at every moment `path` is whole: the old one or the new.
-
-    Raises:
-        RunError: it cannot be written, because the disk is full, say; what was at `path` is still there.
-    """
-    beside = path.with_name(path.name + ".tmp")
-    try:
-        with open(beside, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise RunError(
-            f"cannot write {path} ({error.strerror}); what was there before is untouched: make room and repeat it"
-        ) from error
 
 
 def save(content: Any, path: Path) -> None:
@@ -64,7 +44,7 @@ def load(path: Path) -> Any:
             f"{path} is refused: it is damaged, or it holds Python objects that could run code instead of"
             " plain tensors; get the file again, from somebody you trust"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # what a damaged file makes the reader raise is nearly anything
         raise UserError(f"{path} is damaged or is no PyTorch checkpoint: get it again, or train it anew") from error
 
 
@@ -78,9 +58,10 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not (isinstance(content, dict) and content and all(isinstance(v, Tensor) for v in content.values())):
+    items = content.items() if isinstance(content, dict) else ()
+    if not items or not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in items):
         raise UserError(f"{path} holds no network's weights (looked for a state dict, bare or under 'model')")
-    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+    return {name.removeprefix("module."): tensor for name, tensor in items}
 
 
 def identify(path: Path, weights: dict[str, Tensor], name: str | None = None) -> str:
@@ -91,7 +72,7 @@ def identify(path: Path, weights: dict[str, Tensor], name: str | None = None) ->
     Raises:
         UserError: they belong to another network, or to none.
     """
-    hint = name or model_of_folder(path)
+    hint = name or model_of_folder(path.parent)
     if hint and not _mismatch(hint, weights):
         return hint
     others = [other for other in model_dict if not _mismatch(other, weights)]
@@ -116,9 +97,9 @@ def network(path: Path, weights: dict[str, Tensor], name: str, num_classes: int)
     return model
 
 
-def model_of_folder(path: Path) -> str | None:
+def model_of_folder(folder: Path) -> str | None:
     """The network that a teacher's folder is named after (`resnet56_vanilla`, `wrn_40_2_vanilla_digits`), if any."""
-    name = path.parent.name.split("_vanilla")[0]
+    name = folder.name.split("_vanilla")[0]
     return name if name in model_dict else None
 
 

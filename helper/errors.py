@@ -1,6 +1,7 @@
 """Errors meant for people: one sentence that says what is wrong and what to do, and no traceback."""
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -40,11 +41,15 @@ def run_main(main: Callable[[], None]) -> None:
     signal.signal(signal.SIGTERM, _terminated)
     try:
         main()
+        sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.status)
     except KeyboardInterrupt as interrupt:
         sys.exit(143 if isinstance(interrupt, Terminated) else 130)
+    except BrokenPipeError:  # whoever read our output has left, `head`, say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
 
 
 class Terminated(KeyboardInterrupt):

@@ -7,6 +7,8 @@ from pathlib import Path
 os.environ.setdefault("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "python")  # tensorboard_logger predates protobuf 4
 import tensorboard_logger  # noqa: E402
 
+from helper.files import writing  # noqa: E402
+
 Record = dict[str, float]  # one epoch: {"epoch": 1, "loss": …, "top1": …, "tau_mean": …}, see README
 
 
@@ -19,19 +21,21 @@ class RunLog:
 
     def __init__(self, folder: Path, history: list[Record]) -> None:
         self.path = folder / "log.jsonl"
-        for old in (self.path, *folder.glob("events.out.tfevents.*")):
-            old.unlink(missing_ok=True)
-        self.tensorboard = tensorboard_logger.Logger(str(folder), flush_secs=10)
+        with writing(self.path):
+            for old in (self.path, *folder.glob("events.out.tfevents.*")):
+                old.unlink(missing_ok=True)
+            self.tensorboard = tensorboard_logger.Logger(str(folder), flush_secs=10)
         for record in history:
             self.append(record)
 
     def append(self, record: Record) -> None:
-        """Add an epoch."""
-        with open(self.path, "a") as file:
-            file.write(json.dumps(record) + "\n")
-        for name, value in record.items():
-            if name != "epoch":
-                self.tensorboard.log_value(name, value, int(record["epoch"]))
+        """Add an epoch. Raises RunError where that cannot be written."""
+        with writing(self.path):
+            with open(self.path, "a") as file:
+                file.write(json.dumps(record) + "\n")
+            for name, value in record.items():
+                if name != "epoch":
+                    self.tensorboard.log_value(name, value, int(record["epoch"]))
 
 
 # heading, key of the record, width, decimals

@@ -220,7 +220,8 @@ def fit(
                 heading_due = False
             print(table_line(record), flush=True)
     except KeyboardInterrupt:
-        print(f"\nstopped; {_kept(run)}: the same command goes on from there", flush=True)
+        same = "the same command without --overwrite" if run.overwrite else "the same command"
+        print(f"\nstopped; {_kept(run)}: {same} goes on from there", flush=True)
         raise
     run.finish(module.student)
 

@@ -53,7 +53,7 @@ def _add_common(parser: Parser) -> None:
     add = parser.add_argument_group("optimization").add_argument
     add("--epochs", type=int, default=240, help="length of the schedule")
     add("--batch_size", type=int, default=64, help="images a step")
-    add("--lr", type=float, metavar="LR", help="learning rate, exactly as given")
+    add("--lr", type=float, metavar="LR", help="learning rate, exactly as given; wins over --learning_rate")
     add("--learning_rate", type=float, metavar="LR",
         help=f"the same, but as published {', '.join(LEARNING_RATES)} get 0.01 (default: {LEARNING_RATE})")  # fmt: skip
     add("--lr_decay_epochs", metavar="E,E", help="the epochs after which the learning rate drops"
@@ -136,8 +136,8 @@ def _add_temperature(parser: Parser) -> None:
     add("--instance_width", type=int, default=128, help="CTKD instance-wise: hidden units (our choice)")
     add = parser.add_argument_group("temperature, as published").add_argument
     none = argparse.SUPPRESS  # no default of their own: they set the options above
-    add("--have_mlp", type=int, choices=(0, 1), default=none, help="1: learn the temperature; --temperature says which")
-    add("--mlp_name", choices=tuple(PUBLISHED_TEMPERATURES), default=none, help="--temperature ctkd-<name>")
+    add("--have_mlp", type=int, choices=(0, 1), default=none, help="1: --temperature ctkd-<mlp_name>, if not given")
+    add("--mlp_name", choices=tuple(PUBLISHED_TEMPERATURES), default=none, help="see --have_mlp")
     add("--cosine_decay", type=_curriculum, dest="curriculum", metavar="{0,1}", default=none,
         help="1: --curriculum cosine, 0: linear")
     add("--decay_max", type=_negated, dest="lambda_min", metavar="float", default=none,
@@ -173,6 +173,9 @@ def parse(parser: Parser, argv: list[str] | None = None) -> dict[str, Any]:
         _resolve_student(options)
     _resolve_schedule(options)
     _check_numbers(options)
+    if "temperature" in options:  # its own checks, before any work is done
+        factory = temperature_dict[options["temperature"]]
+        factory(**taken_by(factory, options | {"num_classes": 1}))
     return options
 
 
@@ -190,8 +193,6 @@ def _resolve_student(options: dict[str, Any]) -> None:
             raise unknown(kind, options[key], known)
     published = PUBLISHED_TEMPERATURES[options.pop("mlp_name", "global")] if options.pop("have_mlp", 0) else None
     options.pop("mlp_name", None)
-    if published and options["temperature"] not in (None, published):
-        raise UserError(f"--have_mlp 1 means --temperature {published}, not {options['temperature']}: leave one out")
     options["temperature"] = options["temperature"] or published or "fixed"
     if options["temperature"] not in temperature_dict:
         raise unknown("temperature", options["temperature"], temperature_dict)
@@ -203,10 +204,10 @@ def _resolve_student(options: dict[str, Any]) -> None:
 def _resolve_schedule(options: dict[str, Any]) -> None:
     model = options.get("model_s") or options["model"]
     exact, asked = options.pop("lr"), options["learning_rate"]
-    if exact is not None and asked is not None:
-        raise UserError("--lr and --learning_rate are two names of one thing: give one of them")
-    options["learning_rate"] = exact if exact is not None else LEARNING_RATES.get(model, asked or LEARNING_RATE)
-    if asked is not None and options["learning_rate"] != asked:
+    options["learning_rate"] = exact if exact is not None else LEARNING_RATES.get(
+        model, LEARNING_RATE if asked is None else asked
+    )
+    if exact is None and asked is not None and options["learning_rate"] != asked:
         print(f"note: learning rate {options['learning_rate']} instead of {asked}, the published rule for {model};"
               f" --lr {asked} insists")  # fmt: skip
     if options["lr_decay_epochs"] is None:
@@ -233,6 +234,10 @@ def _check_numbers(options: dict[str, Any]) -> None:
     for key in _ABOVE_ZERO:
         if key in options and not 0 < options[key] < math.inf:
             raise UserError(f"--{key} must be above 0, not {options[key]}")
+    if options["seed"] >= 2**63:
+        raise UserError(f"--seed must be below 2^63, not {options['seed']}")
+    if "alpha" in options and options["alpha"] == options["beta"] == 0:
+        raise UserError("--alpha and --beta are both 0, so nothing would be distilled: train_teacher.py trains alone")
 
 
 def taken_by(factory: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:

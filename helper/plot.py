@@ -1,7 +1,6 @@
 """Pictures of runs: the curves of one, and several of one pair beside each other."""
 
 import io
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -11,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from helper.files import write_atomically
 from helper.runs import Run, group_labels, group_runs, number
 
 History = Sequence[Mapping[str, Any]]  # an epoch a record, as in log.jsonl
@@ -142,9 +142,6 @@ def _finish_axes(axes: Axes, first: int, last: int) -> None:
 
 
 def _save(figure: Figure, path: str | Path) -> None:
-    """Write the file beside its place and rename it."""
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=130)
-    beside = Path(path).with_name(Path(path).name + ".tmp")
-    beside.write_bytes(picture.getvalue())
-    os.replace(beside, path)
+    write_atomically(Path(path), picture.getvalue())

@@ -1,9 +1,7 @@
 """A run's folder: what is written into it, and how the same command goes on with what is there."""
 
-import errno
 import fcntl
 import json
-import os
 import platform
 import shlex
 import subprocess
@@ -20,11 +18,12 @@ from torch import nn
 
 from helper import checkpoint
 from helper.errors import UserError
+from helper.files import write_atomically
 from helper.log import Record, RunLog
 from helper.plot import plot_run
 from helper.runs import NEUTRAL_OPTIONS
 
-IDENTITY = ("kind", "model", "teacher", "teacher_sha256")  # what a run is, beside its options
+IDENTITY = ("kind", "model", "teacher", "teacher_sha256", "data_sha256")  # what a run is, beside its options
 
 
 class RunFolder:
@@ -43,14 +42,14 @@ class RunFolder:
         self.folder, self.model, self.config, self.overwrite = folder, model, config, overwrite
         self.history: list[Record] = []
         self.path = folder / "config.json"
-        if not overwrite:
-            self._check_same_run() if self.path.exists() else self._check_free()
+        self._check()
 
     @property
     def finished(self) -> bool:
         """Whether the run that is there already ended; the bare weights are what a run writes last."""
-        names = ("log.jsonl", f"{self.model}_last.pth")
-        return not self.overwrite and all((self.folder / name).exists() for name in names)
+        log = self.folder / "log.jsonl"
+        over = (self.folder / f"{self.model}_last.pth").exists() and log.exists() and log.stat().st_size > 0
+        return over and not self.overwrite
 
     def _files(self) -> list[Path]:
         """What is there under the names that this run writes."""
@@ -58,8 +57,13 @@ class RunFolder:
         patterns = ("config.json", "log.jsonl", "events.out.tfevents.*", "curve.png", *weights)
         return [file for pattern in patterns for file in self.folder.glob(pattern)]
 
-    def _check_free(self) -> None:
-        if files := self._files():
+    def _check(self) -> None:
+        """Raise UserError where the folder holds anything that this run would replace or mix with."""
+        if self.overwrite:
+            return
+        if self.path.exists():
+            self._check_same_run()
+        elif files := self._files():
             raise UserError(
                 f"{self.folder} holds {files[0].name}, which is not from a run of this program: give another --run_dir,"
                 " or add --overwrite to replace it"
@@ -90,27 +94,25 @@ class RunFolder:
         with ExitStack() as stack:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                if not os.access(self.folder, os.W_OK):
-                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-                lock = os.open(self.folder, os.O_RDONLY)
-                stack.callback(os.close, lock)
+                lock = stack.enter_context(open(self.folder / ".lock", "a"))
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                self._prepare()
             except BlockingIOError as error:
                 raise UserError(f"another process is training in {self.folder}: wait for it, or stop it") from error
             except OSError as error:
                 raise UserError(
                     f"{self.folder} cannot be written ({error.strerror}): give another place with --run_dir"
                 ) from error
+            self._prepare()
             yield
 
     def _prepare(self) -> None:
+        self._check()  # again: another process may have begun here in the meantime
         if self.overwrite:
             for file in self._files():
                 file.unlink()
         if not self.path.exists():
             text = json.dumps(self.config | _provenance(), indent=2) + "\n"
-            checkpoint.write_atomically(self.path, text.encode())
+            write_atomically(self.path, text.encode())
 
     def resume(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Put module, optimizer, random states and the log back to the end of the last whole epoch, if there is one."""
@@ -134,15 +136,16 @@ class RunFolder:
         """Keep the end of an epoch: the best weights, then the state that counts, then the log derived from it."""
         if record["top1"] > max((earlier["top1"] for earlier in self.history), default=-1.0):
             checkpoint.save(student.state_dict(), self.folder / f"{self.model}_best.pth")
-        self.history.append(record)
+        history = [*self.history, record]
         state = {
             "module": module.state_dict(),
             "optimizer": optimizer.state_dict(),
-            "history": self.history,
+            "history": history,
             "rng_cpu": torch.get_rng_state(),
             "rng_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
         checkpoint.save(state, self.folder / "last.pth")
+        self.history = history
         self.log.append(record)
         every = self.config["options"].get("save_freq")
         if every and record["epoch"] % every == 0:
@@ -198,6 +201,6 @@ def _provenance() -> dict[str, Any]:
         "machine": {
             "processor": platform.processor() or platform.machine(),
             "threads": torch.get_num_threads(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
     }

@@ -104,6 +104,17 @@ def group_runs(runs: Iterable[Run]) -> list[list[Run]]:
     return list(groups.values())
 
 
+def one_a_seed(runs: Sequence[Run]) -> list[Run]:
+    """The runs of one configuration without those that repeat a seed, which are no further samples; warns of them."""
+    kept: dict[Any, Run] = {}
+    for run in runs:
+        seed = run.option("seed")
+        first = kept.setdefault(run.folder if seed is None else seed, run)
+        if first is not run:
+            _warn(f"{run.folder} is left out: {first.folder} has the same seed, {seed}")
+    return list(kept.values())
+
+
 def group_labels(groups: Sequence[Sequence[Run]]) -> list[str]:
     """A group's method, and where that does not tell it from its neighbours the options that do."""
     labels = []
@@ -121,7 +132,7 @@ def _shown(run: Run) -> tuple[Any, ...]:
 
 def _configuration(run: Run) -> dict[str, Any]:
     """All that can change a run's result, but for the seed."""
-    names = ("kind", "dataset", "model", "teacher", "teacher_sha256", "distill", "temperature", "epochs")
+    names = ("kind", "dataset", "model", "teacher", "teacher_sha256", "data_sha256", "distill", "temperature", "epochs")
     told = {key: value for key, value in run.config["options"].items() if key not in NEUTRAL_OPTIONS | {"seed"}}
     return told | {name: run.config.get(name) for name in names}
 

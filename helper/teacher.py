@@ -13,6 +13,11 @@ from helper.options import parse, teacher_parser
 from models import Model
 from train_teacher import folder_name, train
 
+SHARED_OPTIONS = (  # what a teacher trained here has in common with its student
+    "dataset", "data_dir", "image_size", "train_subset", "num_workers", "batch_size", "seed", "device", "gpu_id",
+    "print_freq",
+)  # fmt: skip
+
 
 class FoundTeacher(NamedTuple):
     """A teacher's weights, before they are put into a network."""
@@ -29,17 +34,17 @@ def find_teacher(options: dict[str, Any]) -> FoundTeacher:
     Raises:
         UserError: there is none, its file is damaged, or it is another network than --model_t says.
     """
-    place = options["path_t"]
-    if place is None and options["model_t"] is None:
+    if options["path_t"] is None and options["model_t"] is None:
         raise UserError("a student needs a teacher: give --path-t FILE, or --model_t NAME for save/models/NAME_vanilla")
-    path = Path(place) if place else Path("save/models") / folder_name(options["model_t"], options["dataset"])
+    path = Path(options["path_t"] or Path("save/models") / folder_name(options["model_t"] or "", options["dataset"]))
     file = _newest(path)
     if file is None:
-        name = options["model_t"] or checkpoint.model_of_folder(path)
+        folder = path.parent if path.suffix == ".pth" else path
+        name = options["model_t"] or checkpoint.model_of_folder(folder)
         if options["dry_run"]:
             print(f"the teacher {path} is missing")
             return FoundTeacher(path, name or "unknown", None, {})
-        file = _newest(_train_missing(path, name, options))
+        file = _newest(_train_missing(path, folder, name, options))
     weights = checkpoint.load_weights(file)
     name = checkpoint.identify(file, weights, options["model_t"])
     return FoundTeacher(file, name, checkpoint.file_hash(file), weights)
@@ -56,9 +61,11 @@ def load_teacher(found: FoundTeacher, num_classes: int, device: torch.device) ->
 
 
 def _newest(path: Path) -> Path | None:
-    """The file itself, or a folder's `ckpt_epoch_<n>.pth` with the highest n."""
+    """The file itself, or the `ckpt_epoch_<n>.pth` with the highest n of a folder in which no run is under way."""
     if not path.is_dir():
         return path if path.exists() else None
+    if (path / "config.json").exists() and not any(path.glob("*_last.pth")):
+        return None
     return max(path.glob("ckpt_epoch_*.pth"), key=_epoch, default=None)
 
 
@@ -67,19 +74,18 @@ def _epoch(path: Path) -> int:
     return int(number) if number.isdecimal() else 0
 
 
-def _train_missing(path: Path, name: str | None, options: dict[str, Any]) -> Path:
-    """Train a teacher into the folder that `path` is or lies in, for as many epochs as its file name says."""
-    folder = path.parent if path.suffix == ".pth" else path
+def _train_missing(path: Path, folder: Path, name: str | None, options: dict[str, Any]) -> Path:
+    """Train a teacher into its folder, or go on with it, for as many epochs as its file name says."""
     recipe = f"python train_teacher.py --model {name or 'NAME'} --dataset {options['dataset']} --run_dir {folder}"
     if name is None:
         raise UserError(f"there is no teacher {path}: give another --path-t, or train one with `{recipe}`")
     if not options["train_teacher"]:
         raise UserError(
-            f"there is no teacher {path}: train it first with `{recipe}`, or add --train_teacher to this command"
+            f"there is no finished teacher {path}: train it with `{recipe}`, or add --train_teacher to this command"
         )
-    shared = ("dataset", "data_dir", "image_size", "train_subset", "num_workers", "batch_size", "seed", "device")
     argv = ["--model", name, "--run_dir", str(folder), "--epochs", str(_epoch(path) or options["epochs"])]
-    for key in (*shared, "gpu_id", "print_freq"):
+    argv += ["--deterministic"] * options["deterministic"]
+    for key in SHARED_OPTIONS:
         if options[key] is not None:
             argv += [f"--{key}", str(options[key])]
     return train(parse(teacher_parser(), argv))

@@ -80,7 +80,10 @@ def test_a_truncated_file_is_damaged(tmp_path, weights, keep):
 def test_missing_files_and_files_without_weights(tmp_path):
     refused(tmp_path / "none.pth", "there is no file .*none.pth")
     refused(tmp_path, "there is no file")
-    for content in ({"epoch": 3}, [1, 2], {}, {"model": {"a": 1}}):
+    for text in ("error", "text", "a", "epoch,loss", "\x80\x02"):
+        (tmp_path / "odd.pth").write_text(text)
+        refused(tmp_path / "odd.pth", "damaged")
+    for content in ({"epoch": 3}, [1, 2], {}, {"model": {"a": 1}}, {1: torch.zeros(1)}):
         torch.save(content, tmp_path / "odd.pth")
         refused(tmp_path / "odd.pth", "holds no network's weights")
 
@@ -114,9 +117,9 @@ def test_wrong_number_of_classes(tmp_path, weights):
 
 
 def test_a_folder_names_its_network():
-    assert checkpoint.model_of_folder(Path("save/models/wrn_40_2_vanilla/ckpt_epoch_240.pth")) == "wrn_40_2"
-    assert checkpoint.model_of_folder(Path("save/models/resnet8x4_vanilla_digits/x.pth")) == "resnet8x4"
-    assert checkpoint.model_of_folder(Path("save/models/mine/x.pth")) is None
+    assert checkpoint.model_of_folder(Path("save/models/wrn_40_2_vanilla")) == "wrn_40_2"
+    assert checkpoint.model_of_folder(Path("save/models/resnet8x4_vanilla_digits")) == "resnet8x4"
+    assert checkpoint.model_of_folder(Path("save/models/mine")) is None
 
 
 def test_a_full_disk_leaves_the_old_checkpoint(tmp_path):
@@ -135,7 +138,7 @@ except RunError as error:
     print(error, error.status)
 """
     ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
-    assert "cannot write" in ran.stdout, ran.stderr
+    assert "cannot be written (File too large)" in ran.stdout, ran.stderr
     assert ran.stdout.strip().endswith(" 1")
     assert checkpoint.load(path) == {"epoch": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["last.pth"]

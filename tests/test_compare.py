@@ -1,5 +1,6 @@
 """compare.py and what it stands on: reading runs, the published tables, the verdicts, the pictures."""
 
+import errno
 import json
 import math
 import re
@@ -14,7 +15,7 @@ from scipy import stats
 
 import compare
 import published
-from helper.errors import UserError
+from helper.errors import RunError, UserError
 from helper.plot import plot_compare, plot_run
 from helper.runs import NEUTRAL_OPTIONS, Run, find_runs, group_labels, group_runs
 
@@ -457,11 +458,20 @@ def test_panels_for_tau_and_lambda_only_where_there_are_any(tmp_path):
     assert imread(tmp_path / "with").shape[0] > 1.5 * imread(tmp_path / "without").shape[0] > 300
 
 
+def test_a_seed_counts_once(tmp_path, capsys):
+    for name, seed, last in (("fold-1", 1, 71.0), ("fold-2", 1, 71.0), ("fold-3", 2, 71.5)):
+        write_run(tmp_path / name, history(last), seed=seed)
+    (line,) = [line for line in compare.report(find_runs([tmp_path])).splitlines() if line.startswith("resnet56")]
+    assert "71.25 ± 0.35" in line
+    assert re.search(r"fold-2 is left out: .*fold-1 has the same seed, 1", capsys.readouterr().err)
+
+
 def test_a_picture_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
     path = tmp_path / "curve.png"
     path.write_text("old")
-    monkeypatch.setattr(Path, "write_bytes", lambda self, data: (_ for _ in ()).throw(OSError("full")))
-    with pytest.raises(OSError, match="full"):
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr("helper.files.os.replace", lambda *_: (_ for _ in ()).throw(full))
+    with pytest.raises(RunError, match="No space left"):
         plot_run(history(71.0, epochs=2), "a run", path)
     assert path.read_text() == "old"
 

@@ -76,6 +76,8 @@ def test_clear_names_say_the_same_as_the_published_ones():
         ("--have_mlp 0 --mlp_name global", "fixed"),
         ("--have_mlp 1", "ctkd-global"),
         ("--have_mlp 1 --mlp_name instance", "ctkd-instance"),
+        ("--have_mlp 1 --mlp_name global --temperature fixed", "fixed"),
+        ("--have_mlp 0 --temperature ctkd-instance", "ctkd-instance"),
     ],
 )
 def test_have_mlp_and_mlp_name_choose_the_temperature(published, temperature):
@@ -110,7 +112,8 @@ def test_light_networks_get_their_published_rate_and_it_is_said(model, capsys):
     assert capsys.readouterr().out == ""
     assert student(f"--model_s {model} --learning_rate 0.05")["learning_rate"] == 0.01
     assert "learning rate 0.01 instead of 0.05" in capsys.readouterr().out
-    assert student(f"--model_s {model} --lr 0.05")["learning_rate"] == 0.05
+    assert student(f"--model_s {model} --learning_rate 0.02 --lr 0.05")["learning_rate"] == 0.05
+    assert capsys.readouterr().out == ""
     assert teacher(f"--model {model}")["learning_rate"] == 0.01
 
 
@@ -129,7 +132,6 @@ def test_decays_follow_the_length_of_the_schedule():
         ("--dataset mnist", "unknown data set 'mnist'.*cifar100"),
         ("--dataset imagenet", "not available yet"),
         ("--multiprocessing-distributed", "not available yet"),
-        ("--have_mlp 1 --temperature fixed", "--have_mlp 1 means --temperature ctkd-global, not fixed"),
         ("--batch_size 0", "--batch_size must be 1 or more, not 0"),
         ("--epochs -5", "--epochs must be 1 or more, not -5"),
         ("--kd_T 0", "--kd_T must be above 0"),
@@ -137,7 +139,12 @@ def test_decays_follow_the_length_of_the_schedule():
         ("--kd_T nan", "--kd_T must be above 0"),
         ("--learning_rate inf", "--learning_rate must be above 0"),
         ("--lr 0", "--learning_rate must be above 0"),
-        ("--lr 0.1 --learning_rate 0.1", "two names of one thing"),
+        ("--learning_rate 0", "--learning_rate must be above 0"),
+        ("--seed 9223372036854775808", "--seed must be below 2"),
+        ("--alpha 0", "--alpha and --beta are both 0, so nothing would be distilled"),
+        ("--temperature ctkd-global --tau_range -1", "--tau_range above 0"),
+        ("--temperature ctkd-global --curriculum spiral", "unknown curriculum 'spiral'"),
+        ("--have_mlp 1 --lambda_epochs 0", "--lambda_epochs above 0"),
         ("--alpha nan", "--alpha must be 0 or more"),
         ("-b -1", "--beta must be 0 or more"),
         ("--lr_decay_epochs a,b", "--lr_decay_epochs takes epochs and commas"),

@@ -1,5 +1,6 @@
 """Whole runs: the loop, what it writes, what it refuses, and that a killed run ends as if it had never been killed."""
 
+import itertools
 import json
 import math
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import train_student
@@ -21,6 +23,7 @@ from dataset import create_dataset
 from dataset.base import Batch
 from distiller_zoo import create_distiller, distiller_dict
 from helper import checkpoint
+from helper.device import prepare_device
 from helper.errors import RunError, UserError
 from helper.loops import Distillation, Meter, Step, decayed, evaluate, make_optimizer, train_epoch
 from helper.options import parse, student_parser, taken_by, teacher_parser
@@ -288,11 +291,62 @@ def test_a_damaged_config_is_said_so(tmp_path):
             train(f"--model resnet8 --epochs 1 --run_dir {tmp_path}")
 
 
+def test_another_tree_is_another_run(tmp_path):
+    for tree, colour in (("a", 0), ("b", 255)):
+        for split, name in itertools.product(("train", "val"), ("cat", "dog")):
+            path = tmp_path / tree / split / name / f"{colour}.png"
+            path.parent.mkdir(parents=True)
+            Image.new("RGB", (32, 32), (colour, len(name), 0)).save(path)
+    line = f"--dataset folder --train_subset 0 --model resnet8 --epochs 1 --run_dir {tmp_path / 'run'} --data_dir "
+    train(line + str(tmp_path / "a"))
+    train(line + str(tmp_path / "a"))
+    with pytest.raises(UserError, match="holds a run with other options .*data_sha256"):
+        train(line + str(tmp_path / "b"))
+
+
+def test_a_run_begun_with_overwrite_goes_on_without_it(teacher, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "run"
+    line = f"--path-t {teacher} --epochs 2 --run_dir {folder}"
+    real = train_student.RunFolder.save_epoch
+
+    def interrupted(self, *args):
+        real(self, *args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_student.RunFolder, "save_epoch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            distil(line + " --overwrite")
+    assert "the same command without --overwrite goes on from there" in capsys.readouterr().out
+    first = read_log(folder)
+    distil(line)
+    assert read_log(folder)[:1] == first
+    assert len(read_log(folder)) == 2
+
+
+@pytest.mark.parametrize("name", ["abacus", "mps", "meta", "cuda:99"])
+def test_a_device_that_is_none_is_said_so(name):
+    with pytest.raises(UserError, match="no device"):
+        prepare_device(name, None, False)
+
+
+@pytest.mark.parametrize(
+    ("raised", "status"),
+    [(UserError("x"), 2), (RunError("x"), 1), (KeyboardInterrupt(), 130), (BrokenPipeError(), 141)],
+)
+def test_the_status_of_a_process_says_how_it_ended(raised, status):
+    program = f"from helper.errors import *\ndef main(): raise {raised!r}\nrun_main(main)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == status
+    assert done.stderr == ("error: x\n" if status in (1, 2) else "")
+
+
 def test_two_processes_do_not_train_in_one_folder(tmp_path):
     folder = tmp_path / "run"
     hold = f"""
-import fcntl, os, time
-fcntl.flock(os.open({str(folder)!r}, os.O_RDONLY), fcntl.LOCK_EX)
+import fcntl, time
+lock = open({str(folder / ".lock")!r}, "a")
+fcntl.flock(lock, fcntl.LOCK_EX)
 print("held", flush=True)
 time.sleep(60)
 """
@@ -353,12 +407,32 @@ def test_a_missing_teacher_names_the_two_commands_that_help(tmp_path, monkeypatc
 
 def test_train_teacher_trains_the_missing_one_as_long_as_its_file_name_says(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folder = distil("--model_t resnet8 --train_teacher --epochs 1")
+    folder = distil("--model_t resnet8 --train_teacher --epochs 1 --deterministic")
+    torch.use_deterministic_algorithms(False)
     assert folder == Path("save/student_model/digits_resnet8_resnet8/kd_fixed/seed-1")
     assert (tmp_path / "save/models/resnet8_vanilla_digits/ckpt_epoch_1.pth").exists()
+    config = json.loads((tmp_path / "save/models/resnet8_vanilla_digits/config.json").read_text())
+    assert config["options"]["deterministic"]
     path = tmp_path / "resnet8_vanilla/ckpt_epoch_2.pth"
     distil(f"--path-t {path} --train_teacher --epochs 1 --overwrite")
     assert len(read_log(path.parent)) == 2
+    distil(f"--path-t {tmp_path / 'resnet14_vanilla'} --train_teacher --epochs 1 --overwrite")
+    assert (tmp_path / "resnet14_vanilla/ckpt_epoch_1.pth").exists()
+
+
+def test_an_unfinished_teacher_is_finished_before_it_teaches(tmp_path, monkeypatch):
+    folder = tmp_path / "resnet8_vanilla"
+    with monkeypatch.context() as patch:
+        killed = train_teacher.RunFolder._save_teacher  # the last thing that it did
+        patch.setattr(train_teacher.RunFolder, "finish", killed)
+        patch.setattr(train_teacher.RunFolder, "summary", lambda self: "")
+        train(f"--model resnet8 --epochs 2 --run_dir {folder}")
+    assert (folder / "ckpt_epoch_2.pth").exists()
+    line = f"--path-t {folder} --epochs 2 --run_dir {tmp_path / 'run'}"
+    with pytest.raises(UserError, match="there is no finished teacher"):
+        distil(line)
+    distil(line + " --train_teacher")
+    assert (folder / "resnet8_last.pth").exists()
 
 
 def test_a_teacher_of_another_data_set_is_refused(tmp_path, teacher):
