@@ -13,6 +13,7 @@ import compare
 import train_student
 import train_teacher
 from helper.options import parse, student_parser, teacher_parser
+from helper.runs import find_runs
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -103,7 +104,7 @@ def test_the_imagenet_runners_say_not_yet(name, tree):
 def test_without_a_teacher_the_runner_says_what_helps(tree):
     done = run("sh scripts/run_cifar_distill.sh", tree)
     assert done.returncode == 2
-    assert re.match(r"error: there is no teacher .*train_teacher.py --model resnet56 .*--train_teacher", done.stderr)
+    assert re.match(r"error: there is no finished teacher .*train_teacher.py --model resnet56 .*--train_teacher", done.stderr)
 
 
 def test_continuous_integration_is_the_readmes_test_command():
@@ -136,3 +137,9 @@ def test_the_environment_is_made_once_and_only_where_needed(tmp_path):
     assert use() == ["hello"]
     (tmp_path / "requirements.txt").write_text("another\n")
     assert use() == [install, "hello"]
+
+
+def test_the_tables_of_the_results_are_what_compare_writes():
+    for table in (ROOT / "results").rglob("table.md"):
+        assert table.read_text() == compare.report(find_runs([table.parent]), markdown=True)
+    assert (ROOT / "results/short_cifar100/table.md").exists()

@@ -455,9 +455,14 @@ def test_a_damaged_state_is_said_so(teacher, tmp_path):
 # ---------------------------------------------------------------- kill and go on
 
 
+def heed_interrupts():
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell lets its background jobs, these tests perhaps, ignore it
+
+
 def start(line):
     command = [sys.executable, "train_student.py", *(DATA + line).split()]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, preexec_fn=heed_interrupts, **pipes)
 
 
 def epochs_logged(folder):
