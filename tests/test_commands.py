@@ -104,7 +104,8 @@ def test_the_imagenet_runners_say_not_yet(name, tree):
 def test_without_a_teacher_the_runner_says_what_helps(tree):
     done = run("sh scripts/run_cifar_distill.sh", tree)
     assert done.returncode == 2
-    assert re.match(r"error: there is no finished teacher .*train_teacher.py --model resnet56 .*--train_teacher", done.stderr)
+    says = r"error: there is no finished teacher .*train_teacher.py --model resnet56 .*--train_teacher"
+    assert re.match(says, done.stderr)
 
 
 def test_continuous_integration_is_the_readmes_test_command():
