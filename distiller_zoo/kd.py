@@ -1,7 +1,7 @@
 """KD: the student imitates the teacher's softened predictions (Hinton et al. 2015, arXiv 1503.02531)."""
 
 import torch
-import torch.nn.functional as F  # noqa: N812  the field's name
+import torch.nn.functional as F
 from torch import Tensor
 
 from distiller_zoo.base import Distiller
@@ -37,5 +37,5 @@ class KD(Distiller):
 
     weights = (0.1, 0.9, 0.0)
 
-    def forward(self, student: Output, teacher: Output, target: Tensor, tau: Tau, index: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
+    def forward(self, student: Output, teacher: Output, target: Tensor, tau: Tau, index: Tensor) -> dict[str, Tensor]:
         return {}

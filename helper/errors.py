@@ -56,5 +56,5 @@ class Terminated(KeyboardInterrupt):
     """The process was asked to end."""
 
 
-def _terminated(signal_number: int, frame: object) -> None:  # noqa: ARG001  the signature of a handler
+def _terminated(*_: object) -> None:
     raise Terminated

@@ -5,9 +5,9 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "python")  # tensorboard_logger predates protobuf 4
-import tensorboard_logger  # noqa: E402
+import tensorboard_logger
 
-from helper.files import writing  # noqa: E402
+from helper.files import writing
 
 Record = dict[str, float]  # one epoch: {"epoch": 1, "loss": …, "top1": …, "tau_mean": …}, see README
 

@@ -5,7 +5,7 @@ import time
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -75,7 +75,7 @@ class Alone(nn.Module):
     def describe(self) -> dict[str, float]:
         return {}
 
-    def forward(self, batch: Batch, teacher: None) -> Step:  # noqa: ARG002
+    def forward(self, batch: Batch, teacher: None) -> Step:
         logits = self.student(batch.images)
         loss = F.cross_entropy(logits, batch.target)
         return Step(loss, {"ce": loss}, logits, None)

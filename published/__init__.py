@@ -27,7 +27,7 @@ def lookup(
     student: str | None,
     distill: str | None = None,
     temperature: str = "fixed",
-    kd_T: float | None = 4.0,  # noqa: N803  the field's name
+    kd_T: float | None = 4.0,
     kd_term: bool | None = None,
 ) -> list[Record]:
     """The published numbers for one configuration, the preferred source first; empty if there are none.
@@ -97,7 +97,7 @@ def _methods(distill: str, temperature: str, kd_term: bool | None) -> set[str]:
     return names
 
 
-def _policies(distill: str, temperature: str, kd_T: float | None) -> tuple[str, ...]:  # noqa: N803
+def _policies(distill: str, temperature: str, kd_T: float | None) -> tuple[str, ...]:
     if "dtkd" in (distill, temperature):
         return POLICIES["dtkd"]
     if temperature == "fixed":

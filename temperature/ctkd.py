@@ -8,6 +8,7 @@ reversal layer, which leaves the value alone and multiplies the gradient by -lam
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +19,12 @@ from temperature.base import Tau, Temperature
 
 class _ReverseGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, lambda_: Tensor) -> Tensor:  # noqa: ANN001
+    def forward(ctx: Any, x: Tensor, lambda_: Tensor) -> Tensor:
         ctx.save_for_backward(lambda_)
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ANN001
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (lambda_,) = ctx.saved_tensors
         return -lambda_ * gradient, None  # the one place with the minus sign: descent becomes ascent
 
@@ -105,7 +106,7 @@ class CTKDGlobal(CTKD):
         super().__init__(**bounds_and_curriculum)
         self.prediction = nn.Parameter(torch.ones(()))
 
-    def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> Tau:  # noqa: ARG002
+    def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> Tau:
         return self.bounded(self.prediction)
 
 
@@ -128,7 +129,7 @@ class CTKDInstance(CTKD):
         nn.init.normal_(self.network[2].weight, std=0.01)
         nn.init.ones_(self.network[2].bias)
 
-    def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> Tau:  # noqa: ARG002
+    def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> Tau:
         both = torch.cat([teacher_logits.softmax(1), student_logits.detach().softmax(1)], 1)  # [B, 2C]
         prediction = self.network(both[:, :, None, None])  # [B, 1, 1, 1]
         return self.bounded(prediction.flatten(1))  # [B, 1]

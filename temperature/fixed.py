@@ -14,11 +14,11 @@ class Fixed(Temperature):
         UserError: kd_T is not a positive, finite number.
     """
 
-    def __init__(self, kd_T: float = 4.0) -> None:  # noqa: N803  the field's name
+    def __init__(self, kd_T: float = 4.0) -> None:
         super().__init__()
         if not 0 < kd_T < float("inf"):
             raise UserError(f"the temperature must be a positive number, not {kd_T}: give --kd_T 4, say")
         self.register_buffer("tau", torch.tensor(float(kd_T)))
 
-    def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> Tau:  # noqa: ARG002
+    def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> Tau:
         return Tau(self.tau, self.tau)
