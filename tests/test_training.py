@@ -462,8 +462,7 @@ def heed_interrupts():
 def start(line):
     command = [sys.executable, "train_student.py", *(DATA + line).split()]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    alone = os.environ | {"OMP_NUM_THREADS": "1"}  # threads that wait for each other crawl on a busy machine
-    return subprocess.Popen(command, cwd=ROOT, env=alone, preexec_fn=heed_interrupts, **pipes)
+    return subprocess.Popen(command, cwd=ROOT, preexec_fn=heed_interrupts, **pipes)
 
 
 def epochs_logged(folder):
