@@ -30,7 +30,7 @@ REPORTS = {
 }
 RECIPE = (  # what two configurations must share for one to be a gain over the other
     "epochs", "batch_size", "learning_rate", "lr_decay_epochs", "lr_decay_rate", "momentum", "weight_decay",
-    "train_subset", "teacher_sha256",
+    "train_subset", "image_size", "data_sha256", "teacher_sha256",
 )  # fmt: skip
 HEADING = ["pair", "method", "epochs", "n", "last", "best (on test)", "published", "Δ last", "Δ best", "verdict"]
 GAIN_HEADING = ["pair", "method", "epochs", "over", "n", "gain last", "p", "gain best (on test)", "p"]

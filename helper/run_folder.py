@@ -80,8 +80,8 @@ class RunFolder:
         changed = [f"{key} {there[key]} instead of {ours[key]}" for key in sorted(both) if there[key] != ours[key]]
         if changed:
             raise UserError(
-                f"{self.folder} holds a run with other options ({'; '.join(changed)}): give another --experiments_name,"
-                " or add --overwrite to replace it"
+                f"{self.folder} holds a run with other options ({'; '.join(changed)}): give another --run_dir or"
+                " --experiments_name, or add --overwrite to replace it"
             )
 
     @contextmanager
