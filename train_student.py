@@ -6,15 +6,17 @@
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from dataset import create_dataset, identify_data
 from distiller_zoo import create_distiller, distiller_dict
 from helper.device import place, prepare_device, seed_everything
 from helper.errors import run_main
 from helper.loops import Distillation, evaluate, fit, make_optimizer
-from helper.options import parse, run_folder, student_parser, taken_by
+from helper.options import parse, resolve_pair, run_folder, student_parser, taken_by
 from helper.run_folder import RunFolder
 from helper.teacher import find_teacher, load_teacher
-from models import create_model
+from models import Model, create_model, feature_widths
 from temperature import create_temperature, temperature_dict
 
 
@@ -22,6 +24,7 @@ def distil(options: dict[str, Any]) -> Path:
     """Run the distillation that the options describe, or go on with it; returns the run's folder."""
     # 1. the teacher's weights, and the run: what it is, and what there is of it already
     found = find_teacher(options)
+    options = resolve_pair(options, found.name)
     config = {
         "kind": "student",
         "dataset": options["dataset"],
@@ -56,14 +59,8 @@ def distil(options: dict[str, Any]) -> Path:
     # 4. what learns: student, temperature and distiller, in one module under one optimizer; the student is first to
     #    draw random numbers, so that it starts from the same weights under every method
     seed_everything(options["seed"])
-    known = options | {"num_classes": data.num_classes}
     student = create_model(options["model_s"], data.num_classes)
-    name = options["temperature"]
-    temperature = create_temperature(name, **taken_by(temperature_dict[name], known))
-    name = options["distill"]
-    distiller = create_distiller(name, **taken_by(distiller_dict[name], known))
-    weights = options["gamma"], options["alpha"], options["beta"]
-    module = place(Distillation(student, temperature, distiller, *weights), device)
+    module = place(distillation(options, student, teacher, data.train.target), device)
     optimizer = make_optimizer(module, **taken_by(make_optimizer, options))
     # 5. the loop, from where it stopped
     with run.open():
@@ -71,6 +68,26 @@ def distil(options: dict[str, Any]) -> Path:
         fit(run, module, teacher, data, optimizer, options)
     print(run.summary())
     return folder
+
+
+def distillation(options: dict[str, Any], student: Model, teacher: Model, train_target: Tensor) -> Distillation:
+    """All that learns, on the student's device; `train_target` [N] holds the class of each training image."""
+    known = options | {
+        "num_classes": student.classifier.out_features,
+        "student_widths": feature_widths(student, options["image_size"]),
+        "teacher_widths": feature_widths(teacher, options["image_size"]),
+        "teacher_classifier": teacher.classifier,
+        "train_target": train_target,
+    }
+    temperature, distill = options["temperature"], options["distill"]
+    return Distillation(
+        student,
+        create_temperature(temperature, **taken_by(temperature_dict[temperature], known)),
+        create_distiller(distill, **taken_by(distiller_dict[distill], known)),
+        options["gamma"],
+        options["alpha"],
+        options["beta"],
+    )
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ class Loader(Protocol):
     """An iterable over one epoch's batches."""
 
     num_samples: int
+    target: Tensor  # [num_samples] int64, the class of each image by its index
 
     def __len__(self) -> int: ...  # batches an epoch
     def __iter__(self) -> Iterator[Batch]: ...

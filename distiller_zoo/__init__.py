@@ -4,13 +4,28 @@ from collections.abc import Callable
 from typing import Any
 
 from distiller_zoo.base import Distiller
+from distiller_zoo.crd import CRD, nce_loss
+from distiller_zoo.dkd import DKD, dkd_loss
 from distiller_zoo.kd import KD, kd_loss
+from distiller_zoo.pkt import PKT, pkt_loss
+from distiller_zoo.sp import SP, sp_loss
+from distiller_zoo.srrl import SRRL
+from distiller_zoo.vid import VID, vid_loss
 from helper.errors import unknown
 
-__all__ = ["Distiller", "create_distiller", "distiller_dict", "kd_loss"]
+__all__ = [
+    "Distiller", "create_distiller", "distiller_dict", "dkd_loss", "kd_loss", "nce_loss", "pkt_loss", "sp_loss",
+    "vid_loss",
+]  # fmt: skip
 
 distiller_dict: dict[str, Callable[..., Distiller]] = {
     "kd": KD,
+    "pkt": PKT,
+    "sp": SP,
+    "vid": VID,
+    "crd": CRD,
+    "srrl": SRRL,
+    "dkd": DKD,
 }
 
 

@@ -1,5 +1,6 @@
 """What a distiller is: something that compares a student with its teacher."""
 
+import torch
 from torch import Tensor, nn
 
 from models import Output
@@ -7,9 +8,18 @@ from temperature import Tau
 
 
 class Distiller(nn.Module):
-    """Adds named losses to a step. What it must learn for that (projections, say) are its own parameters."""
+    """Adds named losses to a step. What it must learn for that (projections, say) are its own parameters.
+
+    The constructor's arguments are found by name: a flag's, or one of `student_widths` and `teacher_widths` (the
+    channels of each feature: stem, stages, pooled vector), `teacher_classifier` (the teacher's last layer),
+    `train_target` (the class of each training image, [N]) and `num_classes`.
+    """
 
     weights = (0.1, 0.9, 1.0)  # gamma, alpha and beta where the command line gives none
+    uses_tau = False  # whether tau acts in `forward` too, and not only in the KD term
+
+    def start_epoch(self, epoch: int) -> None:
+        """Called before each epoch, counted from 1: a warm-up moves on here."""
 
     def forward(self, student: Output, teacher: Output, target: Tensor, tau: Tau, index: Tensor) -> dict[str, Tensor]:
         """Named scalar losses; their sum is weighted by beta.
@@ -20,3 +30,11 @@ class Distiller(nn.Module):
             tau: the temperatures of the batch.
         """
         raise NotImplementedError
+
+    def after_step(self) -> None:
+        """Called after each step of the optimizer: memories are renewed here."""
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Losses are computed in float32 or better, whatever the networks compute in."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()

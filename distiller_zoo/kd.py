@@ -1,10 +1,9 @@
 """KD: the student imitates the teacher's softened predictions (Hinton et al. 2015, arXiv 1503.02531)."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distiller_zoo.base import Distiller
+from distiller_zoo.base import Distiller, at_least_float32
 from models import Output
 from temperature import Tau, as_tau
 
@@ -20,16 +19,14 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float | Tensor 
         tau: a number, a tensor (a scalar, [B] or [B, 1]) or a Tau.
     """
     tau = as_tau(tau)
-    log_student = _log_softmax(student_logits, tau.student)
-    log_teacher = _log_softmax(teacher_logits, tau.teacher)
-    kl = F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(1, keepdim=True)  # [B, 1]
-    return (tau.gradient_scale * kl).mean()
+    log_student = F.log_softmax(at_least_float32(student_logits) / tau.student, dim=1)
+    log_teacher = F.log_softmax(at_least_float32(teacher_logits) / tau.teacher, dim=1)
+    return (tau.gradient_scale * kl_divergence(log_student, log_teacher)).mean()
 
 
-def _log_softmax(logits: Tensor, tau: Tensor) -> Tensor:
-    if logits.dtype not in (torch.float32, torch.float64):
-        logits = logits.float()
-    return F.log_softmax(logits / tau, dim=1)
+def kl_divergence(log_student: Tensor, log_teacher: Tensor) -> Tensor:
+    """KL(teacher || student) of each sample, [B, 1], from log probabilities [B, C]."""
+    return F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(1, keepdim=True)
 
 
 class KD(Distiller):

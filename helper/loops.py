@@ -42,6 +42,10 @@ class Distillation(nn.Module):
 
     def start_epoch(self, epoch: int) -> None:
         self.temperature.start_epoch(epoch)
+        self.distiller.start_epoch(epoch)
+
+    def after_step(self) -> None:
+        self.distiller.after_step()
 
     def describe(self) -> dict[str, float]:
         return self.temperature.describe()
@@ -71,6 +75,9 @@ class Alone(nn.Module):
 
     def start_epoch(self, epoch: int) -> None:
         """Nothing changes from epoch to epoch."""
+
+    def after_step(self) -> None:
+        """Nothing is remembered."""
 
     def describe(self) -> dict[str, float]:
         return {}
@@ -158,6 +165,7 @@ def train_epoch(
         optimizer.zero_grad(set_to_none=True)
         step.loss.backward()
         optimizer.step()
+        module.after_step()
         meter.update(step, batch.target)
         if number % print_freq == 0:  # the only place where the host waits for the device
             meter.check()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset import check_dataset, dataset_dict
-from distiller_zoo import distiller_dict
+from distiller_zoo import distiller_dict, dkd
 from helper.errors import Parser, UserError, unknown
 from models import model_dict
 from temperature import temperature_dict
@@ -115,12 +115,18 @@ def _add_distillation(parser: Parser) -> None:
     add("--gamma", "-r", type=float, help="weight of the cross entropy (default: the distiller's own)")
     add("--alpha", "-a", type=float, help="weight of the KD term (default: the distiller's own)")
     add("--beta", "-b", type=float, help="weight of the distiller's term (default: the distiller's own)")
-    for flag, kind, default, belongs in (
-        ("--dkd_alpha", float, 1.0, "dkd"), ("--dkd_beta", float, 2.0, "dkd"), ("--hint_layer", int, 2, "hint"),
-        ("--feat_dim", int, 128, "crd"), ("--mode", str, "exact", "crd"), ("--nce_k", int, 16384, "crd"),
-        ("--nce_t", float, 0.07, "crd"), ("--nce_m", float, 0.5, "crd"),
-    ):  # fmt: skip
-        add(flag, type=kind, default=default, help=f"of --distill {belongs}, which is not available yet")
+    add("--dkd_alpha", type=float, default=1.0, help="DKD: weight of the target class's part")
+    add("--dkd_beta", type=float, help="DKD: weight of the other classes' part (default: 2)")
+    add("--dkd_warmup", type=int, help="DKD: epochs over which the loss grows to its full weight (default: 0)")
+    add("--dkd_weights", choices=("ctkd", "mdistiller"), default="ctkd",
+        help=f"DKD: mdistiller's are a --dkd_beta of its own for each pair, and --dkd_warmup {dkd.WARMUP}")  # fmt: skip
+    add("--feat_dim", type=int, default=128, help="CRD: length of an embedding")
+    add("--nce_k", type=int, default=16384, help="CRD: negatives an image")
+    add("--nce_t", type=float, default=0.07, help="CRD: temperature of the contrast")
+    add("--nce_m", type=float, default=0.5, help="CRD: how much of itself a memory keeps when it is renewed")
+    add("--mode", choices=("exact", "relax"), default="exact", help="CRD: the positive is the image itself,"
+        " or any of its class")  # fmt: skip
+    add("--hint_layer", type=int, default=2, help="of --distill hint, which is not available yet")
 
 
 def _add_temperature(parser: Parser) -> None:
@@ -196,9 +202,37 @@ def _resolve_student(options: dict[str, Any]) -> None:
     options["temperature"] = options["temperature"] or published or "fixed"
     if options["temperature"] not in temperature_dict:
         raise unknown("temperature", options["temperature"], temperature_dict)
-    defaults = distiller_dict[options["distill"]].weights
-    for key, default in zip(("gamma", "alpha", "beta"), defaults, strict=True):
+    distiller = distiller_dict[options["distill"]]
+    for key, default in zip(("gamma", "alpha", "beta"), distiller.weights, strict=True):
         options[key] = default if options[key] is None else options[key]
+    if options["beta"] == 0 < distiller.weights[2]:
+        raise UserError(
+            f"--beta 0 leaves nothing of --distill {options['distill']}: leave -b out for {distiller.weights[2]:g},"
+            " the published weight, or give --distill kd"
+        )
+    if options["alpha"] == 0 < options["beta"] and options["temperature"] != "fixed" and not distiller.uses_tau:
+        raise UserError(
+            f"--alpha 0 leaves --temperature {options['temperature']} nothing to act on, since --distill"
+            f" {options['distill']} has no temperature: give --alpha 0.9, or --temperature fixed"
+        )
+
+
+def resolve_pair(options: dict[str, Any], teacher: str) -> dict[str, Any]:
+    """The options with all that depends on the teacher filled in.
+
+    Raises:
+        UserError: --dkd_weights mdistiller for a pair without published weights.
+    """
+    pair, published = (teacher, options["model_s"]), options["dkd_weights"] == "mdistiller"
+    beta, warmup = options["dkd_beta"], options["dkd_warmup"]
+    if published and beta is None and pair not in dkd.PAIR_BETA:
+        known = ", ".join(f"{t} → {s}" for t, s in dkd.PAIR_BETA)
+        raise UserError(f"mdistiller gives no weight for {' → '.join(pair)}: add --dkd_beta; it has {known}")
+    if beta is None:
+        beta = dkd.PAIR_BETA[pair] if published else 2.0
+    if warmup is None:
+        warmup = dkd.WARMUP if published else 0
+    return options | {"dkd_beta": beta, "dkd_warmup": warmup}
 
 
 def _resolve_schedule(options: dict[str, Any]) -> None:
@@ -222,18 +256,21 @@ def _resolve_schedule(options: dict[str, Any]) -> None:
 
 _AT_LEAST = {
     "epochs": 1, "batch_size": 1, "print_freq": 1, "image_size": 8, "num_workers": 0, "train_subset": 0, "seed": 0,
-    "save_freq": 0, "momentum": 0, "weight_decay": 0, "gamma": 0, "alpha": 0, "beta": 0,
+    "save_freq": 0, "momentum": 0, "weight_decay": 0, "gamma": 0, "alpha": 0, "beta": 0, "dkd_alpha": 0, "dkd_beta": 0,
+    "dkd_warmup": 0, "feat_dim": 1, "nce_k": 1, "nce_m": 0,
 }  # fmt: skip
-_ABOVE_ZERO = ("learning_rate", "lr_decay_rate", "kd_T")
+_ABOVE_ZERO = ("learning_rate", "lr_decay_rate", "kd_T", "nce_t")
 
 
 def _check_numbers(options: dict[str, Any]) -> None:
     for key, least in _AT_LEAST.items():
-        if key in options and not least <= options[key] < math.inf:
+        if options.get(key) is not None and not least <= options[key] < math.inf:
             raise UserError(f"--{key} must be {least} or more, not {options[key]}")
     for key in _ABOVE_ZERO:
         if key in options and not 0 < options[key] < math.inf:
             raise UserError(f"--{key} must be above 0, not {options[key]}")
+    if options.get("nce_m", 0) >= 1:
+        raise UserError(f"--nce_m must be below 1, not {options['nce_m']}: a memory that keeps all never learns")
     if options["seed"] >= 2**63:
         raise UserError(f"--seed must be below 2^63, not {options['seed']}")
     if "alpha" in options and options["alpha"] == options["beta"] == 0:

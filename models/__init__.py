@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from helper.errors import unknown
-from models.base import Model, Output
+from models.base import Model, Output, feature_widths
 from models.mobilenetv2 import MobileNetV2
 from models.resnet import (
     resnet8,
@@ -23,7 +23,7 @@ from models.shufflenetv2 import ShuffleV2
 from models.vgg import vgg8, vgg11, vgg13, vgg16, vgg19
 from models.wrn import wrn_16_1, wrn_16_2, wrn_40_1, wrn_40_2
 
-__all__ = ["Model", "Output", "create_model", "model_dict"]
+__all__ = ["Model", "Output", "create_model", "feature_widths", "model_dict"]
 
 model_dict: dict[str, Callable[[int], Model]] = {
     "resnet8": resnet8,

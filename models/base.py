@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 
@@ -30,3 +31,12 @@ class Model(nn.Module):
         features = self.extract(x)
         logits = self.classifier(features[-1])
         return Output(features, logits) if is_feat else logits
+
+
+@torch.no_grad()
+def feature_widths(model: Model, image_size: int = 32) -> list[int]:
+    """Channels of each feature: the stem, every stage, and the pooled vector. The model is not changed by it."""
+    weight, training = model.classifier.weight, model.training
+    features = model.eval().extract(weight.new_zeros(1, 3, image_size, image_size))
+    model.train(training)
+    return [feature.shape[1] for feature in features]

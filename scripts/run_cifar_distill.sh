@@ -1,16 +1,32 @@
 #!/bin/sh
-# CIFAR-100: resnet56 -> resnet20 by KD with CTKD's global temperature, with the published flags.
+# CIFAR-100: resnet56 -> resnet20 with CTKD's global temperature, with the published flags.
 # Published: resnet20 alone 69.06, KD 70.66, CTKD 71.19 (top-1; last or best epoch is not stated).
 # Data: --data_dir DIR or CIFAR100_DIR=DIR, the folder that holds cifar-100-python/.
 # Teacher: sh scripts/run_cifar_vanilla.sh trains it; --train_teacher does so here where it is missing.
-# Later flags win, so these give the other rows:
-#   KD, fixed temperature       --have_mlp 0 --experiments_name kd
+# Loss weights: each method's published ones, which stand below; -r, -a and -b give others.
+# Later flags win, so these give the other rows. With CTKD's global temperature:
+#   PKT    --distill pkt --experiments_name pkt+ctkd      -r 0.1 -a 0.9 -b 30000
+#   SP     --distill sp --experiments_name sp+ctkd        -r 0.1 -a 0.9 -b 3000
+#   VID    --distill vid --experiments_name vid+ctkd      -r 0.1 -a 0.9 -b 1
+#   CRD    --distill crd --experiments_name crd+ctkd      -r 0.1 -a 0.9 -b 0.8
+#   SRRL   --distill srrl --experiments_name srrl+ctkd    -r 0.1 -a 0.9 -b 1
+#   DKD    --distill dkd --experiments_name dkd+ctkd      -r 1 -a 0 -b 1 --dkd_alpha 1 --dkd_beta 2
+# With a fixed temperature of 4:
+#   KD     --have_mlp 0 --experiments_name kd
+#   PKT    --have_mlp 0 --distill pkt --experiments_name pkt
+#   SP     --have_mlp 0 --distill sp --experiments_name sp
+#   VID    --have_mlp 0 --distill vid --experiments_name vid
+#   CRD    --have_mlp 0 --distill crd --experiments_name crd
+#   SRRL   --have_mlp 0 --distill srrl --experiments_name srrl
+#   DKD    --have_mlp 0 --distill dkd --experiments_name dkd
+#   DKD of mdistiller           --have_mlp 0 --distill dkd --dkd_weights mdistiller --experiments_name dkd-mdistiller
+# Others:
 #   CTKD, instance-wise         --mlp_name instance --experiments_name ctkd-instance
 #   another pair                --path-t save/models/wrn_40_2_vanilla/ckpt_epoch_240.pth --model_s wrn_16_2
 . "$(dirname "$0")/env.sh"
 
 exec "$python" train_student.py --path-t ./save/models/resnet56_vanilla/ckpt_epoch_240.pth \
-    --distill kd --model_s resnet20 -r 0.1 -a 0.9 -b 0 --kd_T 4 \
+    --distill kd --model_s resnet20 --kd_T 4 \
     --batch_size 64 --learning_rate 0.05 \
     --have_mlp 1 --mlp_name global --t_start 1 --t_end 20 \
     --cosine_decay 1 --decay_max 0 --decay_min -1 --decay_loops 10 \

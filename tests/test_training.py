@@ -1,5 +1,6 @@
 """Whole runs: the loop, what it writes, what it refuses, and that a killed run ends as if it had never been killed."""
 
+import functools
 import itertools
 import json
 import math
@@ -26,9 +27,9 @@ from helper import checkpoint
 from helper.device import prepare_device
 from helper.errors import RunError, UserError
 from helper.loops import Distillation, Meter, Step, decayed, evaluate, make_optimizer, train_epoch
-from helper.options import parse, student_parser, taken_by, teacher_parser
-from models import Model, create_model
-from temperature import create_temperature, temperature_dict
+from helper.options import parse, resolve_pair, student_parser, taken_by, teacher_parser
+from models import Model, create_model, model_dict
+from temperature import temperature_dict
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = "--dataset digits --train_subset 96 --batch_size 32 --print_freq 1 "
@@ -75,35 +76,44 @@ def teacher(tmp_path_factory):
 # ---------------------------------------------------------------- the step
 
 
-def make(temperature="fixed", distill="kd", student=None, classes=10):
-    options = {"num_classes": classes}
-    made = create_temperature(temperature, **taken_by(temperature_dict[temperature], options))
+def make(temperature="fixed", distill="kd", student=None, expert=None, classes=10):
+    options = parse(student_parser(), ["--temperature", temperature, "--distill", distill, "--nce_k", "20"])
     torch.manual_seed(0)
-    distiller = create_distiller(distill, **taken_by(distiller_dict[distill], options))
-    return Distillation(student or Tiny(classes), made, distiller, *distiller.weights)
+    target = torch.arange(64) % classes
+    return train_student.distillation(
+        resolve_pair(options, "resnet56"), student or Tiny(classes), expert or Tiny(classes, width=12), target
+    )
 
 
 def fixed_batch(classes=10, size=16):
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(size, 3, 32, 32, generator=generator)
-    target = torch.randint(classes, (size,), generator=generator)
-    return Batch(images, target, torch.arange(size), None)
+    index = torch.randperm(64, generator=generator)[:size]
+    return Batch(images, index % classes, index, None)
+
+
+def check_gradients(module):
+    """What learns has a gradient, and there is nothing else in the module."""
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
+    for part in (module.temperature, module.distiller, module.student.classifier):
+        assert all(p.grad.abs().sum() > 0 for p in part.parameters())
 
 
 @pytest.mark.parametrize("classes", [10, 100])
-@pytest.mark.parametrize("network", ["tiny", "resnet8", "MobileNetV2"])
 @pytest.mark.parametrize("distill", distiller_dict)
 @pytest.mark.parametrize("temperature", temperature_dict)
-def test_every_temperature_goes_with_every_distiller_and_network(temperature, distill, network, classes):
+def test_every_temperature_with_every_distiller_learns(temperature, distill, classes):
     torch.manual_seed(1)
-    student = Tiny(classes) if network == "tiny" else create_model(network, classes)
-    expert = Tiny(classes, width=12).eval().requires_grad_(False)
+    student, expert = Tiny(classes), Tiny(classes, width=12).eval().requires_grad_(False)
     before = {key: value.clone() for key, value in expert.state_dict().items()}
-    module, batch = make(temperature, distill, student, classes), fixed_batch(classes)
+    module, batch = make(temperature, distill, student, expert, classes), fixed_batch(classes)
+    heads = {name: p.detach().clone() for name, p in module.distiller.named_parameters()}
     module.start_epoch(3)
-    optimizer = make_optimizer(module, 0.02, 0.0, 0.0)
+    # the mean over the pairs of a batch of 16 makes the published weight of SP steep
+    optimizer = make_optimizer(module, 2e-4 if distill == "sp" else 0.01, 0.0, 0.0)
     losses = []
     for _ in range(8):
+        torch.manual_seed(2)  # the same negatives in every step
         step = module(batch, expert(batch.images, is_feat=True))
         optimizer.zero_grad()
         step.loss.backward()
@@ -111,9 +121,62 @@ def test_every_temperature_goes_with_every_distiller_and_network(temperature, di
         losses.append(step.loss.item())
     assert all(map(math.isfinite, losses))
     assert losses[-1] < losses[0]
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
-    assert all(p.grad.abs().sum() > 0 for p in module.temperature.parameters())
+    check_gradients(module)
+    assert all(not torch.equal(p, heads[name]) for name, p in module.distiller.named_parameters())
+    assert all(p.grad is None for p in expert.parameters())
     assert all(torch.equal(value, before[key]) for key, value in expert.state_dict().items())
+
+
+PAIRS = [  # same families, other families, more stages and fewer
+    ("resnet14", "resnet8"), ("wrn_16_2", "wrn_16_1"), ("vgg11", "vgg8"), ("ResNet50", "MobileNetV2"),
+    ("resnet8x4", "ShuffleV1"), ("vgg11", "ShuffleV2"), ("resnet14", "vgg8"),
+]  # fmt: skip
+
+
+@functools.lru_cache
+def network(name, classes):
+    torch.manual_seed(0)
+    return create_model(name, classes)
+
+
+@functools.lru_cache
+def said(name, classes):
+    expert = network(name, classes).eval().requires_grad_(False)
+    with torch.no_grad():
+        return expert, expert(fixed_batch(classes, 4).images, is_feat=True)
+
+
+@pytest.mark.parametrize("classes", [10, 100])
+@pytest.mark.parametrize("pair", PAIRS, ids="→".join)
+@pytest.mark.parametrize("distill", distiller_dict)
+@pytest.mark.parametrize("temperature", temperature_dict)
+def test_every_temperature_with_every_distiller_fits_every_pair(temperature, distill, pair, classes):
+    expert, output = said(pair[0], classes)
+    student = network(pair[1], classes).train().requires_grad_(True)
+    module = make(temperature, distill, student, expert, classes)
+    module.zero_grad()
+    module.start_epoch(3)
+    step = module(fixed_batch(classes, 4), output)
+    step.loss.backward()
+    assert step.loss.isfinite()
+    check_gradients(module)
+    assert all(p.grad is None for p in expert.parameters())
+
+
+@pytest.mark.parametrize("student", ["resnet8", "vgg8", "ShuffleV2", "MobileNetV2"])
+@pytest.mark.parametrize("teacher", model_dict)
+def test_every_teacher_can_be_learned_from_by_every_head(teacher, student):
+    """Constructed for real, then the shapes alone are followed."""
+    with torch.device("meta"):
+        networks = [create_model(name, 10) for name in (student, teacher)]
+        outputs = [model.eval()(torch.empty(2, 3, 32, 32), is_feat=True) for model in networks]
+        widths = [[feature.shape[1] for feature in output.features] for output in outputs]
+        for name in ("vid", "srrl"):
+            known = {"student_widths": widths[0], "teacher_widths": widths[1]}
+            known["teacher_classifier"] = networks[1].classifier
+            head = create_distiller(name, **taken_by(distiller_dict[name], known))
+            losses = head(*outputs, torch.zeros(2, dtype=torch.long), None, torch.arange(2))
+            assert all(loss.shape == () for loss in losses.values())
 
 
 def test_the_loss_is_its_weighted_parts():
@@ -307,16 +370,7 @@ def test_another_tree_is_another_run(tmp_path):
 def test_a_run_begun_with_overwrite_goes_on_without_it(teacher, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "run"
     line = f"--path-t {teacher} --epochs 2 --run_dir {folder}"
-    real = train_student.RunFolder.save_epoch
-
-    def interrupted(self, *args):
-        real(self, *args)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train_student.RunFolder, "save_epoch", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            distil(line + " --overwrite")
+    interrupt_after_an_epoch(monkeypatch, line + " --overwrite")
     assert "the same command without --overwrite goes on from there" in capsys.readouterr().out
     first = read_log(folder)
     distil(line)
@@ -478,6 +532,47 @@ def wait_for_epoch(process, folder, epoch):
     assert epochs_logged(folder) >= epoch
 
 
+def check_same_end(folder, other):
+    assert timeless(folder) == timeless(other)
+    for name in ("last.pth", "resnet8_last.pth", "resnet8_best.pth"):
+        ours, theirs = (checkpoint.load(where / name) for where in (folder, other))
+        if name == "last.pth":
+            mine, others = (state["optimizer"]["state"] for state in (ours, theirs))
+            assert mine.keys() == others.keys()
+            assert all(torch.equal(mine[i]["momentum_buffer"], others[i]["momentum_buffer"]) for i in mine)
+            assert torch.equal(ours["rng_cpu"], theirs["rng_cpu"])
+            ours, theirs = ours["module"], theirs["module"]
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def interrupt_after_an_epoch(monkeypatch, line):
+    real = train_student.RunFolder.save_epoch
+
+    def interrupted(self, *args):
+        real(self, *args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_student.RunFolder, "save_epoch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            distil(line)
+
+
+@pytest.mark.parametrize("distill", distiller_dict)
+def test_an_interrupted_run_ends_bit_identical_under_every_distiller(distill, teacher, tmp_path, monkeypatch):
+    line = f"--path-t {teacher} --distill {distill} --temperature ctkd-global --epochs 2 --nce_k 50 --run_dir "
+    distil(line + str(tmp_path / "whole"))
+    interrupt_after_an_epoch(monkeypatch, line + str(tmp_path / "stopped"))
+    assert len(read_log(tmp_path / "stopped")) == 1
+    distil(line + str(tmp_path / "stopped"))
+    check_same_end(tmp_path / "stopped", tmp_path / "whole")
+    saved = checkpoint.load(tmp_path / "stopped/last.pth")["module"]
+    heads = {"vid": "stages.0.log_scale", "crd": "contrast.memory_v2", "srrl": "connector.transfer.0.weight"}
+    if distill in heads:
+        assert f"distiller.{heads[distill]}" in saved
+
+
 def test_a_run_killed_at_random_steps_ends_bit_identical(teacher, tmp_path):
     line = f"--path-t {teacher} --temperature ctkd-instance --epochs 12 --run_dir "
     assert start(line + str(tmp_path / "whole")).wait() == 0
@@ -491,17 +586,7 @@ def test_a_run_killed_at_random_steps_ends_bit_identical(teacher, tmp_path):
         assert process.wait() == -signal.SIGKILL
         assert epoch <= epochs_logged(killed) < 12
     assert start(line + str(killed)).wait() == 0
-    assert timeless(killed) == timeless(tmp_path / "whole")
-    for name in ("last.pth", "resnet8_last.pth", "resnet8_best.pth"):
-        ours, theirs = (checkpoint.load(tmp_path / which / name) for which in ("killed", "whole"))
-        if name == "last.pth":
-            mine, others = (state["optimizer"]["state"] for state in (ours, theirs))
-            assert mine.keys() == others.keys()
-            assert all(torch.equal(mine[i]["momentum_buffer"], others[i]["momentum_buffer"]) for i in mine)
-            assert torch.equal(ours["rng_cpu"], theirs["rng_cpu"])
-            ours, theirs = ours["module"], theirs["module"]
-        assert ours.keys() == theirs.keys()
-        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    check_same_end(killed, tmp_path / "whole")
 
 
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -1,0 +1,196 @@
+"""CRD: the student's embedding of an image shall be close to the teacher's of the same image and far from its
+embeddings of images of other classes (Tian et al., ICLR 2020, arXiv 1910.10699).
+
+Both networks' embeddings of every training image are remembered in two memory banks, so that thousands of negatives
+an image cost no forward pass.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distiller_zoo.base import Distiller, at_least_float32
+from helper.errors import UserError
+from models import Output
+from temperature import Tau
+
+EPS = 1e-7
+
+
+def nce_loss(score: Tensor, log_z: Tensor, num_samples: int) -> Tensor:
+    """Noise-contrastive estimation: is each candidate the image itself, or one of K drawn by chance? A scalar.
+
+    The sum over K + 1 candidates, averaged over the batch: the paper's equations 17 and 18, with h = p / (p + K / N).
+
+    Args:
+        score: [B, 1 + K], inner products of embeddings over the temperature; the positive is the first column.
+        log_z: the normalising constant's logarithm, so that p = exp(score - log_z).
+        num_samples: N, the size of the training set.
+    """
+    noise = (score.shape[1] - 1) / num_samples
+    log_p = score - log_z
+    log_sum = torch.logaddexp(log_p, torch.full_like(log_z, math.log(noise + EPS)))
+    log_positive, log_negative = (log_p - log_sum)[:, 0], math.log(noise) - log_sum[:, 1:]
+    return -(log_positive.sum() + log_negative.sum()) / len(score)
+
+
+class Embed(nn.Module):
+    """Pooled features [B, D] as vectors of length one [B, feat_dim]."""
+
+    def __init__(self, width: int, feat_dim: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, feat_dim)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return F.normalize(self.linear(at_least_float32(features)), dim=1)
+
+
+class Contrast(nn.Module):
+    """The two memory banks, and the loss against them.
+
+    Args:
+        num_samples: N, the size of the training set. feat_dim: length of an embedding.
+        nce_t: the temperature of the contrast. nce_m: how much of itself a memory keeps when it is renewed.
+    """
+
+    def __init__(self, num_samples: int, feat_dim: int, nce_t: float = 0.07, nce_m: float = 0.5) -> None:
+        super().__init__()
+        self.nce_t, self.nce_m = nce_t, nce_m
+        self.seen: tuple[Tensor, Tensor, Tensor] | None = None
+        size = 2 * num_samples * feat_dim * 4 / 1e6
+        print(f"CRD: two memory banks of {num_samples} x {feat_dim} float32, {size:.1f} MB together", flush=True)
+        bound = math.sqrt(3 / feat_dim)  # vectors of about length one
+        for name in ("memory_v1", "memory_v2"):  # of the student, of the teacher
+            self.register_buffer(name, torch.empty(num_samples, feat_dim).uniform_(-bound, bound))
+        for name in ("log_z_v1", "log_z_v2"):  # estimated in the first step, then kept, as published
+            self.register_buffer(name, torch.tensor(math.nan))
+
+    def forward(self, v_s: Tensor, v_t: Tensor, index: Tensor, candidates: Tensor) -> Tensor:
+        """The loss of a batch, a scalar: each network's embeddings against the other's memories.
+
+        Args:
+            v_s, v_t: embeddings of student and teacher [B, feat_dim].
+            index: which images these are [B].
+            candidates: [B, 1 + K], the positive first.
+        """
+        self.seen = index, v_s.detach(), v_t.detach()
+        student = self._loss(v_s, self.memory_v2, self.log_z_v1, candidates)
+        return student + self._loss(v_t, self.memory_v1, self.log_z_v2, candidates)
+
+    def _loss(self, v: Tensor, memory: Tensor, log_z: Tensor, candidates: Tensor) -> Tensor:
+        # all N products, then a choice among them: far fewer bytes to move than the K + 1 chosen memories an image
+        score = (v @ memory.T / self.nce_t).gather(1, candidates)
+        estimate = score.detach().logsumexp((0, 1)) + math.log(len(memory) / score.numel())
+        log_z.copy_(torch.where(log_z.isnan(), estimate, log_z))
+        return nce_loss(score, log_z, len(memory))
+
+    @torch.no_grad()
+    def renew(self) -> None:
+        """Move the memories of the last batch's images towards its embeddings."""
+        if self.seen is None:
+            return
+        index, *embeddings = self.seen
+        for v, memory in zip(embeddings, (self.memory_v1, self.memory_v2), strict=True):
+            memory[index] = F.normalize(self.nce_m * memory[index] + (1 - self.nce_m) * v, dim=1)
+        self.seen = None
+
+
+class Candidates(nn.Module):
+    """Draws each image's positive and negatives on the device, for the whole batch at once.
+
+    The positive is the image itself (`exact`) or any of its class (`relax`). The K negatives are of other classes,
+    none twice; where there are fewer than K, each is drawn anew from all of them, as published.
+
+    Args:
+        train_target: the class of each training image [N].
+
+    Raises:
+        UserError: all images are of one class.
+    """
+
+    def __init__(self, train_target: Tensor, nce_k: int, mode: str = "exact") -> None:
+        super().__init__()
+        self.nce_k, self.mode = nce_k, mode
+        counts = train_target.bincount()
+        negatives = len(train_target) - counts[counts > 0]
+        if negatives.min() == 0:
+            raise UserError("--distill crd needs images of two classes or more, and all training images are of one")
+        self.all_enough, self.none_enough = bool(negatives.min() >= nce_k), bool(negatives.max() < nce_k)
+        # all images in the order of their classes: a class is one stretch, and its negatives are all the rest
+        layout = {"by_class": train_target.argsort(stable=True), "start": counts.cumsum(0) - counts, "counts": counts}
+        for name, tensor in (layout | {"train_target": train_target}).items():
+            self.register_buffer(name, tensor, persistent=False)
+
+    def forward(self, index: Tensor, target: Tensor) -> Tensor:
+        """Candidates [B, 1 + K] for images [B] of classes [B]; the positive is the first."""
+        positive = index[:, None]
+        if self.mode == "relax":
+            start, count = self.start[target][:, None], self.counts[target][:, None]
+            positive = self.by_class[start + _below(count, 1)]
+        if self.all_enough:
+            negative = self._without_replacement(target)
+        elif self.none_enough:
+            negative = self._with_replacement(target)
+        else:
+            enough = len(self.by_class) - self.counts[target] >= self.nce_k
+            negative = torch.where(
+                enough[:, None], self._without_replacement(target), self._with_replacement(target)
+            )
+        return torch.cat([positive, negative], dim=1)
+
+    def _without_replacement(self, target: Tensor) -> Tensor:
+        """The K images with the smallest of N random keys, where those of the own class are large."""
+        keys = torch.rand(len(target), len(self.train_target), device=target.device)
+        keys += self.train_target == target[:, None]
+        return keys.topk(self.nce_k, dim=1, largest=False, sorted=False).indices
+
+    def _with_replacement(self, target: Tensor) -> Tensor:
+        start, count = self.start[target][:, None], self.counts[target][:, None]
+        place = _below(len(self.train_target) - count, self.nce_k)
+        return self.by_class[place + count * (place >= start)]
+
+
+def _below(limit: Tensor, columns: int) -> Tensor:
+    """Random whole numbers [B, columns] from 0 to below each row's limit [B, 1]."""
+    share = torch.rand(len(limit), columns, dtype=torch.float64, device=limit.device)
+    return (share * limit).long()
+
+
+class CRD(Distiller):
+    """Embeddings of the pooled features of both networks, contrasted through the memory banks.
+
+    Args:
+        train_target: the class of each training image [N].
+        feat_dim: length of an embedding.
+        nce_k: K, negatives an image. nce_t, nce_m: see `Contrast`. mode: see `Candidates`.
+
+    Raises:
+        UserError: all images are of one class.
+    """
+
+    weights = (0.1, 0.9, 0.8)
+
+    def __init__(
+        self,
+        student_widths: list[int],
+        teacher_widths: list[int],
+        train_target: Tensor,
+        feat_dim: int = 128,
+        nce_k: int = 16384,
+        nce_t: float = 0.07,
+        nce_m: float = 0.5,
+        mode: str = "exact",
+    ) -> None:
+        super().__init__()
+        self.candidates = Candidates(train_target, nce_k, mode)
+        self.embed_s, self.embed_t = Embed(student_widths[-1], feat_dim), Embed(teacher_widths[-1], feat_dim)
+        self.contrast = Contrast(len(train_target), feat_dim, nce_t, nce_m)
+
+    def forward(self, student: Output, teacher: Output, target: Tensor, tau: Tau, index: Tensor) -> dict[str, Tensor]:
+        v_s, v_t = self.embed_s(student.features[-1]), self.embed_t(teacher.features[-1])
+        return {"crd": self.contrast(v_s, v_t, index, self.candidates(index, target))}
+
+    def after_step(self) -> None:
+        self.contrast.renew()

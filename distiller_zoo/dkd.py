@@ -1,0 +1,104 @@
+"""DKD: KD in two parts with weights of their own, the target class against the rest, and the rest among themselves
+(Zhao et al., CVPR 2022, arXiv 2203.08679)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distiller_zoo.base import Distiller, at_least_float32
+from distiller_zoo.kd import kl_divergence
+from helper.errors import UserError
+from models import Output
+from temperature import Tau, as_tau
+
+WARMUP = 20  # epochs, in mdistiller
+# beta of DKD in mdistiller, by teacher and student; alpha is 1
+PAIR_BETA = {
+    ("resnet56", "resnet20"): 2.0,
+    ("resnet110", "resnet32"): 2.0,
+    ("resnet32x4", "resnet8x4"): 8.0,
+    ("resnet32x4", "ShuffleV1"): 8.0,
+    ("resnet32x4", "ShuffleV2"): 8.0,
+    ("wrn_40_2", "wrn_16_2"): 6.0,
+    ("wrn_40_2", "wrn_40_1"): 6.0,
+    ("wrn_40_2", "ShuffleV1"): 8.0,
+    ("vgg13", "vgg8"): 6.0,
+    ("vgg13", "MobileNetV2"): 6.0,
+    ("ResNet50", "MobileNetV2"): 8.0,
+}
+
+
+def dkd_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    target: Tensor,
+    tau: float | Tensor | Tau,
+    alpha: float = 1.0,
+    beta: float = 2.0,
+) -> Tensor:
+    """The mean over samples of tau^2 (alpha TCKD + beta NCKD), a scalar: the paper's equation 7.
+
+    TCKD is the KL divergence between teacher and student of the two probabilities (target, any other class); NCKD is
+    that of the other classes' probabilities, renormalised without the target. Both in log space, so they are finite
+    where a probability underflows. With different temperatures for teacher and student the factor is their product.
+
+    Args:
+        student_logits, teacher_logits: [B, C].
+        target: the classes [B].
+        tau: a number, a tensor (a scalar, [B] or [B, 1]) or a Tau.
+
+    Raises:
+        UserError: fewer than three classes, where the other classes have no distribution.
+    """
+    if student_logits.shape[1] < 3:
+        raise UserError(
+            f"DKD compares the classes beside the target, and of {student_logits.shape[1]} classes there is one at"
+            " most: use --distill kd"
+        )
+    tau = as_tau(tau)
+    student_binary, student_others = _decouple(at_least_float32(student_logits) / tau.student, target)
+    teacher_binary, teacher_others = _decouple(at_least_float32(teacher_logits) / tau.teacher, target)
+    tckd = kl_divergence(student_binary, teacher_binary)
+    nckd = kl_divergence(student_others, teacher_others)
+    return (tau.gradient_scale * (alpha * tckd + beta * nckd)).mean()
+
+
+def _decouple(scaled: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Log probabilities [B, 2] of target and rest, and [B, C - 1] of the rest among themselves."""
+    target = target[:, None]
+    others = torch.arange(scaled.shape[1] - 1, device=scaled.device)
+    others = others + (others >= target)  # [B, C - 1], every class but the target
+    rest = scaled.gather(1, others)
+    binary = torch.cat([scaled.gather(1, target), rest.logsumexp(1, keepdim=True)], dim=1)
+    return F.log_softmax(binary, dim=1), F.log_softmax(rest, dim=1)
+
+
+class DKD(Distiller):
+    """`dkd_loss`, which takes the KD term's place: alpha of the KD term is 0.
+
+    Args:
+        dkd_alpha, dkd_beta: weights of TCKD and NCKD.
+        dkd_warmup: the loss grows linearly to its full weight over so many epochs, as in mdistiller; 0 for not at all,
+            as in CTKD.
+        num_classes: of the data set.
+
+    Raises:
+        UserError: fewer than three classes.
+    """
+
+    weights = (1.0, 0.0, 1.0)
+    uses_tau = True
+
+    def __init__(self, num_classes: int, dkd_alpha: float = 1.0, dkd_beta: float = 2.0, dkd_warmup: int = 0) -> None:
+        super().__init__()
+        if num_classes < 3:
+            raise UserError(f"--distill dkd needs three classes or more, not {num_classes}: use --distill kd")
+        self.alpha, self.beta, self.warmup_epochs = dkd_alpha, dkd_beta, dkd_warmup
+        self.register_buffer("warmup", torch.ones(()))
+
+    def start_epoch(self, epoch: int) -> None:
+        self.warmup.fill_(min(epoch / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0)
+
+    def forward(self, student: Output, teacher: Output, target: Tensor, tau: Tau, index: Tensor) -> dict[str, Tensor]:
+        loss = dkd_loss(student.logits, teacher.logits, target, tau, self.alpha, self.beta)
+        return {"dkd": self.warmup * loss}

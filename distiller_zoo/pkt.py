@@ -1,0 +1,40 @@
+"""PKT: the student's images resemble each other as the teacher's do, as probabilities
+(Passalis and Tefas, ECCV 2018, arXiv 1803.10837)."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from distiller_zoo.base import Distiller, at_least_float32
+from models import Output
+from temperature import Tau
+
+EPS = 1e-7
+
+
+def pkt_loss(f_s: Tensor, f_t: Tensor) -> Tensor:
+    """The mean over all pairs of images of p_t log(p_t / p_s), a scalar.
+
+    p[i, j] is the cosine similarity of images i and j, moved from [-1, 1] to [0, 1] and divided by its row's sum: the
+    paper's conditional probabilities with the cosine kernel. The mean over B^2 pairs, as the published code takes it,
+    makes the loss small; hence its weight of 30000.
+
+    Args:
+        f_s, f_t: pooled features of student [B, D] and teacher [B, E].
+    """
+    p_s, p_t = _similarities(f_s), _similarities(f_t)
+    return (p_t * ((p_t + EPS) / (p_s + EPS)).log()).mean()
+
+
+def _similarities(features: Tensor) -> Tensor:
+    unit = F.normalize(at_least_float32(features), dim=1, eps=EPS)  # a feature of zeros stays one, and is no NaN
+    similarity = (unit @ unit.T + 1) / 2
+    return similarity / similarity.sum(1, keepdim=True)
+
+
+class PKT(Distiller):
+    """`pkt_loss` of the pooled features."""
+
+    weights = (0.1, 0.9, 30000.0)
+
+    def forward(self, student: Output, teacher: Output, target: Tensor, tau: Tau, index: Tensor) -> dict[str, Tensor]:
+        return {"pkt": pkt_loss(student.features[-1], teacher.features[-1])}

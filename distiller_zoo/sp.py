@@ -1,0 +1,35 @@
+"""SP: images that excite the teacher's last maps alike shall excite the student's alike
+(Tung and Mori, ICCV 2019, arXiv 1907.09682)."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from distiller_zoo.base import Distiller, at_least_float32
+from models import Output
+from temperature import Tau
+
+
+def sp_loss(g_s: Tensor, g_t: Tensor) -> Tensor:
+    """The mean squared difference of the two networks' similarity matrices [B, B], a scalar: the paper's equation 4.
+
+    A similarity matrix holds the inner products of the images' flattened maps, each row divided by its length
+    (equations 1 to 3).
+
+    Args:
+        g_s, g_t: maps of student [B, C, H, W] and teacher [B, D, I, J]; only the batch size must agree.
+    """
+    return F.mse_loss(_similarities(g_s), _similarities(g_t))
+
+
+def _similarities(maps: Tensor) -> Tensor:
+    flat = at_least_float32(maps).flatten(1)
+    return F.normalize(flat @ flat.T, dim=1)
+
+
+class SP(Distiller):
+    """`sp_loss` of the last maps before pooling."""
+
+    weights = (0.1, 0.9, 3000.0)
+
+    def forward(self, student: Output, teacher: Output, target: Tensor, tau: Tau, index: Tensor) -> dict[str, Tensor]:
+        return {"sp": sp_loss(student.features[-2], teacher.features[-2])}

@@ -1,0 +1,53 @@
+"""SRRL: the student's features, carried over to the teacher's space, shall look right to the teacher's own classifier
+(Yang et al., ICLR 2021, "Knowledge distillation via softmax regression representation learning")."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distiller_zoo.base import Distiller, at_least_float32
+from models import Output
+from temperature import Tau
+
+
+class Connector(nn.Module):
+    """From the student's pooled features [B, D] to the teacher's space [B, E]: 1x1 convolution, batch norm, ReLU."""
+
+    def __init__(self, student_width: int, teacher_width: int) -> None:
+        super().__init__()
+        self.transfer = nn.Sequential(
+            nn.Conv2d(student_width, teacher_width, 1, bias=False), nn.BatchNorm2d(teacher_width), nn.ReLU()
+        )
+
+    def forward(self, f_s: Tensor) -> Tensor:
+        convolution, norm, relu = self.transfer
+        x = convolution(at_least_float32(f_s)[:, :, None, None])
+        if len(x) > 1:
+            x = norm(x)
+        else:  # the rest of an epoch may be one image, which has no variance
+            x = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+        return relu(x).flatten(1)
+
+
+class SRRL(Distiller):
+    """Two mean squared errors: of the features in the teacher's space, and of the teacher's classifier's logits there.
+
+    This is CTKD's version: pooled vectors instead of the paper's maps, and the logits' error instead of their softmax
+    regression. The classifier is the teacher's last layer, in every network; it is frozen.
+    """
+
+    weights = (0.1, 0.9, 1.0)
+
+    def __init__(self, student_widths: list[int], teacher_widths: list[int], teacher_classifier: nn.Linear) -> None:
+        super().__init__()
+        self.connector = Connector(student_widths[-1], teacher_widths[-1])
+        # not the layer itself: it belongs to the teacher, and is neither trained nor saved here
+        self.register_buffer("weight", teacher_classifier.weight.detach(), persistent=False)
+        self.register_buffer("bias", teacher_classifier.bias.detach(), persistent=False)
+
+    def forward(self, student: Output, teacher: Output, target: Tensor, tau: Tau, index: Tensor) -> dict[str, Tensor]:
+        f_s = self.connector(student.features[-1])
+        logits = F.linear(f_s, self.weight, self.bias)
+        return {
+            "srrl_features": F.mse_loss(f_s, at_least_float32(teacher.features[-1])),
+            "srrl_logits": F.mse_loss(logits, at_least_float32(teacher.logits)),
+        }
