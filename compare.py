@@ -32,6 +32,7 @@ RECIPE = (  # what two configurations must share for one to be a gain over the o
     "epochs", "batch_size", "learning_rate", "lr_decay_epochs", "lr_decay_rate", "momentum", "weight_decay",
     "train_subset", "image_size", "data_sha256", "teacher_sha256",
 )  # fmt: skip
+WEIGHTS = ("gamma", "alpha", "beta", "dkd_alpha", "dkd_beta", "dkd_warmup")
 HEADING = ["pair", "method", "epochs", "n", "last", "best (on test)", "published", "Δ last", "Δ best", "verdict"]
 GAIN_HEADING = ["pair", "method", "epochs", "over", "n", "gain last", "p", "gain best (on test)", "p"]
 EXPLANATION = (
@@ -39,7 +40,10 @@ EXPLANATION = (
     " best: the best epoch of each run, selected on the test set, hence optimistic. Δ: mean minus published."
     " Verdict: whether the published number lies outside the 95 % prediction interval of one more run."
 )
-GAIN_EXPLANATION = "Gain over KD with a fixed temperature in the same recipe: difference of means; p of Welch's t-test."
+GAIN_EXPLANATION = (
+    "Gain over KD, and over the same distiller, with a fixed temperature in the same recipe: difference of means; p of"
+    " Welch's t-test."
+)
 
 
 class Notes:
@@ -154,7 +158,8 @@ def row(runs: Sequence[Run], label: str, notes: Notes) -> list[str]:
     records = find_published(run)
     if not records:
         return [*cells, "–", "–", "–", "none published"]
-    record = records[0]
+    same = (record for record in records if published.settings(record) and not differences(runs, record))
+    record = next(same, records[0])
     spread = f" ± {record['std']:.2f}" if "std" in record else ""
     about = "≈" if record["certainty"].startswith("approximate") else ""
     cells.append(f"{about}{record['top1']:.2f}{spread} {notes.mark(source_note(record))}")
@@ -184,26 +189,41 @@ def order(run: Run) -> tuple[object, ...]:
     return str(run.option("dataset")), run.pair, run.epochs, not is_baseline(run), run.method
 
 
+def baselines(runs: Sequence[Run], groups: Sequence[Sequence[Run]]) -> list[int]:
+    """Which groups of the same pair and recipe a group is compared with: KD, and its own distiller, at a fixed tau.
+
+    Of several temperatures 4 is taken.
+    """
+
+    def setting(run: Run) -> list[object]:
+        return [run.pair, *map(run.option, RECIPE)]
+
+    def method(run: Run) -> list[object]:
+        return [run.option(name) for name in ("distill", *WEIGHTS)]
+
+    run, chosen = runs[0], []
+    fixed = [i for i, (other, *_) in enumerate(groups) if other.option("temperature") == "fixed"]
+    here = [i for i in fixed if setting(groups[i][0]) == setting(run)]
+    for bases in (
+        [i for i in here if is_baseline(groups[i][0])],
+        [i for i in here if run.option("temperature") != "fixed" and method(groups[i][0]) == method(run)],
+    ):
+        if bases:
+            chosen.append(max(bases, key=lambda i: (groups[i][0].option("kd_T") == 4, len(groups[i]))))
+    return [i for i in dict.fromkeys(chosen) if groups[i] is not runs]
+
+
 def gain_rows(groups: Sequence[Sequence[Run]], labels: Sequence[str]) -> list[list[str]]:
-    """What every method gains over fixed-temperature KD of the same pair and recipe: at 4, if there are several."""
-
-    def setting(runs: Sequence[Run]) -> list[object]:
-        return [runs[0].pair, *map(runs[0].option, RECIPE)]
-
+    """What every method gains over its baselines."""
     rows = []
     for runs, label in zip(groups, labels, strict=True):
-        bases = [i for i, other in enumerate(groups) if is_baseline(other[0]) and setting(other) == setting(runs)]
-        if not bases:
-            continue
-        chosen = max(bases, key=lambda i: (groups[i][0].option("kd_T") == 4, len(groups[i])))
-        base = groups[chosen]
-        if base is runs:
-            continue
-        cells = [runs[0].pair, label, str(runs[0].option("epochs")), labels[chosen], f"{len(runs)}, {len(base)}"]
-        for which in ("last", "best"):
-            ours, theirs = values(runs, which), values(base, which)
-            cells += [f"{fmean(ours) - fmean(theirs):+.2f}" if ours and theirs else "–", welch(ours, theirs)]
-        rows.append(cells)
+        for i in baselines(runs, groups):
+            base = groups[i]
+            cells = [runs[0].pair, label, str(runs[0].option("epochs")), labels[i], f"{len(runs)}, {len(base)}"]
+            for which in ("last", "best"):
+                ours, theirs = values(runs, which), values(base, which)
+                cells += [f"{fmean(ours) - fmean(theirs):+.2f}" if ours and theirs else "–", welch(ours, theirs)]
+            rows.append(cells)
     return rows
 
 

@@ -14,7 +14,7 @@ from helper.errors import UserError
 NEUTRAL_OPTIONS = frozenset((
     "trial", "experiments_dir", "experiments_name", "run_dir", "path_t", "model_t", "data_dir", "num_workers",
     "print_freq", "save_freq", "save_model", "overwrite", "dry_run", "train_teacher", "skip_validation", "device",
-    "gpu_id", "dali", "dist_url", "multiprocessing_distributed",
+    "gpu_id", "dali", "dist_url", "multiprocessing_distributed", "dkd_weights",
 ))  # fmt: skip
 
 

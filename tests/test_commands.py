@@ -1,5 +1,6 @@
 """The README and the scripts: every command is parsed and dry-run, so that none of them rots."""
 
+import itertools
 import os
 import re
 import shlex
@@ -12,8 +13,11 @@ import pytest
 import compare
 import train_student
 import train_teacher
-from helper.options import parse, student_parser, teacher_parser
+from benchmarks import distillers
+from distiller_zoo import distiller_dict
+from helper.options import parse, resolve_pair, student_parser, teacher_parser
 from helper.runs import find_runs
+from models import model_dict
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -63,6 +67,9 @@ def test_every_python_command_of_the_readme_is_understood(command, tmp_path, mon
     if program == "compare.py":
         monkeypatch.setattr(sys, "argv", [program, *argv])
         assert compare.parse_args().runs == ["save/models", "save/student_model"]
+    elif program == "benchmarks/distillers.py":
+        monkeypatch.setattr(sys, "argv", [program, *argv])
+        assert distillers.parse_args().model_s in model_dict
     elif argv == ["--help"]:
         with pytest.raises(SystemExit) as end:
             parse(PROGRAMS[program][0](), argv)
@@ -80,6 +87,28 @@ def test_every_script_of_the_readme_dry_runs(command, tree):
     assert done.returncode == 0, done.stderr
     assert ", into save/" in done.stdout
     assert not (tree / "save").exists()
+
+
+DISTILL = (ROOT / "scripts/run_cifar_distill.sh").read_text()
+ROWS = re.findall(r"^#   (\S.*?)  +(--.*?)(?:  +(-r .*))?$", DISTILL, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("row", "flags", "weights"), ROWS)
+def test_every_row_that_the_runner_documents_is_understood(row, flags, weights, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    fixed = re.search(r"train_student.py (.*)\"\$@\"", DISTILL, re.DOTALL)[1].replace("\\\n", " ")
+    options = parse(student_parser(), shlex.split(f"{fixed} {flags} --dry_run"))
+    train_student.distil(options)
+    assert ", into save/student_model/" in capsys.readouterr().out
+    if weights:  # what the runner says the weights are
+        stated = parse(student_parser(), shlex.split(f"{fixed} {flags} --dry_run {weights}"))
+        assert resolve_pair(stated, "resnet56") == resolve_pair(options, "resnet56")
+
+
+def test_the_runner_documents_every_method_with_and_without_ctkd():
+    named = [(re.search(r"--distill (\w+)", flags), "--have_mlp 0" in flags) for _, flags, _ in ROWS]
+    rows = {(distill[1], fixed) for distill, fixed in named if distill}
+    assert rows >= set(itertools.product(distiller_dict.keys() - {"kd"}, (True, False)))
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -395,6 +395,31 @@ def test_gain_needs_the_same_recipe_and_prefers_tau_4(tmp_path):
     assert "1, 1" not in text  # the short run has no baseline
 
 
+def test_a_distiller_under_ctkd_is_compared_with_kd_and_with_itself(tmp_path):
+    write_run(tmp_path / "kd", history(70.0))
+    write_run(tmp_path / "pkt", history(71.0), distill="pkt", beta=30000.0)
+    write_run(tmp_path / "weak", history(60.0), distill="pkt", beta=1.0)
+    write_run(tmp_path / "both", history(71.5), distill="pkt", beta=30000.0, temperature="ctkd-global")
+    text = compare.report(find_runs([tmp_path]), markdown=True)
+    gains = [cells(line)[1:6] for line in text.splitlines() if "| 1, 1 |" in line]
+    fixed = [f"pkt+kd, tau 4, beta {beta}" for beta in (30000.0, 1.0)]
+    assert [gain[0] for gain in gains] == ["pkt+kd, ctkd-global"] * 2 + fixed
+    assert [gain[2:] for gain in gains] == [
+        ["kd, tau 4", "1, 1", "+1.50"],
+        ["pkt+kd, tau 4, beta 30000.0", "1, 1", "+0.50"],
+        ["kd, tau 4", "1, 1", "+1.00"],
+        ["kd, tau 4", "1, 1", "-10.00"],
+    ]
+
+
+def test_the_published_number_of_the_same_protocol_is_preferred(tmp_path):
+    dkd = {"distill": "dkd", "gamma": 1.0, "alpha": 0.0, "beta": 1.0, "dkd_alpha": 1.0, "dkd_beta": 2.0}
+    write_run(tmp_path / "ctkd", history(71.0), **dkd, dkd_warmup=0)
+    assert cells(compare.report(find_runs([tmp_path]), markdown=True), "dkd")[6] == "71.43 ± 0.13 [1]"
+    write_run(tmp_path / "mdistiller", history(71.9), **dkd, dkd_warmup=20)
+    assert cells(compare.report(find_runs([tmp_path]), markdown=True), "dkd_warmup 20")[6] == "71.97 [2]"
+
+
 def test_unfinished_runs_are_listed_and_never_counted(tmp_path):
     write_run(tmp_path / "done", history(71.0), 1)
     write_run(tmp_path / "going", history(99.0)[:33], 2)

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from distiller_zoo import create_distiller, dkd_loss, kd_loss, pkt_loss, sp_loss
-from distiller_zoo.vid import Regressor
+from distiller_zoo.crd import Candidates
+from distiller_zoo.vid import Regressor, pair_stages
 from helper.errors import UserError
 from models import Output
 from temperature import Tau, create_temperature
@@ -231,6 +232,189 @@ def test_kd_computes_in_float32_whatever_the_networks_do():
     loss = kd_loss(student, teacher, 4.0)
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(kd_loss(student.double(), teacher.double(), 4.0).item(), rel=1e-5)
+
+
+def dkd_by_hand(student, teacher, target, tau_s, tau_t, alpha, beta):
+    total = 0
+    for i, t in enumerate(target.tolist()):
+        p, q = F.softmax(teacher[i] / tau_t[i], 0), F.softmax(student[i] / tau_s[i], 0)
+        others = [c for c in range(len(p)) if c != t]
+        binary = sum((a * (a / b).log()) for a, b in ((p[t], q[t]), (1 - p[t], 1 - q[t])))
+        p, q = p[others] / p[others].sum(), q[others] / q[others].sum()
+        total += tau_s[i] * tau_t[i] * (alpha * binary + beta * (p * (p / q).log()).sum()) / len(target)
+    return total.item()
+
+
+def test_dkd_by_hand_with_a_temperature_a_sample_and_another_for_the_teacher():
+    student, teacher, target = draw(4, 6, 0), draw(4, 6, 1), torch.tensor([0, 5, 2, 2])
+    tau_s, tau_t = torch.tensor([2.0, 3.0, 4.0, 1.0]), torch.tensor([5.0, 1.0, 2.0, 3.0])
+    loss = dkd_loss(student, teacher, target, Tau(tau_s[:, None], tau_t[:, None]), 0.5, 3.0)
+    assert loss.item() == pytest.approx(dkd_by_hand(student, teacher, target, tau_s, tau_t, 0.5, 3.0), rel=1e-9)
+    loss = dkd_loss(student, teacher, target, tau_s)
+    assert loss.item() == pytest.approx(dkd_by_hand(student, teacher, target, tau_s, tau_s, 1, 2), rel=1e-9)
+
+
+def test_dkd_weighs_the_others_by_beta_where_kd_weighs_them_by_the_teachers_doubt():
+    """KD is TCKD + (1 - p of the target) NCKD, the paper's equation 6."""
+    student, teacher, target = draw(1, 6, 0), draw(1, 6, 1), torch.tensor([3])
+    doubt = 1 - F.softmax(teacher / 4, 1)[0, 3].item()
+    assert dkd_loss(student, teacher, target, 4.0, 1, doubt).item() == close(kd_loss(student, teacher, 4.0).item())
+
+
+@pytest.mark.parametrize("tau", [0.05, 1.0, 4.0, 100.0])
+@pytest.mark.parametrize("sure", [False, True])
+def test_dkd_stays_finite_at_huge_logits(tau, sure):
+    student, teacher = (1000 * draw(8, 10, 0).float()).requires_grad_(), 1000 * draw(8, 10, 1).float()
+    target = teacher.argmax(1) if sure else torch.arange(8)
+    tau = torch.tensor(tau).requires_grad_()
+    loss = dkd_loss(student, teacher, target, tau)
+    loss.backward()
+    assert loss.isfinite()
+    assert loss > 0
+    assert student.grad.isfinite().all()
+    assert tau.grad.isfinite()
+
+
+def test_dkd_needs_three_classes():
+    with pytest.raises(UserError, match="of 2 classes there is one at most: use --distill kd"):
+        dkd_loss(draw(4, 2, 0), draw(4, 2, 1), torch.zeros(4, dtype=torch.long), 4.0)
+    with pytest.raises(UserError, match="three classes or more, not 2"):
+        create_distiller("dkd", num_classes=2)
+
+
+def test_dkd_warms_up_linearly_where_asked():
+    output, target = [Output([], draw(4, 10, i)) for i in (0, 1)], torch.arange(4)
+    tau = Tau(torch.tensor(4.0), torch.tensor(4.0))
+
+    def after(epoch, **options):
+        dkd = create_distiller("dkd", num_classes=10, **options)
+        dkd.start_epoch(epoch)
+        return dkd(*output, target, tau, None)["dkd"].item()
+
+    full = after(1)
+    assert full == close(dkd_loss(output[0].logits, output[1].logits, target, 4.0, 1, 2).item())
+    assert [after(epoch, dkd_warmup=20) / full for epoch in (1, 10, 20, 50)] == close([0.05, 0.5, 1, 1])
+
+
+@pytest.mark.parametrize("loss", [pkt_loss, lambda a, b: sp_loss(a.view(4, 2, 3, 3), b.view(4, 2, 3, 3))])
+def test_dead_features_give_no_nan(loss):
+    student, teacher = positive(0, 4, 18).float(), positive(1, 4, 18).float()
+    student[1], teacher[2] = 0, 0  # what a ReLU may leave of an image
+    student.requires_grad_()
+    value = loss(student, teacher)
+    value.backward()
+    assert value.isfinite()
+    assert student.grad.isfinite().all()
+    assert student.grad.abs().sum() > 0
+    assert loss(teacher, teacher).item() == pytest.approx(0, abs=1e-9)
+
+
+def test_features_are_compared_in_float32_whatever_the_networks_do():
+    f_s, f_t = positive(0, 4, 18).bfloat16(), positive(1, 4, 18).bfloat16()
+    assert pkt_loss(f_s, f_t).item() == pytest.approx(pkt_loss(f_s.double(), f_t.double()).item(), rel=1e-3)
+    g_s, g_t = f_s.view(4, 2, 3, 3), f_t.view(4, 2, 3, 3)
+    assert sp_loss(g_s, g_t).item() == pytest.approx(sp_loss(g_s.double(), g_t.double()).item(), rel=1e-3)
+    assert Regressor(2, 2)(g_s, g_t).dtype == torch.float32
+
+
+def test_vid_pairs_stages_by_relative_depth():
+    assert pair_stages(3, 3) == [0, 1, 2]
+    assert pair_stages(3, 4) == [0, 2, 3]
+    assert pair_stages(4, 3) == [0, 1, 1, 2]
+    assert pair_stages(4, 1) == [0, 0, 0, 0]
+    assert pair_stages(1, 4) == [3]
+
+
+@pytest.mark.parametrize("sides", [(8, 4), (4, 8), (6, 4), (4, 6), (5, 5)])
+def test_vid_averages_the_larger_map(sides):
+    g_s, g_t = positive(0, 2, 3, sides[0], sides[0]), positive(1, 2, 5, sides[1], sides[1])
+    head, small = Regressor(3, 5).double(), min(sides)
+    pooled = [F.adaptive_avg_pool2d(g, small) for g in (g_s, g_t)]
+    error = (head.regressor(pooled[0]) - pooled[1]).square()
+    assert head(g_s, g_t).item() == pytest.approx((error / 10 + math.log(5) / 2).mean().item(), rel=1e-5)
+
+
+def test_srrl_takes_a_batch_of_one():
+    classifier = torch.nn.Linear(5, 10)
+    srrl = create_distiller("srrl", student_widths=[4], teacher_widths=[5], teacher_classifier=classifier)
+    before = srrl.connector.transfer[1].running_mean.clone()
+    teacher = Output([torch.rand(1, 5)], torch.rand(1, 10))
+    parts = srrl(Output([torch.rand(1, 4)], None), teacher, None, None, None)
+    sum(parts.values()).backward()
+    assert all(part.isfinite() for part in parts.values())
+    assert torch.equal(srrl.connector.transfer[1].running_mean, before)
+
+
+def test_srrl_leaves_the_teachers_classifier_alone():
+    classifier = torch.nn.Linear(5, 10)
+    srrl = create_distiller("srrl", student_widths=[4], teacher_widths=[5], teacher_classifier=classifier)
+    srrl(Output([torch.rand(3, 4)], None), Output([torch.rand(3, 5)], torch.rand(3, 10)), None, None, None)[
+        "srrl_logits"
+    ].backward()
+    assert classifier.weight.grad is None
+    assert {name.split(".")[0] for name, _ in srrl.named_parameters()} == {"connector"}
+    assert {name.split(".")[0] for name in srrl.state_dict()} == {"connector"}
+
+
+UNEVEN = torch.tensor([3] * 30 + [1] * 10 + [0] * 60)[torch.randperm(100, generator=torch.Generator().manual_seed(0))]
+
+
+@pytest.mark.parametrize(("k", "repeats"), [(40, set()), (60, {0}), (95, {0, 1, 3}), (500, {0, 1, 3})])
+@pytest.mark.parametrize("mode", ["exact", "relax"])
+def test_crd_draws_other_classes_and_repeats_them_only_where_they_are_fewer_than_k(k, repeats, mode):
+    """100 images of three classes, of which one is missing: 40, 90 and 70 negatives."""
+    torch.manual_seed(0)
+    index = torch.randperm(100)
+    drawn = Candidates(UNEVEN, k, mode)(index, UNEVEN[index])
+    assert drawn.shape == (100, 1 + k)
+    negative = drawn[:, 1:]
+    assert (UNEVEN[negative] != UNEVEN[index][:, None]).all()
+    for row, label in zip(negative, UNEVEN[index].tolist(), strict=True):
+        assert (len(row.unique()) < k) == (label in repeats)
+    assert (UNEVEN[drawn[:, 0]] == UNEVEN[index]).all()
+    assert torch.equal(drawn[:, 0], index) == (mode == "exact")
+
+
+@pytest.mark.parametrize("k", [20, 60])
+def test_crd_draws_every_negative_and_every_positive_equally_often(k):
+    torch.manual_seed(0)
+    index = torch.full((4000,), int((UNEVEN == 0).nonzero()[0]))
+    drawn = Candidates(UNEVEN, k, "relax")(index, UNEVEN[index])
+    for columns, allowed in ((drawn[:, :1], UNEVEN == 0), (drawn[:, 1:], UNEVEN != 0)):
+        counts = columns.flatten().bincount(minlength=100)[allowed].double()
+        expected = columns.numel() / allowed.sum()
+        assert counts.sum() == columns.numel()
+        assert ((counts - expected).abs() < 5 * expected.sqrt()).all()
+
+
+def test_crd_of_one_class_is_refused():
+    with pytest.raises(UserError, match="all training images are of one"):
+        Candidates(torch.full((10,), 2), 5)
+
+
+def test_crd_says_how_large_its_memory_is(capsys):
+    crd = create_distiller("crd", student_widths=[4], teacher_widths=[5], train_target=UNEVEN, feat_dim=16)
+    assert "two memory banks of 100 x 16 float32, 0.0 MB" in capsys.readouterr().out
+    memories = [crd.contrast.memory_v1, crd.contrast.memory_v2]
+    assert sum(memory.nbytes for memory in memories) == 2 * 100 * 16 * 4
+    assert all(0.8 < memory.norm(dim=1).mean() < 1.2 for memory in memories)
+
+
+def test_crd_renews_the_memories_of_the_batch_and_no_others():
+    torch.manual_seed(0)
+    crd = create_distiller(
+        "crd", student_widths=[4], teacher_widths=[5], train_target=UNEVEN, feat_dim=16, nce_k=8, nce_m=0.25
+    )
+    student, teacher, index = Output([torch.rand(6, 4)], None), Output([torch.rand(6, 5)], None), torch.arange(6) * 7
+    before = crd.contrast.memory_v1.clone()
+    crd(student, teacher, UNEVEN[index], None, index)["crd"].backward()
+    assert torch.equal(crd.contrast.memory_v1, before)
+    crd.after_step()
+    expected = before.clone()
+    expected[index] = F.normalize(0.25 * before[index] + 0.75 * crd.embed_s(student.features[-1]).detach(), dim=1)
+    assert torch.allclose(crd.contrast.memory_v1, expected, atol=1e-6)
+    crd.after_step()
+    assert torch.allclose(crd.contrast.memory_v1, expected, atol=1e-6)
 
 
 def test_an_unknown_distiller_lists_the_known():

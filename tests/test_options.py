@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from helper.errors import UserError
-from helper.options import parse, run_folder, student_parser, teacher_parser
+from helper.options import parse, resolve_pair, run_folder, student_parser, teacher_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -19,6 +19,8 @@ PUBLISHED = (
     " --cosine_decay 1 --decay_max 0 --decay_min -1 --decay_loops 10 --save_model --experiments_dir"
     " tea-res56-stu-res20/KD/global_T/your_experiment_name --experiments_name fold-1"
 )
+
+IMAGENET_BETAS = [("pkt", 30000), ("sp", 3000), ("vid", 1), ("crd", 0.8), ("srrl", 1)]
 
 
 def student(line):
@@ -106,6 +108,42 @@ def test_every_other_published_flag_is_accepted():
     assert (options["model"], options["save_freq"]) == ("vgg13", 40)
 
 
+@pytest.mark.parametrize(
+    ("flags", "weights"),
+    [
+        ("--distill pkt -r 0.1 -a 0.9 -b 30000", (0.1, 0.9, 30000)),
+        ("--distill sp -r 0.1 -a 0.9 -b 3000", (0.1, 0.9, 3000)),
+        ("--distill vid -r 0.1 -a 0.9 -b 1", (0.1, 0.9, 1)),
+        ("--distill crd -r 0.1 -a 0.9 -b 0.8", (0.1, 0.9, 0.8)),
+        ("--distill srrl -r 0.1 -a 0.9 -b 1", (0.1, 0.9, 1)),
+        ("--distill dkd -r 1 -a 0 -b 1 --dkd_alpha 1 --dkd_beta 2", (1, 0, 1)),
+        *((f"--distill {name} -r 1 -a 1 -b {beta}", (1, 1, beta)) for name, beta in IMAGENET_BETAS),
+        ("--distill dkd -r 1 -a 0 -b 1 --dkd_alpha 1 --dkd_beta 1", (1, 0, 1)),
+        ("--distill pkt -r 1 -a 0 -b 30000 --have_mlp 0", (1, 0, 30000)),  # RepDistiller's: the method alone
+    ],
+)
+def test_the_published_command_of_every_distiller(flags, weights):
+    options = student(f"{PUBLISHED} {flags}")
+    assert (options["gamma"], options["alpha"], options["beta"]) == weights
+    if "-r 0.1" in flags or "--dkd_beta 2" in flags:  # CIFAR-100's published weights are the default
+        short = student(PUBLISHED.replace("-r 0.1 -a 0.9 -b 0", "") + f" --distill {options['distill']}")
+        assert resolve_pair(short, "resnet56") == resolve_pair(options, "resnet56")
+
+
+def test_the_weights_of_dkd_follow_their_source():
+    def resolved(flags, teacher):
+        options = resolve_pair(student("--distill dkd " + flags), teacher)
+        return options["dkd_beta"], options["dkd_warmup"]
+
+    assert resolved("--model_s vgg8", "vgg13") == (2, 0)
+    assert resolved("--model_s vgg8 --dkd_weights mdistiller", "vgg13") == (6, 20)
+    assert resolved("--model_s ShuffleV2 --dkd_weights mdistiller", "resnet32x4") == (8, 20)
+    assert resolved("--model_s resnet20 --dkd_weights mdistiller --dkd_warmup 5", "resnet56") == (2, 5)
+    assert resolved("--model_s resnet8 --dkd_weights mdistiller --dkd_beta 3", "resnet56") == (3, 20)
+    with pytest.raises(UserError, match="no weight for resnet56 → resnet8: add --dkd_beta; it has resnet56 → resnet20"):
+        resolved("--model_s resnet8 --dkd_weights mdistiller", "resnet56")
+
+
 @pytest.mark.parametrize("model", ["MobileNetV2", "ShuffleV1", "ShuffleV2"])
 def test_light_networks_get_their_published_rate_and_it_is_said(model, capsys):
     assert student(f"--model_s {model}")["learning_rate"] == 0.01
@@ -142,6 +180,16 @@ def test_decays_follow_the_length_of_the_schedule():
         ("--learning_rate 0", "--learning_rate must be above 0"),
         ("--seed 9223372036854775808", "--seed must be below 2"),
         ("--alpha 0", "--alpha and --beta are both 0, so nothing would be distilled"),
+        ("--distill pkt -b 0", "--beta 0 leaves nothing of --distill pkt: leave -b out for 30000"),
+        ("--distill sp -a 0 --have_mlp 1", "--alpha 0 leaves --temperature ctkd-global nothing to act on"),
+        ("--distill crd --mode loose", "invalid choice: 'loose'"),
+        ("--distill crd --nce_k 0", "--nce_k must be 1 or more, not 0"),
+        ("--distill crd --nce_t 0", "--nce_t must be above 0"),
+        ("--distill crd --nce_m 1", "--nce_m must be below 1, not 1.0"),
+        ("--distill crd --feat_dim 0", "--feat_dim must be 1 or more"),
+        ("--distill dkd --dkd_beta -1", "--dkd_beta must be 0 or more"),
+        ("--distill dkd --dkd_warmup -1", "--dkd_warmup must be 0 or more"),
+        ("--distill dkd --dkd_weights mine", "invalid choice: 'mine'"),
         ("--temperature ctkd-global --tau_range -1", "--tau_range above 0"),
         ("--temperature ctkd-global --curriculum spiral", "unknown curriculum 'spiral'"),
         ("--have_mlp 1 --lambda_epochs 0", "--lambda_epochs above 0"),

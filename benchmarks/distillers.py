@@ -1,0 +1,130 @@
+"""What a training step costs under each distiller, relative to plain KD in the same run.
+
+    python benchmarks/distillers.py
+    python benchmarks/distillers.py --model_t resnet20 --model_s resnet8 --temperature fixed --rounds 50 --json
+"""
+
+import argparse
+import json
+import sys
+import time
+from contextlib import redirect_stdout
+from pathlib import Path
+from statistics import median, quantiles
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from tqdm import tqdm
+
+from dataset.base import Batch
+from distiller_zoo import distiller_dict
+from helper.device import place, prepare_device, seed_everything
+from helper.errors import Parser, UserError, run_main
+from helper.loops import Distillation, make_optimizer
+from helper.options import parse, resolve_pair, student_parser
+from models import Model, create_model
+from train_student import distillation
+
+NUM_SAMPLES, NUM_CLASSES = 50_000, 100  # of CIFAR-100: the size of CRD's memory
+WARM_UP = 3  # rounds that are not counted
+
+
+class Candidate:
+    """A student under one distiller, with all that its steps need."""
+
+    def __init__(self, distill: str, args: argparse.Namespace, teacher: Model, device: torch.device) -> None:
+        argv = ["--model_s", args.model_s, "--distill", distill, "--temperature", args.temperature]
+        options = resolve_pair(parse(student_parser(), argv), args.model_t)
+        seed_everything(0)
+        target = torch.arange(NUM_SAMPLES, device=device) % NUM_CLASSES
+        student = create_model(args.model_s, NUM_CLASSES)
+        self.teacher = teacher
+        self.module: Distillation = place(distillation(options, student, teacher, target), device).train()
+        self.module.start_epoch(1)
+        self.optimizer = make_optimizer(self.module, 1e-3, 0.9, 5e-4)
+        self.parameters = sum(p.numel() for p in self.module.distiller.parameters())
+        self.seconds: list[float] = []
+
+    def step(self, batch: Batch) -> None:
+        """One training step, timed."""
+        _wait(batch)
+        start = time.perf_counter()
+        with torch.no_grad():
+            said = self.teacher(batch.images, is_feat=True)
+        loss = self.module(batch, said).loss
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.module.after_step()
+        _wait(batch)
+        self.seconds.append(time.perf_counter() - start)
+
+
+def _wait(batch: Batch) -> None:
+    if batch.images.is_cuda:
+        torch.cuda.synchronize()
+
+
+def random_batch(size: int, device: torch.device) -> Batch:
+    """Noise instead of images: a step costs the same."""
+    index = torch.randperm(NUM_SAMPLES, device=device)[:size]
+    images = torch.randn(size, 3, 32, 32, device=device)
+    return Batch(images, index % NUM_CLASSES, index, None)
+
+
+def measure(args: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Milliseconds, ratio to KD (median and quartiles over the rounds) and learned parameters of each distiller."""
+    device = prepare_device(args.device, None, deterministic=False)
+    seed_everything(0)
+    teacher = place(create_model(args.model_t, NUM_CLASSES), device).eval().requires_grad_(False)
+    candidates = {distill: Candidate(distill, args, teacher, device) for distill in distiller_dict}
+    for _ in tqdm(range(WARM_UP + args.rounds), desc="rounds", leave=False, disable=None):
+        batch = random_batch(args.batch_size, device)
+        for candidate in candidates.values():  # in turn, so that a busy machine slows all of them
+            candidate.step(batch)
+    result = {}
+    for distill, candidate in candidates.items():
+        pairs = zip(candidate.seconds[WARM_UP:], candidates["kd"].seconds[WARM_UP:], strict=True)
+        ratios = [ours / theirs for ours, theirs in pairs]
+        low, _, high = quantiles(ratios, n=4)
+        milliseconds = 1000 * median(candidate.seconds[WARM_UP:])
+        result[distill] = {"ms": milliseconds, "ratio": median(ratios), "low": low, "high": high}
+        result[distill]["parameters"] = candidate.parameters
+    return result
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line."""
+    parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--model_t", default="resnet56", help="the teacher (default: resnet56)")
+    parser.add_argument("--model_s", default="resnet20", help="the student (default: resnet20)")
+    parser.add_argument("--temperature", default="ctkd-global", help="(default: ctkd-global)")
+    parser.add_argument("--batch_size", type=int, default=64, help="(default: 64)")
+    parser.add_argument("--rounds", type=int, default=20, help="steps of each that are timed (default: 20)")
+    parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    args = parser.parse_args()
+    if args.rounds < 2 or args.batch_size < 2:
+        raise UserError("--rounds and --batch_size must be 2 or more")
+    return args
+
+
+def main() -> None:
+    """Measure, then print."""
+    args = parse_args()
+    with redirect_stdout(sys.stderr):  # what the methods say of themselves is no result
+        result = measure(args)
+    if args.json:
+        print(json.dumps(vars(args) | {"threads": torch.get_num_threads(), "distillers": result}))
+        return
+    pair = f"{args.model_t} → {args.model_s}, {args.temperature}"
+    print(f"{pair}, batch {args.batch_size}, {torch.get_num_threads()} threads, medians of {args.rounds} steps")
+    print(f"{'':6}{'ms a step':>10}{'ratio to kd':>13}{'quartiles':>14}{'parameters':>12}")
+    for distill, cost in result.items():
+        spread = f"{cost['low']:.2f}-{cost['high']:.2f}"
+        print(f"{distill:6}{cost['ms']:10.1f}{cost['ratio']:13.2f}{spread:>14}{cost['parameters']:12,}")
+
+
+if __name__ == "__main__":
+    run_main(main)
