@@ -127,6 +127,21 @@ def test_every_temperature_with_every_distiller_learns(temperature, distill, cla
     assert all(torch.equal(value, before[key]) for key, value in expert.state_dict().items())
 
 
+@pytest.mark.parametrize("distill", distiller_dict)
+@pytest.mark.parametrize("temperature", temperature_dict)
+def test_no_step_waits_for_the_device(temperature, distill):
+    """A meta tensor has no values, so whatever would read one back fails."""
+    module = make(temperature, distill).to("meta")
+    batch = fixed_batch()
+    batch = Batch(*(tensor.to("meta") for tensor in batch[:3]), None)
+    module.start_epoch(1)
+    step = module(batch, Tiny(width=12).to("meta").requires_grad_(False)(batch.images, is_feat=True))
+    step.loss.backward()
+    module.after_step()
+    assert step.loss.is_meta
+    assert all(p.grad.is_meta for p in module.parameters())
+
+
 PAIRS = [  # same families, other families, more stages and fewer
     ("resnet14", "resnet8"), ("wrn_16_2", "wrn_16_1"), ("vgg11", "vgg8"), ("ResNet50", "MobileNetV2"),
     ("resnet8x4", "ShuffleV1"), ("vgg11", "ShuffleV2"), ("resnet14", "vgg8"),
@@ -619,8 +634,16 @@ def test_real_cifar100_is_learned(cifar100_dir, tmp_path):
 
 
 @pytest.mark.gpu
-def test_a_run_on_a_gpu(teacher, tmp_path):
+@pytest.mark.parametrize("distill", distiller_dict)
+def test_a_run_on_a_gpu(distill, teacher, tmp_path, monkeypatch):
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    distil(f"--path-t {teacher} --temperature ctkd-instance --epochs 2 --device cuda --run_dir {tmp_path / 'run'}")
-    assert len(read_log(tmp_path / "run")) == 2
+    line = f"--path-t {teacher} --distill {distill} --temperature ctkd-instance --epochs 2 --nce_k 50 --device cuda "
+    line += "--deterministic --run_dir "
+    try:
+        distil(line + str(tmp_path / "whole"))
+        interrupt_after_an_epoch(monkeypatch, line + str(tmp_path / "stopped"))
+        distil(line + str(tmp_path / "stopped"))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    check_same_end(tmp_path / "stopped", tmp_path / "whole")
