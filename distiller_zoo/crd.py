@@ -22,7 +22,8 @@ EPS = 1e-7
 def nce_loss(score: Tensor, log_z: Tensor, num_samples: int) -> Tensor:
     """Noise-contrastive estimation: is each candidate the image itself, or one of K drawn by chance? A scalar.
 
-    The sum over K + 1 candidates, averaged over the batch: the paper's equations 17 and 18, with h = p / (p + K / N).
+    Minus the log likelihood of the right answers with h = p / (p + K / N), the paper's critic: summed over the K + 1
+    candidates, averaged over the batch.
 
     Args:
         score: [B, 1 + K], inner products of embeddings over the temperature; the positive is the first column.

@@ -10,10 +10,9 @@ from temperature import Tau
 
 
 def sp_loss(g_s: Tensor, g_t: Tensor) -> Tensor:
-    """The mean squared difference of the two networks' similarity matrices [B, B], a scalar: the paper's equation 4.
+    """The mean squared difference of the two networks' similarity matrices [B, B], a scalar: the paper's loss.
 
-    A similarity matrix holds the inner products of the images' flattened maps, each row divided by its length
-    (equations 1 to 3).
+    A similarity matrix holds the inner products of the images' flattened maps, each row divided by its length.
 
     Args:
         g_s, g_t: maps of student [B, C, H, W] and teacher [B, D, I, J]; only the batch size must agree.

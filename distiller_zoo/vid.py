@@ -19,7 +19,7 @@ VARIANCE = 5.0  # at the start
 
 
 def vid_loss(prediction: Tensor, g_t: Tensor, log_scale: Tensor) -> Tensor:
-    """The mean of (g_t - prediction)^2 / (2 variance) + log(variance) / 2, a scalar: the paper's equation 5.
+    """The mean of (g_t - prediction)^2 / (2 variance) + log(variance) / 2, a scalar: the paper's variational bound.
 
     Args:
         prediction, g_t: the teacher's map as predicted and as it is, both [B, C, H, W].
