@@ -18,7 +18,7 @@ import published
 from helper.errors import Parser, UserError, run_main
 from helper.files import write_atomically
 from helper.plot import plot_compare
-from helper.runs import Run, find_runs, group_labels, group_runs, number, one_a_seed
+from helper.runs import OPTIONS_OF, Run, find_runs, group_labels, group_runs, number, one_a_seed
 
 CONFIDENCE = 0.95
 TEACHER_TOLERANCE = 0.5  # points of accuracy: further from the published teacher it is another experiment
@@ -32,7 +32,6 @@ RECIPE = (  # what two configurations must share for one to be a gain over the o
     "epochs", "batch_size", "learning_rate", "lr_decay_epochs", "lr_decay_rate", "momentum", "weight_decay",
     "train_subset", "image_size", "data_sha256", "teacher_sha256",
 )  # fmt: skip
-WEIGHTS = ("gamma", "alpha", "beta", "dkd_alpha", "dkd_beta", "dkd_warmup")
 HEADING = ["pair", "method", "epochs", "n", "last", "best (on test)", "published", "Δ last", "Δ best", "verdict"]
 GAIN_HEADING = ["pair", "method", "epochs", "over", "n", "gain last", "p", "gain best (on test)", "p"]
 EXPLANATION = (
@@ -199,7 +198,8 @@ def baselines(runs: Sequence[Run], groups: Sequence[Sequence[Run]]) -> list[int]
         return [run.pair, *map(run.option, RECIPE)]
 
     def method(run: Run) -> list[object]:
-        return [run.option(name) for name in ("distill", *WEIGHTS)]
+        own = OPTIONS_OF.get(run.option("distill"), ())
+        return [run.option(name) for name in ("distill", "gamma", "alpha", "beta", *own)]
 
     run, chosen = runs[0], []
     fixed = [i for i, (other, *_) in enumerate(groups) if other.option("temperature") == "fixed"]

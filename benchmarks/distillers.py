@@ -8,6 +8,7 @@ import argparse
 import json
 import sys
 import time
+from collections import deque
 from contextlib import redirect_stdout
 from pathlib import Path
 from statistics import median, quantiles
@@ -79,15 +80,17 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     seed_everything(0)
     teacher = place(create_model(args.model_t, NUM_CLASSES), device).eval().requires_grad_(False)
     candidates = {distill: Candidate(distill, args, teacher, device) for distill in distiller_dict}
+    order = deque(candidates.values())
     for _ in tqdm(range(WARM_UP + args.rounds), desc="rounds", leave=False, disable=None):
         batch = random_batch(args.batch_size, device)
-        for candidate in candidates.values():  # in turn, so that a busy machine slows all of them
+        order.rotate(1)  # in turn, so that a busy machine slows all of them, and another one first each time
+        for candidate in order:
             candidate.step(batch)
     result = {}
     for distill, candidate in candidates.items():
         pairs = zip(candidate.seconds[WARM_UP:], candidates["kd"].seconds[WARM_UP:], strict=True)
         ratios = [ours / theirs for ours, theirs in pairs]
-        low, _, high = quantiles(ratios, n=4)
+        low, _, high = quantiles(ratios, n=4, method="inclusive")
         milliseconds = 1000 * median(candidate.seconds[WARM_UP:])
         result[distill] = {"ms": milliseconds, "ratio": median(ratios), "low": low, "high": high}
         result[distill]["parameters"] = candidate.parameters

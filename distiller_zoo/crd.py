@@ -22,8 +22,8 @@ EPS = 1e-7
 def nce_loss(score: Tensor, log_z: Tensor, num_samples: int) -> Tensor:
     """Noise-contrastive estimation: is each candidate the image itself, or one of K drawn by chance? A scalar.
 
-    Minus the log likelihood of the right answers with h = p / (p + K / N), the paper's critic: summed over the K + 1
-    candidates, averaged over the batch.
+    Minus the log likelihood of the right answers with h = p / (p + K / N), as in the published code: summed over the
+    K + 1 candidates, averaged over the batch.
 
     Args:
         score: [B, 1 + K], inner products of embeddings over the temperature; the positive is the first column.
@@ -82,7 +82,7 @@ class Contrast(nn.Module):
 
     def _loss(self, v: Tensor, memory: Tensor, log_z: Tensor, candidates: Tensor) -> Tensor:
         # all N products, then a choice among them: far fewer bytes to move than the K + 1 chosen memories an image
-        score = (v @ memory.T / self.nce_t).gather(1, candidates)
+        score = (v / self.nce_t @ memory.T).gather(1, candidates)
         estimate = score.detach().logsumexp((0, 1)) + math.log(len(memory) / score.numel())
         log_z.copy_(torch.where(log_z.isnan(), estimate, log_z))
         return nce_loss(score, log_z, len(memory))

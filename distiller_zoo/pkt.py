@@ -16,7 +16,7 @@ def pkt_loss(f_s: Tensor, f_t: Tensor) -> Tensor:
 
     p[i, j] is the cosine similarity of images i and j, moved from [-1, 1] to [0, 1] and divided by its row's sum: the
     paper's conditional probabilities with the cosine kernel. The mean over B^2 pairs, as the published code takes it,
-    makes the loss small; hence its weight of 30000.
+    makes the loss small; hence its weight of 30000. A feature of zeros has similarity 0 with all others, and no NaN.
 
     Args:
         f_s, f_t: pooled features of student [B, D] and teacher [B, E].
@@ -26,7 +26,7 @@ def pkt_loss(f_s: Tensor, f_t: Tensor) -> Tensor:
 
 
 def _similarities(features: Tensor) -> Tensor:
-    unit = F.normalize(at_least_float32(features), dim=1, eps=EPS)  # a feature of zeros stays one, and is no NaN
+    unit = F.normalize(at_least_float32(features), dim=1, eps=EPS)
     similarity = (unit @ unit.T + 1) / 2
     return similarity / similarity.sum(1, keepdim=True)
 

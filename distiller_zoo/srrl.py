@@ -23,7 +23,7 @@ class Connector(nn.Module):
         x = convolution(at_least_float32(f_s)[:, :, None, None])
         if len(x) > 1:
             x = norm(x)
-        else:  # the rest of an epoch may be one image, which has no variance
+        else:
             x = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
         return relu(x).flatten(1)
 
@@ -31,8 +31,9 @@ class Connector(nn.Module):
 class SRRL(Distiller):
     """Two mean squared errors: of the features in the teacher's space, and of the teacher's classifier's logits there.
 
-    This is CTKD's version: pooled vectors instead of the paper's maps, and the logits' error instead of their softmax
-    regression. The classifier is the teacher's last layer, in every network; it is frozen.
+    This is CTKD's version, not the original: it works on pooled vectors and compares logits by their squared error. The
+    classifier is the teacher's last layer, in every network; it is frozen. A batch of one image, which batch norm
+    cannot normalise by its own variance, is normalised by the running statistics.
     """
 
     weights = (0.1, 0.9, 1.0)
@@ -41,8 +42,8 @@ class SRRL(Distiller):
         super().__init__()
         self.connector = Connector(student_widths[-1], teacher_widths[-1])
         # not the layer itself: it belongs to the teacher, and is neither trained nor saved here
-        self.register_buffer("weight", teacher_classifier.weight.detach(), persistent=False)
-        self.register_buffer("bias", teacher_classifier.bias.detach(), persistent=False)
+        self.register_buffer("weight", at_least_float32(teacher_classifier.weight.detach()), persistent=False)
+        self.register_buffer("bias", at_least_float32(teacher_classifier.bias.detach()), persistent=False)
 
     def forward(self, student: Output, teacher: Output, target: Tensor, tau: Tau, index: Tensor) -> dict[str, Tensor]:
         f_s = self.connector(student.features[-1])

@@ -119,7 +119,7 @@ def _add_distillation(parser: Parser) -> None:
     add("--dkd_beta", type=float, help="DKD: weight of the other classes' part (default: 2)")
     add("--dkd_warmup", type=int, help="DKD: epochs over which the loss grows to its full weight (default: 0)")
     add("--dkd_weights", choices=("ctkd", "mdistiller"), default="ctkd",
-        help=f"DKD: mdistiller's are a --dkd_beta of its own for each pair, and --dkd_warmup {dkd.WARMUP}")  # fmt: skip
+        help=f"DKD: mdistiller's are a --dkd_beta for each pair, and --dkd_warmup {dkd.WARMUP} (of 240)")  # fmt: skip
     add("--feat_dim", type=int, default=128, help="CRD: length of an embedding")
     add("--nce_k", type=int, default=16384, help="CRD: negatives an image")
     add("--nce_t", type=float, default=0.07, help="CRD: temperature of the contrast")
@@ -205,6 +205,8 @@ def _resolve_student(options: dict[str, Any]) -> None:
     distiller = distiller_dict[options["distill"]]
     for key, default in zip(("gamma", "alpha", "beta"), distiller.weights, strict=True):
         options[key] = default if options[key] is None else options[key]
+    if options["dkd_weights"] != "ctkd" and options["distill"] != "dkd":
+        raise UserError("--dkd_weights belongs to --distill dkd: leave it out, or add --distill dkd")
     if options["beta"] == 0 < distiller.weights[2]:
         raise UserError(
             f"--beta 0 leaves nothing of --distill {options['distill']}: leave -b out for {distiller.weights[2]:g},"
@@ -218,11 +220,13 @@ def _resolve_student(options: dict[str, Any]) -> None:
 
 
 def resolve_pair(options: dict[str, Any], teacher: str) -> dict[str, Any]:
-    """The options with all that depends on the teacher filled in.
+    """The options with all that depends on the teacher filled in: of DKD, its beta and its warm-up.
 
     Raises:
         UserError: --dkd_weights mdistiller for a pair without published weights.
     """
+    if options["distill"] != "dkd":
+        return options
     pair, published = (teacher, options["model_s"]), options["dkd_weights"] == "mdistiller"
     beta, warmup = options["dkd_beta"], options["dkd_warmup"]
     if published and beta is None and pair not in dkd.PAIR_BETA:
@@ -273,6 +277,8 @@ def _check_numbers(options: dict[str, Any]) -> None:
         raise UserError(f"--nce_m must be below 1, not {options['nce_m']}: a memory that keeps all never learns")
     if options["seed"] >= 2**63:
         raise UserError(f"--seed must be below 2^63, not {options['seed']}")
+    if options.get("distill") == "dkd" and options["dkd_alpha"] == options["dkd_beta"] == 0:
+        raise UserError("--dkd_alpha and --dkd_beta are both 0, so nothing would be left of DKD: give one of them")
     if "alpha" in options and options["alpha"] == options["beta"] == 0:
         raise UserError("--alpha and --beta are both 0, so nothing would be distilled: train_teacher.py trains alone")
 

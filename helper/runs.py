@@ -17,6 +17,13 @@ NEUTRAL_OPTIONS = frozenset((
     "gpu_id", "dali", "dist_url", "multiprocessing_distributed", "dkd_weights",
 ))  # fmt: skip
 
+# Options that mean something to one distiller only; others' runs record them too.
+OPTIONS_OF = {
+    "dkd": ("dkd_alpha", "dkd_beta", "dkd_warmup"),
+    "crd": ("feat_dim", "nce_k", "nce_t", "nce_m", "mode"),
+    "hint": ("hint_layer",),
+}
+
 
 @dataclass(frozen=True)
 class Run:
@@ -133,7 +140,9 @@ def _shown(run: Run) -> tuple[Any, ...]:
 def _configuration(run: Run) -> dict[str, Any]:
     """All that can change a run's result, but for the seed."""
     names = ("kind", "dataset", "model", "teacher", "teacher_sha256", "data_sha256", "distill", "temperature", "epochs")
-    told = {key: value for key, value in run.config["options"].items() if key not in NEUTRAL_OPTIONS | {"seed"}}
+    others = {key for distill, keys in OPTIONS_OF.items() if distill != run.option("distill") for key in keys}
+    left_out = NEUTRAL_OPTIONS | others | {"seed"}
+    told = {key: value for key, value in run.config["options"].items() if key not in left_out}
     return told | {name: run.config.get(name) for name in names}
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from helper import checkpoint
 from helper.device import place
 from helper.errors import UserError
-from helper.options import parse, teacher_parser
+from helper.options import parse, resolve_pair, teacher_parser
 from models import Model
 from train_teacher import folder_name, train
 
@@ -83,6 +83,7 @@ def _train_missing(path: Path, folder: Path, name: str | None, options: dict[str
         raise UserError(
             f"there is no finished teacher {path}: train it with `{recipe}`, or add --train_teacher to this command"
         )
+    resolve_pair(options, name)  # what is refused then is refused before hours of training
     argv = ["--model", name, "--run_dir", str(folder), "--epochs", str(_epoch(path) or options["epochs"])]
     argv += ["--deterministic"] * options["deterministic"]
     for key in SHARED_OPTIONS:

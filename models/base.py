@@ -35,7 +35,7 @@ class Model(nn.Module):
 
 @torch.no_grad()
 def feature_widths(model: Model, image_size: int = 32) -> list[int]:
-    """Channels of each feature: the stem, every stage, and the pooled vector. The model is not changed by it."""
+    """Channels of each feature: stem, stages, pooled vector. `image_size` is any that the model takes."""
     weight, training = model.classifier.weight, model.training
     features = model.eval().extract(weight.new_zeros(1, 3, image_size, image_size))
     model.train(training)

@@ -412,6 +412,20 @@ def test_a_distiller_under_ctkd_is_compared_with_kd_and_with_itself(tmp_path):
     ]
 
 
+def test_options_of_another_distiller_part_no_runs(tmp_path):
+    write_run(tmp_path / "old", history(70.0), 1)
+    write_run(tmp_path / "new", history(70.2), 2, dkd_beta=2.0, nce_k=16384, hint_layer=2)
+    (group,) = group_runs(find_runs([tmp_path]))
+    assert len(group) == 2
+
+
+def test_a_crd_with_other_negatives_is_no_baseline(tmp_path):
+    crd = {"distill": "crd", "beta": 0.8}
+    write_run(tmp_path / "fixed", history(70.0), **crd, nce_k=16384)
+    write_run(tmp_path / "ctkd", history(71.0), **crd, nce_k=100, temperature="ctkd-global")
+    assert "gain" not in compare.report(find_runs([tmp_path]), markdown=True)
+
+
 def test_the_published_number_of_the_same_protocol_is_preferred(tmp_path):
     dkd = {"distill": "dkd", "gamma": 1.0, "alpha": 0.0, "beta": 1.0, "dkd_alpha": 1.0, "dkd_beta": 2.0}
     write_run(tmp_path / "ctkd", history(71.0), **dkd, dkd_warmup=0)

@@ -10,14 +10,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from distiller_zoo import create_distiller, dkd_loss, kd_loss, pkt_loss, sp_loss
+from distiller_zoo import create_distiller, distiller_dict, dkd_loss, kd_loss, pkt_loss, sp_loss
 from distiller_zoo.crd import Candidates
 from distiller_zoo.vid import Regressor, pair_stages
 from helper.errors import UserError
+from helper.options import taken_by
 from models import Output
 from temperature import Tau, create_temperature
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared/parity/losses.json"
+UNEVEN = torch.tensor([3] * 30 + [1] * 10 + [0] * 60)[torch.randperm(100, generator=torch.Generator().manual_seed(0))]
 CASES = [(8, 10, 100), (16, 100, 200)]  # batch, classes, seed
 
 needs_golden = pytest.mark.skipif(not GOLDEN.exists(), reason="the golden numbers (../shared/parity) are not here")
@@ -275,6 +277,14 @@ def test_dkd_stays_finite_at_huge_logits(tau, sure):
     assert tau.grad.isfinite()
 
 
+def test_dkd_takes_its_weights():
+    student, teacher, target = Output([], draw(4, 10, 0)), Output([], draw(4, 10, 1)), torch.arange(4)
+    dkd = create_distiller("dkd", num_classes=10, dkd_alpha=0.5, dkd_beta=3.0)
+    expected = dkd_loss(student.logits, teacher.logits, target, 4.0, 0.5, 3.0)
+    ours = dkd(student, teacher, target, Tau(torch.tensor(4.0), torch.tensor(4.0)), None)["dkd"]
+    assert ours.item() == close(expected.item())
+
+
 def test_dkd_needs_three_classes():
     with pytest.raises(UserError, match="of 2 classes there is one at most: use --distill kd"):
         dkd_loss(draw(4, 2, 0), draw(4, 2, 1), torch.zeros(4, dtype=torch.long), 4.0)
@@ -294,6 +304,30 @@ def test_dkd_warms_up_linearly_where_asked():
     full = after(1)
     assert full == close(dkd_loss(output[0].logits, output[1].logits, target, 4.0, 1, 2).item())
     assert [after(epoch, dkd_warmup=20) / full for epoch in (1, 10, 20, 50)] == close([0.05, 0.5, 1, 1])
+
+
+@pytest.mark.parametrize("uses", [None, 0, 1, 2, 3, "logits"])
+@pytest.mark.parametrize("distill", distiller_dict)
+def test_a_distiller_compares_the_layers_it_says(distill, uses):
+    """Its own terms alone: which of the student's outputs they have a gradient for; none for the teacher's."""
+    compared = {"pkt": (3,), "sp": (2,), "vid": (1, 2), "crd": (3,), "srrl": (3,), "dkd": ("logits",)}
+    torch.manual_seed(0)
+    shapes, widths = [(6, 4, 8, 8), (6, 5, 8, 8), (6, 7, 4, 4), (6, 9)], [4, 5, 7, 9]
+    student, teacher = (
+        Output([torch.rand(shape) for shape in shapes], torch.rand(6, 10)) for _ in range(2)
+    )
+    leaf = torch.zeros(1) if uses is None else student.logits if uses == "logits" else student.features[uses]
+    leaf.requires_grad_()
+    known = {"student_widths": widths, "teacher_widths": widths, "num_classes": 10, "nce_k": 8, "train_target": UNEVEN}
+    known["teacher_classifier"] = torch.nn.Linear(9, 10)
+    distiller = create_distiller(distill, **taken_by(distiller_dict[distill], known)).requires_grad_(False)
+    index = torch.arange(6)
+    parts = distiller(student, teacher, UNEVEN[index], Tau(torch.tensor(4.0), torch.tensor(4.0)), index)
+    reaches = uses in compared.get(distill, ())
+    assert all(part.requires_grad for part in parts.values()) == reaches or distill == "kd"
+    if reaches:
+        sum(parts.values()).backward()
+        assert leaf.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("loss", [pkt_loss, lambda a, b: sp_loss(a.view(4, 2, 3, 3), b.view(4, 2, 3, 3))])
@@ -345,6 +379,14 @@ def test_srrl_takes_a_batch_of_one():
     assert torch.equal(srrl.connector.transfer[1].running_mean, before)
 
 
+def test_srrl_takes_a_teacher_of_lower_precision():
+    classifier = torch.nn.Linear(5, 10).bfloat16()
+    srrl = create_distiller("srrl", student_widths=[4], teacher_widths=[5], teacher_classifier=classifier)
+    teacher = Output([torch.rand(3, 5).bfloat16()], torch.rand(3, 10).bfloat16())
+    parts = srrl(Output([torch.rand(3, 4).bfloat16()], None), teacher, None, None, None)
+    assert {part.dtype for part in parts.values()} == {torch.float32}
+
+
 def test_srrl_leaves_the_teachers_classifier_alone():
     classifier = torch.nn.Linear(5, 10)
     srrl = create_distiller("srrl", student_widths=[4], teacher_widths=[5], teacher_classifier=classifier)
@@ -354,9 +396,6 @@ def test_srrl_leaves_the_teachers_classifier_alone():
     assert classifier.weight.grad is None
     assert {name.split(".")[0] for name, _ in srrl.named_parameters()} == {"connector"}
     assert {name.split(".")[0] for name in srrl.state_dict()} == {"connector"}
-
-
-UNEVEN = torch.tensor([3] * 30 + [1] * 10 + [0] * 60)[torch.randperm(100, generator=torch.Generator().manual_seed(0))]
 
 
 @pytest.mark.parametrize(("k", "repeats"), [(40, set()), (60, {0}), (95, {0, 1, 3}), (500, {0, 1, 3})])
@@ -393,10 +432,11 @@ def test_crd_of_one_class_is_refused():
 
 
 def test_crd_says_how_large_its_memory_is(capsys):
-    crd = create_distiller("crd", student_widths=[4], teacher_widths=[5], train_target=UNEVEN, feat_dim=16)
-    assert "two memory banks of 100 x 16 float32, 0.0 MB" in capsys.readouterr().out
+    known = {"student_widths": [4], "teacher_widths": [5], "train_target": UNEVEN}
+    crd = create_distiller("crd", **known, feat_dim=10_000)
+    assert "two memory banks of 100 x 10000 float32, 8.0 MB" in capsys.readouterr().out
     memories = [crd.contrast.memory_v1, crd.contrast.memory_v2]
-    assert sum(memory.nbytes for memory in memories) == 2 * 100 * 16 * 4
+    assert sum(memory.nbytes for memory in memories) == 8_000_000
     assert all(0.8 < memory.norm(dim=1).mean() < 1.2 for memory in memories)
 
 

@@ -189,6 +189,8 @@ def test_decays_follow_the_length_of_the_schedule():
         ("--distill crd --feat_dim 0", "--feat_dim must be 1 or more"),
         ("--distill dkd --dkd_beta -1", "--dkd_beta must be 0 or more"),
         ("--distill dkd --dkd_warmup -1", "--dkd_warmup must be 0 or more"),
+        ("--distill dkd --dkd_alpha 0 --dkd_beta 0", "--dkd_alpha and --dkd_beta are both 0"),
+        ("--distill pkt --dkd_weights mdistiller", "--dkd_weights belongs to --distill dkd"),
         ("--distill dkd --dkd_weights mine", "invalid choice: 'mine'"),
         ("--temperature ctkd-global --tau_range -1", "--tau_range above 0"),
         ("--temperature ctkd-global --curriculum spiral", "unknown curriculum 'spiral'"),

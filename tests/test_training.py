@@ -129,7 +129,7 @@ def test_every_temperature_with_every_distiller_learns(temperature, distill, cla
 
 @pytest.mark.parametrize("distill", distiller_dict)
 @pytest.mark.parametrize("temperature", temperature_dict)
-def test_no_step_waits_for_the_device(temperature, distill):
+def test_no_distiller_waits_for_the_device(temperature, distill):
     """A meta tensor has no values, so whatever would read one back fails."""
     module = make(temperature, distill).to("meta")
     batch = fixed_batch()
@@ -178,18 +178,55 @@ def test_every_temperature_with_every_distiller_fits_every_pair(temperature, dis
     assert all(p.grad is None for p in expert.parameters())
 
 
+@pytest.mark.parametrize(("teacher", "student"), [("resnet14", "resnet8"), ("vgg11", "ShuffleV2")])
+@pytest.mark.parametrize("distill", distiller_dict)
+def test_real_pairs_learn_under_every_distiller(distill, teacher, student):
+    expert, output = said(teacher, 10)
+    before = {key: value.clone() for key, value in expert.state_dict().items()}
+    torch.manual_seed(1)
+    module, batch = make("fixed", distill, create_model(student, 10), expert), fixed_batch(size=4)
+    optimizer = make_optimizer(module, 1e-5 if distill == "sp" else 1e-3, 0.0, 0.0)
+    losses = []
+    for _ in range(4):
+        torch.manual_seed(2)
+        step = module(batch, output)
+        optimizer.zero_grad()
+        step.loss.backward()
+        optimizer.step()
+        losses.append(step.loss.item())
+    assert losses[-1] < losses[0]
+    assert all(torch.equal(value, before[key]) for key, value in expert.state_dict().items())
+
+
+def test_the_flags_reach_the_distiller():
+    def built(line):
+        options = resolve_pair(parse(student_parser(), line.split()), "vgg13")
+        return train_student.distillation(options, Tiny(), Tiny(width=12), torch.arange(64) % 10).distiller
+
+    crd = built("--distill crd --feat_dim 16 --nce_k 7 --nce_t 0.1 --nce_m 0.2 --mode relax")
+    assert crd.contrast.memory_v1.shape == (64, 16)
+    assert (crd.contrast.nce_t, crd.contrast.nce_m) == (0.1, 0.2)
+    assert (crd.candidates.nce_k, crd.candidates.mode) == (7, "relax")
+    dkd = built("--distill dkd --dkd_alpha 0.5 --dkd_beta 3 --dkd_warmup 4")
+    assert (dkd.alpha, dkd.beta, dkd.warmup_epochs) == (0.5, 3, 4)
+    dkd = built("--distill dkd --dkd_weights mdistiller --model_s vgg8")
+    assert (dkd.alpha, dkd.beta, dkd.warmup_epochs) == (1, 6, 20)
+
+
 @pytest.mark.parametrize("student", ["resnet8", "vgg8", "ShuffleV2", "MobileNetV2"])
 @pytest.mark.parametrize("teacher", model_dict)
 def test_every_teacher_can_be_learned_from_by_every_head(teacher, student):
-    """Constructed for real, then the shapes alone are followed."""
+    """The shapes alone are followed."""
     with torch.device("meta"):
         networks = [create_model(name, 10) for name in (student, teacher)]
         outputs = [model.eval()(torch.empty(2, 3, 32, 32), is_feat=True) for model in networks]
         widths = [[feature.shape[1] for feature in output.features] for output in outputs]
-        for name in ("vid", "srrl"):
-            known = {"student_widths": widths[0], "teacher_widths": widths[1]}
-            known["teacher_classifier"] = networks[1].classifier
-            head = create_distiller(name, **taken_by(distiller_dict[name], known))
+        known = {"student_widths": widths[0], "teacher_widths": widths[1], "nce_k": 5}
+        known["teacher_classifier"] = networks[1].classifier
+    for name in ("vid", "srrl", "crd"):
+        known["train_target"] = torch.arange(20) % 10
+        head = create_distiller(name, **taken_by(distiller_dict[name], known)).to("meta")
+        with torch.device("meta"):
             losses = head(*outputs, torch.zeros(2, dtype=torch.long), None, torch.arange(2))
             assert all(loss.shape == () for loss in losses.values())
 
@@ -580,12 +617,30 @@ def test_an_interrupted_run_ends_bit_identical_under_every_distiller(distill, te
     distil(line + str(tmp_path / "whole"))
     interrupt_after_an_epoch(monkeypatch, line + str(tmp_path / "stopped"))
     assert len(read_log(tmp_path / "stopped")) == 1
+    first = checkpoint.load(tmp_path / "stopped/last.pth")["module"]
     distil(line + str(tmp_path / "stopped"))
     check_same_end(tmp_path / "stopped", tmp_path / "whole")
-    saved = checkpoint.load(tmp_path / "stopped/last.pth")["module"]
-    heads = {"vid": "stages.0.log_scale", "crd": "contrast.memory_v2", "srrl": "connector.transfer.0.weight"}
-    if distill in heads:
-        assert f"distiller.{heads[distill]}" in saved
+    last = checkpoint.load(tmp_path / "stopped/last.pth")["module"]
+    learns = {"vid": {"stages"}, "crd": {"embed_s", "embed_t", "contrast"}, "srrl": {"connector"}}
+    moved = [key.split(".") for key in last if not torch.equal(first[key], last[key])]
+    assert {part for module, part, *_ in moved if module == "distiller"} == learns.get(distill, set())
+    if distill == "crd":
+        for memory in ("memory_v1", "memory_v2"):  # every image's, once in each epoch
+            before, after = (saved[f"distiller.contrast.{memory}"] for saved in (first, last))
+            assert (before != after).any(1).all()
+        assert last["distiller.contrast.log_z_v1"].isfinite()
+
+
+def test_dkd_warms_up_over_the_epochs_of_a_run(teacher, tmp_path):
+    distil(f"--path-t {teacher} --distill dkd --dkd_warmup 4 --epochs 3 --run_dir {tmp_path / 'run'}")
+    assert checkpoint.load(tmp_path / "run/last.pth")["module"]["distiller.warmup"] == 0.75
+
+
+def test_a_pair_without_published_weights_is_refused_before_its_teacher_is_trained(tmp_path):
+    line = f"--path-t {tmp_path / 'resnet20_vanilla'} --model_s resnet8 --distill dkd --dkd_weights mdistiller"
+    with pytest.raises(UserError, match="mdistiller gives no weight for resnet20 → resnet8"):
+        distil(line + " --train_teacher --epochs 1")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_killed_at_random_steps_ends_bit_identical(teacher, tmp_path):
