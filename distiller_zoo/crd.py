@@ -116,41 +116,34 @@ class Candidates(nn.Module):
         self.nce_k, self.mode = nce_k, mode
         counts = train_target.bincount()
         negatives = len(train_target) - counts[counts > 0]
-        if negatives.min() == 0:
+        fewest, self.most = negatives.min().item(), negatives.max().item()
+        if fewest == 0:
             raise UserError("--distill crd needs images of two classes or more, and all training images are of one")
-        self.all_enough, self.none_enough = bool(negatives.min() >= nce_k), bool(negatives.max() < nce_k)
+        self.all_enough, self.none_enough, self.even = fewest >= nce_k, self.most < nce_k, fewest == self.most
         # all images in the order of their classes: a class is one stretch, and its negatives are all the rest
-        layout = {"by_class": train_target.argsort(stable=True), "start": counts.cumsum(0) - counts, "counts": counts}
-        for name, tensor in (layout | {"train_target": train_target}).items():
-            self.register_buffer(name, tensor, persistent=False)
+        self.register_buffer("by_class", train_target.argsort(stable=True), persistent=False)
+        self.register_buffer("start", counts.cumsum(0) - counts, persistent=False)
+        self.register_buffer("counts", counts, persistent=False)
 
     def forward(self, index: Tensor, target: Tensor) -> Tensor:
         """Candidates [B, 1 + K] for images [B] of classes [B]; the positive is the first."""
-        positive = index[:, None]
-        if self.mode == "relax":
-            start, count = self.start[target][:, None], self.counts[target][:, None]
-            positive = self.by_class[start + _below(count, 1)]
-        if self.all_enough:
-            negative = self._without_replacement(target)
-        elif self.none_enough:
-            negative = self._with_replacement(target)
-        else:
-            enough = len(self.by_class) - self.counts[target] >= self.nce_k
-            negative = torch.where(
-                enough[:, None], self._without_replacement(target), self._with_replacement(target)
-            )
+        start, count = self.start[target][:, None], self.counts[target][:, None]
+        positive = index[:, None] if self.mode == "exact" else self.by_class[start + _below(count, 1)]
+        place = self._places(len(self.by_class) - count)
+        negative = self.by_class[place + count * (place >= start)]  # past the own class
         return torch.cat([positive, negative], dim=1)
 
-    def _without_replacement(self, target: Tensor) -> Tensor:
-        """The K images with the smallest of N random keys, where those of the own class are large."""
-        keys = torch.rand(len(target), len(self.train_target), device=target.device)
-        keys += self.train_target == target[:, None]
-        return keys.topk(self.nce_k, dim=1, largest=False, sorted=False).indices
-
-    def _with_replacement(self, target: Tensor) -> Tensor:
-        start, count = self.start[target][:, None], self.counts[target][:, None]
-        place = _below(len(self.train_target) - count, self.nce_k)
-        return self.by_class[place + count * (place >= start)]
+    def _places(self, negatives: Tensor) -> Tensor:
+        """K of each image's negatives, which are numbered from 0; `negatives` [B, 1] says how many there are."""
+        if self.none_enough:
+            return _below(negatives, self.nce_k)
+        keys = torch.rand(len(negatives), self.most, device=negatives.device)  # the K smallest are chosen
+        if not self.even:
+            keys += torch.arange(self.most, device=negatives.device) >= negatives
+        distinct = keys.topk(self.nce_k, dim=1, largest=False, sorted=False).indices
+        if self.all_enough:
+            return distinct
+        return torch.where(negatives >= self.nce_k, distinct, _below(negatives, self.nce_k))
 
 
 def _below(limit: Tensor, columns: int) -> Tensor:

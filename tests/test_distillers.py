@@ -415,11 +415,12 @@ def test_crd_draws_other_classes_and_repeats_them_only_where_they_are_fewer_than
 
 
 @pytest.mark.parametrize("k", [20, 60])
-def test_crd_draws_every_negative_and_every_positive_equally_often(k):
+@pytest.mark.parametrize("labels", [UNEVEN, torch.arange(100) % 4], ids=["uneven", "even"])
+def test_crd_draws_every_negative_and_every_positive_equally_often(labels, k):
     torch.manual_seed(0)
-    index = torch.full((4000,), int((UNEVEN == 0).nonzero()[0]))
-    drawn = Candidates(UNEVEN, k, "relax")(index, UNEVEN[index])
-    for columns, allowed in ((drawn[:, :1], UNEVEN == 0), (drawn[:, 1:], UNEVEN != 0)):
+    index = torch.full((4000,), int((labels == 1).nonzero()[0]))
+    drawn = Candidates(labels, k, "relax")(index, labels[index])
+    for columns, allowed in ((drawn[:, :1], labels == 1), (drawn[:, 1:], labels != 1)):
         counts = columns.flatten().bincount(minlength=100)[allowed].double()
         expected = columns.numel() / allowed.sum()
         assert counts.sum() == columns.numel()
