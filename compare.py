@@ -184,8 +184,9 @@ def is_baseline(run: Run) -> bool:
 
 
 def order(run: Run) -> tuple[object, ...]:
-    """The place of a run's row: by data set, pair and length, the baseline before the methods."""
-    return str(run.option("dataset")), run.pair, run.epochs, not is_baseline(run), run.method
+    """The place of a run's row: by data set, pair and length; KD first, and a fixed temperature before another."""
+    method = not is_baseline(run), str(run.option("distill")), run.option("temperature") != "fixed", run.method
+    return str(run.option("dataset")), run.pair, run.epochs, *method
 
 
 def baselines(runs: Sequence[Run], groups: Sequence[Sequence[Run]]) -> list[int]:
@@ -277,7 +278,8 @@ def plotted(runs: Sequence[Run]) -> list[Run]:
         names = "; ".join(sorted(f"{pair} on {dataset}" for dataset, pair in pairs))
         raise UserError(f"--plot draws one pair, here are {len(pairs)} with an epoch ({names}): give folders of one")
     ((dataset, pair),) = pairs
-    return [run for run in runs if run.option("dataset") == dataset and run.pair in (pair, pair.split(" → ")[-1])]
+    shown = (run for run in runs if run.option("dataset") == dataset and run.pair in (pair, pair.split(" → ")[-1]))
+    return sorted(shown, key=order)
 
 
 def main() -> None:

@@ -403,12 +403,12 @@ def test_a_distiller_under_ctkd_is_compared_with_kd_and_with_itself(tmp_path):
     text = compare.report(find_runs([tmp_path]), markdown=True)
     gains = [cells(line)[1:6] for line in text.splitlines() if "| 1, 1 |" in line]
     fixed = [f"pkt+kd, tau 4, beta {beta}" for beta in (30000.0, 1.0)]
-    assert [gain[0] for gain in gains] == ["pkt+kd, ctkd-global"] * 2 + fixed
+    assert [gain[0] for gain in gains] == [*fixed, *["pkt+kd, ctkd-global"] * 2]
     assert [gain[2:] for gain in gains] == [
-        ["kd, tau 4", "1, 1", "+1.50"],
-        ["pkt+kd, tau 4, beta 30000.0", "1, 1", "+0.50"],
         ["kd, tau 4", "1, 1", "+1.00"],
         ["kd, tau 4", "1, 1", "-10.00"],
+        ["kd, tau 4", "1, 1", "+1.50"],
+        ["pkt+kd, tau 4, beta 30000.0", "1, 1", "+0.50"],
     ]
 
 
