@@ -127,6 +127,7 @@ def main() -> None:
     for distill, cost in result.items():
         spread = f"{cost['low']:.2f}-{cost['high']:.2f}"
         print(f"{distill:6}{cost['ms']:10.1f}{cost['ratio']:13.2f}{spread:>14}{cost['parameters']:12,}")
+    print("ratio: of each round's step to KD's in the same round, median and quartiles over the rounds")
 
 
 if __name__ == "__main__":

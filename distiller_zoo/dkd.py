@@ -11,7 +11,7 @@ from helper.errors import UserError
 from models import Output
 from temperature import Tau, as_tau
 
-WARMUP = 20  # epochs, in mdistiller
+WARMUP = 20  # epochs of 240, in mdistiller
 # beta of DKD in mdistiller, by teacher and student; alpha is 1
 PAIR_BETA = {
     ("resnet56", "resnet20"): 2.0,

@@ -119,7 +119,7 @@ def _add_distillation(parser: Parser) -> None:
     add("--dkd_beta", type=float, help="DKD: weight of the other classes' part (default: 2)")
     add("--dkd_warmup", type=int, help="DKD: epochs over which the loss grows to its full weight (default: 0)")
     add("--dkd_weights", choices=("ctkd", "mdistiller"), default="ctkd",
-        help=f"DKD: mdistiller's are a --dkd_beta for each pair, and --dkd_warmup {dkd.WARMUP} (of 240)")  # fmt: skip
+        help=f"DKD: mdistiller's are a beta for each pair, and a warm-up of {dkd.WARMUP} in 240 epochs")  # fmt: skip
     add("--feat_dim", type=int, default=128, help="CRD: length of an embedding")
     add("--nce_k", type=int, default=16384, help="CRD: negatives an image")
     add("--nce_t", type=float, default=0.07, help="CRD: temperature of the contrast")
@@ -207,6 +207,8 @@ def _resolve_student(options: dict[str, Any]) -> None:
         options[key] = default if options[key] is None else options[key]
     if options["dkd_weights"] != "ctkd" and options["distill"] != "dkd":
         raise UserError("--dkd_weights belongs to --distill dkd: leave it out, or add --distill dkd")
+    if options["beta"] > 0 == distiller.weights[2]:
+        raise UserError(f"--beta {options['beta']:g} does nothing in --distill {options['distill']}: give -b 0")
     if options["beta"] == 0 < distiller.weights[2]:
         raise UserError(
             f"--beta 0 leaves nothing of --distill {options['distill']}: leave -b out for {distiller.weights[2]:g},"
@@ -231,11 +233,14 @@ def resolve_pair(options: dict[str, Any], teacher: str) -> dict[str, Any]:
     beta, warmup = options["dkd_beta"], options["dkd_warmup"]
     if published and beta is None and pair not in dkd.PAIR_BETA:
         known = ", ".join(f"{t} → {s}" for t, s in dkd.PAIR_BETA)
-        raise UserError(f"mdistiller gives no weight for {' → '.join(pair)}: add --dkd_beta; it has {known}")
+        raise UserError(
+            f"mdistiller has no weight for {' → '.join(pair)}: leave --dkd_weights out for CTKD's, or choose a"
+            f" --dkd_beta (mdistiller has those of {known})"
+        )
     if beta is None:
         beta = dkd.PAIR_BETA[pair] if published else 2.0
     if warmup is None:
-        warmup = dkd.WARMUP if published else 0
+        warmup = round(dkd.WARMUP / 240 * options["epochs"]) if published else 0
     return options | {"dkd_beta": beta, "dkd_warmup": warmup}
 
 

@@ -128,6 +128,7 @@ class RunFolder:
                     torch.cuda.set_rng_state_all(state["rng_cuda"][: torch.cuda.device_count()])
             except (KeyError, TypeError, ValueError, RuntimeError) as error:
                 raise UserError(f"{path} does not fit this run: add --overwrite to start anew") from error
+            print(f"going on after epoch {len(self.history)} of {self.config['epochs']}")
         self.log = RunLog(self.folder, self.history)
 
     def save_epoch(

@@ -29,8 +29,9 @@ def test_the_cost_of_every_distiller_is_relative_to_kd(monkeypatch, capsys):
 
 def test_the_table_is_aligned(monkeypatch, capsys):
     run(SMALL, monkeypatch)
-    _, heading, *rows = capsys.readouterr().out.splitlines()
+    _, heading, *rows, footnote = capsys.readouterr().out.splitlines()
     assert [row.split()[0] for row in rows] == list(distiller_dict)
+    assert footnote.startswith("ratio: ")
     assert {len(row) for row in rows} == {len(heading)}
 
 

@@ -138,9 +138,10 @@ def test_the_weights_of_dkd_follow_their_source():
     assert resolved("--model_s vgg8", "vgg13") == (2, 0)
     assert resolved("--model_s vgg8 --dkd_weights mdistiller", "vgg13") == (6, 20)
     assert resolved("--model_s ShuffleV2 --dkd_weights mdistiller", "resnet32x4") == (8, 20)
+    assert resolved("--model_s vgg8 --dkd_weights mdistiller --epochs 60", "vgg13") == (6, 5)
     assert resolved("--model_s resnet20 --dkd_weights mdistiller --dkd_warmup 5", "resnet56") == (2, 5)
     assert resolved("--model_s resnet8 --dkd_weights mdistiller --dkd_beta 3", "resnet56") == (3, 20)
-    with pytest.raises(UserError, match="no weight for resnet56 → resnet8: add --dkd_beta; it has resnet56 → resnet20"):
+    with pytest.raises(UserError, match="no weight for resnet56 → resnet8: leave --dkd_weights out.*of resnet56"):
         resolved("--model_s resnet8 --dkd_weights mdistiller", "resnet56")
 
 
@@ -180,6 +181,7 @@ def test_decays_follow_the_length_of_the_schedule():
         ("--learning_rate 0", "--learning_rate must be above 0"),
         ("--seed 9223372036854775808", "--seed must be below 2"),
         ("--alpha 0", "--alpha and --beta are both 0, so nothing would be distilled"),
+        ("--distill kd -b 1", "--beta 1 does nothing in --distill kd: give -b 0"),
         ("--distill pkt -b 0", "--beta 0 leaves nothing of --distill pkt: leave -b out for 30000"),
         ("--distill sp -a 0 --have_mlp 1", "--alpha 0 leaves --temperature ctkd-global nothing to act on"),
         ("--distill crd --mode loose", "invalid choice: 'loose'"),

@@ -638,7 +638,7 @@ def test_dkd_warms_up_over_the_epochs_of_a_run(teacher, tmp_path):
 
 def test_a_pair_without_published_weights_is_refused_before_its_teacher_is_trained(tmp_path):
     line = f"--path-t {tmp_path / 'resnet20_vanilla'} --model_s resnet8 --distill dkd --dkd_weights mdistiller"
-    with pytest.raises(UserError, match="mdistiller gives no weight for resnet20 → resnet8"):
+    with pytest.raises(UserError, match="mdistiller has no weight for resnet20 → resnet8"):
         distil(line + " --train_teacher --epochs 1")
     assert not list(tmp_path.iterdir())
 
