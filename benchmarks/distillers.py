@@ -22,7 +22,7 @@ from dataset.base import Batch
 from distiller_zoo import distiller_dict
 from helper.device import place, prepare_device, seed_everything
 from helper.errors import Parser, UserError, run_main
-from helper.loops import Distillation, make_optimizer
+from helper.loops import Distillation, make_optimizer, train_step
 from helper.options import parse, resolve_pair, student_parser
 from models import Model, create_model
 from train_student import distillation
@@ -51,13 +51,7 @@ class Candidate:
         """One training step, timed."""
         _wait(batch)
         start = time.perf_counter()
-        with torch.no_grad():
-            said = self.teacher(batch.images, is_feat=True)
-        loss = self.module(batch, said).loss
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        self.module.after_step()
+        train_step(self.module, self.teacher, batch, self.optimizer)
         _wait(batch)
         self.seconds.append(time.perf_counter() - start)
 

@@ -137,6 +137,23 @@ class Meter:
         return result
 
 
+def train_step(
+    module: Distillation | Alone, teacher: Model | None, batch: Batch, optimizer: torch.optim.Optimizer
+) -> Step:
+    """One batch: forward, backward, and one step of the optimizer for all that learns."""
+    # 1. what the teacher says: frozen, without gradient
+    with torch.no_grad():
+        said = teacher(batch.images, is_feat=True) if teacher else None
+    # 2. student, temperature and loss
+    step = module(batch, said)
+    # 3. one step for all that learns; the temperature's gradient was reversed on its way back
+    optimizer.zero_grad(set_to_none=True)
+    step.loss.backward()
+    optimizer.step()
+    module.after_step()
+    return step
+
+
 def train_epoch(
     module: Distillation | Alone,
     teacher: Model | None,
@@ -156,16 +173,7 @@ def train_epoch(
     meter = Meter()
     bar = tqdm(loader, desc=f"epoch {epoch}", unit="batch", leave=False, disable=None)
     for number, batch in enumerate(bar, start=1):
-        # 1. what the teacher says: frozen, without gradient
-        with torch.no_grad():
-            said = teacher(batch.images, is_feat=True) if teacher else None
-        # 2. student, temperature and loss
-        step = module(batch, said)
-        # 3. one step for all that learns; the temperature's gradient was reversed on its way back
-        optimizer.zero_grad(set_to_none=True)
-        step.loss.backward()
-        optimizer.step()
-        module.after_step()
+        step = train_step(module, teacher, batch, optimizer)
         meter.update(step, batch.target)
         if number % print_freq == 0:  # the only place where the host waits for the device
             meter.check()

@@ -64,16 +64,20 @@ def check_gradient(gradient, expected, rel=1e-6):
     assert gradient.flatten()[:4].tolist() == pytest.approx(expected["first"], rel=rel, abs=rel * size)
 
 
+def check_golden(loss, leaf, expected):
+    """A loss and its gradient for `leaf` are the golden entry's."""
+    loss.backward()
+    assert loss.item() == close(expected["loss"])
+    check_gradient(leaf.grad, expected["grad"])
+
+
 @needs_golden
 @cases
 @pytest.mark.parametrize("tau", [1.0, 4.0, 11.5])
 def test_kd_is_the_published_loss(batch, classes, seed, tau):
     student, teacher = draw(batch, classes, seed).requires_grad_(), draw(batch, classes, seed + 1)
     loss = kd_loss(student, teacher, tau)
-    loss.backward()
-    expected = golden(batch, classes, seed, f"kd_T{tau}")
-    assert loss.item() == pytest.approx(expected["loss"], rel=1e-6)
-    check_gradient(student.grad, expected["grad"])
+    check_golden(loss, student, golden(batch, classes, seed, f"kd_T{tau}"))
 
 
 @needs_golden
@@ -115,10 +119,7 @@ def test_dkd_is_the_published_loss(batch, classes, seed, tau, beta):
     student, teacher = draw(batch, classes, seed).requires_grad_(), draw(batch, classes, seed + 1)
     target = torch.tensor(np.random.default_rng(seed + 2).integers(0, classes, batch))
     loss = dkd_loss(student, teacher, target, tau, 1, beta)
-    loss.backward()
-    expected = golden(batch, classes, seed, f"dkd_a1_b{beta}_T{tau}")
-    assert loss.item() == close(expected["loss"])
-    check_gradient(student.grad, expected["grad"])
+    check_golden(loss, student, golden(batch, classes, seed, f"dkd_a1_b{beta}_T{tau}"))
 
 
 @needs_golden
@@ -126,10 +127,7 @@ def test_dkd_is_the_published_loss(batch, classes, seed, tau, beta):
 def test_pkt_is_the_published_loss(batch, classes, seed):
     f_s, f_t = positive(seed + 4, batch, 64).requires_grad_(), positive(seed + 5, batch, 128)
     loss = pkt_loss(f_s, f_t)
-    loss.backward()
-    expected = golden(batch, classes, seed, "pkt")
-    assert loss.item() == close(expected["loss"])
-    check_gradient(f_s.grad, expected["grad"])
+    check_golden(loss, f_s, golden(batch, classes, seed, "pkt"))
 
 
 @needs_golden
@@ -137,10 +135,7 @@ def test_pkt_is_the_published_loss(batch, classes, seed):
 def test_sp_is_the_published_loss(batch, classes, seed):
     g_s, g_t = positive(seed + 6, batch, 16, 8, 8).requires_grad_(), positive(seed + 7, batch, 32, 8, 8)
     loss = sp_loss(g_s, g_t)
-    loss.backward()
-    expected = golden(batch, classes, seed, "sp")
-    assert loss.item() == close(expected["loss"])
-    check_gradient(g_s.grad, expected["grad"])
+    check_golden(loss, g_s, golden(batch, classes, seed, "sp"))
 
 
 @needs_golden
@@ -151,10 +146,7 @@ def test_vid_is_the_published_loss(batch, classes, seed, entry, offset, side):
     head = Regressor(16, 32).double()
     fill(head.state_dict())
     loss = head(g_s, g_t)
-    loss.backward()
-    expected = golden(batch, classes, seed, entry)
-    assert loss.item() == close(expected["loss"])
-    check_gradient(g_s.grad, expected["grad"])
+    check_golden(loss, g_s, golden(batch, classes, seed, entry))
 
 
 @needs_golden
@@ -167,10 +159,7 @@ def test_srrl_is_the_published_loss(batch, classes, seed):
     fill(srrl.connector.state_dict())
     teacher = Output([f_t], draw(batch, classes, seed + 1))
     loss = sum(srrl(Output([f_s], None), teacher, None, None, None).values())
-    loss.backward()
-    expected = golden(batch, classes, seed, "srrl")
-    assert loss.item() == close(expected["loss"])
-    check_gradient(f_s.grad, expected["grad"])
+    check_golden(loss, f_s, golden(batch, classes, seed, "srrl"))
 
 
 @needs_golden
