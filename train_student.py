@@ -18,6 +18,7 @@ from helper.run_folder import RunFolder
 from helper.teacher import find_teacher, load_teacher
 from models import Model, create_model, feature_widths
 from temperature import create_temperature, temperature_dict
+from temperature.standardised import Standardised
 
 
 def distil(options: dict[str, Any]) -> Path:
@@ -39,9 +40,11 @@ def distil(options: dict[str, Any]) -> Path:
         "options": options,
     }
     group = f"{options['dataset']}_{found.name}_{options['model_s']}/{options['distill']}_{options['temperature']}"
+    group += "_logit_stand" * options["logit_stand"]
     folder = run_folder(options, "student_model", group, f"seed-{options['seed']}")
     run = RunFolder(folder, options["model_s"], config, options["overwrite"])
     print(f"distil {run.title}, into {folder}")
+    print(loss_in_words(options))
     if options["dry_run"]:
         return folder
     if run.finished:
@@ -70,6 +73,13 @@ def distil(options: dict[str, Any]) -> Path:
     return folder
 
 
+def loss_in_words(options: dict[str, Any]) -> str:
+    """The weights of the loss, as they were given or looked up."""
+    terms = {"gamma": "CE", "alpha": "KD(tau)", "fixed_alpha": f"KD({options['kd_T']:g})", "beta": options["distill"]}
+    told = " + ".join(f"{options[key]:g} {term}" for key, term in terms.items() if options[key])
+    return f"loss = {told}" + f", KD growing over {options['kd_warmup']} epochs" * bool(options["kd_warmup"])
+
+
 def distillation(options: dict[str, Any], student: Model, teacher: Model, train_target: Tensor) -> Distillation:
     """All that learns, on the student's device; `train_target` [N] holds the class of each training image."""
     known = options | {
@@ -80,13 +90,12 @@ def distillation(options: dict[str, Any], student: Model, teacher: Model, train_
         "train_target": train_target,
     }
     temperature, distill = options["temperature"], options["distill"]
+    tau = create_temperature(temperature, **taken_by(temperature_dict[temperature], known))
     return Distillation(
         student,
-        create_temperature(temperature, **taken_by(temperature_dict[temperature], known)),
+        Standardised(inner=tau) if options["logit_stand"] else tau,
         create_distiller(distill, **taken_by(distiller_dict[distill], known)),
-        options["gamma"],
-        options["alpha"],
-        options["beta"],
+        **{key: options[key] for key in ("gamma", "alpha", "beta", "fixed_alpha", "kd_T", "kd_warmup")},
     )
 
 

@@ -24,6 +24,7 @@ class Loader(Protocol):
     def __len__(self) -> int: ...  # batches an epoch
     def __iter__(self) -> Iterator[Batch]: ...
     def set_epoch(self, epoch: int) -> None: ...  # epochs count from 1; fixes the order and the augmentations
+    def set_mixing(self, partner: Tensor | None, weight: float) -> None: ...  # see temperature.Mixing
 
 
 class Dataset(NamedTuple):

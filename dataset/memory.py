@@ -94,6 +94,7 @@ class MemoryLoader:
         self.augment, self.seed, self.flip, self.pad = augment, seed, flip, pad
         self.num_samples = len(images)
         self.epoch = 1
+        self.partner, self.weight = None, 1.0
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -102,6 +103,17 @@ class MemoryLoader:
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch (from 1) whose order and views the next iteration follows."""
         self.epoch = epoch
+
+    def set_mixing(self, partner: Tensor | None, weight: float) -> None:
+        """Blend images into others in the epochs to come, each with the same view; None for not any more.
+
+        A mixed image takes the class and the number of its partner, which it shows most of.
+
+        Args:
+            partner: [N] int64, which image is blended into each; itself where none is.
+            weight: of the partner, from 0.5 to 1.
+        """
+        self.partner, self.weight = partner, weight
 
     def __iter__(self) -> Iterator[Batch]:
         """One epoch; the same one again if the epoch was not set anew."""
@@ -115,7 +127,13 @@ class MemoryLoader:
         order, views = self._draw().to(self.target.device)  # the only copy to the device in an epoch
         columns = (column.split(self.batch_size) for column in (self.target[order], order, views))
         for target, index, view in zip(*columns, strict=True):
-            yield Batch(self.view_of(index, view), target, index, view)
+            images = self.view_of(index, view)
+            if self.partner is None:
+                yield Batch(images, target, index, view)
+            else:
+                partner = self.partner[index]
+                images.lerp_(self.view_of(partner, view), self.weight)
+                yield Batch(images, self.target[partner], partner, None)  # no view of any one image
 
     def _val_batches(self) -> Iterator[Batch]:
         everything = torch.arange(self.num_samples, device=self.target.device)

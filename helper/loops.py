@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 from tqdm import tqdm
 
 from dataset.base import Batch, Dataset, Loader
@@ -15,7 +16,9 @@ from helper.errors import RunError
 from helper.log import Record, table_head, table_line
 from helper.run_folder import RunFolder
 from models import Model, Output
-from temperature import Tau, Temperature
+from temperature import Mixing, Tau, Temperature
+
+PROBE = 24  # images on which a temperature that observes sees how the student improves
 
 
 class Step(NamedTuple):
@@ -30,34 +33,72 @@ class Step(NamedTuple):
 class Distillation(nn.Module):
     """All that learns (the student, the temperature, the distiller's own layers), and the loss it learns from:
 
-    loss = gamma * cross entropy + alpha * KD(tau) + beta * what the distiller compares
+    loss = gamma * cross entropy + warm-up * (alpha * KD(tau) + fixed_alpha * KD(kd_T)) + beta * what the distiller
+    compares; the warm-up rises from epoch to epoch and is 1 from epoch kd_warmup on
     """
 
     def __init__(
-        self, student: Model, temperature: Temperature, distiller: Distiller, gamma: float, alpha: float, beta: float
+        self,
+        student: Model,
+        temperature: Temperature,
+        distiller: Distiller,
+        gamma: float,
+        alpha: float,
+        beta: float,
+        fixed_alpha: float = 0.0,
+        kd_T: float = 4.0,
+        kd_warmup: int = 0,
     ) -> None:
         super().__init__()
         self.student, self.temperature, self.distiller = student, temperature, distiller
         self.gamma, self.alpha, self.beta = gamma, alpha, beta
+        self.fixed_alpha, self.kd_T, self.kd_warmup = fixed_alpha, kd_T, kd_warmup
+        self.register_buffer("warmup", torch.ones(()), persistent=False)
+        self.probe: tuple[Tensor, Tensor] | None = None
 
     def start_epoch(self, epoch: int) -> None:
         self.temperature.start_epoch(epoch)
         self.distiller.start_epoch(epoch)
+        self.warmup.fill_(min(epoch / self.kd_warmup, 1.0) if self.kd_warmup else 1.0)
+        self.probe = None
+
+    def mixing(self) -> Mixing:
+        return self.temperature.mixing()
+
+    def before_step(self, batch: Batch) -> None:
+        if self.temperature.observes and self.probe is None:
+            self.probe = batch.images[:PROBE], batch.target[:PROBE]
+            self.temperature.observe(self._probe_loss())
 
     def after_step(self) -> None:
         self.distiller.after_step()
+        if self.probe is not None:
+            self.temperature.observe(self._probe_loss())
+
+    @torch.no_grad()
+    def _probe_loss(self) -> Tensor:
+        """The student's cross entropy on the probe in training mode, leaving the running statistics as they are."""
+        images, target = self.probe
+        copies = {name: buffer.clone() for name, buffer in self.student.named_buffers()}
+        return F.cross_entropy(functional_call(self.student, copies, (images,)).float(), target)
+
+    def end_epoch(self) -> None:
+        self.temperature.end_epoch()
 
     def describe(self) -> dict[str, float]:
         return self.temperature.describe()
 
     def forward(self, batch: Batch, teacher: Output) -> Step:
         student = self.student(batch.images, is_feat=True)
-        tau = self.temperature(student.logits, teacher.logits, batch.target)
+        tau = self.temperature(student.logits, teacher.logits, batch.target, batch.index)
         parts = {"ce": F.cross_entropy(student.logits, batch.target)}
         loss = self.gamma * parts["ce"]
         if self.alpha:
             parts["kd"] = kd_loss(student.logits, teacher.logits, tau)
-            loss = loss + self.alpha * parts["kd"]
+            loss = loss + self.warmup * self.alpha * parts["kd"]
+        if self.fixed_alpha:
+            parts["kd_fixed"] = kd_loss(student.logits, teacher.logits, self.kd_T)
+            loss = loss + self.warmup * self.fixed_alpha * parts["kd_fixed"]
         if self.beta:
             terms = self.distiller(student, teacher, batch.target, tau, batch.index)
             for name, term in terms.items():
@@ -76,8 +117,17 @@ class Alone(nn.Module):
     def start_epoch(self, epoch: int) -> None:
         """Nothing changes from epoch to epoch."""
 
+    def mixing(self) -> Mixing:
+        return Mixing()
+
+    def before_step(self, batch: Batch) -> None:
+        """Nothing is prepared."""
+
     def after_step(self) -> None:
         """Nothing is remembered."""
+
+    def end_epoch(self) -> None:
+        """Nothing is concluded."""
 
     def describe(self) -> dict[str, float]:
         return {}
@@ -107,7 +157,9 @@ class Meter:
             self.correct = torch.zeros_like(correct)
             if step.tau:
                 self.tau_sum = torch.zeros((), dtype=torch.float64, device=values.device)
+                self.teacher_tau_sum = self.tau_sum.clone()
                 self.tau_min, self.tau_max = self.first_bad[0].clone(), -self.first_bad[0]
+                self.two_taus = step.tau.teacher is not step.tau.student
         self.samples += size
         self.steps += 1
         self.sums += values * size
@@ -116,6 +168,8 @@ class Meter:
         if step.tau:
             tau = step.tau.student.detach()
             self.tau_sum += tau.mean() * size
+            if self.two_taus:
+                self.teacher_tau_sum += step.tau.teacher.detach().mean() * size
             torch.minimum(self.tau_min, tau.min(), out=self.tau_min)
             torch.maximum(self.tau_max, tau.max(), out=self.tau_max)
 
@@ -134,6 +188,8 @@ class Meter:
         if hasattr(self, "tau_sum"):
             result["tau_mean"] = self.tau_sum.item() / self.samples
             result["tau_min"], result["tau_max"] = self.tau_min.item(), self.tau_max.item()
+            if self.two_taus:
+                result["tau_teacher_mean"] = self.teacher_tau_sum.item() / self.samples
         return result
 
 
@@ -141,12 +197,13 @@ def train_step(
     module: Distillation | Alone, teacher: Model | None, batch: Batch, optimizer: torch.optim.Optimizer
 ) -> Step:
     """One batch: forward, backward, and one step of the optimizer for all that learns."""
+    module.before_step(batch)
     # 1. what the teacher says: frozen, without gradient
     with torch.no_grad():
         said = teacher(batch.images, is_feat=True) if teacher else None
     # 2. student, temperature and loss
     step = module(batch, said)
-    # 3. one step for all that learns; the temperature's gradient was reversed on its way back
+    # 3. one step for all that learns from the loss; CTKD's gradient was reversed on its way back
     optimizer.zero_grad(set_to_none=True)
     step.loss.backward()
     optimizer.step()
@@ -170,6 +227,7 @@ def train_epoch(
     module.train()
     module.start_epoch(epoch)
     loader.set_epoch(epoch)
+    loader.set_mixing(*module.mixing())
     meter = Meter()
     bar = tqdm(loader, desc=f"epoch {epoch}", unit="batch", leave=False, disable=None)
     for number, batch in enumerate(bar, start=1):
@@ -178,6 +236,7 @@ def train_epoch(
         if number % print_freq == 0:  # the only place where the host waits for the device
             meter.check()
             bar.set_postfix({"loss": f"{step.loss.item():.3f}"} | _shown_tau(step.tau))
+    module.end_epoch()
     return meter.result() | module.describe()
 
 
@@ -204,8 +263,9 @@ def evaluate(model: Model, loader: Loader, description: str = "test") -> dict[st
 def make_optimizer(
     module: nn.Module, learning_rate: float, momentum: float, weight_decay: float
 ) -> torch.optim.SGD:
-    """One SGD group for all that learns. The published code decays the global temperature's weight too; so do we."""
-    return torch.optim.SGD(module.parameters(), learning_rate, momentum, weight_decay=weight_decay)
+    """One SGD group for all that learns from the loss; as in the published code, Global-T's weight decays like any."""
+    learned = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return torch.optim.SGD(learned, learning_rate, momentum, weight_decay=weight_decay)
 
 
 def decayed(learning_rate: float, epoch: int, milestones: list[int], rate: float) -> float:

@@ -11,11 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dataset import check_dataset, dataset_dict
 from distiller_zoo import distiller_dict, dkd
 from helper.errors import Parser, UserError, unknown
 from models import model_dict
-from temperature import temperature_dict
+from temperature import annealing, dtkd, policy, temperature_dict
 from temperature.ctkd import CURRICULA
 
 # The published scripts give these networks a learning rate of their own, whatever --learning_rate says.
@@ -109,11 +111,17 @@ def student_parser() -> Parser:
 
 def _add_distillation(parser: Parser) -> None:
     add = parser.add_argument_group(
-        "distillation", "loss = gamma * cross entropy + alpha * KD + beta * what the distiller compares"
+        "distillation",
+        "loss = gamma * cross entropy + warm-up * (alpha * KD + fixed_alpha * KD at kd_T)"
+        " + beta * what the distiller compares",
     ).add_argument
     add("--distill", default="kd", metavar="NAME", help=f"one of: {', '.join(distiller_dict)}")
     add("--gamma", "-r", type=float, help="weight of the cross entropy (default: the distiller's own)")
     add("--alpha", "-a", type=float, help="weight of the KD term (default: the distiller's own)")
+    add("--fixed_alpha", type=float, help="weight of a further KD term, at the fixed temperature kd_T (default: 0; with"
+        " --temperature dtkd and --distill kd DTKD's beta)")  # fmt: skip
+    add("--kd_warmup", type=int, help="epochs over which both KD terms grow to their full weight (default: 0; with"
+        f" --temperature dtkd and --distill kd {dtkd.WARMUP} of 240)")  # fmt: skip
     add("--beta", "-b", type=float, help="weight of the distiller's term (default: the distiller's own)")
     add("--dkd_alpha", type=float, default=1.0, help="DKD: weight of the target class's part")
     add("--dkd_beta", type=float, help="DKD: weight of the other classes' part (default: 2)")
@@ -132,7 +140,9 @@ def _add_distillation(parser: Parser) -> None:
 def _add_temperature(parser: Parser) -> None:
     add = parser.add_argument_group("temperature").add_argument
     add("--temperature", metavar="NAME", help=f"one of: {', '.join(temperature_dict)} (default: fixed)")
-    add("--kd_T", type=float, default=4.0, help="the temperature, if fixed")
+    add("--kd_T", type=float, default=4.0, help="the temperature if fixed, DTKD's reference, and RLKD's before its"
+        " agent acts")  # fmt: skip
+    add("--logit_stand", action="store_true", help="show the temperature z-scored logits, and let its tau act on them")
     add("--tau_init", "--t_start", type=float, default=1.0, help="CTKD: lower bound of tau")
     add("--tau_range", "--t_end", type=float, default=20.0, help="CTKD: tau stays below tau_init + tau_range")
     add("--curriculum", metavar="NAME", default="cosine", help=f"CTKD: how lambda rises: {', '.join(CURRICULA)}")
@@ -140,6 +150,21 @@ def _add_temperature(parser: Parser) -> None:
     add("--lambda_max", type=float, default=1.0, help="CTKD: lambda from epoch lambda_epochs on")
     add("--lambda_epochs", "--decay_loops", type=float, default=10.0, help="CTKD: when lambda has risen")
     add("--instance_width", type=int, default=128, help="CTKD instance-wise: hidden units (our choice)")
+    add("--dtkd_detach", action="store_true", help="DTKD: no gradient through the student's largest logit")
+    scaled = f"(default: {policy.PHASE} of 240, in proportion to --epochs)"
+    add("--rl_warmup", type=int, help=f"RLKD, random: the epoch in which they begin to set tau {scaled}")
+    add("--rl_epoch", type=int, help=f"RLKD: it learns in every so many-th epoch {scaled}")
+    add("--aug_epoch", type=int, help=f"RLKD, random: every so many-th epoch mixes images; 0 for none {scaled}")
+    add("--rl_rollout", type=int, default=16, help="RLKD: batches an update of the agent (our choice)")
+    add("--rl_tau_min", type=float, default=1.0, help="RLKD, random: lower bound of tau")
+    add("--rl_tau_max", type=float, default=10.0, help="RLKD, random: upper bound of tau")
+    add("--random_mean", type=float, default=0.0, help="random: mean of the actions; tau is their sigmoid, from"
+        " rl_tau_min to rl_tau_max")  # fmt: skip
+    add("--random_std", type=float, default=policy.ACTION_STD, help="random: standard deviation of the actions")
+    add("--anneal_from", type=float, default=7.0, help="annealing: tau in the first epoch")
+    add("--anneal_to", type=float, default=1.0, help="annealing: tau in the last epoch")
+    add("--anneal_shape", metavar="NAME", default="linear", help=f"annealing: {' or '.join(annealing.SHAPES)}")
+    add("--base_tau", type=float, default=2.0, help="standardised: the temperature on z-scored logits")
     add = parser.add_argument_group("temperature, as published").add_argument
     none = argparse.SUPPRESS  # no default of their own: they set the options above
     add("--have_mlp", type=int, choices=(0, 1), default=none, help="1: --temperature ctkd-<mlp_name>, if not given")
@@ -181,7 +206,7 @@ def parse(parser: Parser, argv: list[str] | None = None) -> dict[str, Any]:
     _check_numbers(options)
     if "temperature" in options:  # its own checks, before any work is done
         factory = temperature_dict[options["temperature"]]
-        factory(**taken_by(factory, options | {"num_classes": 1}))
+        factory(**taken_by(factory, options | {"num_classes": 1, "train_target": torch.zeros(1)}))
     return options
 
 
@@ -203,8 +228,12 @@ def _resolve_student(options: dict[str, Any]) -> None:
     if options["temperature"] not in temperature_dict:
         raise unknown("temperature", options["temperature"], temperature_dict)
     distiller = distiller_dict[options["distill"]]
-    for key, default in zip(("gamma", "alpha", "beta"), distiller.weights, strict=True):
+    own = temperature_dict[options["temperature"]].weights if options["distill"] == "kd" else None
+    weights = (*own, 0.0) if own else distiller.weights
+    for key, default in zip(("gamma", "alpha", "beta"), weights, strict=True):
         options[key] = default if options[key] is None else options[key]
+    if options["logit_stand"] and options["temperature"] == "standardised":
+        raise UserError("--temperature standardised is on z-scored logits already: leave --logit_stand out")
     if options["dkd_weights"] != "ctkd" and options["distill"] != "dkd":
         raise UserError("--dkd_weights belongs to --distill dkd: leave it out, or add --distill dkd")
     if options["beta"] > 0 == distiller.weights[2]:
@@ -222,13 +251,24 @@ def _resolve_student(options: dict[str, Any]) -> None:
 
 
 def resolve_pair(options: dict[str, Any], teacher: str) -> dict[str, Any]:
-    """The options with all that depends on the teacher filled in: of DKD, its beta and its warm-up.
+    """The options with all that depends on the teacher filled in: the weights and the warm-up of DKD and DTKD.
 
     Raises:
         UserError: --dkd_weights mdistiller for a pair without published weights.
     """
-    if options["distill"] != "dkd":
-        return options
+    if options["distill"] == "dkd":
+        options = _resolve_dkd(options, teacher)
+    published = options["temperature"] == "dtkd" and options["distill"] == "kd"
+    alpha, fixed_alpha = dtkd.PAIR_WEIGHTS.get((teacher, options["model_s"]), dtkd.DEFAULT_WEIGHTS)
+    defaults = {
+        "alpha": alpha,  # of DTKD with kd only: elsewhere it is known already
+        "fixed_alpha": fixed_alpha if published else 0.0,
+        "kd_warmup": round(dtkd.WARMUP / 240 * options["epochs"]) if published else 0,
+    }
+    return options | {key: value for key, value in defaults.items() if options[key] is None}
+
+
+def _resolve_dkd(options: dict[str, Any], teacher: str) -> dict[str, Any]:
     pair, published = (teacher, options["model_s"]), options["dkd_weights"] == "mdistiller"
     beta, warmup = options["dkd_beta"], options["dkd_warmup"]
     if published and beta is None and pair not in dkd.PAIR_BETA:
@@ -253,6 +293,9 @@ def _resolve_schedule(options: dict[str, Any]) -> None:
     if exact is None and asked is not None and options["learning_rate"] != asked:
         print(f"note: learning rate {options['learning_rate']} instead of {asked}, the published rule for {model};"
               f" --lr {asked} insists")  # fmt: skip
+    for phase in ("rl_warmup", "rl_epoch", "aug_epoch"):
+        if phase in options and options[phase] is None:
+            options[phase] = max(1, round(policy.PHASE / 240 * options["epochs"]))
     if options["lr_decay_epochs"] is None:
         options["lr_decay_epochs"] = [round(share * options["epochs"]) for share in DECAYS]
     else:
@@ -266,7 +309,8 @@ def _resolve_schedule(options: dict[str, Any]) -> None:
 _AT_LEAST = {
     "epochs": 1, "batch_size": 1, "print_freq": 1, "image_size": 8, "num_workers": 0, "train_subset": 0, "seed": 0,
     "save_freq": 0, "momentum": 0, "weight_decay": 0, "gamma": 0, "alpha": 0, "beta": 0, "dkd_alpha": 0, "dkd_beta": 0,
-    "dkd_warmup": 0, "feat_dim": 1, "nce_k": 1, "nce_m": 0,
+    "dkd_warmup": 0, "feat_dim": 1, "nce_k": 1, "nce_m": 0, "fixed_alpha": 0, "kd_warmup": 0, "rl_warmup": 1,
+    "rl_epoch": 1, "aug_epoch": 0, "rl_rollout": 2,
 }  # fmt: skip
 _ABOVE_ZERO = ("learning_rate", "lr_decay_rate", "kd_T", "nce_t")
 

@@ -162,7 +162,8 @@ class RunFolder:
     def title(self) -> str:
         """What this run is, in a line."""
         c = self.config
-        how = f"{c['teacher']} → {c['model']}, {c['distill']}, {c['temperature']}" if c["teacher"] else c["model"]
+        z = " on z-scored logits" if c["options"].get("logit_stand") else ""
+        how = f"{c['teacher']} → {c['model']}, {c['distill']}, {c['temperature']}{z}" if c["teacher"] else c["model"]
         return f"{how}, {c['dataset']}, seed {c['seed']}"
 
     def finish(self, student: nn.Module) -> None:

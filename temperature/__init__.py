@@ -4,16 +4,26 @@ from collections.abc import Callable
 from typing import Any
 
 from helper.errors import unknown
-from temperature.base import Tau, Temperature, as_tau
+from temperature.annealing import Annealing
+from temperature.base import Mixing, Tau, Temperature, as_tau
 from temperature.ctkd import CTKDGlobal, CTKDInstance
+from temperature.dtkd import DTKD
 from temperature.fixed import Fixed
+from temperature.policy import Random
+from temperature.rlkd import RLKD
+from temperature.standardised import Standardised
 
-__all__ = ["Tau", "Temperature", "as_tau", "create_temperature", "temperature_dict"]
+__all__ = ["Mixing", "Tau", "Temperature", "as_tau", "create_temperature", "temperature_dict"]
 
 temperature_dict: dict[str, Callable[..., Temperature]] = {
     "fixed": Fixed,
     "ctkd-global": CTKDGlobal,
     "ctkd-instance": CTKDInstance,
+    "dtkd": DTKD,
+    "rlkd": RLKD,
+    "random": Random,
+    "annealing": Annealing,
+    "standardised": Standardised,
 }
 
 

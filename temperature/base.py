@@ -11,11 +11,12 @@ class Tau(NamedTuple):
 
     student: Tensor
     teacher: Tensor
+    scale: Tensor | None = None  # where the KD term's factor is another than their product
 
     @property
     def gradient_scale(self) -> Tensor:
         """What the KD term is multiplied with so that its gradient keeps its size: tau^2 when both are equal."""
-        return self.student * self.teacher
+        return self.student * self.teacher if self.scale is None else self.scale
 
 
 def as_tau(tau: "float | Tensor | Tau") -> Tau:
@@ -29,16 +30,43 @@ def as_tau(tau: "float | Tensor | Tau") -> Tau:
     return Tau(tau, tau)
 
 
+class Mixing(NamedTuple):
+    """Images that others are blended into for an epoch. A blend takes class and number of the one it shows most."""
+
+    partner: Tensor | None = None  # [N] int64: which image is blended into each, itself where none is; None: no mixing
+    weight: float = 1.0  # of the partner, from 0.5 to 1
+
+
 class Temperature(nn.Module):
-    """Decides the temperature of every sample, in every step."""
+    """Decides the temperature of every sample, in every step.
+
+    The constructor's arguments are found by name: a flag's, `num_classes`, or `train_target` (the class of each
+    training image, [N]). Parameters with `requires_grad` are learned by the run's optimizer from the loss; a
+    temperature that learns otherwise keeps its optimizers to itself.
+    """
+
+    # gamma and alpha with `--distill kd`, where they are other than KD's; an alpha of None depends on the pair
+    weights: tuple[float, float | None] | None = None
+    observes = False  # whether `observe` is to be called in the epoch that was started
 
     def start_epoch(self, epoch: int) -> None:
         """Called before each epoch, counted from 1: a curriculum moves on here."""
 
-    def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> Tau:
-        """The temperatures for logits [B, C] of both networks and the classes [B]."""
+    def mixing(self) -> Mixing:
+        """Which images are blended into which in the epoch that was started."""
+        return Mixing()
+
+    def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor, index: Tensor) -> Tau:
+        """The temperatures for logits [B, C] of both networks, the classes [B] and the images' numbers [B]."""
         raise NotImplementedError
 
+    def observe(self, probe_loss: Tensor) -> None:
+        """The student's cross entropy on some images that stay the same for an epoch, a scalar without gradient:
+        before the epoch's first step, and after each step."""
+
+    def end_epoch(self) -> None:
+        """Called after each epoch."""
+
     def describe(self) -> dict[str, float]:
-        """What the log should know beside tau itself: lambda, for a curriculum."""
+        """What the log should know of the epoch beside tau itself: lambda, for a curriculum."""
         return {}

@@ -106,7 +106,7 @@ class CTKDGlobal(CTKD):
         super().__init__(**bounds_and_curriculum)
         self.prediction = nn.Parameter(torch.ones(()))
 
-    def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> Tau:
+    def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor, index: Tensor) -> Tau:
         return self.bounded(self.prediction)
 
 
@@ -129,7 +129,7 @@ class CTKDInstance(CTKD):
         nn.init.normal_(self.network[2].weight, std=0.01)
         nn.init.ones_(self.network[2].bias)
 
-    def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> Tau:
+    def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor, index: Tensor) -> Tau:
         both = torch.cat([teacher_logits.softmax(1), student_logits.detach().softmax(1)], 1)  # [B, 2C]
         prediction = self.network(both[:, :, None, None])  # [B, 1, 1, 1]
         return self.bounded(prediction.flatten(1))  # [B, 1]

@@ -1,0 +1,73 @@
+"""DTKD, Dynamic Temperature Knowledge Distillation (Wei and Bai, 2024, arXiv 2404.12711): a formula sets tau.
+
+Each sample gets a temperature for the teacher and one for the student, whose sum is 2 tau, such that both networks'
+largest scaled logits are equal. The paper derives this as "equal sharpness" (log-sum-exp of the scaled logits, equation
+2); its author has since withdrawn that derivation (equations 4 and 5, an erratum in the released code's README) and
+stands by the numbers, which this formula made. So it is a heuristic: the largest scaled logits are equal, the
+sharpness is not.
+"""
+
+import torch
+from torch import Tensor
+
+from helper.errors import UserError
+from temperature.base import Tau, Temperature
+
+WARMUP = 20  # epochs of 240 over which both KD terms grow to their full weight
+DEFAULT_WEIGHTS = (3.0, 1.0)  # alpha of the KD term at these temperatures, and of the one at the fixed temperature
+PAIR_WEIGHTS = {  # the same in the released configurations, by teacher and student
+    ("resnet56", "resnet20"): (1.0, 0.5),
+    ("resnet110", "resnet32"): (1.0, 0.5),
+    ("resnet32x4", "resnet8x4"): (3.0, 1.0),
+    ("resnet32x4", "ShuffleV1"): (3.0, 1.0),
+    ("resnet32x4", "ShuffleV2"): (3.0, 1.0),
+    ("wrn_40_2", "wrn_16_2"): (3.0, 1.0),
+    ("wrn_40_2", "wrn_40_1"): (1.0, 0.5),
+    ("wrn_40_2", "ShuffleV1"): (2.0, 0.5),
+    ("vgg13", "vgg8"): (3.0, 1.0),
+    ("vgg13", "MobileNetV2"): (3.0, 1.0),
+    ("ResNet50", "MobileNetV2"): (3.0, 2.0),
+}
+LOWEST = 0.01  # of tau's, as a share of the reference temperature: below what ordinary logits ask for
+
+
+def dtkd_tau(student_logits: Tensor, teacher_logits: Tensor, tau: float | Tensor = 4.0) -> Tau:
+    """2 tau x / (x + y) for the teacher and 2 tau y / (x + y) for the student, x and y their largest logits; [B, 1].
+
+    The released code divides by whatever it meets. Here a sample of which a largest logit is not above 0 (or not a
+    number) gets tau for both networks, and no temperature is below 0.01 tau or above 1.99 tau; neither happens with
+    ordinary logits.
+
+    Args:
+        student_logits, teacher_logits: [B, C]. Gradient flows through the largest of each.
+        tau: the reference temperature.
+    """
+    x = teacher_logits.amax(1, keepdim=True)
+    y = student_logits.amax(1, keepdim=True)
+    ordinary = (x > 0) & (y > 0) & x.isfinite() & y.isfinite()
+    one = torch.ones_like(x)
+    x, y = torch.where(ordinary, x, one), torch.where(ordinary, y, one)  # not a number would spoil the gradient too
+    student = (2 * tau * y / (x + y)).clamp(LOWEST * tau, (2 - LOWEST) * tau)
+    return Tau(student, 2 * tau - student)
+
+
+class DTKD(Temperature):
+    """`dtkd_tau` of each batch around the reference temperature kd_T.
+
+    Args:
+        dtkd_detach: no gradient through the student's largest logit; the released code has it.
+
+    Raises:
+        UserError: kd_T is not a positive, finite number.
+    """
+
+    weights = (1.0, None)
+
+    def __init__(self, kd_T: float = 4.0, dtkd_detach: bool = False) -> None:
+        super().__init__()
+        if not 0 < kd_T < float("inf"):
+            raise UserError(f"the reference temperature must be a positive number, not {kd_T}: give --kd_T 4, say")
+        self.kd_T, self.detach = kd_T, dtkd_detach
+
+    def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor, index: Tensor) -> Tau:
+        return dtkd_tau(student_logits.detach() if self.detach else student_logits, teacher_logits, self.kd_T)

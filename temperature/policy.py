@@ -1,0 +1,145 @@
+"""A policy draws a temperature for each sample. This file: what RLKD's agent does apart from learning, and its control.
+
+In the phases of RLKD (see rlkd.py): a fixed temperature before the policy begins, then one drawn for every sample in
+every step; and epochs of exploration, in which images that the student is sure of are blended with ones it is not.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from helper.errors import UserError
+from temperature.base import Mixing, Tau, Temperature
+
+PHASE = 20  # epochs of 240: the released configurations' warmup, rl_epoch and aug_epoch
+ACTION_STD = math.exp(-0.5)  # of an agent that has learned nothing yet
+LEAST_WEIGHT = 0.7  # of the uncertain image in a blend, in the last epoch
+
+
+def entropy(log_probabilities: Tensor) -> Tensor:
+    """-sum p log p of each sample [B] from log probabilities [B, C]; finite where a probability underflows (row 15)."""
+    return -(log_probabilities.exp() * log_probabilities).nan_to_num(0.0).sum(1)
+
+
+class Policy(Temperature):
+    """Phases, the way from an action to a temperature, and exploration; the policy itself is `distribution`.
+
+    An action is a real number a ~ N(mean, std); tau = low + (high - low) sigmoid(a). The released code has
+    10 sigmoid(a), which reaches tau near 0 though its docstring says 1 to 10 (row 17); the bounds are 1 and 10 here.
+
+    Numbers of rows are those of the bugs that are known of the released code, `#` in the README's list.
+
+    Args:
+        train_target: the class of each training image [N]; here only their number counts.
+        epochs: length of the run.
+        kd_T: the temperature before the policy begins.
+        rl_warmup: the epoch in which it begins. aug_epoch: every so many epochs after that one is for exploration; 0
+            for none. (The epochs in which an agent learns are RLKD's.)
+        rl_tau_min, rl_tau_max: the bounds.
+
+    Raises:
+        UserError: a number outside its range.
+    """
+
+    def __init__(
+        self,
+        train_target: Tensor,
+        epochs: int,
+        kd_T: float = 4.0,
+        rl_warmup: int = PHASE,
+        aug_epoch: int = PHASE,
+        rl_tau_min: float = 1.0,
+        rl_tau_max: float = 10.0,
+    ) -> None:
+        super().__init__()
+        if not (0 < kd_T < math.inf and 0 < rl_tau_min < rl_tau_max < math.inf):
+            raise UserError(
+                "--kd_T and --rl_tau_min must be above 0 and --rl_tau_max above --rl_tau_min,"
+                f" not {kd_T}, {rl_tau_min} and {rl_tau_max}"
+            )
+        self.epochs, self.rl_warmup, self.aug_epoch = epochs, rl_warmup, aug_epoch
+        self.low, self.high = rl_tau_min, rl_tau_max
+        self.register_buffer("tau", torch.tensor(float(kd_T)))
+        self.register_buffer("entropy", torch.zeros(len(train_target)))  # of each image's predictions, summed up
+        self.start_epoch(1)
+
+    def start_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+        self.acts = epoch >= self.rl_warmup
+        self.explores = self.aug_epoch > 0 and epoch > self.rl_warmup and epoch % self.aug_epoch == 0
+        self.seen: dict[str, list[Tensor]] = {}  # what the log will say of this epoch
+
+    def mixing(self) -> Mixing:
+        """In an epoch of exploration: the second tenth of the images by entropy, blended into the ninth tenth.
+
+        Every image's entropy was summed up over as many epochs, so that sums can be ranked (row 14). The released code
+        leaves a blend the class of the image that is hardly to be seen in it; here it is the other one's. How the
+        weight falls from 1 to 0.7 is ours: linearly over the epochs.
+        """
+        if not self.explores:
+            return Mixing()
+        order = self.entropy.argsort(descending=True, stable=True)
+        tenth = len(order) // 10
+        partner = torch.arange(len(order), device=order.device)
+        partner[order[8 * tenth : 9 * tenth]] = order[tenth : 2 * tenth]
+        first = (self.rl_warmup // self.aug_epoch + 1) * self.aug_epoch
+        progress = (self.epoch - first) / max(self.epochs - first, 1)
+        return Mixing(partner, 1 - (1 - LEAST_WEIGHT) * progress)
+
+    @torch.no_grad()
+    def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor, index: Tensor) -> Tau:
+        log_student = student_logits.float().log_softmax(1)
+        if not self.explores:  # a blend says nothing of either image
+            self.entropy[index] += entropy(log_student)
+        if not self.acts:
+            return Tau(self.tau, self.tau)
+        action = self.act(log_student.exp(), teacher_logits.float().softmax(1))
+        tau = self.squash(action)[:, None]
+        return Tau(tau, tau)
+
+    def act(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Actions [B] for the probabilities [B, C] of both networks."""
+        raise NotImplementedError
+
+    def squash(self, action: Tensor) -> Tensor:
+        """The temperatures of actions, of the same shape."""
+        return self.low + (self.high - self.low) * action.sigmoid()
+
+    def note(self, **values: Tensor) -> None:
+        """Keep something for the epoch's line in the log: its mean over the steps, or over all elements."""
+        for name, value in values.items():
+            self.seen.setdefault(name, []).append(value)
+
+    def describe(self) -> dict[str, float]:
+        told = {name: torch.stack(values).mean().item() for name, values in self.seen.items() if name != "action"}
+        if "action" in self.seen:
+            actions = torch.cat(self.seen["action"])
+            told |= {"rl_action_mean": actions.mean().item(), "rl_action_std": actions.std(correction=0).item()}
+        return told
+
+
+class Random(Policy):
+    """RLKD without its agent: actions from one normal distribution, by default that of an agent before it learns.
+
+    The control that tells a learned policy from noise. (The other is `fixed` at the mean, 5.5 with the defaults.)
+
+    Args:
+        random_mean, random_std: of the actions.
+    """
+
+    def __init__(
+        self, train_target: Tensor, epochs: int, random_mean: float = 0.0, random_std: float = ACTION_STD,
+        **phases_and_bounds: float,
+    ) -> None:  # fmt: skip
+        super().__init__(train_target, epochs, **phases_and_bounds)
+        if not (math.isfinite(random_mean) and 0 <= random_std < math.inf):
+            raise UserError(
+                f"--random_mean must be a number and --random_std 0 or more, not {random_mean} and {random_std}"
+            )
+        self.mean, self.std = random_mean, random_std
+
+    def act(self, student: Tensor, teacher: Tensor) -> Tensor:
+        action = self.mean + self.std * torch.randn_like(student[:, 0])
+        self.note(action=action)
+        return action

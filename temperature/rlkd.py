@@ -1,0 +1,240 @@
+"""RLKD, Instance Temperature Knowledge Distillation (arXiv 2407.00115): an agent sets each sample's temperature.
+
+Choosing temperatures is a sequence of decisions, since today's also shape what the student learns from later. A policy
+sees how sure student and teacher are of a sample and draws its temperature; after the step the student's improvement
+is the reward of the whole batch, which a learned calibration spreads over its samples; PPO improves the policy.
+
+    student, teacher --state [B, 3]--> policy --action--> tau --> the student's step --> reward of the batch
+                                          ^                                                     |
+                                          +---- PPO <-- advantage of each sample <-- calibration+
+
+The paper's code does not do that, in ways that are known one by one; "row n" below is the n-th of them:
+
+1. The margin subtracted the second smallest probability. Here: the second largest.
+2. The log-probability was of the squashed action under the distribution of the unsquashed. Here: of the action drawn.
+   The squashing's Jacobian does not depend on the policy and cancels in PPO's ratio.
+3. A batch's reward was measured before its temperatures took effect. Here: from before its step to after it.
+4. The reward compared different samples. Here: the same ones, before and after.
+5. Calibrated rewards never reached the advantage. Here they are what it is computed from.
+6. The detector of critical states learned from a loss that is always 0. Here: from the reward's prediction error.
+
+OURS, where the sources are silent or their choice cannot work:
+
+- The reward is the decrease of the student's cross entropy on 24 training images, those of the epoch's first batch,
+  which stay the same for the epoch; batch statistics, no augmentation anew. It is standardised within a rollout. The
+  published scaling by epoch (10 to 2 times a cosine) multiplies all rewards of an epoch alike, which normalised
+  advantages cancel, so it is left out.
+- Time runs over batches: the samples of a batch act at once. (In the released code they are consecutive time steps.)
+  A rollout of 16 batches is one PPO update; discount and lambda reach over batches, hence over the ten steps or so in
+  which SGD's momentum brings a gradient to effect. After the last batch comes another like it.
+- Without the published tanh the mean action is free, so that the mean temperature reaches all of the range.
+- The calibration's networks have a ReLU: linear ones cannot prefer a temperature inside the range.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from temperature.policy import PHASE, Policy
+
+GAMMA, LAMBDA, CLIP = 0.99, 0.95, 0.2
+ACTOR_RATE, CRITIC_RATE, CALIBRATION_RATE = 1e-4, 1e-3, 1e-3  # of Adam
+PASSES, CALIBRATION_PASSES = 5, 10  # over a rollout, for actor and critic each, and for the calibration
+MAX_NORM = 2.0  # of a gradient
+SPARSITY = 5e-3  # weight of the detector's mean
+EPS = 1e-8
+
+
+def state_of(student: Tensor, teacher: Tensor) -> Tensor:
+    """The agent's state of each sample [B, 3] from the probabilities [B, C] of both networks: the student's largest,
+    the teacher's largest, and the student's margin, its largest minus its second largest (row 1)."""
+    first, second = student.topk(2, dim=1).values.unbind(1)
+    return torch.stack([first, teacher.amax(1), first - second], dim=1)
+
+
+def log_probability(action: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
+    """The log density of actions, before squashing, under the policy that drew them (row 2); of the same shape."""
+    return -0.5 * ((action - mean) / log_std.exp()) ** 2 - log_std - 0.5 * math.log(2 * math.pi)
+
+
+def redistribute(prediction: Tensor, reward: Tensor, mean_of: Tensor) -> Tensor:
+    """Each sample's reward [M]: what is predicted for it, and an equal share of what the prediction leaves unexplained,
+    so that the mean over a batch is the batch's reward.
+
+    Args:
+        prediction: [M]. reward: of each batch [H]. mean_of: [H, M], averages over each batch's samples.
+    """
+    return prediction + spread(reward - mean_of @ prediction, mean_of)
+
+
+def spread(values: Tensor, mean_of: Tensor) -> Tensor:
+    """A value a batch [H] as a value a sample [M]."""
+    return (mean_of > 0).to(values.dtype).T @ values
+
+
+def advantages(reward: Tensor, value: Tensor, mean_of: Tensor) -> Tensor:
+    """Generalised advantage estimation over batches (Schulman et al. 2016), for each sample [M].
+
+    delta = reward + GAMMA * (mean value of the next batch) - value, and the advantage is delta plus GAMMA * LAMBDA
+    times the mean advantage of the next batch. After the last batch comes another like it.
+
+    Args:
+        reward, value: of each sample [M]. mean_of: [H, M], averages over each batch's samples.
+    """
+    batch_value = mean_of @ value
+    next_value = torch.cat([batch_value[1:], batch_value[-1:]])
+    delta = reward + GAMMA * spread(next_value, mean_of) - value
+    step = torch.arange(len(mean_of), device=value.device, dtype=value.dtype)
+    decay = ((GAMMA * LAMBDA) ** (step - step[:, None])).triu(1)  # [H, H], of what comes 1, 2, ... batches later
+    return delta + spread(decay @ (mean_of @ delta), mean_of)
+
+
+def ppo_loss(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor) -> Tensor:
+    """PPO's clipped objective as a loss, a scalar; arguments [M] (Schulman et al. 2017, arXiv 1707.06347, eq. 7)."""
+    ratio = (log_prob - old_log_prob).exp()
+    return -torch.minimum(ratio * advantage, ratio.clamp(1 - CLIP, 1 + CLIP) * advantage).mean()
+
+
+def _network(inputs: int, *hidden: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for width in hidden:
+        layers += [nn.Linear(inputs, width), nn.ReLU()]
+        inputs = width
+    return nn.Sequential(*layers, nn.Linear(inputs, 1), nn.Flatten(0))
+
+
+class Agent(nn.Module):
+    """The policy, N(mean of the state, std); the critic; and the calibration of rewards: a prediction, and how much
+    each state counts in it. Every network takes states [M, 3] (the prediction the action too) and returns [M]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.actor = _network(3, 256, 256)
+        with torch.no_grad():  # the first policy is nearly that of `Random`
+            self.actor[-2].weight.mul_(0.01)
+            self.actor[-2].bias.zero_()
+        self.log_std = nn.Parameter(torch.tensor(-0.5))
+        self.critic = _network(3, 256, 256)
+        self.reward, self.detector = _network(4, 16), _network(3, 16)
+
+    def predicted_reward(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """The prediction for each sample, and the detector's weight that is in it, from 0 to 1; both [M]."""
+        weight = self.detector(state).sigmoid()
+        return weight * self.reward(torch.cat([state, action[:, None]], 1)), weight
+
+
+class Transition(NamedTuple):
+    """What the agent did with a batch of B samples."""
+
+    state: Tensor  # [B, 3]
+    action: Tensor  # [B]
+    log_prob: Tensor  # [B]
+
+
+class RLKD(Policy):
+    """The agent, trained by PPO in every rl_epoch-th epoch.
+
+    Args:
+        rl_epoch: it learns in the epochs that this divides. rl_rollout: batches an update, two or more.
+        phases_and_bounds: of `Policy`.
+    """
+
+    def __init__(
+        self, train_target: Tensor, epochs: int, rl_epoch: int = PHASE, rl_rollout: int = 16, **phases_and_bounds: float
+    ) -> None:
+        self.rl_epoch, self.rl_rollout = rl_epoch, rl_rollout
+        super().__init__(train_target, epochs, **phases_and_bounds)
+        self.agent = Agent().requires_grad_(False)  # the run's optimizer, which learns from the loss, leaves it alone
+        agent = self.agent
+        policy = [{"params": [*agent.actor.parameters()], "lr": ACTOR_RATE}]
+        # ten parameters were summed up in the released code, which makes one learn ten times as fast
+        policy += [{"params": [agent.log_std], "lr": 10 * ACTOR_RATE}]
+        calibration = [*agent.reward.parameters(), *agent.detector.parameters()]
+        self.optimizers = {
+            "actor": torch.optim.Adam(policy),
+            "critic": torch.optim.Adam(agent.critic.parameters(), CRITIC_RATE),
+            "calibration": torch.optim.Adam(calibration, CALIBRATION_RATE),
+        }
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The optimizers' part of the checkpoint; a rollout never outlasts an epoch."""
+        return {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state[name])
+
+    def start_epoch(self, epoch: int) -> None:
+        super().start_epoch(epoch)
+        self.observes = self.acts and epoch % self.rl_epoch == 0
+        self.rollout: list[Transition] = []
+        self.rewards: list[Tensor] = []
+        self.probe_loss: Tensor | None = None
+
+    def act(self, student: Tensor, teacher: Tensor) -> Tensor:
+        state = state_of(student, teacher)
+        mean = self.agent.actor(state)
+        action = mean + self.agent.log_std.exp() * torch.randn_like(mean)
+        if self.observes:
+            self.rollout.append(Transition(state, action, log_probability(action, mean, self.agent.log_std)))
+        self.note(action=action)
+        return action
+
+    def observe(self, probe_loss: Tensor) -> None:
+        if self.probe_loss is not None:
+            self.rewards.append(self.probe_loss - probe_loss)  # the last actions', and theirs alone (rows 3 and 4)
+            self.note(rl_reward=self.rewards[-1])
+        self.probe_loss = probe_loss
+        if len(self.rewards) == self.rl_rollout:
+            self._learn()
+
+    def end_epoch(self) -> None:
+        if len(self.rewards) > 1:  # one batch alone has no spread of rewards
+            self._learn()
+
+    @torch.enable_grad()
+    def _learn(self) -> None:
+        """One update from a rollout of H batches with M samples together."""
+        transitions, rewards = self.rollout, torch.stack(self.rewards)
+        self.rollout, self.rewards = [], []
+        state, action, old_log_prob = (torch.cat(column) for column in zip(*transitions, strict=True))
+        sizes = [len(transition.action) for transition in transitions]
+        mean_of = torch.block_diag(*(action.new_full((1, size), 1 / size) for size in sizes))  # [H, M]
+        rewards = (rewards - rewards.mean()) / (rewards.std() + EPS)
+        agent = self.agent.requires_grad_(True)
+        # 1. calibration: what of a batch's reward each sample earned (rows 5 and 6)
+        for _ in range(CALIBRATION_PASSES):
+            prediction, weight = agent.predicted_reward(state, action)
+            self._step("calibration", F.mse_loss(mean_of @ prediction, rewards) + SPARSITY * weight.mean())
+        # 2. advantages
+        with torch.no_grad():
+            reward = redistribute(agent.predicted_reward(state, action)[0], rewards, mean_of)
+            value = agent.critic(state)
+            advantage = advantages(reward, value, mean_of)
+            returns = value + advantage
+            advantage = (advantage - advantage.mean()) / (advantage.std() + EPS)
+        # 3. critic and actor
+        for _ in range(PASSES):
+            value_loss = F.mse_loss(agent.critic(state), returns)
+            self._step("critic", value_loss)
+            log_prob = log_probability(action, agent.actor(state), agent.log_std)
+            self._step("actor", ppo_loss(log_prob, old_log_prob, advantage))
+        agent.requires_grad_(False)
+        policy_entropy = 0.5 * math.log(2 * math.pi * math.e) + agent.log_std.detach()
+        self.note(rl_value_loss=value_loss.detach(), rl_policy_entropy=policy_entropy.clone())
+
+    def _step(self, name: str, loss: Tensor) -> None:
+        optimizer = self.optimizers[name]
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(_parameters(optimizer), MAX_NORM)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> Iterable[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -1,0 +1,67 @@
+"""Logit standardisation: z-scored logits at a base temperature (LSKD, Sun et al., CVPR 2024, arXiv 2403.01427)."""
+
+import math
+
+from torch import Tensor
+
+from helper.errors import UserError
+from temperature.base import Mixing, Tau, Temperature
+from temperature.fixed import Fixed
+
+EPS = 1e-7  # added to a standard deviation, as in the released code
+
+
+def standard_deviation(logits: Tensor) -> Tensor:
+    """The standard deviation of each sample's logits over the classes [B, 1], unbiased as in the released code."""
+    return logits.std(1, keepdim=True) + EPS
+
+
+class Standardised(Temperature):
+    """A base temperature on z-scored logits, as one temperature for the student and one for the teacher.
+
+    Softmax of (z - mean) / std at a temperature tau is softmax of z at tau * std, since subtracting the mean changes
+    nothing. So standardisation is a temperature a sample, for each network its own; the KD term keeps the factor of the
+    base temperature, and its gradient flows through the student's standard deviation too, as published.
+
+    Args:
+        base_tau: the base temperature where it is a fixed one; LSKD's is 2, with a weight of 9 for the KD term.
+        inner: another temperature instead, which is shown the z-scored logits and whose tau acts on them.
+
+    Raises:
+        UserError: base_tau is not a positive, finite number.
+    """
+
+    weights = (0.1, 9.0)  # gamma and alpha of LSKD's KD
+
+    def __init__(self, base_tau: float = 2.0, inner: Temperature | None = None) -> None:
+        super().__init__()
+        if not 0 < base_tau < math.inf:
+            raise UserError(f"--base_tau must be above 0, not {base_tau}")
+        self.inner = inner or Fixed(base_tau)
+
+    def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor, index: Tensor) -> Tau:
+        student_std, teacher_std = standard_deviation(student_logits), standard_deviation(teacher_logits)
+        student = (student_logits - student_logits.mean(1, keepdim=True)) / student_std
+        teacher = (teacher_logits - teacher_logits.mean(1, keepdim=True)) / teacher_std
+        base = self.inner(student, teacher, target, index)
+        return Tau(base.student * student_std, base.teacher * teacher_std, base.gradient_scale)
+
+    # ---- all else is the inner temperature's
+    @property
+    def observes(self) -> bool:
+        return self.inner.observes
+
+    def start_epoch(self, epoch: int) -> None:
+        self.inner.start_epoch(epoch)
+
+    def mixing(self) -> Mixing:
+        return self.inner.mixing()
+
+    def observe(self, probe_loss: Tensor) -> None:
+        self.inner.observe(probe_loss)
+
+    def end_epoch(self) -> None:
+        self.inner.end_epoch()
+
+    def describe(self) -> dict[str, float]:
+        return self.inner.describe()
