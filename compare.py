@@ -127,7 +127,7 @@ def find_published(run: Run) -> list[published.Record]:
         run.option("teacher"),
         run.option("model"),
         run.option("distill"),
-        run.option("temperature"),
+        str(run.option("temperature")) + published.ON_Z_SCORES * bool(run.option("logit_stand")),
         number(run.option("kd_T")),
         kd_term=bool(number(run.option("alpha"))),
     )
@@ -178,21 +178,27 @@ def welch(ours: Sequence[float], base: Sequence[float]) -> str:
     return f"{stats.ttest_ind_from_stats(*moments, equal_var=False).pvalue:.2g}"
 
 
+def is_fixed(run: Run) -> bool:
+    """Whether a run has one temperature for all samples and epochs."""
+    return run.option("temperature") == "fixed" and not run.option("logit_stand")
+
+
 def is_baseline(run: Run) -> bool:
     """Whether a run is plain KD with a fixed temperature."""
-    return run.option("distill") == "kd" and run.option("temperature") == "fixed"
+    return run.option("distill") == "kd" and is_fixed(run)
 
 
 def order(run: Run) -> tuple[object, ...]:
     """The place of a run's row: by data set, pair and length; KD first, and a fixed temperature before another."""
-    method = not is_baseline(run), str(run.option("distill")), run.option("temperature") != "fixed", run.method
+    method = not is_baseline(run), str(run.option("distill")), not is_fixed(run), run.method
     return str(run.option("dataset")), run.pair, run.epochs, *method
 
 
 def baselines(runs: Sequence[Run], groups: Sequence[Sequence[Run]]) -> list[int]:
-    """Which groups of the same pair and recipe a group is compared with: KD, and its own distiller, at a fixed tau.
+    """Which groups of the same pair and recipe a group is compared with: KD, and its own loss, at a fixed tau.
 
-    Of several temperatures 4 is taken.
+    Its own loss has the same distiller and the same weights; KD at tau and KD at a fixed temperature count together. Of
+    several temperatures 4 is taken, and of several KDs the one with the weights 0.1 and 0.9.
     """
 
     def setting(run: Run) -> list[object]:
@@ -200,17 +206,24 @@ def baselines(runs: Sequence[Run], groups: Sequence[Sequence[Run]]) -> list[int]
 
     def method(run: Run) -> list[object]:
         own = OPTIONS_OF.get(run.option("distill"), ())
-        return [run.option(name) for name in ("distill", "gamma", "alpha", "beta", *own)]
+        kd_weight = (number(run.option("alpha")) or 0) + (number(run.option("fixed_alpha")) or 0)
+        told = [run.option(name) for name in ("distill", "gamma", "beta", *own)]
+        return [*told, round(kd_weight, 9), run.option("kd_warmup") or 0]
+
+    def rank(i: int) -> tuple[bool, bool, int]:
+        base = groups[i][0]
+        weights = base.option("gamma"), base.option("alpha")
+        return base.option("kd_T") == 4, weights == (0.1, 0.9), len(groups[i])
 
     run, chosen = runs[0], []
-    fixed = [i for i, (other, *_) in enumerate(groups) if other.option("temperature") == "fixed"]
+    fixed = [i for i, (other, *_) in enumerate(groups) if is_fixed(other)]
     here = [i for i in fixed if setting(groups[i][0]) == setting(run)]
     for bases in (
         [i for i in here if is_baseline(groups[i][0])],
-        [i for i in here if run.option("temperature") != "fixed" and method(groups[i][0]) == method(run)],
+        [i for i in here if not is_fixed(run) and method(groups[i][0]) == method(run)],
     ):
         if bases:
-            chosen.append(max(bases, key=lambda i: (groups[i][0].option("kd_T") == 4, len(groups[i]))))
+            chosen.append(max(bases, key=rank))
     return [i for i in dict.fromkeys(chosen) if groups[i] is not runs]
 
 

@@ -17,12 +17,25 @@ NEUTRAL_OPTIONS = frozenset((
     "gpu_id", "dali", "dist_url", "multiprocessing_distributed", "dkd_weights",
 ))  # fmt: skip
 
-# Options that mean something to one distiller only; others' runs record them too.
+# Options that mean something to one distiller, or to one temperature, only; others' runs record them too.
 OPTIONS_OF = {
     "dkd": ("dkd_alpha", "dkd_beta", "dkd_warmup"),
     "crd": ("feat_dim", "nce_k", "nce_t", "nce_m", "mode"),
     "hint": ("hint_layer",),
 }
+_CTKD = ("tau_init", "tau_range", "curriculum", "lambda_min", "lambda_max", "lambda_epochs")
+_POLICY = ("rl_warmup", "aug_epoch", "rl_tau_min", "rl_tau_max")
+TEMPERATURE_OPTIONS_OF = {
+    "ctkd-global": _CTKD,
+    "ctkd-instance": (*_CTKD, "instance_width"),
+    "dtkd": ("dtkd_detach",),
+    "rlkd": (*_POLICY, "rl_epoch", "rl_rollout"),
+    "random": (*_POLICY, "random_mean", "random_std"),
+    "annealing": ("anneal_from", "anneal_to", "anneal_shape"),
+    "standardised": ("base_tau",),
+}
+# Options that there were not always, and what a run without them did.
+ADDED_OPTIONS = {"fixed_alpha": 0.0, "kd_warmup": 0, "logit_stand": False}
 
 
 @dataclass(frozen=True)
@@ -65,14 +78,14 @@ class Run:
 
     @property
     def method(self) -> str:
-        """Distiller and temperature: `kd, tau 4`, `crd+kd, ctkd-global`; `alone` without a teacher."""
+        """Distiller and temperature: `kd, tau 4`, `crd+kd, ctkd-global`, `kd, rlkd on z-scores`; else `alone`."""
         distill, temperature = self.option("distill"), self.option("temperature")
         if distill is None:
             return "alone"
         if distill != "kd" and number(self.option("alpha")):
             distill += "+kd"
-        tau = number(self.option("kd_T"))
-        return f"{distill}, tau {tau:g}" if temperature == "fixed" and tau else f"{distill}, {temperature or '?'}"
+        tau, z = number(self.option("kd_T")), " on z-scores" * bool(self.option("logit_stand"))
+        return f"{distill}, {f'tau {tau:g}' if temperature == 'fixed' and tau else temperature or '?'}{z}"
 
     @property
     def label(self) -> str:
@@ -140,10 +153,12 @@ def _shown(run: Run) -> tuple[Any, ...]:
 def _configuration(run: Run) -> dict[str, Any]:
     """All that can change a run's result, but for the seed."""
     names = ("kind", "dataset", "model", "teacher", "teacher_sha256", "data_sha256", "distill", "temperature", "epochs")
-    others = {key for distill, keys in OPTIONS_OF.items() if distill != run.option("distill") for key in keys}
-    left_out = NEUTRAL_OPTIONS | others | {"seed"}
+    tables = ((OPTIONS_OF, "distill"), (TEMPERATURE_OPTIONS_OF, "temperature"))
+    every = {key for table, _ in tables for keys in table.values() for key in keys}
+    own = {key for table, kind in tables for key in table.get(run.option(kind), ())}
+    left_out = NEUTRAL_OPTIONS | (every - own) | {"seed"}
     told = {key: value for key, value in run.config["options"].items() if key not in left_out}
-    return told | {name: run.config.get(name) for name in names}
+    return ADDED_OPTIONS | told | {name: run.config.get(name) for name in names}
 
 
 def _read_run(folder: Path) -> Run | None:

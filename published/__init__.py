@@ -8,10 +8,13 @@ from typing import Any
 Record = dict[str, Any]  # one cell of a published table
 
 DATASETS = {"cifar100": "CIFAR-100", "imagenet": "ImageNet-1k"}  # ours: theirs
+ON_Z_SCORES = " on z-scores"  # behind the name of a temperature with --logit_stand
 POLICIES = {
     "ctkd-global": ("CTKD global", "CTKD (RLKD authors' run)"),
     "dtkd": ("DTKD",),
     "rlkd": ("RLKD",),
+    "standardised": ("z-score standardised",),
+    "ctkd-global" + ON_Z_SCORES: ("CTKD global on z-scored logits",),
 }
 
 
@@ -42,7 +45,7 @@ def lookup(
     if distill is None:
         return _alone(dataset, student or teacher)
     methods = _methods(distill, temperature, kd_term)
-    policies = _policies(distill, temperature, kd_T)
+    policies = _policies(temperature, kd_T)
     found = [
         record
         for record in tables()["records"]
@@ -88,7 +91,7 @@ def _alone(dataset: str, model: str | None) -> list[Record]:
 def _methods(distill: str, temperature: str, kd_term: bool | None) -> set[str]:
     """The names under which the tables list a distiller, in lower case."""
     if distill == "kd":
-        return {"kd", f"kd+{temperature}"}
+        return {"kd", f"kd+{temperature}", "kd+lskd", "ctkd+lskd"}
     names = {f"kd+{distill}"}
     if kd_term is not False:
         names.add(f"{distill}+kd")
@@ -97,9 +100,7 @@ def _methods(distill: str, temperature: str, kd_term: bool | None) -> set[str]:
     return names
 
 
-def _policies(distill: str, temperature: str, kd_T: float | None) -> tuple[str, ...]:
-    if "dtkd" in (distill, temperature):
-        return POLICIES["dtkd"]
+def _policies(temperature: str, kd_T: float | None) -> tuple[str, ...]:
     if temperature == "fixed":
         return ("none",) if kd_T is None else ("none", f"fixed ({kd_T:g})")
     return POLICIES.get(temperature, ())

@@ -42,8 +42,8 @@ def dtkd_tau(student_logits: Tensor, teacher_logits: Tensor, tau: float | Tensor
         student_logits, teacher_logits: [B, C]. Gradient flows through the largest of each.
         tau: the reference temperature.
     """
-    x = teacher_logits.amax(1, keepdim=True)
-    y = student_logits.amax(1, keepdim=True)
+    x = teacher_logits.max(1, keepdim=True).values
+    y = student_logits.max(1, keepdim=True).values
     ordinary = (x > 0) & (y > 0) & x.isfinite() & y.isfinite()
     one = torch.ones_like(x)
     x, y = torch.where(ordinary, x, one), torch.where(ordinary, y, one)  # not a number would spoil the gradient too

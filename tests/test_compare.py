@@ -183,8 +183,9 @@ def test_the_seed_is_not_neutral():
         ("ResNet50", "MobileNetV2", "kd", "ctkd-global", 68.47, None, "S00"),
         ("resnet32x4", "resnet8x4", "kd", "ctkd-global", 73.39, None, "S06"),
         ("resnet14", "resnet8", "kd", "fixed", 59.10, None, "S04"),
-        ("resnet14", "resnet8", "dtkd", "dtkd", 62.87, None, "S04"),
         ("resnet14", "resnet8", "kd", "dtkd", 62.87, None, "S04"),
+        ("resnet56", "resnet20", "kd", "standardised", 71.43, None, "S06"),
+        ("resnet56", "resnet20", "kd", "ctkd-global on z-scores", 71.34, None, "S06"),
         ("resnet56", None, None, "fixed", 72.34, None, "S05"),
         (None, "resnet56", None, "fixed", 72.34, None, "S05"),
         ("resnet56", "resnet20", None, "fixed", 69.06, None, "S05"),
@@ -369,12 +370,14 @@ def test_another_protocol_makes_no_claim(tmp_path, other, told):
 
 
 def test_dtkd_is_marked_as_read_off_a_chart_and_its_loss_is_checked(tmp_path):
-    write_run(tmp_path / "a", history(62.0), distill="dtkd", temperature="dtkd", teacher="resnet14", model="resnet8")
-    write_run(tmp_path / "b", history(62.0), distill="kd", temperature="dtkd", teacher="resnet14", model="resnet8")
+    pair = {"temperature": "dtkd", "teacher": "resnet14", "model": "resnet8"}
+    write_run(tmp_path / "a", history(62.0), **pair, gamma=1.0, alpha=3.0, fixed_alpha=1.0, kd_warmup=20)
+    write_run(tmp_path / "b", history(62.0), **pair)
     text = compare.report(find_runs([tmp_path]), markdown=True)
-    assert cells(text, "| dtkd+kd, dtkd ")[6::3] == ["≈62.87 [1]", "one run"]
-    assert cells(text, "| kd, dtkd ")[6::3] == ["≈62.87 [1]", "other protocol [2]"]
-    assert "The number is approximate (read off a chart)." in text and "distill kd instead of dtkd" in text
+    assert cells(text, "| kd, dtkd, alpha 3.0")[6::3] == ["≈62.87 [1]", "one run"]
+    assert cells(text, "| kd, dtkd, alpha 0.9")[6::3] == ["≈62.87 [1]", "other protocol [2]"]
+    assert "The number is approximate (read off a chart)." in text
+    assert "gamma 0.1 instead of 1; kd_warmup not recorded instead of 20" in text
 
 
 def test_unknown_protocol_and_no_published_number(tmp_path):
@@ -417,6 +420,28 @@ def test_options_of_another_distiller_part_no_runs(tmp_path):
     write_run(tmp_path / "new", history(70.2), 2, dkd_beta=2.0, nce_k=16384, hint_layer=2)
     (group,) = group_runs(find_runs([tmp_path]))
     assert len(group) == 2
+
+
+def test_dtkd_is_compared_with_kd_and_with_the_same_weight_at_a_fixed_tau(tmp_path):
+    weights = {"gamma": 1.0, "kd_warmup": 20}
+    write_run(tmp_path / "a", history(70.0))
+    write_run(tmp_path / "b", history(72.0), **weights, alpha=1.5)
+    write_run(tmp_path / "c", history(73.0), **weights, temperature="dtkd", alpha=1.0, fixed_alpha=0.5)
+    write_run(tmp_path / "d", history(74.0), logit_stand=True)  # at a fixed tau, but not at one for all samples
+    text = compare.report(find_runs([tmp_path]), markdown=True)
+    assert cells(text, "| kd, dtkd ", "kd, tau 4, alpha 0.9")[5] == "+3.00"
+    assert cells(text, "| kd, dtkd ", "kd, tau 4, alpha 1.5")[5] == "+1.00"
+    assert cells(text, "| kd, tau 4 on z-scores ", "kd, tau 4, alpha 0.9")[5] == "+4.00"
+
+
+def test_options_of_another_temperature_and_new_ones_part_no_runs(tmp_path):
+    write_run(tmp_path / "a", history(70.0), temperature="rlkd")
+    write_run(tmp_path / "b", history(71.0), 2, temperature="rlkd", tau_init=3.0, base_tau=3.0, random_std=1.0,
+              fixed_alpha=0.0, kd_warmup=0, logit_stand=False)  # fmt: skip
+    assert len(group_runs(find_runs([tmp_path]))) == 1
+    write_run(tmp_path / "c", history(70.0), temperature="rlkd", rl_rollout=8)
+    write_run(tmp_path / "d", history(70.0), temperature="rlkd", logit_stand=True)
+    assert len(group_runs(find_runs([tmp_path]))) == 3
 
 
 def test_a_crd_with_other_negatives_is_no_baseline(tmp_path):

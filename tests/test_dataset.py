@@ -154,6 +154,29 @@ def test_images_targets_and_indices_belong_together():
             assert torch.equal(batch.target, batch.index % 10)
 
 
+def test_images_are_blended_into_others_which_show_what_they_show_most():
+    loader = loader_of(random_images(37), target=torch.arange(37) % 10, batch_size=8)
+    loader.set_epoch(3)
+    plain = list(loader)
+    index, view = (torch.cat([getattr(batch, name) for batch in plain]) for name in ("index", "view"))
+    partner = torch.arange(loader.num_samples)
+    partner[[1, 4]] = torch.tensor([0, 2])
+    loader.set_mixing(partner, 0.7)
+    mixed = list(loader)
+    assert all(batch.view is None for batch in mixed)
+    shown = torch.cat([batch.index for batch in mixed])
+    assert torch.equal(shown, partner[index])
+    assert torch.equal(torch.cat([batch.target for batch in mixed]), loader.target[shown])
+    expected = 0.3 * loader.view_of(index, view) + 0.7 * loader.view_of(shown, view)
+    images = torch.cat([batch.images for batch in mixed])
+    assert torch.allclose(images, expected, atol=1e-5)
+    untouched = (index != 1) & (index != 4)
+    assert torch.equal(images[untouched], torch.cat([batch.images for batch in plain])[untouched])
+    loader.set_mixing(None, 1.0)
+    again = list(loader)
+    assert all(torch.equal(ours.images, theirs.images) for ours, theirs in zip(again, plain, strict=True))
+
+
 def test_validation_is_in_order_and_not_augmented():
     images = random_images(20)
     loader = loader_of(images, augment=False)

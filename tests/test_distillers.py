@@ -245,6 +245,23 @@ def test_dkd_by_hand_with_a_temperature_a_sample_and_another_for_the_teacher():
     assert loss.item() == pytest.approx(dkd_by_hand(student, teacher, target, tau_s, tau_s, 1, 2), rel=1e-9)
 
 
+@pytest.mark.parametrize("loss", ["kd", "dkd"])
+def test_a_temperature_a_sample_keeps_each_samples_weight(loss):
+    """Row 7 of RLKD's bugs: [B, 1] times [B] is [B, B], whose mean is mean(KL) * mean(tau^2)."""
+    student, teacher, target = draw(8, 10, 1), draw(8, 10, 2), torch.arange(8)
+    tau = torch.linspace(1, 10, 8, dtype=torch.float64)
+    call = kd_loss if loss == "kd" else lambda s, t, tau, i=slice(None): dkd_loss(s, t, target[i], tau)
+    one_by_one = [
+        call(student[i : i + 1], teacher[i : i + 1], tau[i], *([slice(i, i + 1)] if loss == "dkd" else []))
+        for i in range(8)
+    ]
+    expected = torch.stack(one_by_one).mean()
+    unweighted = (torch.stack(one_by_one) / tau**2).mean() * (tau**2).mean()
+    assert (unweighted / expected - 1).abs() > 0.1
+    for form in (tau, tau[:, None]):
+        assert call(student, teacher, form).item() == close(expected.item())
+
+
 def test_dkd_weighs_the_others_by_beta_where_kd_weighs_them_by_the_teachers_doubt():
     """KD is TCKD + (1 - p of the target) NCKD, the paper's equation 6."""
     student, teacher, target = draw(1, 6, 0), draw(1, 6, 1), torch.tensor([3])
