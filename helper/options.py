@@ -243,10 +243,11 @@ def _resolve_student(options: dict[str, Any]) -> None:
             f"--beta 0 leaves nothing of --distill {options['distill']}: leave -b out for {distiller.weights[2]:g},"
             " the published weight, or give --distill kd"
         )
-    if options["alpha"] == 0 < options["beta"] and options["temperature"] != "fixed" and not distiller.uses_tau:
+    others = options["beta"] + (options["fixed_alpha"] or 0)
+    if options["alpha"] == 0 < others and options["temperature"] != "fixed" and not distiller.uses_tau:
         raise UserError(
             f"--alpha 0 leaves --temperature {options['temperature']} nothing to act on, since --distill"
-            f" {options['distill']} has no temperature: give --alpha 0.9, or --temperature fixed"
+            f" {options['distill']} has no temperature of its own: give --alpha 0.9, or --temperature fixed"
         )
 
 
@@ -328,7 +329,7 @@ def _check_numbers(options: dict[str, Any]) -> None:
         raise UserError(f"--seed must be below 2^63, not {options['seed']}")
     if options.get("distill") == "dkd" and options["dkd_alpha"] == options["dkd_beta"] == 0:
         raise UserError("--dkd_alpha and --dkd_beta are both 0, so nothing would be left of DKD: give one of them")
-    if "alpha" in options and options["alpha"] == options["beta"] == 0:
+    if "alpha" in options and options["alpha"] == options["beta"] == (options["fixed_alpha"] or 0) == 0:
         raise UserError("--alpha and --beta are both 0, so nothing would be distilled: train_teacher.py trains alone")
 
 

@@ -20,6 +20,15 @@
 #   SRRL   --have_mlp 0 --distill srrl --experiments_name srrl
 #   DKD    --have_mlp 0 --distill dkd --experiments_name dkd
 #   DKD of mdistiller           --have_mlp 0 --distill dkd --dkd_weights mdistiller --experiments_name dkd-mdistiller
+# Other temperatures, which go with every --distill too:
+#   DTKD                        --temperature dtkd --experiments_name dtkd    -r 1 -a 1 --fixed_alpha 0.5 --kd_warmup 20
+#   DTKD's weights at tau 4     --temperature fixed --experiments_name kd-dtkd-weights -r 1 -a 1.5 --kd_warmup 20
+#   RLKD                        --temperature rlkd --experiments_name rlkd
+#   RLKD without learning       --temperature random --experiments_name random
+#   RLKD's mean                 --temperature fixed --kd_T 5.5 --experiments_name kd-5.5
+#   tau falls from 7 to 1       --temperature annealing --experiments_name annealing
+#   LSKD                        --temperature standardised --experiments_name standardised    -r 0.1 -a 9
+#   CTKD on z-scored logits     --temperature ctkd-global --logit_stand --experiments_name ctkd-logit-stand
 # Others:
 #   CTKD, instance-wise         --mlp_name instance --experiments_name ctkd-instance
 #   another pair                --path-t save/models/wrn_40_2_vanilla/ckpt_epoch_240.pth --model_s wrn_16_2

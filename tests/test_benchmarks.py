@@ -5,36 +5,56 @@ import sys
 
 import pytest
 
-from benchmarks import distillers
+from benchmarks import cost
 from distiller_zoo import distiller_dict
 from helper.errors import UserError
+from temperature import temperature_dict
 
 SMALL = "--model_t resnet8 --model_s resnet8 --batch_size 4 --rounds 2 --temperature fixed"
+KINDS = {"distillers": distiller_dict, "temperatures": temperature_dict}
 
 
 def run(line, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["distillers.py", *line.split()])
-    distillers.main()
+    monkeypatch.setattr(sys, "argv", ["cost.py", *line.split()])
+    cost.main()
 
 
-def test_the_cost_of_every_distiller_is_relative_to_kd(monkeypatch, capsys):
-    run(SMALL + " --json", monkeypatch)
-    result = json.loads(capsys.readouterr().out)["distillers"]
-    assert result.keys() == distiller_dict.keys()
-    assert result["kd"]["ratio"] == 1
-    assert all(0 < cost["low"] <= cost["ratio"] <= cost["high"] for cost in result.values())
-    assert [name for name, cost in result.items() if cost["parameters"]] == ["vid", "crd", "srrl"]
-    assert result["crd"]["parameters"] == 2 * (64 + 1) * 128
+@pytest.mark.parametrize("what", KINDS)
+def test_the_cost_of_each_is_relative_to_the_first(what, monkeypatch, capsys):
+    run(f"{what} {SMALL} --steps 2 --json", monkeypatch)
+    told = json.loads(capsys.readouterr().out)
+    result = told["cost"]
+    assert list(result) == list(KINDS[what])
+    assert result[{"distillers": "kd", "temperatures": "fixed"}[what]]["ratio"] == 1
+    assert all(0 < each["low"] <= each["ratio"] <= each["high"] for each in result.values())
+    learning = [name for name, each in result.items() if each["parameters"]]
+    if what == "distillers":
+        assert learning == ["vid", "crd", "srrl"]
+        assert result["crd"]["parameters"] == 2 * (64 + 1) * 128
+    else:
+        assert learning == ["ctkd-global", "ctkd-instance", "rlkd"]
+        assert result["ctkd-global"]["parameters"] == 1
 
 
-def test_the_table_is_aligned(monkeypatch, capsys):
-    run(SMALL, monkeypatch)
+def test_the_agent_learns_in_the_steps_that_are_timed(monkeypatch, capsys):
+    updates = []
+    monkeypatch.setattr(temperature_dict["rlkd"], "_learn", lambda self: updates.append(self.rewards.clear()))
+    monkeypatch.setattr(cost, "WARM_UP", 0)
+    monkeypatch.setattr(cost, "temperature_dict", {name: temperature_dict[name] for name in ("fixed", "rlkd")})
+    run(f"temperatures {SMALL}", monkeypatch)
+    assert len(updates) == 2  # one a round
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("what", KINDS)
+def test_the_table_is_aligned(what, monkeypatch, capsys):
+    run(f"{what} {SMALL} --steps 1", monkeypatch)
     _, heading, *rows, footnote = capsys.readouterr().out.splitlines()
-    assert [row.split()[0] for row in rows] == list(distiller_dict)
+    assert [row.split()[0] for row in rows] == list(KINDS[what])
     assert footnote.startswith("ratio: ")
     assert {len(row) for row in rows} == {len(heading)}
 
 
 def test_one_round_has_no_spread(monkeypatch):
     with pytest.raises(UserError, match="--rounds and --batch_size must be 2 or more"):
-        run(SMALL + " --rounds 1", monkeypatch)
+        run(f"distillers {SMALL} --rounds 1", monkeypatch)

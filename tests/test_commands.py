@@ -13,11 +13,12 @@ import pytest
 import compare
 import train_student
 import train_teacher
-from benchmarks import distillers
+from benchmarks import cost
 from distiller_zoo import distiller_dict
 from helper.options import parse, resolve_pair, student_parser, teacher_parser
 from helper.runs import find_runs
 from models import model_dict
+from temperature import temperature_dict
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -67,9 +68,9 @@ def test_every_python_command_of_the_readme_is_understood(command, tmp_path, mon
     if program == "compare.py":
         monkeypatch.setattr(sys, "argv", [program, *argv])
         assert compare.parse_args().runs == ["save/models", "save/student_model"]
-    elif program == "benchmarks/distillers.py":
+    elif program == "benchmarks/cost.py":
         monkeypatch.setattr(sys, "argv", [program, *argv])
-        assert distillers.parse_args().model_s in model_dict
+        assert cost.parse_args().model_s in model_dict
     elif argv == ["--help"]:
         with pytest.raises(SystemExit) as end:
             parse(PROGRAMS[program][0](), argv)
@@ -109,6 +110,20 @@ def test_the_runner_documents_every_method_with_and_without_ctkd():
     named = [(re.search(r"--distill (\w+)", flags), "--have_mlp 0" in flags) for _, flags, _ in ROWS]
     rows = {(distill[1], fixed) for distill, fixed in named if distill}
     assert rows >= set(itertools.product(distiller_dict.keys() - {"kd"}, (True, False)))
+
+
+def test_the_runner_documents_every_temperature():
+    named = {temperature for _, flags, _ in ROWS for temperature in re.findall(r"--temperature (\S+)", flags)}
+    assert named | {"ctkd-instance"} == set(temperature_dict)  # which has a row with its published flag
+
+
+@pytest.mark.parametrize(("what", "known"), [("distillers", distiller_dict), ("temperatures", temperature_dict)])
+def test_the_readme_has_the_measured_cost_of_each(what, known):
+    measured = (ROOT / f"results/benchmarks/{what}_cpu.txt").read_text()
+    ratios = dict(re.findall(r"^([a-z-]+) +[\d.]+ +([\d.]+) ", measured, re.MULTILINE))
+    assert list(ratios) == list(known)
+    rows = dict(re.findall(r"^\| `([a-z-]+)` \|.*\| (\d\.\d\d) \|", README, re.MULTILINE))
+    assert {name: rows.get(name) for name in known} == ratios
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

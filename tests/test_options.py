@@ -145,6 +145,48 @@ def test_the_weights_of_dkd_follow_their_source():
         resolved("--model_s resnet8 --dkd_weights mdistiller", "resnet56")
 
 
+@pytest.mark.parametrize(
+    ("teacher", "model", "weights"),
+    [
+        ("resnet56", "resnet20", (1, 0.5)), ("resnet110", "resnet32", (1, 0.5)), ("wrn_40_2", "wrn_40_1", (1, 0.5)),
+        ("wrn_40_2", "wrn_16_2", (3, 1)), ("resnet32x4", "resnet8x4", (3, 1)), ("vgg13", "vgg8", (3, 1)),
+        ("resnet32x4", "ShuffleV1", (3, 1)), ("resnet32x4", "ShuffleV2", (3, 1)), ("wrn_40_2", "ShuffleV1", (2, 0.5)),
+        ("ResNet50", "MobileNetV2", (3, 2)), ("vgg13", "MobileNetV2", (3, 1)), ("resnet14", "resnet8", (3, 1)),
+    ],
+)  # fmt: skip
+def test_dtkd_has_the_published_weights_of_the_pair(teacher, model, weights):
+    options = resolve_pair(student(f"--temperature dtkd --model_s {model}"), teacher)
+    assert (options["gamma"], options["beta"], options["kd_warmup"], options["kd_T"]) == (1, 0, 20, 4)
+    assert (options["alpha"], options["fixed_alpha"]) == weights
+
+
+def test_the_weights_of_a_temperature_are_those_of_kd_only_and_can_be_given():
+    def resolved(line):
+        options = resolve_pair(student(line), "resnet56")
+        return tuple(options[key] for key in ("gamma", "alpha", "fixed_alpha", "beta", "kd_warmup"))
+
+    assert resolved("") == (0.1, 0.9, 0, 0, 0)
+    assert resolved("--temperature dtkd -r 0.1 -a 0.9 --fixed_alpha 0 --kd_warmup 0") == (0.1, 0.9, 0, 0, 0)
+    assert resolved("--temperature dtkd -a 2 --epochs 60") == (1, 2, 1, 0, 5)
+    assert resolved("--temperature dtkd --distill sp") == (0.1, 0.9, 0, 3000, 0)
+    assert resolved("--temperature dtkd --distill dkd") == (1, 0, 0, 1, 0)
+    assert resolved("--temperature standardised") == (0.1, 9, 0, 0, 0)
+    assert resolved("--temperature standardised --distill dkd") == (1, 0, 0, 1, 0)
+    assert resolved("--temperature ctkd-global --logit_stand -a 9") == (0.1, 9, 0, 0, 0)
+    assert resolved("--temperature rlkd --fixed_alpha 0.5 --kd_warmup 3") == (0.1, 0.9, 0.5, 0, 3)
+
+
+def test_the_phases_of_rlkd_follow_the_length_of_the_schedule():
+    def phases(line):
+        options = student("--temperature rlkd " + line)
+        return options["rl_warmup"], options["rl_epoch"], options["aug_epoch"]
+
+    assert phases("") == (20, 20, 20)
+    assert phases("--epochs 60") == (5, 5, 5)
+    assert phases("--epochs 5") == (1, 1, 1)
+    assert phases("--rl_warmup 7 --rl_epoch 3 --aug_epoch 0") == (7, 3, 0)
+
+
 @pytest.mark.parametrize("model", ["MobileNetV2", "ShuffleV1", "ShuffleV2"])
 def test_light_networks_get_their_published_rate_and_it_is_said(model, capsys):
     assert student(f"--model_s {model}")["learning_rate"] == 0.01
@@ -184,6 +226,19 @@ def test_decays_follow_the_length_of_the_schedule():
         ("--distill kd -b 1", "--beta 1 does nothing in --distill kd: give -b 0"),
         ("--distill pkt -b 0", "--beta 0 leaves nothing of --distill pkt: leave -b out for 30000"),
         ("--distill sp -a 0 --have_mlp 1", "--alpha 0 leaves --temperature ctkd-global nothing to act on"),
+        ("--temperature dtkd -a 0 --fixed_alpha 1", "--alpha 0 leaves --temperature dtkd nothing to act on"),
+        ("--temperature standardised --logit_stand", "is on z-scored logits already: leave --logit_stand out"),
+        ("--fixed_alpha -1", "--fixed_alpha must be 0 or more"),
+        ("--kd_warmup -1", "--kd_warmup must be 0 or more"),
+        ("--temperature rlkd --rl_warmup 0", "--rl_warmup must be 1 or more"),
+        ("--temperature rlkd --rl_epoch 0", "--rl_epoch must be 1 or more"),
+        ("--temperature rlkd --aug_epoch -1", "--aug_epoch must be 0 or more"),
+        ("--temperature rlkd --rl_rollout 1", "--rl_rollout must be 2 or more"),
+        ("--temperature rlkd --rl_tau_max 1", "--rl_tau_max above --rl_tau_min, not 4.0, 1.0 and 1.0"),
+        ("--temperature random --random_std -1", "--random_std 0 or more, not 0.0 and -1.0"),
+        ("--temperature annealing --anneal_to 0", "--anneal_from and --anneal_to must be above 0"),
+        ("--temperature annealing --anneal_shape steps", "unknown --anneal_shape 'steps'.*linear, cosine"),
+        ("--temperature standardised --base_tau 0", "--base_tau must be above 0"),
         ("--distill crd --mode loose", "invalid choice: 'loose'"),
         ("--distill crd --nce_k 0", "--nce_k must be 1 or more, not 0"),
         ("--distill crd --nce_t 0", "--nce_t must be above 0"),

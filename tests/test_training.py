@@ -22,7 +22,7 @@ import train_student
 import train_teacher
 from dataset import create_dataset
 from dataset.base import Batch
-from distiller_zoo import create_distiller, distiller_dict
+from distiller_zoo import create_distiller, distiller_dict, kd_loss
 from helper import checkpoint
 from helper.device import prepare_device
 from helper.errors import RunError, UserError
@@ -236,6 +236,42 @@ def test_the_loss_is_its_weighted_parts():
     module.gamma, module.alpha = 0.3, 0.6
     step = module(batch, Tiny()(batch.images, is_feat=True))
     assert step.loss.item() == pytest.approx(0.3 * step.parts["ce"].item() + 0.6 * step.parts["kd"].item(), rel=1e-6)
+
+
+def test_kd_at_the_fixed_temperature_stands_beside_kd_at_tau_and_both_warm_up():
+    line = "--temperature dtkd -a 0.6 --fixed_alpha 0.2 --kd_T 3 --kd_warmup 4"
+    options = parse(student_parser(), line.split())
+    teacher, batch = Tiny(width=12), fixed_batch()
+    module = train_student.distillation(resolve_pair(options, "resnet56"), Tiny(), teacher, torch.zeros(64))
+    said = teacher(batch.images, is_feat=True)
+    for epoch, warmup in ((1, 0.25), (3, 0.75), (4, 1), (9, 1)):
+        module.start_epoch(epoch)
+        step = module(batch, said)
+        kd = 0.6 * step.parts["kd"] + 0.2 * step.parts["kd_fixed"]
+        assert step.loss.item() == pytest.approx((step.parts["ce"] + warmup * kd).item(), rel=1e-6)
+    assert step.parts["kd_fixed"].item() == pytest.approx(kd_loss(step.logits, said.logits, 3.0).item(), rel=1e-6)
+    assert step.parts["kd_fixed"] != step.parts["kd"]
+
+
+def test_standardisation_goes_with_other_temperatures():
+    def built(line):
+        options = resolve_pair(parse(student_parser(), line.split()), "resnet56")
+        return train_student.distillation(options, Tiny(), Tiny(), torch.zeros(64)).temperature
+
+    assert isinstance(built("--temperature ctkd-global --logit_stand").inner, temperature_dict["ctkd-global"])
+    assert isinstance(built("--temperature standardised --base_tau 3").inner, temperature_dict["fixed"])
+    assert built("--temperature standardised --base_tau 3").inner.tau == 3
+
+
+def test_images_are_mixed_in_the_epochs_that_the_temperature_says():
+    loader = create_dataset("digits", batch_size=32, seed=0, device="cpu", train_subset=100).train
+    module = make("random", student=Tiny())
+    module.temperature = temperature_dict["random"](loader.target, epochs=3, rl_warmup=1, aug_epoch=2)
+    seen = []
+    module.register_forward_hook(lambda _, inputs, step: seen.append(inputs[0].view is None))
+    for epoch in (1, 2, 3):
+        train_epoch(module, Tiny().requires_grad_(False), loader, make_optimizer(module, 0.05, 0.9, 0), epoch, 50)
+    assert seen == 4 * [False] + 4 * [True] + 4 * [False]
 
 
 def test_one_group_learns_student_and_temperature_together():
@@ -658,7 +694,7 @@ def test_an_interrupted_run_ends_bit_identical_under_every_temperature(temperatu
         agent = [key for key in last if ".agent." in key]
         assert agent and all(not torch.equal(first[key], last[key]) for key in agent)
         passes = [last["temperature._extra_state"]["actor"]["state"][0]["step"].item() for last in (first, last)]
-    XX
+        assert passes == [5, 15]  # of an epoch's three batches two make a rollout, and an update is five passes
     if temperature in ("rlkd", "random"):
         assert (first["temperature.entropy"] > 0).all()  # of the first epoch alone: the others mix images
         assert torch.equal(first["temperature.entropy"], last["temperature.entropy"])

@@ -1,0 +1,148 @@
+"""What a training step costs under each distiller or temperature, relative to KD or a fixed one in the same run.
+
+    python benchmarks/cost.py distillers
+    python benchmarks/cost.py temperatures
+    python benchmarks/cost.py distillers --model_t resnet20 --model_s resnet8 --temperature fixed --rounds 50 --json
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections import deque
+from contextlib import redirect_stdout
+from pathlib import Path
+from statistics import median, quantiles
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from tqdm import trange
+
+from dataset.base import Batch
+from distiller_zoo import distiller_dict
+from helper.device import place, prepare_device, seed_everything
+from helper.errors import Parser, UserError, run_main
+from helper.loops import Distillation, make_optimizer, train_step
+from helper.options import parse, resolve_pair, student_parser
+from models import Model, create_model
+from temperature import temperature_dict
+from train_student import distillation
+
+NUM_SAMPLES, NUM_CLASSES = 50_000, 100  # of CIFAR-100: the size of CRD's memory
+WARM_UP = 3  # rounds that are not counted
+EPOCH = 40  # of 240: one in which RLKD's agent learns, and CTKD's adversary has all its strength
+BASES = {"distillers": "kd", "temperatures": "fixed"}
+
+
+class Candidate:
+    """A student under one distiller and temperature, with all that its steps need."""
+
+    def __init__(
+        self, distill: str, temperature: str, args: argparse.Namespace, teacher: Model, device: torch.device
+    ) -> None:
+        argv = ["--model_s", args.model_s, "--distill", distill, "--temperature", temperature]
+        options = resolve_pair(parse(student_parser(), argv), args.model_t)
+        seed_everything(0)
+        target = torch.arange(NUM_SAMPLES, device=device) % NUM_CLASSES
+        student = create_model(args.model_s, NUM_CLASSES)
+        self.teacher = teacher
+        self.module: Distillation = place(distillation(options, student, teacher, target), device).train()
+        self.module.start_epoch(EPOCH)
+        self.optimizer = make_optimizer(self.module, 1e-3, 0.9, 5e-4)
+        parts = self.module.distiller, self.module.temperature
+        self.parameters = sum(p.numel() for part in parts for p in part.parameters())
+        self.seconds: list[float] = []
+
+    def steps(self, batches: list[Batch]) -> None:
+        """Training steps, timed together."""
+        _wait(batches[0])
+        start = time.perf_counter()
+        for batch in batches:
+            train_step(self.module, self.teacher, batch, self.optimizer)
+        _wait(batches[0])
+        self.seconds.append((time.perf_counter() - start) / len(batches))
+
+
+def _wait(batch: Batch) -> None:
+    if batch.images.is_cuda:
+        torch.cuda.synchronize()
+
+
+def random_batch(size: int, device: torch.device) -> Batch:
+    """Noise instead of images: a step costs the same."""
+    index = torch.randperm(NUM_SAMPLES, device=device)[:size]
+    images = torch.randn(size, 3, 32, 32, device=device)
+    return Batch(images, index % NUM_CLASSES, index, None)
+
+
+def measure(args: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Milliseconds a step, ratio to the base (median and quartiles over the rounds) and learned parameters of each."""
+    device = prepare_device(args.device, None, deterministic=False)
+    seed_everything(0)
+    teacher = place(create_model(args.model_t, NUM_CLASSES), device).eval().requires_grad_(False)
+    if args.what == "distillers":
+        choices = {distill: (distill, args.temperature) for distill in distiller_dict}
+    else:
+        choices = {temperature: (args.distill, temperature) for temperature in temperature_dict}
+    candidates = {name: Candidate(*choice, args, teacher, device) for name, choice in choices.items()}
+    order = deque(candidates.values())
+    for _ in trange(WARM_UP + args.rounds, desc="rounds", leave=False, disable=None):
+        batches = [random_batch(args.batch_size, device) for _ in range(args.steps)]
+        order.rotate(1)  # in turn, so that a busy machine slows all of them, and another one first each time
+        for candidate in order:
+            candidate.steps(batches)
+    result, base = {}, candidates[BASES[args.what]].seconds[WARM_UP:]
+    for name, candidate in candidates.items():
+        pairs = zip(candidate.seconds[WARM_UP:], base, strict=True)
+        ratios = [ours / theirs for ours, theirs in pairs]
+        low, _, high = quantiles(ratios, n=4, method="inclusive")
+        milliseconds = 1000 * median(candidate.seconds[WARM_UP:])
+        result[name] = {"ms": milliseconds, "ratio": median(ratios), "low": low, "high": high}
+        result[name]["parameters"] = candidate.parameters
+    return result
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line."""
+    parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("what", choices=BASES, help="what is compared")
+    parser.add_argument("--model_t", default="resnet56", help="the teacher (default: resnet56)")
+    parser.add_argument("--model_s", default="resnet20", help="the student (default: resnet20)")
+    parser.add_argument("--temperature", default="ctkd-global", help="of distillers (default: ctkd-global)")
+    parser.add_argument("--distill", default="kd", help="of temperatures (default: kd)")
+    parser.add_argument("--batch_size", type=int, default=64, help="(default: 64)")
+    parser.add_argument("--rounds", type=int, default=20, help="in which each is timed (default: 20)")
+    parser.add_argument("--steps", type=int, help="of each in a round (default: 1; 16 for temperatures, of which RLKD's"
+                        " agent learns in one)")  # fmt: skip
+    parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    args = parser.parse_args()
+    args.steps = args.steps or {"distillers": 1, "temperatures": 16}[args.what]
+    if args.rounds < 2 or args.batch_size < 2 or args.steps < 1:
+        raise UserError("--rounds and --batch_size must be 2 or more, and --steps 1 or more")
+    return args
+
+
+def main() -> None:
+    """Measure, then print."""
+    args = parse_args()
+    with redirect_stdout(sys.stderr):  # what the methods say of themselves is no result
+        result = measure(args)
+    if args.json:
+        print(json.dumps(vars(args) | {"threads": torch.get_num_threads(), "cost": result}))
+        return
+    base, other = BASES[args.what], args.temperature if args.what == "distillers" else args.distill
+    print(
+        f"{args.model_t} → {args.model_s}, {other}, batch {args.batch_size}, {torch.get_num_threads()} threads,"
+        f" medians of {args.rounds} rounds of {args.steps} steps"
+    )
+    print(f"{'':14}{'ms a step':>10}{'ratio to ' + base:>16}{'quartiles':>14}{'parameters':>12}")
+    for name, cost in result.items():
+        spread = f"{cost['low']:.2f}-{cost['high']:.2f}"
+        print(f"{name:14}{cost['ms']:10.1f}{cost['ratio']:16.2f}{spread:>14}{cost['parameters']:12,}")
+    print(f"ratio: of each round's time to that of {base} in the same round, median and quartiles over the rounds")
+
+
+if __name__ == "__main__":
+    run_main(main)
