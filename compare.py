@@ -189,9 +189,11 @@ def is_baseline(run: Run) -> bool:
 
 
 def order(run: Run) -> tuple[object, ...]:
-    """The place of a run's row: by data set, pair and length; KD first, and a fixed temperature before another."""
+    """The place of a run's row: by data set, pair and length; KD first, and a fixed temperature before another; then by
+    the weight of the KD term."""
     method = not is_baseline(run), str(run.option("distill")), not is_fixed(run), run.method
-    return str(run.option("dataset")), run.pair, run.epochs, *method
+    weight = number(run.option("alpha")) or 0.0
+    return str(run.option("dataset")), run.pair, run.epochs, *method, weight
 
 
 def baselines(runs: Sequence[Run], groups: Sequence[Sequence[Run]]) -> list[int]:

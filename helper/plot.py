@@ -18,28 +18,28 @@ History = Sequence[Mapping[str, Any]]  # an epoch a record, as in log.jsonl
 # Paul Tol's muted colours: distinct to every kind of colour vision, and on white.
 COLOURS = ("#332288", "#CC6677", "#117733", "#DDAA33", "#88CCEE", "#882255", "#44AA99", "#999933", "#AA4499")
 STYLES = ("-", "--", ":")  # the second and third round through the colours
+PANELS = {
+    "tau_mean": "temperature tau", "lambda": "lambda", "rl_action_mean": "RLKD: action", "rl_reward": "RLKD: reward",
+}  # fmt: skip
 FEW = 12  # up to so many epochs each one gets a dot
+BANDS = 4  # up to so many configurations in a picture the range of tau is shown: more bands hide each other
 
 
 def plot_run(run: Run | History, title: str, path: str | Path) -> None:
-    """Draw a run's accuracy, and where it has them tau and lambda, over the epochs.
+    """Draw a run's accuracy, and where it has them tau, lambda, and RLKD's actions and reward, over the epochs.
 
     Args:
         run: a run of an epoch or more, or its history. title: stands above the picture.
         path: the PNG file, replaced in one step.
     """
     history = run.history if isinstance(run, Run) else run
-    keys = [key for key in ("tau_mean", "lambda") if _curve(history, key)[1]]
+    keys = [key for key in PANELS if _curve(history, key)[1]]
     figure = Figure(figsize=(8, 3.4 + 1.7 * len(keys)), layout="constrained")
     panels = figure.subplots(1 + len(keys), sharex=True, squeeze=False, height_ratios=[2] + [1] * len(keys))[:, 0]
     _draw_accuracy(panels[0], history)
     for axes, key in zip(panels[1:], keys, strict=True):
-        if key == "tau_mean":
-            _draw_tau(axes, history, COLOURS[0], "tau, mean", "tau, min to max")
-        else:
-            axes.plot(*_curve(history, key), color=COLOURS[0], label="lambda", **_dots(history))
-            axes.set_ylim(bottom=0)
-        axes.set_ylabel("temperature tau" if key == "tau_mean" else "lambda")
+        _draw_panel(axes, history, key)
+        axes.set_ylabel(PANELS[key])
     for axes in panels:
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
         _finish_axes(axes, 0, int(history[-1]["epoch"]))
@@ -69,7 +69,7 @@ def plot_compare(runs: Sequence[Run], path: str | Path) -> None:
                 late = [record for record in run.history if record["epoch"] > 0.75 * last]
                 panels["end"].plot(*_curve(late, "top1"), **look)
             if tau:
-                _draw_tau(panels["tau"], run.history, **look)
+                _draw_tau(panels["tau"], run.history, **look, bands=len(groups) <= BANDS)
         handles.append(line)
     panels["whole"].set_ylabel("test accuracy, top-1 (%)")
     if "end" in panels:
@@ -83,6 +83,25 @@ def plot_compare(runs: Sequence[Run], path: str | Path) -> None:
         _finish_axes(axes, round(0.75 * last) if name == "end" else 0, last)
     panels["tau" if tau else "whole"].set_xlabel("epoch")
     _save(figure, path)
+
+
+def _draw_panel(axes: Axes, history: History, key: str) -> None:
+    """One of PANELS."""
+    epochs, values = _curve(history, key)
+    if key == "tau_mean":
+        teacher = _curve(history, "tau_teacher_mean")
+        student = "the student's tau" if teacher[1] else "tau"
+        _draw_tau(axes, history, COLOURS[0], f"{student}, mean", f"{student}, min to max")
+        if teacher[1]:
+            axes.plot(*teacher, "--", color=COLOURS[1], label="the teacher's tau, mean", **_dots(history))
+        return
+    axes.plot(epochs, values, color=COLOURS[0], label=key.removeprefix("rl_").replace("_", ", "), **_dots(values))
+    if key == "lambda":
+        axes.set_ylim(bottom=0)
+    if key == "rl_action_mean":
+        spread = _curve(history, "rl_action_std")[1]
+        edges = [[value + sign * std for value, std in zip(values, spread, strict=True)] for sign in (-1, 1)]
+        axes.fill_between(epochs, *edges, color=COLOURS[0], alpha=0.15, linewidth=0, label="± standard deviation")
 
 
 def _legend_names(groups: Sequence[Sequence[Run]]) -> list[str]:
@@ -112,12 +131,18 @@ def _draw_accuracy(axes: Axes, history: History) -> None:
 
 
 def _draw_tau(
-    axes: Axes, history: History, color: str, mean: str | None = None, band: str | None = None, linestyle: str = "-"
+    axes: Axes,
+    history: History,
+    color: str,
+    mean: str | None = None,
+    band: str | None = None,
+    linestyle: str = "-",
+    bands: bool = True,
 ) -> None:
-    """The mean of tau as a line, and its range over an epoch as a band."""
+    """The mean of tau as a line, and where asked its range over an epoch as a band."""
     axes.plot(*_curve(history, "tau_mean"), color=color, linestyle=linestyle, label=mean, **_dots(history))
     (epochs, low), (_, high) = _curve(history, "tau_min"), _curve(history, "tau_max")
-    if len(low) == len(high) > 0:
+    if bands and len(low) == len(high) > 0:
         wide = 8 if len(epochs) == 1 else 0  # a band over one epoch has no area: its edge is drawn instead
         axes.fill_between(epochs, low, high, color=color, alpha=0.15, linewidth=wide, label=band)
 
@@ -128,8 +153,8 @@ def _curve(history: History, key: str) -> tuple[list[int], list[float]]:
     return [epoch for epoch, _ in points], [value for _, value in points]
 
 
-def _dots(history: History) -> dict[str, str | int]:
-    return {"marker": "o", "markersize": 4} if len(history) <= FEW else {}
+def _dots(points: Sequence[Any]) -> dict[str, str | int]:
+    return {"marker": "o", "markersize": 4} if len(points) <= FEW else {}
 
 
 def _finish_axes(axes: Axes, first: int, last: int) -> None:

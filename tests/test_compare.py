@@ -522,6 +522,16 @@ def test_panels_for_tau_and_lambda_only_where_there_are_any(tmp_path):
     assert imread(tmp_path / "with").shape[0] > 1.5 * imread(tmp_path / "without").shape[0] > 300
 
 
+def test_panels_for_the_agent_and_the_teachers_tau(tmp_path):
+    records = history(71.0, epochs=40, tau=True)
+    plot_run(records, "plain", tmp_path / "plain")
+    for record in records:
+        record |= {"tau_teacher_mean": 5.0, "rl_action_mean": 0.1, "rl_action_std": 0.6}
+    records[19] |= {"rl_reward": 0.002}  # it learns in this epoch only
+    plot_run(records, "rlkd", tmp_path / "rlkd")
+    assert imread(tmp_path / "rlkd").shape[0] > 1.4 * imread(tmp_path / "plain").shape[0]
+
+
 def test_a_seed_counts_once(tmp_path, capsys):
     for name, seed, last in (("fold-1", 1, 71.0), ("fold-2", 1, 71.0), ("fold-3", 2, 71.5)):
         write_run(tmp_path / name, history(last), seed=seed)
