@@ -8,7 +8,8 @@ is the reward of the whole batch, which a learned calibration spreads over its s
                                           ^                                                     |
                                           +---- PPO <-- advantage of each sample <-- calibration+
 
-The paper's code does not do that, in ways that are known one by one; "row n" below is the n-th of them:
+The released code does not do that, in ways that are known one by one. Those that have a counterpart here, with the
+numbers ("row n") by which comments and tests name them:
 
 1. The margin subtracted the second smallest probability. Here: the second largest.
 2. The log-probability was of the squashed action under the distribution of the unsquashed. Here: of the action drawn.
@@ -17,6 +18,12 @@ The paper's code does not do that, in ways that are known one by one; "row n" be
 4. The reward compared different samples. Here: the same ones, before and after.
 5. Calibrated rewards never reached the advantage. Here they are what it is computed from.
 6. The detector of critical states learned from a loss that is always 0. Here: from the reward's prediction error.
+7. Under DKD, temperatures [B, 1] times losses [B] made [B, B]: every sample got the mean weight. See distiller_zoo/.
+8. PKT's weight was added instead of multiplied; 9. VID had the KD term twice; 10. no distiller's own layers were ever
+   trained; 11. the ShuffleNets had a learning rate of 0.05 instead of 0.01. See helper/loops.py and helper/options.py.
+14. Images were ranked by sums without a normaliser; 15. an entropy could be NaN; 17. tau could be near 0, against its
+   description. See policy.py.
+16. The agent ran once for each sample. Here: once for a batch.
 
 OURS, where the sources are silent or their choice cannot work:
 

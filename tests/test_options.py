@@ -189,6 +189,7 @@ def test_the_phases_of_rlkd_follow_the_length_of_the_schedule():
 
 @pytest.mark.parametrize("model", ["MobileNetV2", "ShuffleV1", "ShuffleV2"])
 def test_light_networks_get_their_published_rate_and_it_is_said(model, capsys):
+    """Row 11 of RLKD's bugs: its ShuffleNets learn at 0.05."""
     assert student(f"--model_s {model}")["learning_rate"] == 0.01
     assert capsys.readouterr().out == ""
     assert student(f"--model_s {model} --learning_rate 0.05")["learning_rate"] == 0.01
