@@ -59,7 +59,7 @@ class Candidate:
         _wait(batches[0])
         start = time.perf_counter()
         for batch in batches:
-            train_step(self.module, self.teacher, batch, self.optimizer)
+            train_step(self.module, self.teacher, self.module.before_step(batch), self.optimizer)
         _wait(batches[0])
         self.seconds.append((time.perf_counter() - start) / len(batches))
 

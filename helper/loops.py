@@ -65,10 +65,15 @@ class Distillation(nn.Module):
     def mixing(self) -> Mixing:
         return self.temperature.mixing()
 
-    def before_step(self, batch: Batch) -> None:
-        if self.temperature.observes and self.probe is None:
-            self.probe = batch.images[:PROBE], batch.target[:PROBE]
-            self.temperature.observe(self._probe_loss())
+    def before_step(self, batch: Batch) -> Batch:
+        """What of a batch is to be learned from: all but the images that an observing temperature keeps as its probe,
+        once an epoch. (If they were learned from, the first rewards would measure that.)"""
+        size = min(PROBE, len(batch.target) // 2)
+        if not self.temperature.observes or self.probe is not None or not size:
+            return batch
+        self.probe = batch.images[:size], batch.target[:size]
+        self.temperature.observe(self._probe_loss())
+        return Batch(*(None if column is None else column[size:] for column in batch))
 
     def after_step(self) -> None:
         self.distiller.after_step()
@@ -120,8 +125,8 @@ class Alone(nn.Module):
     def mixing(self) -> Mixing:
         return Mixing()
 
-    def before_step(self, batch: Batch) -> None:
-        """Nothing is prepared."""
+    def before_step(self, batch: Batch) -> Batch:
+        return batch
 
     def after_step(self) -> None:
         """Nothing is remembered."""
@@ -196,8 +201,7 @@ class Meter:
 def train_step(
     module: Distillation | Alone, teacher: Model | None, batch: Batch, optimizer: torch.optim.Optimizer
 ) -> Step:
-    """One batch: forward, backward, and one step of the optimizer for all that learns."""
-    module.before_step(batch)
+    """One batch, after `before_step`: forward, backward, and one step of the optimizer for all that learns."""
     # 1. what the teacher says: frozen, without gradient
     with torch.no_grad():
         said = teacher(batch.images, is_feat=True) if teacher else None
@@ -231,6 +235,7 @@ def train_epoch(
     meter = Meter()
     bar = tqdm(loader, desc=f"epoch {epoch}", unit="batch", leave=False, disable=None)
     for number, batch in enumerate(bar, start=1):
+        batch = module.before_step(batch)
         step = train_step(module, teacher, batch, optimizer)
         meter.update(step, batch.target)
         if number % print_freq == 0:  # the only place where the host waits for the device

@@ -27,10 +27,9 @@ numbers ("row n") by which comments and tests name them:
 
 OURS, where the sources are silent or their choice cannot work:
 
-- The reward is the decrease of the student's cross entropy on 24 training images, those of the epoch's first batch,
-  which stay the same for the epoch; batch statistics, no augmentation anew. It is standardised within a rollout. The
-  published scaling by epoch (10 to 2 times a cosine) multiplies all rewards of an epoch alike, which normalised
-  advantages cancel, so it is left out.
+- The reward is the decrease of the student's cross entropy, in training mode, on 24 images of the epoch's first batch,
+  which keep their augmentation and are not learned from in that epoch. (24 cost a tenth of a step or less.) Rewards are
+  standardised within a rollout, which cancels the published scaling by epoch (10 to 2 times a cosine): it is left out.
 - Time runs over batches: the samples of a batch act at once. (In the released code they are consecutive time steps.)
   A rollout of 16 batches is one PPO update; discount and lambda reach over batches, hence over the ten steps or so in
   which SGD's momentum brings a gradient to effect. After the last batch comes another like it.
