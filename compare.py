@@ -21,6 +21,7 @@ from helper.plot import plot_compare
 from helper.runs import OPTIONS_OF, Run, find_runs, group_labels, group_runs, number, one_a_seed
 
 CONFIDENCE = 0.95
+KD_WEIGHTS = (0.1, 0.9)  # of cross entropy and KD, in the published tables of CIFAR-100
 TEACHER_TOLERANCE = 0.5  # points of accuracy: further from the published teacher it is another experiment
 REPORTS = {
     "last": "the last epoch",
@@ -40,8 +41,8 @@ EXPLANATION = (
     " Verdict: whether the published number lies outside the 95 % prediction interval of one more run."
 )
 GAIN_EXPLANATION = (
-    "Gain over KD, and over the same distiller, with a fixed temperature in the same recipe: difference of means; p of"
-    " Welch's t-test."
+    "Gain over KD, and over the same distiller at the same weights, with a fixed temperature in the same recipe:"
+    " difference of means; p of Welch's t-test."
 )
 
 
@@ -199,8 +200,8 @@ def order(run: Run) -> tuple[object, ...]:
 def baselines(runs: Sequence[Run], groups: Sequence[Sequence[Run]]) -> list[int]:
     """Which groups of the same pair and recipe a group is compared with: KD, and its own loss, at a fixed tau.
 
-    Its own loss has the same distiller and the same weights; KD at tau and KD at a fixed temperature count together. Of
-    several temperatures 4 is taken, and of several KDs the one with the weights 0.1 and 0.9.
+    KD has the weights 0.1 and 0.9, or else those of the group. Its own loss has the same distiller and the same
+    weights; KD at tau and KD at a fixed temperature count together. Of several temperatures 4 is taken.
     """
 
     def setting(run: Run) -> list[object]:
@@ -212,16 +213,17 @@ def baselines(runs: Sequence[Run], groups: Sequence[Sequence[Run]]) -> list[int]
         told = [run.option(name) for name in ("distill", "gamma", "beta", *own)]
         return [*told, round(kd_weight, 9), run.option("kd_warmup") or 0]
 
+    def weights(run: Run) -> tuple[object, object]:
+        return run.option("gamma"), run.option("alpha")
+
     def rank(i: int) -> tuple[bool, bool, int]:
-        base = groups[i][0]
-        weights = base.option("gamma"), base.option("alpha")
-        return base.option("kd_T") == 4, weights == (0.1, 0.9), len(groups[i])
+        return weights(groups[i][0]) == KD_WEIGHTS, groups[i][0].option("kd_T") == 4, len(groups[i])
 
     run, chosen = runs[0], []
     fixed = [i for i, (other, *_) in enumerate(groups) if is_fixed(other)]
     here = [i for i in fixed if setting(groups[i][0]) == setting(run)]
     for bases in (
-        [i for i in here if is_baseline(groups[i][0])],
+        [i for i in here if is_baseline(groups[i][0]) and weights(groups[i][0]) in (KD_WEIGHTS, weights(run))],
         [i for i in here if not is_fixed(run) and method(groups[i][0]) == method(run)],
     ):
         if bases:

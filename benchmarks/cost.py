@@ -31,7 +31,7 @@ from train_student import distillation
 
 NUM_SAMPLES, NUM_CLASSES = 50_000, 100  # of CIFAR-100: the size of CRD's memory
 WARM_UP = 3  # rounds that are not counted
-EPOCH = 40  # of 240: one in which RLKD's agent learns, and CTKD's adversary has all its strength
+EPOCH = 20  # of 240: one in which RLKD's agent learns, no images are mixed, and CTKD's adversary is at full strength
 BASES = {"distillers": "kd", "temperatures": "fixed"}
 
 

@@ -107,7 +107,8 @@ class MemoryLoader:
     def set_mixing(self, partner: Tensor | None, weight: float) -> None:
         """Blend images into others in the epochs to come, each with the same view; None for not any more.
 
-        A mixed image takes the class and the number of its partner, which it shows most of.
+        A mixed image takes the class and the number of its partner, which it shows most of; so a batch can hold a
+        number twice, of which a memory by numbers (CRD's) keeps one.
 
         Args:
             partner: [N] int64, which image is blended into each; itself where none is.

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from distiller_zoo.base import Distiller
+from distiller_zoo.base import Distiller, warmed_up
 from distiller_zoo.crd import CRD, nce_loss
 from distiller_zoo.dkd import DKD, dkd_loss
 from distiller_zoo.kd import KD, kd_loss
@@ -15,7 +15,7 @@ from helper.errors import unknown
 
 __all__ = [
     "Distiller", "create_distiller", "distiller_dict", "dkd_loss", "kd_loss", "nce_loss", "pkt_loss", "sp_loss",
-    "vid_loss",
+    "vid_loss", "warmed_up",
 ]  # fmt: skip
 
 distiller_dict: dict[str, Callable[..., Distiller]] = {

@@ -35,6 +35,11 @@ class Distiller(nn.Module):
         """Called after each step of the optimizer: memories are renewed here."""
 
 
+def warmed_up(epoch: int, epochs: int) -> float:
+    """The weight of a loss in an epoch, counted from 1, that grows to 1 over so many epochs; 0 for not at all."""
+    return min(epoch / epochs, 1.0) if epochs else 1.0
+
+
 def at_least_float32(x: Tensor) -> Tensor:
     """Losses are computed in float32 or better, whatever the networks compute in."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()

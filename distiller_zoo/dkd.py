@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distiller_zoo.base import Distiller, at_least_float32
+from distiller_zoo.base import Distiller, at_least_float32, warmed_up
 from distiller_zoo.kd import kl_divergence
 from helper.errors import UserError
 from models import Output
@@ -40,7 +40,8 @@ def dkd_loss(
 
     TCKD is the KL divergence between teacher and student of the two probabilities (target, any other class); NCKD is
     that of the other classes' probabilities, renormalised without the target. Both in log space, so they are finite
-    where a probability underflows. With different temperatures for teacher and student the factor is their product.
+    where a probability underflows. With different temperatures for teacher and student the factor is
+    `Tau.gradient_scale`.
 
     Args:
         student_logits, teacher_logits: [B, C].
@@ -97,7 +98,7 @@ class DKD(Distiller):
         self.register_buffer("warmup", torch.ones(()))
 
     def start_epoch(self, epoch: int) -> None:
-        self.warmup.fill_(min(epoch / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0)
+        self.warmup.fill_(warmed_up(epoch, self.warmup_epochs))
 
     def forward(self, student: Output, teacher: Output, target: Tensor, tau: Tau, index: Tensor) -> dict[str, Tensor]:
         loss = dkd_loss(student.logits, teacher.logits, target, tau, self.alpha, self.beta)

@@ -12,7 +12,7 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float | Tensor 
     """The mean over samples of tau^2 KL(teacher softened by tau || student softened by tau), a scalar.
 
     CTKD's equation 1 and its instance-wise form in one expression. With different temperatures for teacher and student
-    the factor is their product. Computed in log space, in float32 or better.
+    the factor is `Tau.gradient_scale`. Computed in log space, in float32 or better.
 
     Args:
         student_logits, teacher_logits: [B, C].

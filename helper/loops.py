@@ -11,7 +11,7 @@ from torch.func import functional_call
 from tqdm import tqdm
 
 from dataset.base import Batch, Dataset, Loader
-from distiller_zoo import Distiller, kd_loss
+from distiller_zoo import Distiller, kd_loss, warmed_up
 from helper.errors import RunError
 from helper.log import Record, table_head, table_line
 from helper.run_folder import RunFolder
@@ -30,7 +30,32 @@ class Step(NamedTuple):
     tau: Tau | None  # None where nothing is distilled
 
 
-class Distillation(nn.Module):
+class Learner(nn.Module):
+    """What the loop trains. A subclass has a `student`, and a forward from a batch and what the teacher says of it."""
+
+    def start_epoch(self, epoch: int) -> None:
+        """Called before each epoch, counted from 1."""
+
+    def mixing(self) -> Mixing:
+        """Which images are blended into which in this epoch."""
+        return Mixing()
+
+    def before_step(self, batch: Batch) -> Batch:
+        """What of a batch is to be learned from."""
+        return batch
+
+    def after_step(self) -> None:
+        """Called after each step of the optimizer."""
+
+    def end_epoch(self) -> None:
+        """Called after each epoch."""
+
+    def describe(self) -> dict[str, float]:
+        """What the log should know of the epoch."""
+        return {}
+
+
+class Distillation(Learner):
     """All that learns (the student, the temperature, the distiller's own layers), and the loss it learns from:
 
     loss = gamma * cross entropy + warm-up * (alpha * KD(tau) + fixed_alpha * KD(kd_T)) + beta * what the distiller
@@ -59,7 +84,7 @@ class Distillation(nn.Module):
     def start_epoch(self, epoch: int) -> None:
         self.temperature.start_epoch(epoch)
         self.distiller.start_epoch(epoch)
-        self.warmup.fill_(min(epoch / self.kd_warmup, 1.0) if self.kd_warmup else 1.0)
+        self.warmup.fill_(warmed_up(epoch, self.kd_warmup))
         self.probe = None
 
     def mixing(self) -> Mixing:
@@ -112,30 +137,12 @@ class Distillation(nn.Module):
         return Step(loss, parts, student.logits, tau)
 
 
-class Alone(nn.Module):
+class Alone(Learner):
     """A network that learns from the labels only: the "vanilla" recipe."""
 
     def __init__(self, student: Model) -> None:
         super().__init__()
         self.student = student
-
-    def start_epoch(self, epoch: int) -> None:
-        """Nothing changes from epoch to epoch."""
-
-    def mixing(self) -> Mixing:
-        return Mixing()
-
-    def before_step(self, batch: Batch) -> Batch:
-        return batch
-
-    def after_step(self) -> None:
-        """Nothing is remembered."""
-
-    def end_epoch(self) -> None:
-        """Nothing is concluded."""
-
-    def describe(self) -> dict[str, float]:
-        return {}
 
     def forward(self, batch: Batch, teacher: None) -> Step:
         logits = self.student(batch.images)
@@ -199,7 +206,7 @@ class Meter:
 
 
 def train_step(
-    module: Distillation | Alone, teacher: Model | None, batch: Batch, optimizer: torch.optim.Optimizer
+    module: Learner, teacher: Model | None, batch: Batch, optimizer: torch.optim.Optimizer
 ) -> Step:
     """One batch, after `before_step`: forward, backward, and one step of the optimizer for all that learns."""
     # 1. what the teacher says: frozen, without gradient
@@ -216,7 +223,7 @@ def train_step(
 
 
 def train_epoch(
-    module: Distillation | Alone,
+    module: Learner,
     teacher: Model | None,
     loader: Loader,
     optimizer: torch.optim.Optimizer,
@@ -280,7 +287,7 @@ def decayed(learning_rate: float, epoch: int, milestones: list[int], rate: float
 
 def fit(
     run: RunFolder,
-    module: Distillation | Alone,
+    module: Learner,
     teacher: Model | None,
     data: Dataset,
     optimizer: torch.optim.Optimizer,
@@ -309,7 +316,7 @@ def fit(
 
 def _one_epoch(
     run: RunFolder,
-    module: Distillation | Alone,
+    module: Learner,
     teacher: Model | None,
     data: Dataset,
     optimizer: torch.optim.Optimizer,

@@ -142,7 +142,8 @@ def _add_temperature(parser: Parser) -> None:
     add("--temperature", metavar="NAME", help=f"one of: {', '.join(temperature_dict)} (default: fixed)")
     add("--kd_T", type=float, default=4.0, help="the temperature if fixed, DTKD's reference, and RLKD's before its"
         " agent acts")  # fmt: skip
-    add("--logit_stand", action="store_true", help="show the temperature z-scored logits, and let its tau act on them")
+    add("--logit_stand", action="store_true", help="show the temperature z-scored logits, and let its tau act on them"
+        " (a KD term at kd_T stays on plain ones)")  # fmt: skip
     add("--tau_init", "--t_start", type=float, default=1.0, help="CTKD: lower bound of tau")
     add("--tau_range", "--t_end", type=float, default=20.0, help="CTKD: tau stays below tau_init + tau_range")
     add("--curriculum", metavar="NAME", default="cosine", help=f"CTKD: how lambda rises: {', '.join(CURRICULA)}")
@@ -255,7 +256,7 @@ def resolve_pair(options: dict[str, Any], teacher: str) -> dict[str, Any]:
     """The options with all that depends on the teacher filled in: the weights and the warm-up of DKD and DTKD.
 
     Raises:
-        UserError: --dkd_weights mdistiller for a pair without published weights.
+        UserError: --dkd_weights mdistiller for a pair without published weights, or a warm-up of nothing.
     """
     if options["distill"] == "dkd":
         options = _resolve_dkd(options, teacher)
@@ -266,7 +267,13 @@ def resolve_pair(options: dict[str, Any], teacher: str) -> dict[str, Any]:
         "fixed_alpha": fixed_alpha if published else 0.0,
         "kd_warmup": round(dtkd.WARMUP / 240 * options["epochs"]) if published else 0,
     }
-    return options | {key: value for key, value in defaults.items() if options[key] is None}
+    options = options | {key: value for key, value in defaults.items() if options[key] is None}
+    if options["kd_warmup"] and options["alpha"] == options["fixed_alpha"] == 0:
+        raise UserError(
+            f"--kd_warmup {options['kd_warmup']} has no KD term to act on: leave it out"
+            + (", --dkd_warmup is DKD's" if options["distill"] == "dkd" else "")
+        )
+    return options
 
 
 def _resolve_dkd(options: dict[str, Any], teacher: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ History = Sequence[Mapping[str, Any]]  # an epoch a record, as in log.jsonl
 COLOURS = ("#332288", "#CC6677", "#117733", "#DDAA33", "#88CCEE", "#882255", "#44AA99", "#999933", "#AA4499")
 STYLES = ("-", "--", ":")  # the second and third round through the colours
 PANELS = {
-    "tau_mean": "temperature tau", "lambda": "lambda", "rl_action_mean": "RLKD: action", "rl_reward": "RLKD: reward",
+    "tau_mean": "temperature tau", "lambda": "lambda", "rl_action_mean": "action", "rl_reward": "reward a step",
 }  # fmt: skip
 FEW = 12  # up to so many epochs each one gets a dot
 BANDS = 4  # up to so many configurations in a picture the range of tau is shown: more bands hide each other

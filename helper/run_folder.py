@@ -21,7 +21,7 @@ from helper.errors import UserError
 from helper.files import write_atomically
 from helper.log import Record, RunLog
 from helper.plot import plot_run
-from helper.runs import NEUTRAL_OPTIONS
+from helper.runs import ADDED_OPTIONS, NEUTRAL_OPTIONS
 
 IDENTITY = ("kind", "model", "teacher", "teacher_sha256", "data_sha256")  # what a run is, beside its options
 
@@ -72,7 +72,7 @@ class RunFolder:
     def _check_same_run(self) -> None:
         try:
             config = json.loads(self.path.read_text())
-            there = config["options"] | {key: config[key] for key in IDENTITY if key in config}
+            there = ADDED_OPTIONS | config["options"] | {key: config[key] for key in IDENTITY if key in config}
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self.path} is damaged: add --overwrite to start that run anew") from error
         ours = json.loads(json.dumps(self.config["options"] | {key: self.config.get(key) for key in IDENTITY}))

@@ -1,6 +1,6 @@
-"""The temperature falls over the epochs, as in Annealing-KD (Jafari et al., EACL 2021, arXiv 2104.07163): a control.
+"""The temperature falls over the epochs: a control in which nothing is learned and no sample is told from another.
 
-Nothing is learned and no sample is told from another, so that what CTKD gains over it is not only "warm, then cold".
+Only the fall is that of Annealing-KD (Jafari et al., EACL 2021, arXiv 2104.07163), which has another loss too.
 """
 
 import math

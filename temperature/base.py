@@ -11,7 +11,7 @@ class Tau(NamedTuple):
 
     student: Tensor
     teacher: Tensor
-    scale: Tensor | None = None  # where the KD term's factor is another than their product
+    scale: Tensor | None = None  # the KD term's factor, where it is not their product
 
     @property
     def gradient_scale(self) -> Tensor:
@@ -45,7 +45,7 @@ class Temperature(nn.Module):
     temperature that learns otherwise keeps its optimizers to itself.
     """
 
-    # gamma and alpha with `--distill kd`, where they are other than KD's; an alpha of None depends on the pair
+    # gamma and alpha with `--distill kd`, where they differ from KD's; an alpha of None depends on the pair
     weights: tuple[float, float | None] | None = None
     observes = False  # whether `observe` is to be called in the epoch that was started
 

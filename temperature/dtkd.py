@@ -2,9 +2,9 @@
 
 Each sample gets a temperature for the teacher and one for the student, whose sum is 2 tau, such that both networks'
 largest scaled logits are equal. The paper derives this as "equal sharpness" (log-sum-exp of the scaled logits, equation
-2); its author has since withdrawn that derivation (equations 4 and 5, an erratum in the released code's README) and
-stands by the numbers, which this formula made. So it is a heuristic: the largest scaled logits are equal, the
-sharpness is not.
+2); its author has since withdrawn that derivation (equations 4 and 5: the minimiser is delta = tau max_i (u_i - v_i) /
+(u_i + v_i), an erratum in the released code's README) and stands by the numbers, which this formula made. So it is a
+heuristic: the largest scaled logits are equal, the sharpness is not.
 """
 
 import torch
@@ -28,15 +28,15 @@ PAIR_WEIGHTS = {  # the same in the released configurations, by teacher and stud
     ("vgg13", "MobileNetV2"): (3.0, 1.0),
     ("ResNet50", "MobileNetV2"): (3.0, 2.0),
 }
-LOWEST = 0.01  # of tau's, as a share of the reference temperature: below what ordinary logits ask for
+LOWEST = 0.01  # the lowest tau, as a share of the reference temperature: ordinary logits stay above it
 
 
 def dtkd_tau(student_logits: Tensor, teacher_logits: Tensor, tau: float | Tensor = 4.0) -> Tau:
     """2 tau x / (x + y) for the teacher and 2 tau y / (x + y) for the student, x and y their largest logits; [B, 1].
 
     The released code divides by whatever it meets. Here a sample of which a largest logit is not above 0 (or not a
-    number) gets tau for both networks, and no temperature is below 0.01 tau or above 1.99 tau; neither happens with
-    ordinary logits.
+    finite number) gets tau for both networks, and no temperature is below 0.01 tau or above 1.99 tau; neither happens
+    with ordinary logits.
 
     Args:
         student_logits, teacher_logits: [B, C]. Gradient flows through the largest of each.

@@ -28,7 +28,7 @@ class Policy(Temperature):
     An action is a real number a ~ N(mean, std); tau = low + (high - low) sigmoid(a). The released code has
     10 sigmoid(a), which reaches tau near 0 though its docstring says 1 to 10 (row 17); the bounds are 1 and 10 here.
 
-    Numbers of rows are those of the bugs that are known of the released code, `#` in the README's list.
+    Row numbers are those of the list in rlkd.py.
 
     Args:
         train_target: the class of each training image [N]; here only their number counts.
@@ -58,24 +58,28 @@ class Policy(Temperature):
                 "--kd_T and --rl_tau_min must be above 0 and --rl_tau_max above --rl_tau_min,"
                 f" not {kd_T}, {rl_tau_min} and {rl_tau_max}"
             )
+        if not 1 <= rl_warmup <= epochs:
+            raise UserError(f"--rl_warmup must be from 1 to --epochs {epochs}, not {rl_warmup}: it would never act")
         self.epochs, self.rl_warmup, self.aug_epoch = epochs, rl_warmup, aug_epoch
         self.low, self.high = rl_tau_min, rl_tau_max
         self.register_buffer("tau", torch.tensor(float(kd_T)))
         self.register_buffer("entropy", torch.zeros(len(train_target)))  # of each image's predictions, summed up
-        self.start_epoch(1)
+        self.acts = self.explores = False
+        self.seen: dict[str, list[Tensor]] = {}  # what the log will say of the epoch
 
     def start_epoch(self, epoch: int) -> None:
         self.epoch = epoch
         self.acts = epoch >= self.rl_warmup
         self.explores = self.aug_epoch > 0 and epoch > self.rl_warmup and epoch % self.aug_epoch == 0
-        self.seen: dict[str, list[Tensor]] = {}  # what the log will say of this epoch
+        self.seen = {}
 
     def mixing(self) -> Mixing:
         """In an epoch of exploration: the second tenth of the images by entropy, blended into the ninth tenth.
 
         Every image's entropy was summed up over as many epochs, so that sums can be ranked (row 14). The released code
         leaves a blend the class of the image that is hardly to be seen in it; here it is the other one's. How the
-        weight falls from 1 to 0.7 is ours: linearly over the epochs.
+        weight falls from 1 to 0.7 is ours: linearly over the epochs. When to explore is the code's: the paper is said
+        to do it early.
         """
         if not self.explores:
             return Mixing()
@@ -122,7 +126,8 @@ class Policy(Temperature):
 class Random(Policy):
     """RLKD without its agent: actions from one normal distribution, by default that of an agent before it learns.
 
-    The control that tells a learned policy from noise. (The other is `fixed` at the mean, 5.5 with the defaults.)
+    The control that tells a learned policy from noise. With random_std 0 it is the one that tells temperatures a sample
+    from one for all, phases and blends being the same; `fixed` at the mean, 5.5 before learning, has neither.
 
     Args:
         random_mean, random_std: of the actions.

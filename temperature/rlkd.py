@@ -2,7 +2,8 @@
 
 Choosing temperatures is a sequence of decisions, since today's also shape what the student learns from later. A policy
 sees how sure student and teacher are of a sample and draws its temperature; after the step the student's improvement
-is the reward of the whole batch, which a learned calibration spreads over its samples; PPO improves the policy.
+is the reward of the whole batch, which a learned calibration spreads over its samples; PPO improves the policy. This
+follows second-hand descriptions of the paper (its abstract, project page and reviews) and the released numbers.
 
     student, teacher --state [B, 3]--> policy --action--> tau --> the student's step --> reward of the batch
                                           ^                                                     |
@@ -21,9 +22,9 @@ numbers ("row n") by which comments and tests name them:
 7. Under DKD, temperatures [B, 1] times losses [B] made [B, B]: every sample got the mean weight. See distiller_zoo/.
 8. PKT's weight was added instead of multiplied; 9. VID had the KD term twice; 10. no distiller's own layers were ever
    trained; 11. the ShuffleNets had a learning rate of 0.05 instead of 0.01. See helper/loops.py and helper/options.py.
-14. Images were ranked by sums without a normaliser; 15. an entropy could be NaN; 17. tau could be near 0, against its
-   description. See policy.py.
-16. The agent ran once for each sample. Here: once for a batch.
+12. MobileNetV2 and ResNet50 could not be chosen. 16. The agent ran once for each sample; here once for a batch.
+14. The entropies' normaliser was a constant (sums over equally many epochs need none); 15. an entropy could be NaN;
+   17. tau could be near 0, against its description. See policy.py.
 
 OURS, where the sources are silent or their choice cannot work:
 
@@ -34,7 +35,11 @@ OURS, where the sources are silent or their choice cannot work:
   A rollout of 16 batches is one PPO update; discount and lambda reach over batches, hence over the ten steps or so in
   which SGD's momentum brings a gradient to effect. After the last batch comes another like it.
 - Without the published tanh the mean action is free, so that the mean temperature reaches all of the range.
-- The calibration's networks have a ReLU: linear ones cannot prefer a temperature inside the range.
+- The calibration predicts a batch's reward as the mean of its samples', by least squares, and a sample's reward is its
+  prediction, not the difference of consecutive ones, for a batch has no order. The detector weighs these predictions,
+  and not the states that PPO sees. Both learn in 10 passes. Their networks have a ReLU: linear ones cannot prefer a
+  temperature inside the range.
+- The actor's last layer starts near 0, so that tau starts around the middle of its range.
 """
 
 import math
@@ -45,6 +50,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from helper.errors import UserError
 from temperature.policy import PHASE, Policy
 
 GAMMA, LAMBDA, CLIP = 0.99, 0.95, 0.2
@@ -125,12 +131,12 @@ class Agent(nn.Module):
             self.actor[-2].bias.zero_()
         self.log_std = nn.Parameter(torch.tensor(-0.5))
         self.critic = _network(3, 256, 256)
-        self.reward, self.detector = _network(4, 16), _network(3, 16)
+        self.predictor, self.detector = _network(4, 16), _network(3, 16)
 
     def predicted_reward(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """The prediction for each sample, and the detector's weight that is in it, from 0 to 1; both [M]."""
         weight = self.detector(state).sigmoid()
-        return weight * self.reward(torch.cat([state, action[:, None]], 1)), weight
+        return weight * self.predictor(torch.cat([state, action[:, None]], 1)), weight
 
 
 class Transition(NamedTuple):
@@ -145,21 +151,30 @@ class RLKD(Policy):
     """The agent, trained by PPO in every rl_epoch-th epoch.
 
     Args:
-        rl_epoch: it learns in the epochs that this divides. rl_rollout: batches an update, two or more.
+        rl_epoch: it learns in the epochs that this divides. rl_rollout: batches an update; the last one of an epoch may
+            have fewer.
         phases_and_bounds: of `Policy`.
+
+    Raises:
+        UserError: a number outside its range.
     """
 
     def __init__(
         self, train_target: Tensor, epochs: int, rl_epoch: int = PHASE, rl_rollout: int = 16, **phases_and_bounds: float
     ) -> None:
-        self.rl_epoch, self.rl_rollout = rl_epoch, rl_rollout
         super().__init__(train_target, epochs, **phases_and_bounds)
+        if rl_epoch < 1 or rl_rollout < 2:
+            raise UserError(f"--rl_epoch must be 1 or more and --rl_rollout 2 or more, not {rl_epoch} and {rl_rollout}")
+        self.rl_epoch, self.rl_rollout = rl_epoch, rl_rollout
+        self.rollout: list[Transition] = []
+        self.rewards: list[Tensor] = []
+        self.probe_loss: Tensor | None = None
         self.agent = Agent().requires_grad_(False)  # the run's optimizer, which learns from the loss, leaves it alone
         agent = self.agent
         policy = [{"params": [*agent.actor.parameters()], "lr": ACTOR_RATE}]
         # ten parameters were summed up in the released code, which makes one learn ten times as fast
         policy += [{"params": [agent.log_std], "lr": 10 * ACTOR_RATE}]
-        calibration = [*agent.reward.parameters(), *agent.detector.parameters()]
+        calibration = [*agent.predictor.parameters(), *agent.detector.parameters()]
         self.optimizers = {
             "actor": torch.optim.Adam(policy),
             "critic": torch.optim.Adam(agent.critic.parameters(), CRITIC_RATE),
@@ -177,9 +192,7 @@ class RLKD(Policy):
     def start_epoch(self, epoch: int) -> None:
         super().start_epoch(epoch)
         self.observes = self.acts and epoch % self.rl_epoch == 0
-        self.rollout: list[Transition] = []
-        self.rewards: list[Tensor] = []
-        self.probe_loss: Tensor | None = None
+        self.rollout, self.rewards, self.probe_loss = [], [], None
 
     def act(self, student: Tensor, teacher: Tensor) -> Tensor:
         state = state_of(student, teacher)
@@ -202,23 +215,22 @@ class RLKD(Policy):
         if len(self.rewards) > 1:  # one batch alone has no spread of rewards
             self._learn()
 
-    @torch.enable_grad()
     def _learn(self) -> None:
         """One update from a rollout of H batches with M samples together."""
-        transitions, rewards = self.rollout, torch.stack(self.rewards)
+        transitions, batch_reward = self.rollout, torch.stack(self.rewards)
         self.rollout, self.rewards = [], []
         state, action, old_log_prob = (torch.cat(column) for column in zip(*transitions, strict=True))
         sizes = [len(transition.action) for transition in transitions]
         mean_of = torch.block_diag(*(action.new_full((1, size), 1 / size) for size in sizes))  # [H, M]
-        rewards = (rewards - rewards.mean()) / (rewards.std() + EPS)
+        batch_reward = (batch_reward - batch_reward.mean()) / (batch_reward.std() + EPS)
         agent = self.agent.requires_grad_(True)
         # 1. calibration: what of a batch's reward each sample earned (rows 5 and 6)
         for _ in range(CALIBRATION_PASSES):
             prediction, weight = agent.predicted_reward(state, action)
-            self._step("calibration", F.mse_loss(mean_of @ prediction, rewards) + SPARSITY * weight.mean())
+            self._step("calibration", F.mse_loss(mean_of @ prediction, batch_reward) + SPARSITY * weight.mean())
         # 2. advantages
         with torch.no_grad():
-            reward = redistribute(agent.predicted_reward(state, action)[0], rewards, mean_of)
+            reward = redistribute(agent.predicted_reward(state, action)[0], batch_reward, mean_of)
             value = agent.critic(state)
             advantage = advantages(reward, value, mean_of)
             returns = value + advantage
@@ -231,11 +243,10 @@ class RLKD(Policy):
             self._step("actor", ppo_loss(log_prob, old_log_prob, advantage))
         agent.requires_grad_(False)
         policy_entropy = 0.5 * math.log(2 * math.pi * math.e) + agent.log_std.detach()
-        self.note(rl_value_loss=value_loss.detach(), rl_policy_entropy=policy_entropy.clone())
+        self.note(rl_value_loss=value_loss.detach(), rl_policy_entropy=policy_entropy)
 
     def _step(self, name: str, loss: Tensor) -> None:
         optimizer = self.optimizers[name]
-        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(_parameters(optimizer), MAX_NORM)
         optimizer.step()

@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from torch import Tensor
 
 from helper.errors import UserError
@@ -37,22 +38,24 @@ class Standardised(Temperature):
         super().__init__()
         if not 0 < base_tau < math.inf:
             raise UserError(f"--base_tau must be above 0, not {base_tau}")
-        self.inner = inner or Fixed(base_tau)
+        self.inner = Fixed(base_tau) if inner is None else inner
+        self.seen: list[Tensor] = []  # the inner temperature of each step of the epoch
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor, index: Tensor) -> Tau:
         student_std, teacher_std = standard_deviation(student_logits), standard_deviation(teacher_logits)
         student = (student_logits - student_logits.mean(1, keepdim=True)) / student_std
         teacher = (teacher_logits - teacher_logits.mean(1, keepdim=True)) / teacher_std
         base = self.inner(student, teacher, target, index)
+        self.seen.append(base.student.detach().mean())
         return Tau(base.student * student_std, base.teacher * teacher_std, base.gradient_scale)
 
-    # ---- all else is the inner temperature's
     @property
     def observes(self) -> bool:
         return self.inner.observes
 
     def start_epoch(self, epoch: int) -> None:
         self.inner.start_epoch(epoch)
+        self.seen = []
 
     def mixing(self) -> Mixing:
         return self.inner.mixing()
@@ -64,4 +67,5 @@ class Standardised(Temperature):
         self.inner.end_epoch()
 
     def describe(self) -> dict[str, float]:
-        return self.inner.describe()
+        own = {"tau_on_z_scores": torch.stack(self.seen).mean().item()} if self.seen else {}
+        return own | self.inner.describe()

@@ -371,7 +371,8 @@ def test_another_protocol_makes_no_claim(tmp_path, other, told):
 
 def test_dtkd_is_marked_as_read_off_a_chart_and_its_loss_is_checked(tmp_path):
     pair = {"temperature": "dtkd", "teacher": "resnet14", "model": "resnet8"}
-    write_run(tmp_path / "a", history(62.0), **pair, gamma=1.0, alpha=3.0, fixed_alpha=1.0, kd_warmup=20)
+    write_run(tmp_path / "a", history(62.0), **pair, gamma=1.0, alpha=3.0, fixed_alpha=1.0, kd_warmup=20,
+              dtkd_detach=False)  # fmt: skip
     write_run(tmp_path / "b", history(62.0), **pair)
     text = compare.report(find_runs([tmp_path]), markdown=True)
     assert cells(text, "| kd, dtkd, alpha 3.0")[6::3] == ["≈62.87 [1]", "one run"]

@@ -102,7 +102,7 @@ def test_ctkd_global_has_the_published_gradient(batch, classes, seed, lambda_):
     student, teacher = draw(batch, classes, seed), draw(batch, classes, seed + 1)
     temperature = create_temperature("ctkd-global").double()
     temperature.lambda_.fill_(-lambda_)  # the published lambda is negative
-    tau = temperature(student, teacher, None)
+    tau = temperature(student, teacher, None, None)
     loss = kd_loss(student, teacher, tau)
     loss.backward()
     expected = golden(batch, classes, seed, f"ctkd_global_lambda{lambda_}")
@@ -245,6 +245,19 @@ def test_dkd_by_hand_with_a_temperature_a_sample_and_another_for_the_teacher():
     assert loss.item() == pytest.approx(dkd_by_hand(student, teacher, target, tau_s, tau_s, 1, 2), rel=1e-9)
 
 
+def test_dkd_on_standardised_logits_is_dkd_on_z_scores():
+    temperature = create_temperature("standardised", base_tau=3.0)
+    ours, theirs = (draw(8, 10, 1).requires_grad_() for _ in range(2))
+    teacher, target = 5 * draw(8, 10, 2) + 1, torch.arange(8)
+    loss = dkd_loss(ours, teacher, target, temperature(ours, teacher, target, target))
+    z_scores = [(x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True) for x in (theirs, teacher)]
+    expected = dkd_loss(*z_scores, target, 3.0)
+    loss.backward()
+    expected.backward()
+    assert loss.item() == close(expected.item())
+    assert torch.allclose(ours.grad, theirs.grad, rtol=1e-5, atol=1e-9)
+
+
 @pytest.mark.parametrize("loss", ["kd", "dkd"])
 def test_a_temperature_a_sample_keeps_each_samples_weight(loss):
     """Row 7 of RLKD's bugs: [B, 1] times [B] is [B, B], whose mean is mean(KL) * mean(tau^2)."""
@@ -315,6 +328,7 @@ def test_dkd_warms_up_linearly_where_asked():
 @pytest.mark.parametrize("uses", [None, 0, 1, 2, 3, "logits"])
 @pytest.mark.parametrize("distill", distiller_dict)
 def test_a_distiller_compares_the_layers_it_says(distill, uses):
+    """Row 9 of RLKD's bugs: VID has no KD term of its own."""
     """Its own terms alone: which of the student's outputs they have a gradient for; none for the teacher's."""
     compared = {"pkt": (3,), "sp": (2,), "vid": (1, 2), "crd": (3,), "srrl": (3,), "dkd": ("logits",)}
     torch.manual_seed(0)

@@ -176,6 +176,11 @@ def test_the_weights_of_a_temperature_are_those_of_kd_only_and_can_be_given():
     assert resolved("--temperature rlkd --fixed_alpha 0.5 --kd_warmup 3") == (0.1, 0.9, 0.5, 0, 3)
 
 
+def test_a_warm_up_of_nothing_is_refused():
+    with pytest.raises(UserError, match="--kd_warmup 20 has no KD term to act on: leave it out, --dkd_warmup is DKD's"):
+        resolve_pair(student("--distill dkd --kd_warmup 20"), "resnet56")
+
+
 def test_the_phases_of_rlkd_follow_the_length_of_the_schedule():
     def phases(line):
         options = student("--temperature rlkd " + line)
@@ -229,6 +234,7 @@ def test_decays_follow_the_length_of_the_schedule():
         ("--distill sp -a 0 --have_mlp 1", "--alpha 0 leaves --temperature ctkd-global nothing to act on"),
         ("--temperature dtkd -a 0 --fixed_alpha 1", "--alpha 0 leaves --temperature dtkd nothing to act on"),
         ("--temperature standardised --logit_stand", "is on z-scored logits already: leave --logit_stand out"),
+        ("--temperature rlkd --epochs 5 --rl_warmup 6", "--rl_warmup must be from 1 to --epochs 5, not 6"),
         ("--fixed_alpha -1", "--fixed_alpha must be 0 or more"),
         ("--kd_warmup -1", "--kd_warmup must be 0 or more"),
         ("--temperature rlkd --rl_warmup 0", "--rl_warmup must be 1 or more"),

@@ -308,6 +308,8 @@ def test_standardised_is_otherwise_its_inner_temperature(monkeypatch):
     ctkd = Standardised(inner=make("ctkd-global"))
     ctkd.start_epoch(5)
     assert ctkd.describe() == {"lambda": pytest.approx(0.5)}
+    decide(ctkd, logits(), logits())
+    assert ctkd.describe()["tau_on_z_scores"] == pytest.approx(15.62, abs=0.01)
 
 
 def test_annealing_falls_from_its_start_to_its_end():

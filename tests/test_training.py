@@ -28,6 +28,7 @@ from helper.device import prepare_device
 from helper.errors import RunError, UserError
 from helper.loops import Distillation, Meter, Step, decayed, evaluate, make_optimizer, train_epoch, train_step
 from helper.options import parse, resolve_pair, student_parser, taken_by, teacher_parser
+from helper.runs import ADDED_OPTIONS
 from models import Model, create_model, model_dict
 from temperature import temperature_dict
 
@@ -234,7 +235,7 @@ def test_every_teacher_can_be_learned_from_by_every_head(teacher, student):
 
 @pytest.mark.parametrize("distill", distiller_dict)
 def test_the_loss_is_its_weighted_parts(distill):
-    """Rows 8 and 9 of RLKD's bugs: PKT's weight is no summand, and VID has no KD term of its own."""
+    """Row 8 of RLKD's bugs: PKT's weight is no summand."""
     module, batch = make(distill=distill), fixed_batch()
     module.gamma, module.alpha, module.beta = 0.3, 0.6, 20.0
     step = module(batch, Tiny(width=12)(batch.images, is_feat=True))
@@ -442,6 +443,21 @@ def test_a_finished_run_is_not_touched_without_overwrite(teacher, tmp_path, caps
     assert json.loads((folder / "config.json").read_text())["options"]["alpha"] == 0.5
     assert len(read_log(folder)) == 1
     assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_a_run_from_before_an_option_is_one_without_it(teacher, tmp_path, capsys):
+    folder = tmp_path / "run"
+    line = f"--path-t {teacher} --epochs 1 --run_dir {folder}"
+    distil(line)
+    config = json.loads((folder / "config.json").read_text())
+    for key in ADDED_OPTIONS:
+        del config["options"][key]
+    (folder / "config.json").write_text(json.dumps(config))
+    distil(line)
+    assert "already finished" in capsys.readouterr().out
+    for more in ("--fixed_alpha 0.5", "--kd_warmup 3", "--logit_stand"):
+        with pytest.raises(UserError, match="holds a run with other options"):
+            distil(f"{line} {more}")
 
 
 def test_weights_that_are_not_ours_are_not_overwritten(tmp_path):
@@ -687,7 +703,7 @@ def test_an_interrupted_run_ends_bit_identical_under_every_distiller(distill, te
         assert last["distiller.contrast.log_z_v1"].isfinite()
 
 
-@pytest.mark.parametrize("temperature", temperature_dict)
+@pytest.mark.parametrize("temperature", [*temperature_dict, "dtkd --kd_warmup 3", "rlkd --logit_stand"])
 def test_an_interrupted_run_ends_bit_identical_under_every_temperature(temperature, teacher, tmp_path, monkeypatch):
     line = f"--path-t {teacher} --temperature {temperature} --epochs 3 --rl_rollout 2 --run_dir "
     distil(line + str(tmp_path / "whole"))
