@@ -76,10 +76,10 @@ class Policy(Temperature):
     def mixing(self) -> Mixing:
         """In an epoch of exploration: the second tenth of the images by entropy, blended into the ninth tenth.
 
-        Every image's entropy was summed up over as many epochs, so that sums can be ranked (row 14). The released code
-        leaves a blend the class of the image that is hardly to be seen in it; here it is the other one's. How the
-        weight falls from 1 to 0.7 is ours: linearly over the epochs. When to explore is the code's: the paper is said
-        to do it early.
+        Every image's entropy was summed up over as many epochs, so that sums can be ranked (row 14); only of those that
+        were a probe an epoch is missing. The released code leaves a blend the class of the image that is hardly to be
+        seen in it; here it is the other one's. How the weight falls from 1 to 0.7 is ours: linearly over the epochs.
+        When to explore is the code's: the paper is said to do it early.
         """
         if not self.explores:
             return Mixing()
