@@ -15,6 +15,7 @@ from helper.errors import run_main
 from helper.loops import Distillation, evaluate, fit, make_optimizer
 from helper.options import parse, resolve_pair, run_folder, student_parser, taken_by
 from helper.run_folder import RunFolder
+from helper.runs import TEMPERATURE_OPTIONS_OF
 from helper.teacher import find_teacher, load_teacher
 from models import Model, create_model, feature_widths
 from temperature import create_temperature, temperature_dict
@@ -45,6 +46,8 @@ def distil(options: dict[str, Any]) -> Path:
     run = RunFolder(folder, options["model_s"], config, options["overwrite"])
     print(f"distil {run.title}, into {folder}")
     print(loss_in_words(options))
+    if own := TEMPERATURE_OPTIONS_OF.get(options["temperature"]):
+        print(f"{options['temperature']}: " + ", ".join(f"{key} {options[key]}" for key in own))
     if options["dry_run"]:
         return folder
     if run.finished:

@@ -118,7 +118,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     args = parser.parse_args()
-    args.steps = args.steps or {"distillers": 1, "temperatures": 16}[args.what]
+    if args.steps is None:
+        args.steps = {"distillers": 1, "temperatures": 16}[args.what]
     if args.rounds < 2 or args.batch_size < 2 or args.steps < 1:
         raise UserError("--rounds and --batch_size must be 2 or more, and --steps 1 or more")
     return args

@@ -244,8 +244,7 @@ def _resolve_student(options: dict[str, Any]) -> None:
             f"--beta 0 leaves nothing of --distill {options['distill']}: leave -b out for {distiller.weights[2]:g},"
             " the published weight, or give --distill kd"
         )
-    others = options["beta"] + (options["fixed_alpha"] or 0)
-    if options["alpha"] == 0 < others and options["temperature"] != "fixed" and not distiller.uses_tau:
+    if options["alpha"] == 0 and options["temperature"] != "fixed" and not distiller.uses_tau:
         raise UserError(
             f"--alpha 0 leaves --temperature {options['temperature']} nothing to act on, since --distill"
             f" {options['distill']} has no temperature of its own: give --alpha 0.9, or --temperature fixed"

@@ -165,6 +165,11 @@ class RLKD(Policy):
         super().__init__(train_target, epochs, **phases_and_bounds)
         if rl_epoch < 1 or rl_rollout < 2:
             raise UserError(f"--rl_epoch must be 1 or more and --rl_rollout 2 or more, not {rl_epoch} and {rl_rollout}")
+        if epochs // rl_epoch * rl_epoch < self.rl_warmup:
+            raise UserError(
+                f"--rl_epoch {rl_epoch} divides no epoch from --rl_warmup {self.rl_warmup} to --epochs {epochs}:"
+                " the agent would never learn, which is --temperature random"
+            )
         self.rl_epoch, self.rl_rollout = rl_epoch, rl_rollout
         self.rollout: list[Transition] = []
         self.rewards: list[Tensor] = []

@@ -56,5 +56,6 @@ def test_the_table_is_aligned(what, monkeypatch, capsys):
 
 
 def test_one_round_has_no_spread(monkeypatch):
-    with pytest.raises(UserError, match="--rounds and --batch_size must be 2 or more"):
-        run(f"distillers {SMALL} --rounds 1", monkeypatch)
+    for wrong in ("--rounds 1", "--steps 0"):
+        with pytest.raises(UserError, match="--rounds and --batch_size must be 2 or more, and --steps 1 or more"):
+            run(f"distillers {SMALL} {wrong}", monkeypatch)

@@ -235,6 +235,8 @@ def test_decays_follow_the_length_of_the_schedule():
         ("--temperature dtkd -a 0 --fixed_alpha 1", "--alpha 0 leaves --temperature dtkd nothing to act on"),
         ("--temperature standardised --logit_stand", "is on z-scored logits already: leave --logit_stand out"),
         ("--temperature rlkd --epochs 5 --rl_warmup 6", "--rl_warmup must be from 1 to --epochs 5, not 6"),
+        ("--temperature rlkd --epochs 5 --rl_epoch 6", "--rl_epoch 6 divides no epoch from --rl_warmup 1"),
+        ("--temperature dtkd -a 0", "--alpha 0 leaves --temperature dtkd nothing to act on"),
         ("--fixed_alpha -1", "--fixed_alpha must be 0 or more"),
         ("--kd_warmup -1", "--kd_warmup must be 0 or more"),
         ("--temperature rlkd --rl_warmup 0", "--rl_warmup must be 1 or more"),

@@ -15,7 +15,7 @@ from tests.test_distillers import cases, check_gradient, close, draw, golden, ne
 
 CLASSES = 10
 EVERY = sorted(temperature_dict)
-KNOWN = {"num_classes": CLASSES, "train_target": torch.zeros(64), "epochs": 4, "rl_warmup": 1}
+KNOWN = {"num_classes": CLASSES, "train_target": torch.zeros(64), "epochs": 4, "rl_warmup": 1, "rl_epoch": 1}
 
 
 def make(name, **options):
