@@ -264,7 +264,7 @@ def resolve_pair(options: dict[str, Any], teacher: str) -> dict[str, Any]:
     defaults = {
         "alpha": alpha,  # of DTKD with kd only: elsewhere it is known already
         "fixed_alpha": fixed_alpha if published else 0.0,
-        "kd_warmup": round(dtkd.WARMUP / 240 * options["epochs"]) if published else 0,
+        "kd_warmup": _in_proportion(dtkd.WARMUP, options) if published else 0,
     }
     options = options | {key: value for key, value in defaults.items() if options[key] is None}
     if options["kd_warmup"] and options["alpha"] == options["fixed_alpha"] == 0:
@@ -273,6 +273,11 @@ def resolve_pair(options: dict[str, Any], teacher: str) -> dict[str, Any]:
             + (", --dkd_warmup is DKD's" if options["distill"] == "dkd" else "")
         )
     return options
+
+
+def _in_proportion(epochs: int, options: dict[str, Any]) -> int:
+    """So many of the published 240 epochs, in a run of this length."""
+    return round(epochs / 240 * options["epochs"])
 
 
 def _resolve_dkd(options: dict[str, Any], teacher: str) -> dict[str, Any]:
@@ -287,7 +292,7 @@ def _resolve_dkd(options: dict[str, Any], teacher: str) -> dict[str, Any]:
     if beta is None:
         beta = dkd.PAIR_BETA[pair] if published else 2.0
     if warmup is None:
-        warmup = round(dkd.WARMUP / 240 * options["epochs"]) if published else 0
+        warmup = _in_proportion(dkd.WARMUP, options) if published else 0
     return options | {"dkd_beta": beta, "dkd_warmup": warmup}
 
 
@@ -302,7 +307,7 @@ def _resolve_schedule(options: dict[str, Any]) -> None:
               f" --lr {asked} insists")  # fmt: skip
     for phase in ("rl_warmup", "rl_epoch", "aug_epoch"):
         if phase in options and options[phase] is None:
-            options[phase] = max(1, round(policy.PHASE / 240 * options["epochs"]))
+            options[phase] = max(1, _in_proportion(policy.PHASE, options))
     if options["lr_decay_epochs"] is None:
         options["lr_decay_epochs"] = [round(share * options["epochs"]) for share in DECAYS]
     else:
