@@ -15,7 +15,7 @@ from helper.errors import run_main
 from helper.loops import Distillation, evaluate, fit, make_optimizer
 from helper.options import parse, resolve_pair, run_folder, student_parser, taken_by
 from helper.run_folder import RunFolder
-from helper.runs import TEMPERATURE_OPTIONS_OF
+from helper.runs import OPTIONS_OF, TEMPERATURE_OPTIONS_OF
 from helper.teacher import find_teacher, load_teacher
 from models import Model, create_model, feature_widths
 from temperature import create_temperature, temperature_dict
@@ -46,8 +46,9 @@ def distil(options: dict[str, Any]) -> Path:
     run = RunFolder(folder, options["model_s"], config, options["overwrite"])
     print(f"distil {run.title}, into {folder}")
     print(loss_in_words(options))
-    if own := TEMPERATURE_OPTIONS_OF.get(options["temperature"]):
-        print(f"{options['temperature']}: " + ", ".join(f"{key} {options[key]}" for key in own))
+    for name, table in ((options["distill"], OPTIONS_OF), (options["temperature"], TEMPERATURE_OPTIONS_OF)):
+        if own := table.get(name):
+            print(f"{name}: " + ", ".join(f"{key} {options[key]}" for key in own if options[key] is not None))
     if options["dry_run"]:
         return folder
     if run.finished:
@@ -68,6 +69,9 @@ def distil(options: dict[str, Any]) -> Path:
     student = create_model(options["model_s"], data.num_classes)
     module = place(distillation(options, student, teacher, data.train.target), device)
     optimizer = make_optimizer(module, **taken_by(make_optimizer, options))
+    if extra := sum(parameter.numel() for parameter in module.distiller.parameters()):
+        own = sum(parameter.numel() for parameter in student.parameters())
+        print(f"{options['distill']} learns {extra:,} parameters for training only, beside the student's {own:,}")
     # 5. the loop, from where it stopped
     with run.open():
         run.resume(module, optimizer)

@@ -34,6 +34,10 @@ class Distiller(nn.Module):
     def after_step(self) -> None:
         """Called after each step of the optimizer: memories are renewed here."""
 
+    def describe(self) -> dict[str, float]:
+        """What the log should know of the epoch, asked for at its end."""
+        return {}
+
 
 def warmed_up(epoch: int, epochs: int) -> float:
     """The weight of a loss in an epoch, counted from 1, that grows to 1 over so many epochs; 0 for not at all."""

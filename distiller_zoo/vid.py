@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distiller_zoo.base import Distiller, at_least_float32
+from distiller_zoo.maps import pair_stages, same_size
 from models import Output
 from temperature import Tau
 
@@ -46,28 +47,8 @@ class Regressor(nn.Module):
 
     def forward(self, g_s: Tensor, g_t: Tensor) -> Tensor:
         """`vid_loss` of maps [B, C, H, W] and [B, D, I, J]; the larger is averaged to the smaller's size."""
-        size = min(g_s.shape[2:], g_t.shape[2:])
-        g_s, g_t = (_pool(at_least_float32(g), size) for g in (g_s, g_t))
+        g_s, g_t = same_size(at_least_float32(g_s), at_least_float32(g_t))
         return vid_loss(self.regressor(g_s), g_t, self.log_scale)
-
-
-def _pool(maps: Tensor, size: torch.Size) -> Tensor:
-    if maps.shape[2:] == size:
-        return maps
-    factors = [have // want for have, want in zip(maps.shape[2:], size, strict=True)]
-    if [factor * want for factor, want in zip(factors, size, strict=True)] == list(maps.shape[2:]):
-        return F.avg_pool2d(maps, factors)  # the same, and unlike the other it has a deterministic gradient on a GPU
-    return F.adaptive_avg_pool2d(maps, size)
-
-
-def pair_stages(student_stages: int, teacher_stages: int) -> list[int]:
-    """Which stage of the teacher, from 0, each stage of the student learns from: the one at the same relative depth.
-
-    Equal numbers are paired one to one, and the last is always paired with the last: 3 stages learn from the first,
-    third and fourth of 4; 4 stages from the first, second, second and third of 3.
-    """
-    shares = [(stage + 1) / student_stages for stage in range(student_stages)]
-    return [max(math.floor(share * teacher_stages + 0.5), 1) - 1 for share in shares]  # rounds halves up
 
 
 class VID(Distiller):

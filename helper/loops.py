@@ -116,7 +116,7 @@ class Distillation(Learner):
         self.temperature.end_epoch()
 
     def describe(self) -> dict[str, float]:
-        return self.temperature.describe()
+        return self.temperature.describe() | self.distiller.describe()
 
     def forward(self, batch: Batch, teacher: Output) -> Step:
         student = self.student(batch.images, is_feat=True)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from dataset import check_dataset, dataset_dict
-from distiller_zoo import distiller_dict, dkd
+from distiller_zoo import distiller_dict, dkd, dpk
 from helper.errors import Parser, UserError, unknown
 from models import model_dict
 from temperature import annealing, dtkd, policy, temperature_dict
@@ -134,6 +134,16 @@ def _add_distillation(parser: Parser) -> None:
     add("--nce_m", type=float, default=0.5, help="CRD: how much of itself a memory keeps when it is renewed")
     add("--mode", choices=("exact", "relax"), default="exact", help="CRD: the positive is the image itself,"
         " or any of its class")  # fmt: skip
+    add("--dpk_stages", type=int, default=2, help="DPK: how many of the student's last stages; 0, or more than it has,"
+        " for all (this and all choices of DPK are ours)")  # fmt: skip
+    add("--dpk_patch", type=int, default=1, help="DPK: side of a patch, in positions of the map")
+    add("--dpk_width", type=int, help="DPK: channels of the encodings (default: the narrower of the two maps)")
+    add("--dpk_encoder_depth", type=int, default=1, help="DPK: residual blocks of each encoder")
+    add("--dpk_decoder_depth", type=int, default=2, help="DPK: residual blocks of the decoder")
+    add("--dpk_mask", choices=dpk.MASKS, default="sample", help="DPK: a mask for each sample, or one for a batch")
+    add("--dpk_schedule", default="dynamic", metavar="NAME", help="DPK: the teacher's share of the patches: dynamic"
+        " (1 - CKA), fixed:0.5, or linear (from 1 to 0 over the epochs)")  # fmt: skip
+    add("--dpk_momentum", type=float, default=0.9, help="DPK: how much of the smoothed CKA a step keeps")
     add("--hint_layer", type=int, default=2, help="of --distill hint, which is not available yet")
 
 
@@ -205,9 +215,10 @@ def parse(parser: Parser, argv: list[str] | None = None) -> dict[str, Any]:
         _resolve_student(options)
     _resolve_schedule(options)
     _check_numbers(options)
-    if "temperature" in options:  # its own checks, before any work is done
+    if "temperature" in options:  # their own checks, before any work is done
         factory = temperature_dict[options["temperature"]]
         factory(**taken_by(factory, options | {"num_classes": 1, "train_target": torch.zeros(1)}))
+        dpk.share_schedule(options["dpk_schedule"])
     return options
 
 
@@ -322,7 +333,8 @@ _AT_LEAST = {
     "epochs": 1, "batch_size": 1, "print_freq": 1, "image_size": 8, "num_workers": 0, "train_subset": 0, "seed": 0,
     "save_freq": 0, "momentum": 0, "weight_decay": 0, "gamma": 0, "alpha": 0, "beta": 0, "dkd_alpha": 0, "dkd_beta": 0,
     "dkd_warmup": 0, "feat_dim": 1, "nce_k": 1, "nce_m": 0, "fixed_alpha": 0, "kd_warmup": 0, "rl_warmup": 1,
-    "rl_epoch": 1, "aug_epoch": 0, "rl_rollout": 2,
+    "rl_epoch": 1, "aug_epoch": 0, "rl_rollout": 2, "dpk_stages": 0, "dpk_patch": 1, "dpk_width": 1,
+    "dpk_encoder_depth": 0, "dpk_decoder_depth": 0, "dpk_momentum": 0,
 }  # fmt: skip
 _ABOVE_ZERO = ("learning_rate", "lr_decay_rate", "kd_T", "nce_t")
 
@@ -334,8 +346,9 @@ def _check_numbers(options: dict[str, Any]) -> None:
     for key in _ABOVE_ZERO:
         if key in options and not 0 < options[key] < math.inf:
             raise UserError(f"--{key} must be above 0, not {options[key]}")
-    if options.get("nce_m", 0) >= 1:
-        raise UserError(f"--nce_m must be below 1, not {options['nce_m']}: a memory that keeps all never learns")
+    for key in ("nce_m", "dpk_momentum"):
+        if options.get(key, 0) >= 1:
+            raise UserError(f"--{key} must be below 1, not {options[key]}: what keeps all of itself never learns")
     if options["seed"] >= 2**63:
         raise UserError(f"--seed must be below 2^63, not {options['seed']}")
     if options.get("distill") == "dkd" and options["dkd_alpha"] == options["dkd_beta"] == 0:

@@ -21,6 +21,10 @@ NEUTRAL_OPTIONS = frozenset((
 OPTIONS_OF = {
     "dkd": ("dkd_alpha", "dkd_beta", "dkd_warmup"),
     "crd": ("feat_dim", "nce_k", "nce_t", "nce_m", "mode"),
+    "dpk": (
+        "dpk_stages", "dpk_patch", "dpk_width", "dpk_encoder_depth", "dpk_decoder_depth", "dpk_mask", "dpk_schedule",
+        "dpk_momentum",
+    ),
     "hint": ("hint_layer",),
 }
 _CTKD = ("tau_init", "tau_range", "curriculum", "lambda_min", "lambda_max", "lambda_epochs")

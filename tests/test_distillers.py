@@ -12,7 +12,8 @@ import torch.nn.functional as F
 
 from distiller_zoo import create_distiller, distiller_dict, dkd_loss, kd_loss, pkt_loss, sp_loss
 from distiller_zoo.crd import Candidates
-from distiller_zoo.vid import Regressor, pair_stages
+from distiller_zoo.maps import pair_stages
+from distiller_zoo.vid import Regressor
 from helper.errors import UserError
 from helper.options import taken_by
 from models import Output
@@ -330,7 +331,7 @@ def test_dkd_warms_up_linearly_where_asked():
 def test_a_distiller_compares_the_layers_it_says(distill, uses):
     """Row 9 of RLKD's bugs: VID has no KD term of its own."""
     """Its own terms alone: which of the student's outputs they have a gradient for; none for the teacher's."""
-    compared = {"pkt": (3,), "sp": (2,), "vid": (1, 2), "crd": (3,), "srrl": (3,), "dkd": ("logits",)}
+    compared = {"pkt": (3,), "sp": (2,), "vid": (1, 2), "crd": (3,), "srrl": (3,), "dkd": ("logits",), "dpk": (1, 2)}
     torch.manual_seed(0)
     shapes, widths = [(6, 4, 8, 8), (6, 5, 8, 8), (6, 7, 4, 4), (6, 9)], [4, 5, 7, 9]
     student, teacher = (
@@ -339,12 +340,12 @@ def test_a_distiller_compares_the_layers_it_says(distill, uses):
     leaf = torch.zeros(1) if uses is None else student.logits if uses == "logits" else student.features[uses]
     leaf.requires_grad_()
     known = {"student_widths": widths, "teacher_widths": widths, "num_classes": 10, "nce_k": 8, "train_target": UNEVEN}
-    known["teacher_classifier"] = torch.nn.Linear(9, 10)
+    known |= {"teacher_classifier": torch.nn.Linear(9, 10), "epochs": 1, "dpk_schedule": "fixed:0.5"}
     distiller = create_distiller(distill, **taken_by(distiller_dict[distill], known)).requires_grad_(False)
     index = torch.arange(6)
     parts = distiller(student, teacher, UNEVEN[index], Tau(torch.tensor(4.0), torch.tensor(4.0)), index)
     reaches = uses in compared.get(distill, ())
-    assert all(part.requires_grad for part in parts.values()) == reaches or distill == "kd"
+    assert any(part.requires_grad for part in parts.values()) == reaches
     if reaches:
         sum(parts.values()).backward()
         assert leaf.grad.abs().sum() > 0

@@ -78,8 +78,8 @@ def teacher(tmp_path_factory):
 
 
 def make(temperature="fixed", distill="kd", student=None, expert=None, classes=10):
-    phases = ["--rl_warmup", "1", "--rl_epoch", "1", "--rl_rollout", "4"]
-    options = parse(student_parser(), ["--temperature", temperature, "--distill", distill, "--nce_k", "20", *phases])
+    own = ["--nce_k", "20", "--rl_warmup", "1", "--rl_epoch", "1", "--rl_rollout", "4", "--dpk_schedule", "fixed:0.5"]
+    options = parse(student_parser(), ["--temperature", temperature, "--distill", distill, *own])
     torch.manual_seed(0)
     target = torch.arange(64) % classes
     return train_student.distillation(
@@ -223,9 +223,9 @@ def test_every_teacher_can_be_learned_from_by_every_head(teacher, student):
         networks = [create_model(name, 10) for name in (student, teacher)]
         outputs = [model.eval()(torch.empty(2, 3, 32, 32), is_feat=True) for model in networks]
         widths = [[feature.shape[1] for feature in output.features] for output in outputs]
-        known = {"student_widths": widths[0], "teacher_widths": widths[1], "nce_k": 5}
+        known = {"student_widths": widths[0], "teacher_widths": widths[1], "nce_k": 5, "epochs": 1}
         known["teacher_classifier"] = networks[1].classifier
-    for name in ("vid", "srrl", "crd"):
+    for name in ("vid", "srrl", "crd", "dpk"):
         known["train_target"] = torch.arange(20) % 10
         head = create_distiller(name, **taken_by(distiller_dict[name], known)).to("meta")
         with torch.device("meta"):
@@ -694,6 +694,7 @@ def test_an_interrupted_run_ends_bit_identical_under_every_distiller(distill, te
     check_same_end(tmp_path / "stopped", tmp_path / "whole")
     last = checkpoint.load(tmp_path / "stopped/last.pth")["module"]
     learns = {"vid": {"stages"}, "crd": {"embed_s", "embed_t", "contrast"}, "srrl": {"connector"}}
+    learns["dpk"] = {"stages", "hsic"}
     moved = [key.split(".") for key in last if not torch.equal(first[key], last[key])]
     assert {part for module, part, *_ in moved if module == "distiller"} == learns.get(distill, set())
     if distill == "crd":

@@ -1,0 +1,87 @@
+"""How alike two representations of the same samples are: linear centred kernel alignment, CKA (Kornblith et al., ICML
+2019, arXiv 1905.00414), and its estimate from minibatches (Nguyen et al., ICLR 2021, arXiv 2010.15327).
+
+`linear_cka` of a few samples with many features is far too high: with more features than samples hardly any two kernels
+look unlike. The minibatch estimate takes the unbiased HSIC (Song et al., JMLR 2012) instead and averages it before it
+divides, so that neither the number of features nor of batches moves it much; what is left of a bias at batches of 64 is
+measured by `benchmarks/cka_bias.py`.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from distiller_zoo.base import at_least_float32
+
+SMALLEST = 4  # samples of which the unbiased HSIC can be estimated
+
+
+def linear_cka(x: Tensor, y: Tensor) -> Tensor:
+    """|Y'X|^2 / (|X'X| |Y'Y|) of centred features, Frobenius norms: a scalar from 0 to 1, 0 where nothing varies.
+
+    Not changed by a rotation, a shift or a common scale of the features.
+
+    Args:
+        x, y: [N, ...] each, of the same N samples; all but the first dimension are features.
+    """
+    x, y = _centred(x), _centred(y)
+    scale = (_cross(x, x) * _cross(y, y)).sqrt()
+    return _cross(x, y) / torch.where(scale > 0, scale, 1)
+
+
+def minibatch_cka(batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """The estimate of `linear_cka` of a whole data set from batches (x, y) of it, [B, ...] each: a scalar, -1 to 1.
+
+    Raises:
+        ValueError: a batch has fewer than 4 samples, or x and y are of different numbers of them.
+    """
+    return cka_of_hsic(torch.stack([hsic_terms(x, y) for x, y in batches]).mean(0))
+
+
+def hsic_terms(x: Tensor, y: Tensor) -> Tensor:
+    """The unbiased HSIC of (x, y), (x, x) and (y, y) with linear kernels: [3], to be averaged over batches.
+
+    Each kernel's diagonal is left out and its rows are centred so that this gives no bias (Song et al., equation 4, as
+    an inner product). Kernels are divided by the number of features, which no CKA depends on.
+
+    Args:
+        x, y: [B, ...] each, B at least 4.
+
+    Raises:
+        ValueError: fewer than 4 samples, or different numbers of them.
+    """
+    samples = len(x)
+    if samples < SMALLEST or len(y) != samples:
+        raise ValueError(f"the unbiased HSIC needs {SMALLEST} samples or more of both, not {samples} and {len(y)}")
+    x, y = _kernel(x), _kernel(y)
+    return torch.stack([(x * y).sum(), (x * x).sum(), (y * y).sum()]) / (samples * (samples - 3))
+
+
+def cka_of_hsic(terms: Tensor) -> Tensor:
+    """CKA [...] of (averages of) `hsic_terms` [..., 3]; 0 where one side does not vary."""
+    both, first, second = terms.unbind(-1)
+    scale = first.sqrt() * second.sqrt()
+    return both / torch.where(scale > 0, scale, 1)
+
+
+def _centred(x: Tensor) -> Tensor:
+    x = at_least_float32(x).flatten(1)
+    return x - x.mean(0)
+
+
+def _cross(x: Tensor, y: Tensor) -> Tensor:
+    """|Y'X|^2 of [N, P] and [N, Q], by the smaller of the two ways to compute it."""
+    if len(x) < min(x.shape[1], y.shape[1]):
+        return ((x @ x.T) * (y @ y.T)).sum()
+    return (y.T @ x).square().sum()
+
+
+def _kernel(x: Tensor) -> Tensor:
+    """The linear kernel [B, B] without its diagonal, centred so that the sums of its rows and columns are 0."""
+    n = len(x)
+    x = _centred(x)  # changes nothing below, but large means would cost digits
+    off_diagonal = 1 - torch.eye(n, dtype=x.dtype, device=x.device)
+    kernel = (x @ x.T / x.shape[1]) * off_diagonal
+    rows = kernel.sum(1, keepdim=True) / (n - 2)
+    return (kernel - rows - rows.T + kernel.sum() / ((n - 1) * (n - 2))) * off_diagonal

@@ -1,0 +1,205 @@
+"""DPK: the student is given a part of the teacher's features as prior knowledge, as much as it still needs, and has to
+make the whole of them out of that and its own (Qiu et al., ICLR 2023, arXiv 2206.06067).
+
+The authors never released code, so this is a re-implementation from their description, not of their settings. From the
+description: each network's map of a stage goes through an encoder of its own; a random set of patches of the student's
+is replaced by the teacher's; a decoder makes the teacher's map of this mixture; the teacher's share follows the gap
+between the features, measured by minibatch linear CKA. Open in all sources, and our choice:
+
+- the share is 1 - CKA, each patch drawn by itself (so that a map of one patch works too), and CKA is that of the two
+  maps themselves, not of their encodings, which are trained to fit each other; HSIC is smoothed, before the division;
+- stages (the last two), patch (one position), width (the narrower of the two maps) and depth of encoders and decoder,
+  which are convolutions; an encoder never looks beyond its patch, so that a patch of the teacher's tells nothing of
+  those which are left to the student but by the decoder's guess;
+- the target is the teacher's map itself, each channel standardised over the batch. Nothing that learns touches it: if
+  it were the teacher's encoding, encoders and decoder could all agree on a constant. The loss is its mean squared
+  error, of all patches: 1 is what the channels' means would get;
+- beside KD's weights of 0.1 and 0.9 it has a weight of 10: at 1 its gradient in a student's stages (resnet20 to
+  resnet8, the first 200 steps on CIFAR-100) is a tenth of the KD term's, at 10 about as large; accuracy was not asked;
+- the larger of two maps is averaged to the smaller's size; networks with different numbers of stages are paired by
+  relative depth (`pair_stages`).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distiller_zoo.base import Distiller, at_least_float32
+from distiller_zoo.cka import SMALLEST, cka_of_hsic, hsic_terms
+from distiller_zoo.maps import pair_stages, same_size
+from helper.errors import UserError
+from models import Output
+from temperature import Tau
+
+MASKS = ("sample", "batch")
+EPS = 1e-5
+
+
+def share_schedule(text: str) -> float | str:
+    """What `--dpk_schedule` says: "dynamic", "linear", or the number behind "fixed:".
+
+    Raises:
+        UserError: neither of them, or a number outside 0 to 1.
+    """
+    if text in ("dynamic", "linear"):
+        return text
+    try:
+        share = float(text.removeprefix("fixed:"))
+    except ValueError:
+        share = -1.0
+    if not text.startswith("fixed:") or not 0 <= share <= 1:
+        raise UserError(f"--dpk_schedule is dynamic, linear, or a share from 0 to 1 like fixed:0.5; not {text}")
+    return share
+
+
+def standardised(maps: Tensor) -> Tensor:
+    """Maps [B, C, H, W] with mean 0 and variance 1 in each channel; a constant channel becomes 0."""
+    variance, mean = torch.var_mean(maps, dim=(0, 2, 3), correction=0, keepdim=True)
+    return (maps - mean) * (variance + EPS).rsqrt()
+
+
+class Residual(nn.Module):
+    """x + convolution(ReLU(x)), of a width and a kernel's side."""
+
+    def __init__(self, width: int, side: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(width, width, side, padding=side // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.convolution(x.relu())
+
+
+class Stitching(nn.Module):
+    """Makes the teacher's map out of the student's, some of whose patches are replaced by the teacher's own.
+
+    Args:
+        student_width, teacher_width: channels of the two maps.
+        patch: side of a patch, in positions; a map that it does not divide is padded by zeros.
+        width: channels in between.
+        encoder_depth, decoder_depth: residual blocks in each.
+    """
+
+    def __init__(
+        self, student_width: int, teacher_width: int, patch: int, width: int, encoder_depth: int, decoder_depth: int
+    ) -> None:
+        super().__init__()
+        self.patch = patch
+
+        def encoder(channels: int) -> nn.Sequential:
+            return nn.Sequential(
+                nn.Conv2d(channels, width, patch, stride=patch), *(Residual(width, 1) for _ in range(encoder_depth))
+            )
+
+        self.student_encoder, self.teacher_encoder = encoder(student_width), encoder(teacher_width)
+        self.decoder = nn.Sequential(
+            *(Residual(width, 3) for _ in range(decoder_depth)), nn.Conv2d(width, teacher_width * patch**2, 1)
+        )
+
+    def forward(self, x_s: Tensor, x_t: Tensor, share: Tensor, mask: str) -> Tensor:
+        """The teacher's map [B, D, H, W] as reconstructed.
+
+        Args:
+            x_s, x_t: [B, C, H, W] and [B, D, H, W], standardised.
+            share: the probability of a patch to be the teacher's, a scalar. mask: one of MASKS.
+        """
+        height, width = x_t.shape[2:]
+        padding = (0, -width % self.patch, 0, -height % self.patch)
+        f_s, f_t = self.student_encoder(F.pad(x_s, padding)), self.teacher_encoder(F.pad(x_t, padding))
+        masks = len(f_s) if mask == "sample" else 1
+        given = torch.rand(masks, 1, *f_s.shape[2:], device=f_s.device) < share
+        return F.pixel_shuffle(self.decoder(torch.where(given, f_t, f_s)), self.patch)[..., :height, :width]
+
+
+class DPK(Distiller):
+    """The mean squared error of the teacher's maps as reconstructed from the stitched features, a term a stage.
+
+    The log has for each stage, numbered from 1 as the student's are, `dpk_ratio_stage<n>`, the mean of the teacher's
+    share over the epoch, and `dpk_cka_stage<n>`, the minibatch CKA of the epoch's batches.
+
+    Args:
+        student_widths, teacher_widths: channels of each feature: stem, stages, pooled vector.
+        epochs: length of the run, for the schedule "linear".
+        dpk_stages: how many of the student's last stages; 0, or more than there are, for all.
+        dpk_patch: side of a patch in positions of the map.
+        dpk_width: channels of the encodings; None for the narrower of the two maps.
+        dpk_encoder_depth, dpk_decoder_depth: residual blocks, of one convolution each.
+        dpk_mask: each "sample" has a mask of its own, or the "batch" shares one.
+        dpk_schedule: the teacher's share: "dynamic", 1 - CKA; "fixed:<ratio>"; "linear", from 1 in the first epoch to
+            0 in the last.
+        dpk_momentum: how much of the smoothed HSIC a step keeps.
+
+    Raises:
+        UserError: an unknown mask or schedule.
+    """
+
+    weights = (0.1, 0.9, 10.0)
+
+    def __init__(
+        self,
+        student_widths: list[int],
+        teacher_widths: list[int],
+        epochs: int,
+        dpk_stages: int = 2,
+        dpk_patch: int = 1,
+        dpk_width: int | None = None,
+        dpk_encoder_depth: int = 1,
+        dpk_decoder_depth: int = 2,
+        dpk_mask: str = "sample",
+        dpk_schedule: str = "dynamic",
+        dpk_momentum: float = 0.9,
+    ) -> None:
+        super().__init__()
+        if dpk_mask not in MASKS:
+            raise UserError(f"unknown --dpk_mask '{dpk_mask}'; the known ones are: {', '.join(MASKS)}")
+        self.mask, self.schedule = dpk_mask, share_schedule(dpk_schedule)
+        self.epochs, self.momentum = epochs, dpk_momentum
+        pairs = list(enumerate(pair_stages(len(student_widths) - 2, len(teacher_widths) - 2)))
+        self.pairs = [(s + 1, t + 1) for s, t in pairs[-dpk_stages:]]  # places in the lists of features; [-0:] is all
+        self.stages = nn.ModuleList()
+        for s, t in self.pairs:
+            widths = student_widths[s], teacher_widths[t]
+            self.stages.append(
+                Stitching(*widths, dpk_patch, dpk_width or min(widths), dpk_encoder_depth, dpk_decoder_depth)
+            )
+        count = len(self.pairs)
+        self.register_buffer("hsic", torch.zeros(count, 3))  # smoothed
+        share = self.schedule if isinstance(self.schedule, float) else 1.0  # until the first step or epoch
+        self.register_buffer("ratio", torch.full((count,), share), persistent=False)
+        self.register_buffer("epoch_hsic", torch.zeros(count, 3), persistent=False)  # sums over the epoch's steps
+        self.register_buffer("epoch_ratio", torch.zeros(count), persistent=False)
+        self.register_buffer("epoch_steps", torch.zeros(()), persistent=False)
+
+    def start_epoch(self, epoch: int) -> None:
+        if self.schedule == "linear":
+            self.ratio.fill_(1 - (epoch - 1) / max(self.epochs - 1, 1))
+        for sums in (self.epoch_hsic, self.epoch_ratio, self.epoch_steps):
+            sums.zero_()
+
+    def forward(self, student: Output, teacher: Output, target: Tensor, tau: Tau, index: Tensor) -> dict[str, Tensor]:
+        losses = {}
+        self.epoch_steps += 1
+        for i, (s, t) in enumerate(self.pairs):
+            g_s, g_t = same_size(at_least_float32(student.features[s]), at_least_float32(teacher.features[t].detach()))
+            self._follow(i, g_s.detach(), g_t)
+            x_t = standardised(g_t)
+            made = self.stages[i](standardised(g_s), x_t, self.ratio[i], self.mask)
+            losses[f"dpk_stage{s}"] = F.mse_loss(made, x_t)
+        return losses
+
+    @torch.no_grad()
+    def _follow(self, i: int, g_s: Tensor, g_t: Tensor) -> None:
+        """Measure how alike the maps of a pair of stages are, and let the teacher's share follow."""
+        if len(g_s) >= SMALLEST:
+            terms = hsic_terms(g_s, g_t)
+            self.hsic[i].lerp_(terms.to(self.hsic), 1 - self.momentum)
+            self.epoch_hsic[i] += terms
+        if self.schedule == "dynamic":
+            self.ratio[i] = (1 - cka_of_hsic(self.hsic[i])).clamp(0, 1)
+        self.epoch_ratio[i] += self.ratio[i]
+
+    def describe(self) -> dict[str, float]:
+        result = {}
+        ratios, alike = self.epoch_ratio / self.epoch_steps, cka_of_hsic(self.epoch_hsic)
+        for (stage, _), ratio, cka in zip(self.pairs, ratios.tolist(), alike.tolist(), strict=True):
+            result |= {f"dpk_ratio_stage{stage}": ratio, f"dpk_cka_stage{stage}": cka}
+        return result

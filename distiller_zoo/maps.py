@@ -1,0 +1,31 @@
+"""Which maps of two networks belong together, and how they are brought to one size."""
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def pair_stages(student_stages: int, teacher_stages: int) -> list[int]:
+    """Which stage of the teacher, from 0, each stage of the student learns from: the one at the same relative depth.
+
+    Equal numbers are paired one to one, and the last is always paired with the last: 3 stages learn from the first,
+    third and fourth of 4; 4 stages from the first, second, second and third of 3.
+    """
+    shares = [(stage + 1) / student_stages for stage in range(student_stages)]
+    return [max(math.floor(share * teacher_stages + 0.5), 1) - 1 for share in shares]  # rounds halves up
+
+
+def same_size(g_s: Tensor, g_t: Tensor) -> tuple[Tensor, Tensor]:
+    """Maps [B, C, H, W] and [B, D, I, J], the larger averaged to the smaller's size."""
+    size = min(g_s.shape[2:], g_t.shape[2:])
+    return _pool(g_s, size), _pool(g_t, size)
+
+
+def _pool(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    if maps.shape[2:] == size:
+        return maps
+    factors = [have // want for have, want in zip(maps.shape[2:], size, strict=True)]
+    if [factor * want for factor, want in zip(factors, size, strict=True)] == list(maps.shape[2:]):
+        return F.avg_pool2d(maps, factors)  # the same, and unlike the other it has a deterministic gradient on a GPU
+    return F.adaptive_avg_pool2d(maps, size)
