@@ -18,22 +18,25 @@ History = Sequence[Mapping[str, Any]]  # an epoch a record, as in log.jsonl
 # Paul Tol's muted colours: distinct to every kind of colour vision, and on white.
 COLOURS = ("#332288", "#CC6677", "#117733", "#DDAA33", "#88CCEE", "#882255", "#44AA99", "#999933", "#AA4499")
 STYLES = ("-", "--", ":")  # the second and third round through the colours
-PANELS = {
+PANELS = {  # one for the keys of a record that begin so
     "tau_mean": "temperature tau", "lambda": "lambda", "rl_action_mean": "action", "rl_reward": "reward a step",
+    "dpk_ratio": "teacher's share", "dpk_cka": "CKA of maps",
 }  # fmt: skip
 FEW = 12  # up to so many epochs each one gets a dot
 BANDS = 4  # up to so many configurations in a picture the range of tau is shown: more bands hide each other
 
 
 def plot_run(run: Run | History, title: str, path: str | Path) -> None:
-    """Draw a run's accuracy, and where it has them tau, lambda, and RLKD's actions and reward, over the epochs.
+    """Draw a run's accuracy over the epochs, and where it has them tau, lambda, RLKD's actions and reward, and DPK's
+    shares and CKA.
 
     Args:
         run: a run of an epoch or more, or its history. title: stands above the picture.
         path: the PNG file, replaced in one step.
     """
     history = run.history if isinstance(run, Run) else run
-    keys = [key for key in PANELS if _curve(history, key)[1]]
+    logged = {key for record in history for key, value in record.items() if number(value) is not None}
+    keys = [panel for panel in PANELS if any(key.startswith(panel) for key in logged)]
     figure = Figure(figsize=(8, 3.4 + 1.7 * len(keys)), layout="constrained")
     panels = figure.subplots(1 + len(keys), sharex=True, squeeze=False, height_ratios=[2] + [1] * len(keys))[:, 0]
     _draw_accuracy(panels[0], history)
@@ -87,6 +90,12 @@ def plot_compare(runs: Sequence[Run], path: str | Path) -> None:
 
 def _draw_panel(axes: Axes, history: History, key: str) -> None:
     """One of PANELS."""
+    if key.startswith("dpk"):
+        for name in (name for name in history[-1] if name.startswith(key)):
+            stage = int(name.removeprefix(f"{key}_stage"))  # the student's, from 1
+            axes.plot(*_curve(history, name), color=COLOURS[stage], label=f"stage {stage}", **_dots(history))
+        axes.set_ylim(-0.05, 1.05)
+        return
     epochs, values = _curve(history, key)
     if key == "tau_mean":
         teacher = _curve(history, "tau_teacher_mean")

@@ -3,7 +3,7 @@
 # Published: resnet20 alone 69.06, KD 70.66, CTKD 71.19 (top-1; last or best epoch is not stated).
 # Data: --data_dir DIR or CIFAR100_DIR=DIR, the folder that holds cifar-100-python/.
 # Teacher: sh scripts/run_cifar_vanilla.sh trains it; --train_teacher does so here where it is missing.
-# Loss weights: each method's published ones, which stand below; -r, -a and -b give others.
+# Loss weights: each method's published ones (DPK's are ours), which stand below; -r, -a and -b give others.
 # Later flags win, so these give the other rows. With CTKD's global temperature:
 #   PKT    --distill pkt --experiments_name pkt+ctkd      -r 0.1 -a 0.9 -b 30000
 #   SP     --distill sp --experiments_name sp+ctkd        -r 0.1 -a 0.9 -b 3000
@@ -11,6 +11,7 @@
 #   CRD    --distill crd --experiments_name crd+ctkd      -r 0.1 -a 0.9 -b 0.8
 #   SRRL   --distill srrl --experiments_name srrl+ctkd    -r 0.1 -a 0.9 -b 1
 #   DKD    --distill dkd --experiments_name dkd+ctkd      -r 1 -a 0 -b 1 --dkd_alpha 1 --dkd_beta 2
+#   DPK    --distill dpk --experiments_name dpk+ctkd      -r 0.1 -a 0.9 -b 10
 # With a fixed temperature of 4:
 #   KD     --have_mlp 0 --experiments_name kd
 #   PKT    --have_mlp 0 --distill pkt --experiments_name pkt
@@ -19,6 +20,9 @@
 #   CRD    --have_mlp 0 --distill crd --experiments_name crd
 #   SRRL   --have_mlp 0 --distill srrl --experiments_name srrl
 #   DKD    --have_mlp 0 --distill dkd --experiments_name dkd
+#   DPK    --have_mlp 0 --distill dpk --experiments_name dpk
+#   DPK, half of the patches    --have_mlp 0 --distill dpk --dpk_schedule fixed:0.5 --experiments_name dpk-half
+#   DPK without prior           --have_mlp 0 --distill dpk --dpk_schedule fixed:0 --experiments_name dpk-none
 #   DKD of mdistiller           --have_mlp 0 --distill dkd --dkd_weights mdistiller --experiments_name dkd-mdistiller
 # Other temperatures, which go with every --distill too:
 #   DTKD                        --temperature dtkd --experiments_name dtkd    -r 1 -a 1 --fixed_alpha 0.5 --kd_warmup 20

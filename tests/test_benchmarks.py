@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from benchmarks import cost
+from benchmarks import cka_bias, cost
 from distiller_zoo import distiller_dict
 from helper.errors import UserError
 from temperature import temperature_dict
@@ -59,3 +59,16 @@ def test_one_round_has_no_spread(monkeypatch):
     for wrong in ("--rounds 1", "--steps 0"):
         with pytest.raises(UserError, match="--rounds and --batch_size must be 2 or more, and --steps 1 or more"):
             run(f"distillers {SMALL} {wrong}", monkeypatch)
+
+
+def test_the_table_of_cka_is_aligned_and_refuses_what_cannot_be_estimated(monkeypatch, capsys):
+    monkeypatch.setattr(cka_bias, "FEATURES", (16, 8192))
+    monkeypatch.setattr(sys, "argv", ["cka_bias.py", "--batch_size", "8", "--batches", "3"])
+    cka_bias.main()
+    _, heading, *rows, _, _ = capsys.readouterr().out.splitlines()
+    assert len(rows) == 2 * 2 * 4
+    assert {len(row) for row in rows} == {len(heading)}
+    for wrong in (["--batch_size", "3"], ["--batches", "1"]):
+        monkeypatch.setattr(sys, "argv", ["cka_bias.py", *wrong])
+        with pytest.raises(UserError, match="--batch_size must be 4 or more, and --batches 2 or more"):
+            cka_bias.main()

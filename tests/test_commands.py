@@ -13,7 +13,7 @@ import pytest
 import compare
 import train_student
 import train_teacher
-from benchmarks import cost
+from benchmarks import cka_bias, cost
 from distiller_zoo import distiller_dict
 from helper.options import parse, resolve_pair, student_parser, teacher_parser
 from helper.runs import find_runs
@@ -71,6 +71,9 @@ def test_every_python_command_of_the_readme_is_understood(command, tmp_path, mon
     elif program == "benchmarks/cost.py":
         monkeypatch.setattr(sys, "argv", [program, *argv])
         assert cost.parse_args().model_s in model_dict
+    elif program == "benchmarks/cka_bias.py":
+        monkeypatch.setattr(sys, "argv", [program, *argv])
+        assert cka_bias.parse_args().batch_size == 64
     elif argv == ["--help"]:
         with pytest.raises(SystemExit) as end:
             parse(PROGRAMS[program][0](), argv)

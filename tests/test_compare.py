@@ -10,11 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from scipy import stats
 
 import compare
 import published
+from helper import plot
 from helper.errors import RunError, UserError
 from helper.plot import plot_compare, plot_run
 from helper.runs import NEUTRAL_OPTIONS, Run, find_runs, group_labels, group_runs
@@ -531,6 +533,21 @@ def test_panels_for_the_agent_and_the_teachers_tau(tmp_path):
     records[19] |= {"rl_reward": 0.002}  # it learns in this epoch only
     plot_run(records, "rlkd", tmp_path / "rlkd")
     assert imread(tmp_path / "rlkd").shape[0] > 1.4 * imread(tmp_path / "plain").shape[0]
+
+
+def test_panels_for_dpk_with_a_line_a_stage(tmp_path):
+    records = history(71.0, epochs=3)
+    plot_run(records, "plain", tmp_path / "plain")
+    for record in records:
+        record |= {f"dpk_{what}_stage{n}": 0.2 * n for what in ("ratio", "cka") for n in (2, 3)}
+    plot_run(records, "dpk", tmp_path / "dpk")
+    heights = [imread(tmp_path / name).shape[0] for name in ("plain", "dpk")]
+    assert heights[1] == pytest.approx(heights[0] + 2 * 1.7 * 130, abs=2)
+    panels = Figure().subplots(2)
+    for axes, key in zip(panels, ("dpk_ratio", "dpk_cka"), strict=True):
+        plot._draw_panel(axes, records, key)
+        assert [line.get_label() for line in axes.get_lines()] == ["stage 2", "stage 3"]
+        assert axes.get_lines()[1].get_ydata() == pytest.approx([0.6] * 3)
 
 
 def test_a_seed_counts_once(tmp_path, capsys):

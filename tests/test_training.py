@@ -211,6 +211,14 @@ def test_the_flags_reach_the_distiller():
     assert (crd.candidates.nce_k, crd.candidates.mode) == (7, "relax")
     dkd = built("--distill dkd --dkd_alpha 0.5 --dkd_beta 3 --dkd_warmup 4")
     assert (dkd.alpha, dkd.beta, dkd.warmup_epochs) == (0.5, 3, 4)
+    dpk = built(
+        "--distill dpk --epochs 7 --dpk_stages 0 --dpk_patch 2 --dpk_width 9 --dpk_encoder_depth 3"
+        " --dpk_decoder_depth 4 --dpk_mask batch --dpk_schedule fixed:0.3 --dpk_momentum 0.5"
+    )
+    assert (dpk.epochs, dpk.mask, dpk.schedule, dpk.momentum) == (7, "batch", 0.3, 0.5)
+    (stage,) = dpk.stages
+    assert (stage.patch, len(stage.student_encoder), len(stage.decoder)) == (2, 1 + 3, 4 + 1)
+    assert stage.teacher_encoder[0].weight.shape == (9, 24, 2, 2)
     dkd = built("--distill dkd --dkd_weights mdistiller --model_s vgg8")
     assert (dkd.alpha, dkd.beta, dkd.warmup_epochs) == (1, 6, 20)
 
@@ -397,18 +405,22 @@ def test_a_student_run_logs_its_temperature(teacher, tmp_path, temperature, caps
     assert "selected on the test set" in shown
 
 
-def test_the_events_hold_what_the_log_holds(teacher):
+def read_events(folder):
     from tensorboard_logger.tf_protobuf import event_pb2  # importable only once helper.log has chosen the parser
 
-    (file,) = teacher.glob("events.out.tfevents.*")
+    (file,) = folder.glob("events.out.tfevents.*")
     content, seen = file.read_bytes(), {}
     while content:  # a record is its length (8 bytes), a checksum (4), the event, and a checksum (4)
         (length,) = struct.unpack("<Q", content[:8])
         event = event_pb2.Event.FromString(content[12 : 12 + length])
         seen |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
         content = content[16 + length :]
+    return seen
+
+
+def test_the_events_hold_what_the_log_holds(teacher):
     logged = {(key, r["epoch"]): value for r in read_log(teacher) for key, value in r.items() if key != "epoch"}
-    assert seen == {key: pytest.approx(value, rel=1e-6) for key, value in logged.items()}
+    assert read_events(teacher) == {key: pytest.approx(value, rel=1e-6) for key, value in logged.items()}
 
 
 def test_the_same_seed_gives_the_same_run_and_another_another(teacher, tmp_path):
@@ -723,6 +735,22 @@ def test_an_interrupted_run_ends_bit_identical_under_every_temperature(temperatu
         entropy = first[here + "entropy"]
         assert (entropy > 0).sum() == (96 if temperature == "random" else 80)  # a probe is half of a small batch
         assert torch.equal(entropy, last[here + "entropy"])  # the epochs after the first mix images
+
+
+def test_a_run_tells_what_dpk_gives_and_learns(teacher, tmp_path, capsys):
+    folder = tmp_path / "run"
+    distil(f"--path-t {teacher} --distill dpk --dpk_stages 1 --epochs 2 --run_dir {folder}")
+    out = capsys.readouterr().out
+    assert "dpk: dpk_stages 1, dpk_patch 1, dpk_encoder_depth 1," in out
+    learned = 2 * (64 * 64 + 64) * 2 + 2 * (9 * 64 * 64 + 64) + 64 * 64 + 64  # encoders, decoder, last convolution
+    assert f"dpk learns {learned:,} parameters for training only, beside the student's 78,042" in out
+    for record in read_log(folder):
+        assert 0 <= record["dpk_ratio_stage3"] <= 1
+        assert -1 <= record["dpk_cka_stage3"] <= 1
+        assert record["loss_dpk_stage3"] > 0
+    assert "dpk_stage2" not in "".join(record)
+    assert {name for name, _ in read_events(folder)} >= {"dpk_ratio_stage3", "dpk_cka_stage3"}
+    assert not [key for key in checkpoint.load(folder / "resnet8_last.pth") if "distiller" in key]
 
 
 def test_dkd_warms_up_over_the_epochs_of_a_run(teacher, tmp_path):
