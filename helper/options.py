@@ -15,6 +15,7 @@ import torch
 
 from dataset import check_dataset, dataset_dict
 from distiller_zoo import distiller_dict, dkd, dpk
+from distiller_zoo.cka import SMALLEST
 from helper.errors import Parser, UserError, unknown
 from models import model_dict
 from temperature import annealing, dtkd, policy, temperature_dict
@@ -218,7 +219,12 @@ def parse(parser: Parser, argv: list[str] | None = None) -> dict[str, Any]:
     if "temperature" in options:  # their own checks, before any work is done
         factory = temperature_dict[options["temperature"]]
         factory(**taken_by(factory, options | {"num_classes": 1, "train_target": torch.zeros(1)}))
-        dpk.share_schedule(options["dpk_schedule"])
+        dynamic = dpk.share_schedule(options["dpk_schedule"]) == "dynamic"
+        if options["distill"] == "dpk" and dynamic and options["batch_size"] < SMALLEST:
+            raise UserError(
+                f"--distill dpk follows the likeness of features, which takes a --batch_size of {SMALLEST} or more, not"
+                f" {options['batch_size']}: give that, or a --dpk_schedule that does not follow it"
+            )
     return options
 
 

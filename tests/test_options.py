@@ -254,6 +254,7 @@ def test_decays_follow_the_length_of_the_schedule():
         ("--distill crd --nce_m 1", "--nce_m must be below 1, not 1.0"),
         ("--distill crd --feat_dim 0", "--feat_dim must be 1 or more"),
         ("--distill dpk --dpk_schedule fixed:2", "a share from 0 to 1 like fixed:0.5; not fixed:2"),
+        ("--distill dpk --batch_size 3", "takes a --batch_size of 4 or more, not 3"),
         ("--distill dpk --dpk_mask image", "invalid choice: 'image'"),
         ("--distill dpk --dpk_stages -1", "--dpk_stages must be 0 or more"),
         ("--distill dpk --dpk_patch 0", "--dpk_patch must be 1 or more"),
