@@ -15,6 +15,7 @@ from torch import Tensor
 from distiller_zoo.base import at_least_float32
 
 SMALLEST = 4  # samples of which the unbiased HSIC can be estimated
+ROUNDING = 10  # features that vary by less than so many units in the last place do not vary
 
 
 def linear_cka(x: Tensor, y: Tensor) -> Tensor:
@@ -24,19 +25,28 @@ def linear_cka(x: Tensor, y: Tensor) -> Tensor:
 
     Args:
         x, y: [N, ...] each, of the same N samples; all but the first dimension are features.
+
+    Raises:
+        ValueError: x and y are of different numbers of samples.
     """
-    x, y = _centred(x), _centred(y)
-    scale = (_cross(x, x) * _cross(y, y)).sqrt()
-    return _cross(x, y) / torch.where(scale > 0, scale, 1)
+    if len(x) != len(y):
+        raise ValueError(f"CKA compares features of the same samples, not of {len(x)} and {len(y)}")
+    x, y = (_divided(each, each.norm()) for each in (_centred(x), _centred(y)))  # no scale overflows below
+    return _divided(_cross(x, y), _cross(x, x).sqrt() * _cross(y, y).sqrt())
 
 
 def minibatch_cka(batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     """The estimate of `linear_cka` of a whole data set from batches (x, y) of it, [B, ...] each: a scalar, -1 to 1.
 
+    Every batch counts the same, so they should be of one size.
+
     Raises:
-        ValueError: a batch has fewer than 4 samples, or x and y are of different numbers of them.
+        ValueError: no batch, one of fewer than 4 samples, or x and y of different numbers of them.
     """
-    return cka_of_hsic(torch.stack([hsic_terms(x, y) for x, y in batches]).mean(0))
+    terms = [hsic_terms(x, y) for x, y in batches]
+    if not terms:
+        raise ValueError("minibatch CKA needs a batch or more, not none")
+    return cka_of_hsic(torch.stack(terms).mean(0))
 
 
 def hsic_terms(x: Tensor, y: Tensor) -> Tensor:
@@ -61,13 +71,18 @@ def hsic_terms(x: Tensor, y: Tensor) -> Tensor:
 def cka_of_hsic(terms: Tensor) -> Tensor:
     """CKA [...] of (averages of) `hsic_terms` [..., 3]; 0 where one side does not vary."""
     both, first, second = terms.unbind(-1)
-    scale = first.sqrt() * second.sqrt()
-    return both / torch.where(scale > 0, scale, 1)
+    return _divided(both, first.sqrt() * second.sqrt())
+
+
+def _divided(x: Tensor, scale: Tensor) -> Tensor:
+    return x / torch.where(scale > 0, scale, 1)
 
 
 def _centred(x: Tensor) -> Tensor:
+    """Features [N, P] less their means; exactly 0 where nothing but rounding would be left."""
     x = at_least_float32(x).flatten(1)
-    return x - x.mean(0)
+    centred = x - x.mean(0)
+    return centred * (centred.norm() > ROUNDING * torch.finfo(x.dtype).eps * x.norm())
 
 
 def _cross(x: Tensor, y: Tensor) -> Tensor:

@@ -1,23 +1,32 @@
 """DPK: the student is given a part of the teacher's features as prior knowledge, as much as it still needs, and has to
 make the whole of them out of that and its own (Qiu et al., ICLR 2023, arXiv 2206.06067).
 
-The authors never released code, so this is a re-implementation from their description, not of their settings. From the
-description: each network's map of a stage goes through an encoder of its own; a random set of patches of the student's
-is replaced by the teacher's; a decoder makes the teacher's map of this mixture; the teacher's share follows the gap
-between the features, measured by minibatch linear CKA. Open in all sources, and our choice:
+The authors never released code, so this is a re-implementation from their description, not of their settings.
 
-- the share is 1 - CKA, each patch drawn by itself (so that a map of one patch works too), and CKA is that of the two
-  maps themselves, not of their encodings, which are trained to fit each other; HSIC is smoothed, before the division;
-- stages (the last two), patch (one position), width (the narrower of the two maps) and depth of encoders and decoder,
-  which are convolutions; an encoder never looks beyond its patch, so that a patch of the teacher's tells nothing of
-  those which are left to the student but by the decoder's guess;
-- the target is the teacher's map itself, each channel standardised over the batch. Nothing that learns touches it: if
-  it were the teacher's encoding, encoders and decoder could all agree on a constant. The loss is its mean squared
-  error, of all patches: 1 is what the channels' means would get;
-- beside KD's weights of 0.1 and 0.9 it has a weight of 10: at 1 its gradient in a student's stages (resnet20 to
-  resnet8, the first 200 steps on CIFAR-100) is a tenth of the KD term's, at 10 about as large; accuracy was not asked;
-- the larger of two maps is averaged to the smaller's size; networks with different numbers of stages are paired by
-  relative depth (`pair_stages`).
+From the description: each network's map of a stage goes through an encoder of its own; a random set of patches of the
+student's is replaced by the teacher's; a decoder makes the teacher's map of this mixture; the teacher's share follows
+the gap between the features, measured by minibatch linear CKA.
+
+As in the one unofficial code we know of (TST): the share is 1 - CKA, smoothed with a momentum of 0.9; the last two
+stages are one of its modes; maps are brought to a common width; mean squared error.
+
+OURS, where the sources are silent or differ:
+
+- CKA is that of the two maps themselves, not of their encodings, which are trained to fit each other; HSIC is smoothed,
+  before the division, from the first batch on. Batches of fewer than 4 images are not measured. The share is cut to 0
+  to 1, and each patch is drawn by itself, for each image (TST: one mask a batch), so that maps of one patch work too.
+- A patch is one position. Encoders and decoder are convolutions, as wide as the narrower of the two maps and 128 at
+  most. An encoder never looks beyond its patch, so that a patch of the teacher's tells nothing of those which are left
+  to the student but by the decoder's guess.
+- The target is the teacher's map itself, each channel standardised over the batch. Nothing that learns touches it: if
+  it were the teacher's encoding, encoders and decoder could all agree on a constant. Its mean squared error is over all
+  patches: 1 is what the channels' means would get.
+- Beside KD's weights of 0.1 and 0.9 it has a weight of 10: at 1 its gradient in the student's stages (teacher resnet20,
+  student resnet8, the first 200 steps on CIFAR-100) is a tenth of the KD term's, at 10 about as large. It was not tuned
+  for accuracy. The student learns only from the patches that are left to it: the larger the share, the weaker is its
+  gradient, and with a share of 1 there is none. So schedules differ in their effective weight too.
+- The larger of two maps is averaged to the smaller's size, and padded by zeros where patches do not divide it; networks
+  with different numbers of stages are paired by relative depth (`pair_stages`).
 """
 
 import torch
@@ -32,11 +41,12 @@ from models import Output
 from temperature import Tau
 
 MASKS = ("sample", "batch")
+MAX_WIDTH = 128
 EPS = 1e-5
 
 
 def share_schedule(text: str) -> float | str:
-    """What `--dpk_schedule` says: "dynamic", "linear", or the number behind "fixed:".
+    """What a schedule of DPK means: "dynamic", "linear", or the number behind "fixed:".
 
     Raises:
         UserError: neither of them, or a number outside 0 to 1.
@@ -121,7 +131,7 @@ class DPK(Distiller):
         epochs: length of the run, for the schedule "linear".
         dpk_stages: how many of the student's last stages; 0, or more than there are, for all.
         dpk_patch: side of a patch in positions of the map.
-        dpk_width: channels of the encodings; None for the narrower of the two maps.
+        dpk_width: channels of the encodings; None for as many as the narrower of the two maps has, 128 at most.
         dpk_encoder_depth, dpk_decoder_depth: residual blocks, of one convolution each.
         dpk_mask: each "sample" has a mask of its own, or the "batch" shares one.
         dpk_schedule: the teacher's share: "dynamic", 1 - CKA; "fixed:<ratio>"; "linear", from 1 in the first epoch to
@@ -158,9 +168,8 @@ class DPK(Distiller):
         self.stages = nn.ModuleList()
         for s, t in self.pairs:
             widths = student_widths[s], teacher_widths[t]
-            self.stages.append(
-                Stitching(*widths, dpk_patch, dpk_width or min(widths), dpk_encoder_depth, dpk_decoder_depth)
-            )
+            between = dpk_width or min(*widths, MAX_WIDTH)
+            self.stages.append(Stitching(*widths, dpk_patch, between, dpk_encoder_depth, dpk_decoder_depth))
         count = len(self.pairs)
         self.register_buffer("hsic", torch.zeros(count, 3))  # smoothed
         share = self.schedule if isinstance(self.schedule, float) else 1.0  # until the first step or epoch
@@ -180,7 +189,7 @@ class DPK(Distiller):
         self.epoch_steps += 1
         for i, (s, t) in enumerate(self.pairs):
             g_s, g_t = same_size(at_least_float32(student.features[s]), at_least_float32(teacher.features[t].detach()))
-            self._follow(i, g_s.detach(), g_t)
+            self._follow(i, g_s, g_t)
             x_t = standardised(g_t)
             made = self.stages[i](standardised(g_s), x_t, self.ratio[i], self.mask)
             losses[f"dpk_stage{s}"] = F.mse_loss(made, x_t)

@@ -105,6 +105,7 @@ def student_parser() -> Parser:
     add("--train_teacher", action="store_true", help="train the teacher by the vanilla recipe if it is missing")
     add("--skip_validation", action="store_true", help="do not measure the teacher before distilling")
     _add_distillation(parser)
+    _add_dpk(parser)
     _add_temperature(parser)
     _add_common(parser)
     return parser
@@ -135,17 +136,20 @@ def _add_distillation(parser: Parser) -> None:
     add("--nce_m", type=float, default=0.5, help="CRD: how much of itself a memory keeps when it is renewed")
     add("--mode", choices=("exact", "relax"), default="exact", help="CRD: the positive is the image itself,"
         " or any of its class")  # fmt: skip
-    add("--dpk_stages", type=int, default=2, help="DPK: how many of the student's last stages; 0, or more than it has,"
-        " for all (this and all choices of DPK are ours)")  # fmt: skip
-    add("--dpk_patch", type=int, default=1, help="DPK: side of a patch, in positions of the map")
-    add("--dpk_width", type=int, help="DPK: channels of the encodings (default: the narrower of the two maps)")
-    add("--dpk_encoder_depth", type=int, default=1, help="DPK: residual blocks of each encoder")
-    add("--dpk_decoder_depth", type=int, default=2, help="DPK: residual blocks of the decoder")
-    add("--dpk_mask", choices=dpk.MASKS, default="sample", help="DPK: a mask for each sample, or one for a batch")
-    add("--dpk_schedule", default="dynamic", metavar="NAME", help="DPK: the teacher's share of the patches: dynamic"
-        " (1 - CKA), fixed:0.5, or linear (from 1 to 0 over the epochs)")  # fmt: skip
-    add("--dpk_momentum", type=float, default=0.9, help="DPK: how much of the smoothed CKA a step keeps")
     add("--hint_layer", type=int, default=2, help="of --distill hint, which is not available yet")
+
+
+def _add_dpk(parser: Parser) -> None:
+    add = parser.add_argument_group("DPK", "its settings were never published: see distiller_zoo/dpk.py").add_argument
+    add("--dpk_stages", type=int, default=2, help="how many of the student's last stages; 0, or more than it has: all")
+    add("--dpk_patch", type=int, default=1, help="side of a patch, in positions of the map")
+    add("--dpk_width", type=int, help=f"channels of encodings (default: the narrower map's, {dpk.MAX_WIDTH} at most)")
+    add("--dpk_encoder_depth", type=int, default=1, help="residual blocks of each encoder")
+    add("--dpk_decoder_depth", type=int, default=2, help="residual blocks of the decoder")
+    add("--dpk_mask", choices=dpk.MASKS, default="sample", help="a mask for each sample, or one for a batch")
+    add("--dpk_schedule", default="dynamic", metavar="NAME", help="the teacher's share of the patches: dynamic"
+        " (1 - CKA), fixed:<ratio> like fixed:0.5, or linear (from 1 to 0 over the epochs)")  # fmt: skip
+    add("--dpk_momentum", type=float, default=0.9, help="how much of the smoothed HSIC, which CKA is made of, is kept")
 
 
 def _add_temperature(parser: Parser) -> None:
@@ -219,12 +223,7 @@ def parse(parser: Parser, argv: list[str] | None = None) -> dict[str, Any]:
     if "temperature" in options:  # their own checks, before any work is done
         factory = temperature_dict[options["temperature"]]
         factory(**taken_by(factory, options | {"num_classes": 1, "train_target": torch.zeros(1)}))
-        dynamic = dpk.share_schedule(options["dpk_schedule"]) == "dynamic"
-        if options["distill"] == "dpk" and dynamic and options["batch_size"] < SMALLEST:
-            raise UserError(
-                f"--distill dpk follows the likeness of features, which takes a --batch_size of {SMALLEST} or more, not"
-                f" {options['batch_size']}: give that, or a --dpk_schedule that does not follow it"
-            )
+        _resolve_dpk(options)
     return options
 
 
@@ -311,6 +310,21 @@ def _resolve_dkd(options: dict[str, Any], teacher: str) -> dict[str, Any]:
     if warmup is None:
         warmup = _in_proportion(dkd.WARMUP, options) if published else 0
     return options | {"dkd_beta": beta, "dkd_warmup": warmup}
+
+
+def _resolve_dpk(options: dict[str, Any]) -> None:
+    share = dpk.share_schedule(options["dpk_schedule"])
+    options["dpk_schedule"] = share if isinstance(share, str) else f"fixed:{share:g}"  # however it was written
+    if options["distill"] != "dpk":
+        return
+    if options["batch_size"] < SMALLEST:
+        raise UserError(
+            f"--distill dpk measures how alike features are, which takes a --batch_size of {SMALLEST} or more, not"
+            f" {options['batch_size']}"
+        )
+    if options["dpk_patch"] > options["image_size"]:
+        raise UserError(f"--dpk_patch {options['dpk_patch']} is larger than the images, which have a side of"
+                        f" {options['image_size']}")  # fmt: skip
 
 
 def _resolve_schedule(options: dict[str, Any]) -> None:

@@ -94,7 +94,7 @@ def _draw_panel(axes: Axes, history: History, key: str) -> None:
         for name in (name for name in history[-1] if name.startswith(key)):
             stage = int(name.removeprefix(f"{key}_stage"))  # the student's, from 1
             axes.plot(*_curve(history, name), color=COLOURS[stage], label=f"stage {stage}", **_dots(history))
-        axes.set_ylim(-0.05, 1.05)
+        axes.set_ylim(min(axes.get_ylim()[0], -0.05), 1.05)
         return
     epochs, values = _curve(history, key)
     if key == "tau_mean":

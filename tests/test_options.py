@@ -181,6 +181,11 @@ def test_a_warm_up_of_nothing_is_refused():
         resolve_pair(student("--distill dkd --kd_warmup 20"), "resnet56")
 
 
+def test_a_share_is_the_same_however_it_is_written():
+    for text in ("fixed:.5", "fixed:0.50", "fixed:5e-1"):
+        assert parse(student_parser(), ["--dpk_schedule", text])["dpk_schedule"] == "fixed:0.5"
+
+
 def test_the_phases_of_rlkd_follow_the_length_of_the_schedule():
     def phases(line):
         options = student("--temperature rlkd " + line)
@@ -255,6 +260,7 @@ def test_decays_follow_the_length_of_the_schedule():
         ("--distill crd --feat_dim 0", "--feat_dim must be 1 or more"),
         ("--distill dpk --dpk_schedule fixed:2", "a share from 0 to 1 like fixed:0.5; not fixed:2"),
         ("--distill dpk --batch_size 3", "takes a --batch_size of 4 or more, not 3"),
+        ("--distill dpk --dpk_patch 33", "--dpk_patch 33 is larger than the images, which have a side of 32"),
         ("--distill dpk --dpk_mask image", "invalid choice: 'image'"),
         ("--distill dpk --dpk_stages -1", "--dpk_stages must be 0 or more"),
         ("--distill dpk --dpk_patch 0", "--dpk_patch must be 1 or more"),

@@ -229,15 +229,16 @@ def test_every_teacher_can_be_learned_from_by_every_head(teacher, student):
     """The shapes alone are followed."""
     with torch.device("meta"):
         networks = [create_model(name, 10) for name in (student, teacher)]
-        outputs = [model.eval()(torch.empty(2, 3, 32, 32), is_feat=True) for model in networks]
+        outputs = [model.eval()(torch.empty(4, 3, 32, 32), is_feat=True) for model in networks]
         widths = [[feature.shape[1] for feature in output.features] for output in outputs]
         known = {"student_widths": widths[0], "teacher_widths": widths[1], "nce_k": 5, "epochs": 1}
         known["teacher_classifier"] = networks[1].classifier
-    for name in ("vid", "srrl", "crd", "dpk"):
-        known["train_target"] = torch.arange(20) % 10
-        head = create_distiller(name, **taken_by(distiller_dict[name], known)).to("meta")
+    known["train_target"] = torch.arange(20) % 10
+    patches = {"dpk_patch": 3, "dpk_stages": 0}
+    for name, own in (("vid", {}), ("srrl", {}), ("crd", {}), ("dpk", {}), ("dpk", patches)):
+        head = create_distiller(name, **taken_by(distiller_dict[name], known | own)).to("meta")
         with torch.device("meta"):
-            losses = head(*outputs, torch.zeros(2, dtype=torch.long), None, torch.arange(2))
+            losses = head(*outputs, torch.zeros(4, dtype=torch.long), None, torch.arange(4))
             assert all(loss.shape == () for loss in losses.values())
 
 
