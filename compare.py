@@ -33,10 +33,13 @@ RECIPE = (  # what two configurations must share for one to be a gain over the o
     "epochs", "batch_size", "learning_rate", "lr_decay_epochs", "lr_decay_rate", "momentum", "weight_decay",
     "train_subset", "image_size", "data_sha256", "teacher_sha256",
 )  # fmt: skip
-HEADING = ["pair", "method", "epochs", "n", "last", "best (on test)", "published", "Δ last", "Δ best", "verdict"]
+HEADING = [
+    "pair", "method", "teacher", "epochs", "n", "last", "best (on test)", "published", "Δ last", "Δ best", "verdict",
+]  # fmt: skip
 GAIN_HEADING = ["pair", "method", "epochs", "over", "n", "gain last", "p", "gain best (on test)", "p"]
 EXPLANATION = (
-    "Top-1 accuracy in percent, mean ± sample standard deviation over n seeds. last: after the last epoch."
+    "Top-1 accuracy in percent, mean ± sample standard deviation over n seeds. teacher: the teacher's own, measured"
+    " before distilling. last: after the last epoch."
     " best: the best epoch of each run, selected on the test set, hence optimistic. Δ: mean minus published."
     " Verdict: whether the published number lies outside the 95 % prediction interval of one more run."
 )
@@ -154,7 +157,9 @@ def mean_and_spread(accuracies: Sequence[float]) -> str:
 def row(runs: Sequence[Run], label: str, notes: Notes) -> list[str]:
     """The cells of one configuration."""
     run, last, best = runs[0], values(runs, "last"), values(runs, "best")
-    cells = [run.pair, label, str(run.option("epochs")), str(len(runs)), mean_and_spread(last), mean_and_spread(best)]
+    teacher = number(run.option("teacher_top1"))
+    cells = [run.pair, label, "–" if teacher is None else f"{teacher:.2f}", str(run.option("epochs")), str(len(runs))]
+    cells += [mean_and_spread(last), mean_and_spread(best)]
     records = find_published(run)
     if not records:
         return [*cells, "–", "–", "–", "none published"]

@@ -313,10 +313,11 @@ def test_numbers_of_a_row_and_of_the_gain(tmp_path):
     pair = "resnet56 → resnet20"
     # mean of 70.9, 71.0, 71.4 = 71.10; sample deviation = sqrt((0.04 + 0.01 + 0.09) / 2) = 0.26
     assert cells(text, "| kd, tau 4 ", "70.66") == [
-        pair, "kd, tau 4", "240", "3", "71.10 ± 0.26", "71.40 ± 0.26", "70.66 [1]", "+0.44", "+0.74", "within noise",
+        pair, "kd, tau 4", "72.34", "240", "3", "71.10 ± 0.26", "71.40 ± 0.26", "70.66 [1]", "+0.44", "+0.74",
+        "within noise",
     ]  # fmt: skip
     # 71.3, 71.4, 71.8: 71.50 and 0.26; published 71.19 in the same table, so by the same footnote
-    assert cells(text, "71.19")[4:] == ["71.50 ± 0.26", "71.70 ± 0.26", "71.19 [1]", "+0.31", "+0.51", "within noise"]
+    assert cells(text, "71.19")[5:] == ["71.50 ± 0.26", "71.70 ± 0.26", "71.19 [1]", "+0.31", "+0.51", "within noise"]
     # gain 0.40 and 0.30; both t are gain / (0.2646 * sqrt(2 / 3)) with 4 degrees of freedom: 1.852, 1.389
     gain = cells(text, "3, 3")
     assert gain == [pair, "kd, ctkd-global", "240", "kd, tau 4", "3, 3", "+0.40", "0.14", "+0.30", "0.24"]
@@ -331,14 +332,14 @@ def test_above_and_below(tmp_path):
     text = compare.report(find_runs([tmp_path]), markdown=True)
     assert cells(text, "kd, tau 4")[-1] == "above"
     assert cells(text, "alone") == [
-        "resnet20", "alone", "240", "2", "68.03 ± 0.01", "68.03 ± 0.01", "69.06 [1]", "-1.03", "-1.03", "below",
+        "resnet20", "alone", "–", "240", "2", "68.03 ± 0.01", "68.03 ± 0.01", "69.06 [1]", "-1.03", "-1.03", "below",
     ]  # fmt: skip
 
 
 def test_a_row_of_one_run_and_a_printed_spread(tmp_path):
     write_run(tmp_path / "pkt", history(71.0), distill="pkt", beta=30000.0)
     text = compare.report(find_runs([tmp_path]), markdown=True)
-    assert cells(text, "pkt+kd, tau 4")[3:] == [
+    assert cells(text, "pkt+kd, tau 4")[4:] == [
         "1", "71.00 ± –", "71.00 ± –", "70.85 ± 0.22 [1]", "+0.15", "+0.15", "one run",
     ]  # fmt: skip
 
@@ -346,7 +347,7 @@ def test_a_row_of_one_run_and_a_printed_spread(tmp_path):
 def test_a_method_without_the_kd_term_is_set_beside_one_without_it(tmp_path):
     write_run(tmp_path / "pkt", history(70.0), distill="pkt", gamma=1.0, alpha=0.0, beta=30000.0)
     text = compare.report(find_runs([tmp_path]), markdown=True)
-    assert cells(text, "| pkt, tau 4 ")[6:] == ["70.34 [1]", "-0.34", "-0.34", "one run"]
+    assert cells(text, "| pkt, tau 4 ")[7:] == ["70.34 [1]", "-0.34", "-0.34", "one run"]
     assert "RepDistiller README: the last epoch" in text
 
 
@@ -377,8 +378,8 @@ def test_dtkd_is_marked_as_read_off_a_chart_and_its_loss_is_checked(tmp_path):
               dtkd_detach=False)  # fmt: skip
     write_run(tmp_path / "b", history(62.0), **pair)
     text = compare.report(find_runs([tmp_path]), markdown=True)
-    assert cells(text, "| kd, dtkd, alpha 3.0")[6::3] == ["≈62.87 [1]", "one run"]
-    assert cells(text, "| kd, dtkd, alpha 0.9")[6::3] == ["≈62.87 [1]", "other protocol [2]"]
+    assert cells(text, "| kd, dtkd, alpha 3.0")[7::3] == ["≈62.87 [1]", "one run"]
+    assert cells(text, "| kd, dtkd, alpha 0.9")[7::3] == ["≈62.87 [1]", "other protocol [2]"]
     assert "The number is approximate (read off a chart)." in text
     assert "gamma 0.1 instead of 1; kd_warmup not recorded instead of 20" in text
 
@@ -388,7 +389,7 @@ def test_unknown_protocol_and_no_published_number(tmp_path):
     write_run(tmp_path / "b", history(73.0), temperature="ctkd-instance")
     text = compare.report(find_runs([tmp_path]), markdown=True)
     assert cells(text, "73.39")[-1] == "protocol unknown"
-    assert cells(text, "ctkd-instance")[6:] == ["–", "–", "–", "none published"]
+    assert cells(text, "ctkd-instance")[7:] == ["–", "–", "–", "none published"]
 
 
 def test_gain_needs_the_same_recipe_and_prefers_tau_4(tmp_path):
@@ -457,16 +458,16 @@ def test_a_crd_with_other_negatives_is_no_baseline(tmp_path):
 def test_the_published_number_of_the_same_protocol_is_preferred(tmp_path):
     dkd = {"distill": "dkd", "gamma": 1.0, "alpha": 0.0, "beta": 1.0, "dkd_alpha": 1.0, "dkd_beta": 2.0}
     write_run(tmp_path / "ctkd", history(71.0), **dkd, dkd_warmup=0)
-    assert cells(compare.report(find_runs([tmp_path]), markdown=True), "dkd")[6] == "71.43 ± 0.13 [1]"
+    assert cells(compare.report(find_runs([tmp_path]), markdown=True), "dkd")[7] == "71.43 ± 0.13 [1]"
     write_run(tmp_path / "mdistiller", history(71.9), **dkd, dkd_warmup=20)
-    assert cells(compare.report(find_runs([tmp_path]), markdown=True), "dkd_warmup 20")[6] == "71.97 [2]"
+    assert cells(compare.report(find_runs([tmp_path]), markdown=True), "dkd_warmup 20")[7] == "71.97 [2]"
 
 
 def test_unfinished_runs_are_listed_and_never_counted(tmp_path):
     write_run(tmp_path / "done", history(71.0), 1)
     write_run(tmp_path / "going", history(99.0)[:33], 2)
     text = compare.report(find_runs([tmp_path]), markdown=True)
-    assert cells(text, "70.66")[3:5] == ["1", "71.00 ± –"]
+    assert cells(text, "70.66")[4:6] == ["1", "71.00 ± –"]
     assert f"- unfinished (33/240 epochs): resnet56 → resnet20, kd, tau 4, {tmp_path / 'going'}" in text
     only = compare.report(find_runs([tmp_path / "going"]))
     assert only.startswith("unfinished (33/240 epochs)") and "pair" not in only
@@ -494,7 +495,7 @@ def test_markdown_tables_are_well_formed(tmp_path):
 def test_screen_tables_are_aligned(tmp_path):
     heading, rule, *rows = compare.report(find_runs([some_runs(tmp_path)])).splitlines()[2:6]
     ends = [end for end in range(len(rule)) if rule[end : end + 2] == "- "]
-    assert heading[ends[4] - 3 : ends[4] + 1] == "last"
+    assert heading[ends[5] - 3 : ends[5] + 1] == "last"
     for row in rows:
         assert all(row[end + 1 : end + 3] == "  " for end in ends)
 
