@@ -21,10 +21,11 @@ OURS, where the sources are silent or differ:
 - The target is the teacher's map itself, each channel standardised over the batch. Nothing that learns touches it: if
   it were the teacher's encoding, encoders and decoder could all agree on a constant. Its mean squared error is over all
   patches: 1 is what the channels' means would get.
-- Beside KD's weights of 0.1 and 0.9 it has a weight of 10: at 1 its gradient in the student's stages (teacher resnet20,
-  student resnet8, the first 200 steps on CIFAR-100) is a tenth of the KD term's, at 10 about as large. It was not tuned
-  for accuracy. The student learns only from the patches that are left to it: the larger the share, the weaker is its
-  gradient, and with a share of 1 there is none. So schedules differ in their effective weight too.
+- The stages' errors are summed. Beside KD's weights of 0.1 and 0.9 they have a weight of 10: at 1 their gradient in the
+  student's stages (teacher resnet20, student resnet8, the first 200 steps on CIFAR-100) is a tenth of the KD term's, at
+  10 about as large. It was not tuned for accuracy. The student learns only from the patches that are left to it: the
+  larger the share, the weaker is its gradient, and with a share of 1 there is none. So schedules differ in their
+  effective weight too.
 - The larger of two maps is averaged to the smaller's size, and padded by zeros where patches do not divide it; networks
   with different numbers of stages are paired by relative depth (`pair_stages`).
 """
@@ -170,6 +171,8 @@ class DPK(Distiller):
             widths = student_widths[s], teacher_widths[t]
             between = dpk_width or min(*widths, MAX_WIDTH)
             self.stages.append(Stitching(*widths, dpk_patch, between, dpk_encoder_depth, dpk_decoder_depth))
+        chosen = ", ".join(f"{s} from {t}" for s, t in self.pairs)
+        print(f"DPK: stages of the student, and of the teacher that they learn from: {chosen}")
         count = len(self.pairs)
         self.register_buffer("hsic", torch.zeros(count, 3))  # smoothed
         share = self.schedule if isinstance(self.schedule, float) else 1.0  # until the first step or epoch

@@ -258,7 +258,7 @@ def _resolve_student(options: dict[str, Any]) -> None:
     if options["beta"] == 0 < distiller.weights[2]:
         raise UserError(
             f"--beta 0 leaves nothing of --distill {options['distill']}: leave -b out for {distiller.weights[2]:g},"
-            " the published weight, or give --distill kd"
+            " its default, or give --distill kd"
         )
     if options["alpha"] == 0 and options["temperature"] != "fixed" and not distiller.uses_tau:
         raise UserError(
@@ -317,11 +317,17 @@ def _resolve_dpk(options: dict[str, Any]) -> None:
     options["dpk_schedule"] = share if isinstance(share, str) else f"fixed:{share:g}"  # however it was written
     if options["distill"] != "dpk":
         return
-    if options["batch_size"] < SMALLEST:
+    if share == 1 or share == "linear" and options["epochs"] == 1:
         raise UserError(
-            f"--distill dpk measures how alike features are, which takes a --batch_size of {SMALLEST} or more, not"
-            f" {options['batch_size']}"
+            "with all of its patches the teacher's, the student would learn nothing from DPK: give a share below 1"
+            + ", or more --epochs than 1" * (share == "linear")
         )
+    for key in ("batch_size", "train_subset"):
+        if 0 < options[key] < SMALLEST:
+            raise UserError(
+                f"--distill dpk measures how alike features are, which takes a --{key} of {SMALLEST} or more, not"
+                f" {options[key]}"
+            )
     if options["dpk_patch"] > options["image_size"]:
         raise UserError(f"--dpk_patch {options['dpk_patch']} is larger than the images, which have a side of"
                         f" {options['image_size']}")  # fmt: skip

@@ -22,6 +22,7 @@
 #   DKD    --have_mlp 0 --distill dkd --experiments_name dkd
 #   DPK    --have_mlp 0 --distill dpk --experiments_name dpk
 #   DPK, half of the patches    --have_mlp 0 --distill dpk --dpk_schedule fixed:0.5 --experiments_name dpk-half
+#   DPK, from all to none       --have_mlp 0 --distill dpk --dpk_schedule linear --experiments_name dpk-linear
 #   DPK without prior           --have_mlp 0 --distill dpk --dpk_schedule fixed:0 --experiments_name dpk-none
 #   DKD of mdistiller           --have_mlp 0 --distill dkd --dkd_weights mdistiller --experiments_name dkd-mdistiller
 # Other temperatures, which go with every --distill too:

@@ -125,7 +125,7 @@ def test_the_readme_has_the_measured_bias_of_cka():
     rows = [line.replace("± ", "").split()[2:] for line in text.splitlines() if re.match(r" +\d+ +(flat|1/k)", line)]
     true, plain, _, _, _, smoothed, noise, averaged = zip(*[map(float, row) for row in rows], strict=True)
     alone = [error for error, cka in zip(plain, true, strict=True) if cka == 0]
-    (claim,) = re.findall(r"far too high for one batch of 64, by (.*?)\n- ", README, re.DOTALL)
+    (claim,) = re.findall(r"far too high for\s+one batch of 64, by (.*?)\n- ", README, re.DOTALL)
     told = map(float, re.findall(r"\d\.\d{3}", claim))
     worst = [max(map(abs, errors)) for errors in (averaged, smoothed, noise)]
     assert list(told) == [min(alone), max(alone), *worst]
