@@ -21,7 +21,7 @@ from helper.errors import UserError
 from helper.files import write_atomically
 from helper.log import Record, RunLog
 from helper.plot import plot_run
-from helper.runs import ADDED_OPTIONS, NEUTRAL_OPTIONS
+from helper.runs import ADDED_OPTIONS, NEUTRAL_OPTIONS, foreign_options
 
 IDENTITY = ("kind", "model", "teacher", "teacher_sha256", "data_sha256")  # what a run is, beside its options
 
@@ -76,7 +76,8 @@ class RunFolder:
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self.path} is damaged: add --overwrite to start that run anew") from error
         ours = json.loads(json.dumps(self.config["options"] | {key: self.config.get(key) for key in IDENTITY}))
-        both = there.keys() & ours.keys() - NEUTRAL_OPTIONS
+        foreign = foreign_options(ours.get("distill"), ours.get("temperature"))
+        both = there.keys() & ours.keys() - NEUTRAL_OPTIONS - foreign
         changed = [f"{key} {there[key]} instead of {ours[key]}" for key in sorted(both) if there[key] != ours[key]]
         if changed:
             raise UserError(

@@ -42,6 +42,13 @@ TEMPERATURE_OPTIONS_OF = {
 ADDED_OPTIONS = {"fixed_alpha": 0.0, "kd_warmup": 0, "logit_stand": False}
 
 
+def foreign_options(distill: str | None, temperature: str | None) -> set[str]:
+    """The options that mean nothing to a run with this distiller and temperature, since they are another's."""
+    tables = ((OPTIONS_OF, distill), (TEMPERATURE_OPTIONS_OF, temperature))
+    every = {key for table, _ in tables for keys in table.values() for key in keys}
+    return every - {key for table, name in tables for key in table.get(name, ())}
+
+
 @dataclass(frozen=True)
 class Run:
     """One run: its folder, the content of `config.json`, and an epoch a record from `log.jsonl`."""
@@ -157,10 +164,7 @@ def _shown(run: Run) -> tuple[Any, ...]:
 def _configuration(run: Run) -> dict[str, Any]:
     """All that can change a run's result, but for the seed."""
     names = ("kind", "dataset", "model", "teacher", "teacher_sha256", "data_sha256", "distill", "temperature", "epochs")
-    tables = ((OPTIONS_OF, "distill"), (TEMPERATURE_OPTIONS_OF, "temperature"))
-    every = {key for table, _ in tables for keys in table.values() for key in keys}
-    own = {key for table, kind in tables for key in table.get(run.option(kind), ())}
-    left_out = NEUTRAL_OPTIONS | (every - own) | {"seed"}
+    left_out = NEUTRAL_OPTIONS | foreign_options(run.option("distill"), run.option("temperature")) | {"seed"}
     told = {key: value for key, value in run.config["options"].items() if key not in left_out}
     return ADDED_OPTIONS | told | {name: run.config.get(name) for name in names}
 

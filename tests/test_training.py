@@ -458,6 +458,15 @@ def test_a_finished_run_is_not_touched_without_overwrite(teacher, tmp_path, caps
     assert (folder / "notes.txt").read_text() == "mine"
 
 
+def test_options_of_other_methods_make_no_other_run(teacher, tmp_path, capsys):
+    line = f"--path-t {teacher} --distill dpk --temperature fixed --epochs 2 --run_dir {tmp_path / 'run'}"
+    distil(line)
+    distil(line + " --nce_k 7 --tau_range 5 --rl_warmup 2")
+    assert "already finished" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"other options \(dpk_schedule dynamic instead of fixed:0.5\):"):
+        distil(line + " --dpk_schedule fixed:0.5 --aug_epoch 2")
+
+
 def test_a_run_from_before_an_option_is_one_without_it(teacher, tmp_path, capsys):
     folder = tmp_path / "run"
     line = f"--path-t {teacher} --epochs 1 --run_dir {folder}"
