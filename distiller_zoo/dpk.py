@@ -40,6 +40,7 @@ from distiller_zoo.maps import pair_stages, same_size
 from helper.errors import UserError
 from models import Output
 from temperature import Tau
+from temperature.annealing import annealed
 
 MASKS = ("sample", "batch")
 MAX_WIDTH = 128
@@ -183,7 +184,7 @@ class DPK(Distiller):
 
     def start_epoch(self, epoch: int) -> None:
         if self.schedule == "linear":
-            self.ratio.fill_(1 - (epoch - 1) / max(self.epochs - 1, 1))
+            self.ratio.fill_(annealed(epoch, self.epochs, 1.0, 0.0))
         for sums in (self.epoch_hsic, self.epoch_ratio, self.epoch_steps):
             sums.zero_()
 

@@ -329,8 +329,8 @@ def test_dkd_warms_up_linearly_where_asked():
 @pytest.mark.parametrize("uses", [None, 0, 1, 2, 3, "logits"])
 @pytest.mark.parametrize("distill", distiller_dict)
 def test_a_distiller_compares_the_layers_it_says(distill, uses):
-    """Row 9 of RLKD's bugs: VID has no KD term of its own."""
-    """Its own terms alone: which of the student's outputs they have a gradient for; none for the teacher's."""
+    """Its own terms alone: which of the student's outputs they have a gradient for; none for the teacher's. (Row 9 of
+    RLKD's bugs: VID has no KD term of its own.)"""
     compared = {"pkt": (3,), "sp": (2,), "vid": (1, 2), "crd": (3,), "srrl": (3,), "dkd": ("logits",), "dpk": (1, 2)}
     torch.manual_seed(0)
     shapes, widths = [(6, 4, 8, 8), (6, 5, 8, 8), (6, 7, 4, 4), (6, 9)], [4, 5, 7, 9]
