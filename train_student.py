@@ -3,30 +3,65 @@
     python train_student.py --path-t save/models/resnet56_vanilla --model_s resnet20 --temperature ctkd-global
 """
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from dataset import create_dataset, identify_data
+from dataset import Dataset, create_dataset, identify_data
 from distiller_zoo import create_distiller, distiller_dict
+from helper.answers import Live, TeacherTable
 from helper.device import place, prepare_device, seed_everything
 from helper.errors import run_main
-from helper.loops import Distillation, evaluate, fit, make_optimizer
+from helper.loops import Distillation, Training, evaluate, fit, make_optimizer
 from helper.options import parse, resolve_pair, run_folder, student_parser, taken_by
 from helper.run_folder import RunFolder
 from helper.runs import OPTIONS_OF, TEMPERATURE_OPTIONS_OF
-from helper.teacher import find_teacher, load_teacher
+from helper.teacher import FoundTeacher, find_teacher, load_teacher
+from helper.trials import Turn, make_stepper, trials_of
 from models import Model, create_model, feature_widths
 from temperature import create_temperature, temperature_dict
 from temperature.standardised import Standardised
 
 
-def distil(options: dict[str, Any]) -> Path:
-    """Run the distillation that the options describe, or go on with it; returns the run's folder."""
-    # 1. the teacher's weights, and the run: what it is, and what there is of it already
+def distil(options: dict[str, Any]) -> list[Path]:
+    """Run the distillations that the options describe, one a seed, or go on with them; returns their folders."""
+    # 1. the teacher's weights, and the runs: what they are, and what there is of them already
     found = find_teacher(options)
     options = resolve_pair(options, found.name)
+    runs = [(open_run(trial, found), trial) for trial in trials_of(options)]
+    folders = [run.folder for run, _ in runs]
+    tell(options)
+    runs = [(run, trial) for run, trial in runs if not options["dry_run"] and not run.told_finished()]
+    if not runs:
+        return folders
+    # 2. data
+    device = prepare_device(options["device"], options["gpu_id"], options["deterministic"], options["plain"])
+    data = create_dataset(options["dataset"], **taken_by(create_dataset, options | {"device": device}))
+    # 3. teacher: frozen, and measured before anything is learned from it
+    model = load_teacher(found, data.num_classes, device, options["plain"])
+    top1 = None if options["skip_validation"] else evaluate(model, data.val, "teacher")["top1"]
+    if top1 is not None:
+        print(f"the teacher {found.name} has top-1 {top1:.2f} on this test set")
+    teacher = asked(options, found, model, data)
+    with ExitStack() as stack:
+        trainings = []
+        for run, trial in runs:
+            run.config |= {"device": str(device)} | ({} if top1 is None else {"teacher_top1": top1})
+            stack.enter_context(run.open())
+            turn = Turn(device)
+            with turn():
+                trainings.append(prepared(run, trial, model, teacher, data, turn))
+        # 5. the loop, from where it stopped
+        fit(trainings)
+    for run, _ in runs:
+        print(run.summary())
+    return folders
+
+
+def open_run(options: dict[str, Any], found: FoundTeacher) -> RunFolder:
+    """The run of one seed, as a folder that is not written yet."""
     config = {
         "kind": "student",
         "dataset": options["dataset"],
@@ -45,39 +80,45 @@ def distil(options: dict[str, Any]) -> Path:
     folder = run_folder(options, "student_model", group, f"seed-{options['seed']}")
     run = RunFolder(folder, options["model_s"], config, options["overwrite"])
     print(f"distil {run.title}, into {folder}")
+    return run
+
+
+def tell(options: dict[str, Any]) -> None:
+    """Say what the loss is made of, and the options of distiller and temperature."""
     print(loss_in_words(options))
     for name, table in ((options["distill"], OPTIONS_OF), (options["temperature"], TEMPERATURE_OPTIONS_OF)):
         if own := table.get(name):
             print(f"{name}: " + ", ".join(f"{key} {options[key]}" for key in own if options[key] is not None))
-    if options["dry_run"]:
-        return folder
-    if run.finished:
-        print(f"already finished (--overwrite distils it anew): {run.summary()}")
-        return folder
-    # 2. data
-    device = prepare_device(options["device"], options["gpu_id"], options["deterministic"])
-    config["device"] = str(device)
-    data = create_dataset(options["dataset"], **taken_by(create_dataset, options | {"device": device}))
-    # 3. teacher: frozen, and measured before anything is learned from it
-    teacher = load_teacher(found, data.num_classes, device)
-    if not options["skip_validation"]:
-        config["teacher_top1"] = evaluate(teacher, data.val, "teacher")["top1"]
-        print(f"the teacher {found.name} has top-1 {config['teacher_top1']:.2f} on this test set")
+
+
+def asked(options: dict[str, Any], found: FoundTeacher, model: Model, data: Dataset) -> Live | TeacherTable:
+    """What is asked instead of the teacher: itself, or with --teacher_table the table of its answers."""
+    if not options["teacher_table"]:
+        return Live(model, options["precision"])
+    folder = Path(options["table_dir"] or found.path.parent / "teacher_table")
+    content = distiller_dict[options["distill"]].needs
+    table = TeacherTable(model, data.train, folder, found.sha256, content, options["table_dtype"])
+    if options["fill_teacher_table"]:
+        table.fill(data.train)
+    return table
+
+
+def prepared(
+    run: RunFolder, options: dict[str, Any], model: Model, teacher: Live | TeacherTable, data: Dataset, turn: Turn
+) -> Training:
+    """The run of one seed, from where it stopped."""
     # 4. what learns: student, temperature and distiller, in one module under one optimizer; the student is first to
     #    draw random numbers, so that it starts from the same weights under every method
     seed_everything(options["seed"])
     student = create_model(options["model_s"], data.num_classes)
-    module = place(distillation(options, student, teacher, data.train.target), device)
+    module = place(distillation(options, student, model, data.train.target), data.train.target.device, options["plain"])
     optimizer = make_optimizer(module, **taken_by(make_optimizer, options))
     if extra := sum(parameter.numel() for parameter in module.distiller.parameters()):
         own = sum(parameter.numel() for parameter in student.parameters())
         print(f"{options['distill']} learns {extra:,} parameters for training only, beside the student's {own:,}")
-    # 5. the loop, from where it stopped
-    with run.open():
-        run.resume(module, optimizer)
-        fit(run, module, teacher, data, optimizer, options)
-    print(run.summary())
-    return folder
+    run.resume(module, optimizer)
+    data = data._replace(train=data.train.with_seed(options["seed"]))
+    return Training(run, make_stepper(module, teacher, optimizer, data.train, options), data, options, turn)
 
 
 def loss_in_words(options: dict[str, Any]) -> str:
@@ -98,11 +139,12 @@ def distillation(options: dict[str, Any], student: Model, teacher: Model, train_
     }
     temperature, distill = options["temperature"], options["distill"]
     tau = create_temperature(temperature, **taken_by(temperature_dict[temperature], known))
+    weights = ("gamma", "alpha", "beta", "fixed_alpha", "kd_T", "kd_warmup")
     return Distillation(
         student,
         Standardised(inner=tau) if options["logit_stand"] else tau,
         create_distiller(distill, **taken_by(distiller_dict[distill], known)),
-        **{key: options[key] for key in ("gamma", "alpha", "beta", "fixed_alpha", "kd_T", "kd_warmup")},
+        **{key: options[key] for key in (*weights, "precision")},
     )
 
 

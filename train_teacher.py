@@ -4,15 +4,17 @@
     python train_teacher.py --model resnet20 --dataset digits --epochs 10
 """
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from dataset import create_dataset, identify_data
+from dataset import Dataset, create_dataset, identify_data
 from helper.device import place, prepare_device, seed_everything
 from helper.errors import run_main
-from helper.loops import Alone, fit, make_optimizer
+from helper.loops import Alone, Training, fit, make_optimizer
 from helper.options import parse, run_folder, taken_by, teacher_parser
 from helper.run_folder import RunFolder
+from helper.trials import Turn, make_stepper, trials_of
 from models import create_model
 
 
@@ -21,9 +23,34 @@ def folder_name(model: str, dataset: str) -> str:
     return f"{model}_vanilla" if dataset == "cifar100" else f"{model}_vanilla_{dataset}"
 
 
-def train(options: dict[str, Any]) -> Path:
-    """Train the network that the options describe, or go on with it; returns the run's folder."""
-    # 1. the run: what it is, and what there is of it already
+def train(options: dict[str, Any]) -> list[Path]:
+    """Train the networks that the options describe, one a seed, or go on with them; returns their folders."""
+    # 1. the runs: what they are, and what there is of them already
+    runs = [(open_run(trial), trial) for trial in trials_of(options)]
+    folders = [run.folder for run, _ in runs]
+    runs = [(run, trial) for run, trial in runs if not options["dry_run"] and not run.told_finished()]
+    if not runs:
+        return folders
+    # 2. data
+    device = prepare_device(options["device"], options["gpu_id"], options["deterministic"], options["plain"])
+    data = create_dataset(options["dataset"], **taken_by(create_dataset, options | {"device": device}))
+    with ExitStack() as stack:
+        trainings = []
+        for run, trial in runs:
+            run.config["device"] = str(device)
+            stack.enter_context(run.open())
+            turn = Turn(device)
+            with turn():
+                trainings.append(prepared(run, trial, data, turn))
+        # 4. the loop, from where it stopped
+        fit(trainings)
+    for run, _ in runs:
+        print(run.summary())
+    return folders
+
+
+def open_run(options: dict[str, Any]) -> RunFolder:
+    """The run of one seed, as a folder that is not written yet."""
     config = {
         "kind": "teacher",
         "dataset": options["dataset"],
@@ -36,27 +63,23 @@ def train(options: dict[str, Any]) -> Path:
         "epochs": options["epochs"],
         "options": options,
     }
-    folder = run_folder(options, "models", "", folder_name(options["model"], options["dataset"]))
+    name = folder_name(options["model"], options["dataset"]) + f"_seed-{options['seed']}" * (options["trials"] > 1)
+    folder = run_folder(options, "models", "", name)
     run = RunFolder(folder, options["model"], config, options["overwrite"])
     print(f"train {run.title}, into {folder}")
-    if options["dry_run"]:
-        return folder
-    if run.finished:
-        print(f"already finished (--overwrite trains it anew): {run.summary()}")
-        return folder
-    # 2. data and network
-    device = prepare_device(options["device"], options["gpu_id"], options["deterministic"])
-    config["device"] = str(device)
+    return run
+
+
+def prepared(run: RunFolder, options: dict[str, Any], data: Dataset, turn: Turn) -> Training:
+    """The run of one seed, from where it stopped."""
+    # 3. the network
     seed_everything(options["seed"])
-    data = create_dataset(options["dataset"], **taken_by(create_dataset, options | {"device": device}))
-    module = place(Alone(create_model(options["model"], data.num_classes)), device)
+    network = Alone(create_model(options["model"], data.num_classes), options["precision"])
+    module = place(network, data.train.target.device, options["plain"])
     optimizer = make_optimizer(module, **taken_by(make_optimizer, options))
-    # 3. the loop, from where it stopped
-    with run.open():
-        run.resume(module, optimizer)
-        fit(run, module, None, data, optimizer, options)
-    print(run.summary())
-    return folder
+    run.resume(module, optimizer)
+    data = data._replace(train=data.train.with_seed(options["seed"]))
+    return Training(run, make_stepper(module, None, optimizer, data.train, options), data, options, turn)
 
 
 def main() -> None:

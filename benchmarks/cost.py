@@ -21,10 +21,12 @@ from tqdm import trange
 
 from dataset.base import Batch
 from distiller_zoo import distiller_dict
+from helper.answers import Live
 from helper.device import place, prepare_device, seed_everything
 from helper.errors import Parser, UserError, run_main
 from helper.loops import Distillation, make_optimizer, train_step
 from helper.options import parse, resolve_pair, student_parser
+from helper.teacher import fold_batch_norm
 from models import Model, create_model
 from temperature import temperature_dict
 from train_student import distillation
@@ -59,7 +61,7 @@ class Candidate:
         _wait(batches[0])
         start = time.perf_counter()
         for batch in batches:
-            train_step(self.module, self.teacher, self.module.before_step(batch), self.optimizer)
+            train_step(self.module, Live(self.teacher), self.module.before_step(batch), self.optimizer)
         _wait(batches[0])
         self.seconds.append((time.perf_counter() - start) / len(batches))
 
@@ -80,7 +82,8 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Milliseconds a step, ratio to the base (median and quartiles over the rounds) and learned parameters of each."""
     device = prepare_device(args.device, None, deterministic=False)
     seed_everything(0)
-    teacher = place(create_model(args.model_t, NUM_CLASSES), device).eval().requires_grad_(False)
+    teacher = fold_batch_norm(create_model(args.model_t, NUM_CLASSES).eval())
+    teacher = place(teacher, device).requires_grad_(False)
     if args.what == "distillers":
         choices = {distill: (distill, args.temperature) for distill in distiller_dict}
     else:

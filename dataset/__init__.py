@@ -3,15 +3,22 @@
 import torch
 from torch import Tensor
 
-from dataset import cifar100, digits, folder
+from dataset import cifar100, digits
 from dataset.base import Batch, Dataset, Loader
 from dataset.memory import ImageSet, MemoryLoader
 from helper.errors import UserError, unknown
 
 __all__ = ["Batch", "Dataset", "Loader", "check_dataset", "create_dataset", "dataset_dict", "identify_data"]
 
+
+def _load_folder(**options: object) -> ImageSet:
+    from dataset import folder  # with torchvision, which takes seconds to import
+
+    return folder.load(**options)
+
+
 # each takes the keywords data_dir, image_size and num_workers, and ignores those that mean nothing to it
-dataset_dict = {"cifar100": cifar100.load, "digits": digits.load, "folder": folder.load}
+dataset_dict = {"cifar100": cifar100.load, "digits": digits.load, "folder": _load_folder}
 
 
 def create_dataset(
@@ -73,7 +80,11 @@ def check_dataset(name: str) -> None:
 
 def identify_data(name: str, data_dir: str | None) -> str | None:
     """What tells one data set of this name from another; None where there is only one, as of CIFAR-100."""
-    return folder.fingerprint(data_dir) if name == "folder" else None
+    if name != "folder":
+        return None
+    from dataset import folder
+
+    return folder.fingerprint(data_dir)
 
 
 def _load(name: str, data_dir: str | None, image_size: int, num_workers: int) -> ImageSet:

@@ -9,7 +9,7 @@ from torch import Tensor
 class Batch(NamedTuple):
     """One step's images, on the device of the run."""
 
-    images: Tensor  # [B, 3, H, W] float32, augmented and normalised
+    images: Tensor | None  # [B, 3, H, W] float32, augmented and normalised; None where a loader is `lazy`
     target: Tensor  # [B] int64, the class
     index: Tensor  # [B] int64, which image of the set
     view: Tensor | None  # [B] int64, which augmentation of it; None where they cannot be counted
@@ -19,12 +19,15 @@ class Loader(Protocol):
     """An iterable over one epoch's batches."""
 
     num_samples: int
+    lazy: bool  # leave out the images of batches whose views are counted: who needs them calls `view_of`
     target: Tensor  # [num_samples] int64, the class of each image by its index
 
     def __len__(self) -> int: ...  # batches an epoch
     def __iter__(self) -> Iterator[Batch]: ...
     def set_epoch(self, epoch: int) -> None: ...  # epochs count from 1; fixes the order and the augmentations
     def set_mixing(self, partner: Tensor | None, weight: float) -> None: ...  # see temperature.Mixing
+    def draw(self) -> Tensor | None: ...  # [2, N] on the CPU, the epoch's order and views; None where not counted
+    def view_of(self, index: Tensor, view: Tensor) -> Tensor: ...  # [B, 3, H, W], the images of a lazy batch
 
 
 class Dataset(NamedTuple):

@@ -1,21 +1,28 @@
 """CIFAR-100 (Krizhevsky, 2009): 50,000 training and 10,000 test images of 32x32 pixels in 100 classes."""
 
+import hashlib
 import os
+import pickle
 import tempfile
 from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
 
 import torch
-from torchvision.datasets import CIFAR100
-from torchvision.datasets.utils import check_integrity, download_and_extract_archive
 
 from dataset.memory import ImageSet
 from helper.errors import UserError
 
 MEAN = (0.5071, 0.4867, 0.4408)
 STD = (0.2675, 0.2565, 0.2761)
-FILES = dict([*CIFAR100.train_list, *CIFAR100.test_list, (CIFAR100.meta["filename"], CIFAR100.meta["md5"])])
+URL, ARCHIVE = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz", "cifar-100-python.tar.gz"
+FOLDER = "cifar-100-python"
+MD5 = {  # of the official files
+    ARCHIVE: "eb9058c3a382ffc7106e4002c42a8d85",
+    "train": "16019d7e3df5f24257cddd939b257f8d",
+    "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+    "meta": "7973b15100ade9c7d40fb424638fde48",
+}
 
 
 def load(data_dir: str | None = None, **_: object) -> ImageSet:
@@ -29,61 +36,68 @@ def load(data_dir: str | None = None, **_: object) -> ImageSet:
         UserError: the files are neither there nor to be had, or one of them is not the official one.
     """
     root = Path(os.path.abspath(Path(data_dir or os.environ.get("CIFAR100_DIR") or "data").expanduser()))
-    if root.name == CIFAR100.base_folder:
+    if root.name == FOLDER:
         root = root.parent
-    if not (root / CIFAR100.base_folder).exists():
+    if not (root / FOLDER).exists():
         _fetch(root)
-    _check(root / CIFAR100.base_folder)
-    train, val = (_tensors(CIFAR100(root, train=is_train)) for is_train in (True, False))
-    return ImageSet(*train, *val, num_classes=100, mean=MEAN, std=STD, flip=True)
+    files = _read(root / FOLDER)
+    return ImageSet(
+        *_tensors(files["train"]), *_tensors(files["test"]), num_classes=100, mean=MEAN, std=STD, flip=True
+    )
 
 
-def _tensors(files: CIFAR100) -> tuple[torch.Tensor, torch.Tensor]:
+def _tensors(file: bytes) -> tuple[torch.Tensor, torch.Tensor]:
     """Images [N, 3, 32, 32] uint8 and targets [N] int64."""
-    return torch.from_numpy(files.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(files.targets)
+    content = pickle.loads(file, encoding="latin1")
+    return torch.from_numpy(content["data"]).view(-1, 3, 32, 32), torch.tensor(content["fine_labels"])
 
 
-def _check(folder: Path) -> None:
+def _read(folder: Path) -> dict[str, bytes]:
     """The files are pickles, which can run any code when they are read: only official ones get that far."""
-    advice = f"move {folder} away and unpack the official {CIFAR100.filename} in its place"
-    for name, md5 in FILES.items():
+    advice = f"move {folder} away and unpack the official {ARCHIVE} in its place"
+    files = {}
+    for name in ("train", "test", "meta"):
         if not (folder / name).exists():
             raise UserError(f"CIFAR-100 is incomplete, {folder / name} is missing; {advice}")
-        _require(folder / name, md5, advice)
+        files[name] = _official(folder / name, advice)
+    return files
 
 
-def _require(file: Path, md5: str, advice: str) -> None:
+def _official(file: Path, advice: str) -> bytes:
     try:
-        is_official = check_integrity(file, md5)
+        content = file.read_bytes()
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror}); make it readable, or {advice}") from error
-    if not is_official:
+    if hashlib.md5(content).hexdigest() != MD5[file.name]:
         raise UserError(f"{file} is damaged (its md5 is not the official one); {advice}")
+    return content
 
 
 def _fetch(root: Path) -> None:
     """Unpack the archive that lies in `root`, or else a downloaded one; a failure leaves nothing behind."""
-    archive = root / CIFAR100.filename
+    from torchvision.datasets.utils import download_and_extract_archive  # takes seconds, and is hardly ever needed
+
+    archive = root / ARCHIVE
     if archive.exists():
-        _require(archive, CIFAR100.tgz_md5, "remove it and start again to download it anew")
+        _official(archive, "remove it and start again to download it anew")
     is_new = not root.exists()
     try:
         root.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root) as scratch:
             download_and_extract_archive(
-                CIFAR100.url,
+                URL,
                 download_root=root if archive.exists() else scratch,
                 extract_root=scratch,
-                filename=CIFAR100.filename,
-                md5=CIFAR100.tgz_md5,
+                filename=ARCHIVE,
+                md5=MD5[ARCHIVE],
             )
-            os.rename(Path(scratch) / CIFAR100.base_folder, root / CIFAR100.base_folder)
+            os.rename(Path(scratch) / FOLDER, root / FOLDER)
     except (OSError, RuntimeError, HTTPException) as error:
         if is_new:
             with suppress(OSError):
                 root.rmdir()
         raise UserError(
             f"CIFAR-100 is not in {root} and could not be downloaded ({error}); put the official "
-            f"{CIFAR100.filename} there, or name the folder that holds {CIFAR100.base_folder} with --data_dir "
+            f"{ARCHIVE} there, or name the folder that holds {FOLDER} with --data_dir "
             "or CIFAR100_DIR, or try --dataset digits, which needs no files"
         ) from error

@@ -1,5 +1,7 @@
 """Small sets: all images held on the device as uint8, and augmented there a batch at a time."""
 
+import copy
+import hashlib
 import random
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -61,7 +63,8 @@ class MemoryLoader:
     For training (`augment`) an epoch is a random order with a random view of each image: after a border of
     `pad` black pixels a random crop and, with `flip`, a mirroring half of the time. Both are drawn on the CPU
     from the seed and the epoch alone: they are the same on every device, and resuming needs no state.
-    Without `augment` the images come in order and as they are, and `Batch.view` is None.
+    Without `augment` the images come in order and as they are, and `Batch.view` is None. A `lazy` loader leaves the
+    images out where there is a view: `view_of` makes them.
 
     Args:
         images: [N, 3, H, W] uint8.
@@ -95,6 +98,7 @@ class MemoryLoader:
         self.num_samples = len(images)
         self.epoch = 1
         self.partner, self.weight = None, 1.0
+        self.lazy = False
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -125,15 +129,14 @@ class MemoryLoader:
         return self._normalise(crop(self.images, index, view, self.pad))
 
     def _train_batches(self) -> Iterator[Batch]:
-        order, views = self._draw().to(self.target.device)  # the only copy to the device in an epoch
+        order, views = self._drawn().to(self.target.device)  # the only copy to the device in an epoch
         columns = (column.split(self.batch_size) for column in (self.target[order], order, views))
         for target, index, view in zip(*columns, strict=True):
-            images = self.view_of(index, view)
             if self.partner is None:
-                yield Batch(images, target, index, view)
+                yield Batch(None if self.lazy else self.view_of(index, view), target, index, view)
             else:
                 partner = self.partner[index]
-                images.lerp_(self.view_of(partner, view), self.weight)
+                images = self.view_of(index, view).lerp_(self.view_of(partner, view), self.weight)
                 yield Batch(images, self.target[partner], partner, None)  # no view of any one image
 
     def _val_batches(self) -> Iterator[Batch]:
@@ -141,8 +144,30 @@ class MemoryLoader:
         for index in everything.split(self.batch_size):
             yield Batch(self._normalise(self.images.index_select(0, index)), self.target[index], index, None)
 
-    def _draw(self) -> Tensor:
-        """The order of the epoch and the view of each image in it, [2, N] int64 on the CPU."""
+    def draw(self) -> Tensor | None:
+        """What the next iteration over the training set will hand out: the images' order and the view of each, [2, N]
+        int64 on the CPU; None where images are blended, since a blend is no view of any one image."""
+        return self._drawn() if self.partner is None else None
+
+    @property
+    def num_views(self) -> int:
+        """How many views of an image are numbered; without `flip` only the even ones are drawn."""
+        return count_views(self.pad)
+
+    def fingerprint(self) -> str:
+        """A hash of all that decides what a view of an image looks like."""
+        numbers = [*self.images.shape, self.pad, *self.mean.flatten().tolist(), *self.std.flatten().tolist()]
+        known = hashlib.blake2b(repr(numbers).encode(), digest_size=32)
+        known.update(self.images.cpu().numpy())
+        return known.hexdigest()
+
+    def with_seed(self, seed: int) -> "MemoryLoader":
+        """The same images, in memory once, in the orders and views of another seed."""
+        other = copy.copy(self)
+        other.seed = seed
+        return other
+
+    def _drawn(self) -> Tensor:
         # torch uses only the lower 32 bits of a CPU seed, so seed and epoch are hashed into them
         mixed = random.Random(f"seed {self.seed} epoch {self.epoch}").getrandbits(32)
         generator = torch.Generator().manual_seed(mixed)

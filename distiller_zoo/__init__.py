@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from distiller_zoo.base import Distiller, warmed_up
+from distiller_zoo.base import Distiller, at_least_float32, warmed_up
 from distiller_zoo.cka import linear_cka, minibatch_cka
 from distiller_zoo.crd import CRD, nce_loss
 from distiller_zoo.dkd import DKD, dkd_loss
@@ -16,8 +16,8 @@ from distiller_zoo.vid import VID, vid_loss
 from helper.errors import unknown
 
 __all__ = [
-    "Distiller", "create_distiller", "distiller_dict", "dkd_loss", "kd_loss", "linear_cka", "minibatch_cka", "nce_loss",
-    "pkt_loss", "sp_loss", "vid_loss", "warmed_up",
+    "Distiller", "at_least_float32", "create_distiller", "distiller_dict", "dkd_loss", "kd_loss", "linear_cka",
+    "minibatch_cka", "nce_loss", "pkt_loss", "sp_loss", "vid_loss", "warmed_up",
 ]  # fmt: skip
 
 distiller_dict: dict[str, Callable[..., Distiller]] = {

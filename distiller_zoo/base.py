@@ -16,6 +16,7 @@ class Distiller(nn.Module):
     """
 
     weights = (0.1, 0.9, 1.0)  # gamma, alpha and beta where the command line gives none
+    needs = "maps"  # what it must see of the teacher: "logits", "pooled" (and the last feature), "maps" (all features)
     uses_tau = False  # whether tau acts in `forward` too, and not only in the KD term
 
     def start_epoch(self, epoch: int) -> None:

@@ -165,6 +165,7 @@ class CRD(Distiller):
     """
 
     weights = (0.1, 0.9, 0.8)
+    needs = "pooled"
 
     def __init__(
         self,

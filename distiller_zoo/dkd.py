@@ -88,6 +88,7 @@ class DKD(Distiller):
     """
 
     weights = (1.0, 0.0, 1.0)
+    needs = "logits"
     uses_tau = True
 
     def __init__(self, num_classes: int, dkd_alpha: float = 1.0, dkd_beta: float = 2.0, dkd_warmup: int = 0) -> None:

@@ -33,6 +33,7 @@ class KD(Distiller):
     """Nothing beside the KD term, which every method has: its weight is alpha, so `beta` has nothing to act on."""
 
     weights = (0.1, 0.9, 0.0)
+    needs = "logits"
 
     def forward(self, student: Output, teacher: Output, target: Tensor, tau: Tau, index: Tensor) -> dict[str, Tensor]:
         return {}

@@ -35,6 +35,7 @@ class PKT(Distiller):
     """`pkt_loss` of the pooled features."""
 
     weights = (0.1, 0.9, 30000.0)
+    needs = "pooled"
 
     def forward(self, student: Output, teacher: Output, target: Tensor, tau: Tau, index: Tensor) -> dict[str, Tensor]:
         return {"pkt": pkt_loss(student.features[-1], teacher.features[-1])}

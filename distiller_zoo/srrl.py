@@ -37,6 +37,7 @@ class SRRL(Distiller):
     """
 
     weights = (0.1, 0.9, 1.0)
+    needs = "pooled"
 
     def __init__(self, student_widths: list[int], teacher_widths: list[int], teacher_classifier: nn.Linear) -> None:
         super().__init__()

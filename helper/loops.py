@@ -2,7 +2,9 @@
 
 import math
 import time
-from typing import NamedTuple
+from collections.abc import Callable, Generator, Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +13,11 @@ from torch.func import functional_call
 from tqdm import tqdm
 
 from dataset.base import Batch, Dataset, Loader
-from distiller_zoo import Distiller, kd_loss, warmed_up
+from distiller_zoo import Distiller, at_least_float32, kd_loss, warmed_up
+from helper.device import autocast
 from helper.errors import RunError
 from helper.log import Record, table_head, table_line
+from helper.meter import Meter, Step
 from helper.run_folder import RunFolder
 from models import Model, Output
 from temperature import Mixing, Tau, Temperature
@@ -21,17 +25,25 @@ from temperature import Mixing, Tau, Temperature
 PROBE = 24  # images on which a temperature that observes sees how the student improves
 
 
-class Step(NamedTuple):
-    """What one step computed."""
-
-    loss: Tensor  # a scalar, with gradient
-    parts: dict[str, Tensor]  # its terms before weighting
-    logits: Tensor  # [B, C], the student's
-    tau: Tau | None  # None where nothing is distilled
-
-
 class Learner(nn.Module):
-    """What the loop trains. A subclass has a `student`, and a forward from a batch and what the teacher says of it."""
+    """What the loop trains: a `student`, and in a subclass a forward from a batch and what the teacher says of it.
+
+    Args:
+        precision: what the student computes in, one of helper.device.PRECISIONS; losses are always in float32.
+    """
+
+    def __init__(self, student: Model, precision: str = "fp32") -> None:
+        super().__init__()
+        self.student, self.precision = student, precision
+
+    def networks(self) -> AbstractContextManager[None]:
+        """The context in which the student is called."""
+        return autocast(self.student.classifier.weight.device, self.precision)
+
+    @property
+    def phase(self) -> Hashable | None:
+        """See `Temperature.phase`."""
+        return ()
 
     def start_epoch(self, epoch: int) -> None:
         """Called before each epoch, counted from 1."""
@@ -73,9 +85,10 @@ class Distillation(Learner):
         fixed_alpha: float = 0.0,
         kd_T: float = 4.0,
         kd_warmup: int = 0,
+        precision: str = "fp32",
     ) -> None:
-        super().__init__()
-        self.student, self.temperature, self.distiller = student, temperature, distiller
+        super().__init__(student, precision)
+        self.temperature, self.distiller = temperature, distiller
         self.gamma, self.alpha, self.beta = gamma, alpha, beta
         self.fixed_alpha, self.kd_T, self.kd_warmup = fixed_alpha, kd_T, kd_warmup
         self.register_buffer("warmup", torch.ones(()), persistent=False)
@@ -86,6 +99,10 @@ class Distillation(Learner):
         self.distiller.start_epoch(epoch)
         self.warmup.fill_(warmed_up(epoch, self.kd_warmup))
         self.probe = None
+
+    @property
+    def phase(self) -> Hashable | None:
+        return self.temperature.phase
 
     def mixing(self) -> Mixing:
         return self.temperature.mixing()
@@ -110,7 +127,9 @@ class Distillation(Learner):
         """The student's cross entropy on the probe in training mode, leaving the running statistics as they are."""
         images, target = self.probe
         copies = {name: buffer.clone() for name, buffer in self.student.named_buffers()}
-        return F.cross_entropy(functional_call(self.student, copies, (images,)).float(), target)
+        with self.networks():
+            logits = functional_call(self.student, copies, (images,))
+        return F.cross_entropy(at_least_float32(logits), target)
 
     def end_epoch(self) -> None:
         self.temperature.end_epoch()
@@ -119,7 +138,9 @@ class Distillation(Learner):
         return self.temperature.describe() | self.distiller.describe()
 
     def forward(self, batch: Batch, teacher: Output) -> Step:
-        student = self.student(batch.images, is_feat=True)
+        with self.networks():
+            student = self.student(batch.images, is_feat=True)
+        student = Output(student.features, at_least_float32(student.logits))
         tau = self.temperature(student.logits, teacher.logits, batch.target, batch.index)
         parts = {"ce": F.cross_entropy(student.logits, batch.target)}
         loss = self.gamma * parts["ce"]
@@ -140,78 +161,26 @@ class Distillation(Learner):
 class Alone(Learner):
     """A network that learns from the labels only: the "vanilla" recipe."""
 
-    def __init__(self, student: Model) -> None:
-        super().__init__()
-        self.student = student
-
     def forward(self, batch: Batch, teacher: None) -> Step:
-        logits = self.student(batch.images)
+        with self.networks():
+            logits = self.student(batch.images)
+        logits = at_least_float32(logits)
         loss = F.cross_entropy(logits, batch.target)
         return Step(loss, {"ce": loss}, logits, None)
 
 
-class Meter:
-    """Sums over an epoch, kept on the device: nothing waits for the host until `result` or `check` is asked for."""
+class Teacher(Protocol):
+    """What says of a batch what is to be imitated: `Live` or `TeacherTable` in helper/answers.py."""
 
-    def __init__(self) -> None:
-        self.samples = 0
-        self.steps = 0
-
-    def update(self, step: Step, target: Tensor) -> None:
-        """Add a step of B samples."""
-        size = len(target)
-        values = torch.stack([step.loss, *step.parts.values()]).detach()
-        correct = (step.logits.detach().argmax(1) == target).sum()
-        if not self.steps:
-            self.names = ["loss", *(f"loss_{name}" for name in step.parts)]
-            self.sums = torch.zeros_like(values, dtype=torch.float64)
-            self.first_bad = torch.full_like(values, math.inf)
-            self.correct = torch.zeros_like(correct)
-            if step.tau:
-                self.tau_sum = torch.zeros((), dtype=torch.float64, device=values.device)
-                self.teacher_tau_sum = self.tau_sum.clone()
-                self.tau_min, self.tau_max = self.first_bad[0].clone(), -self.first_bad[0]
-                self.two_taus = step.tau.teacher is not step.tau.student
-        self.samples += size
-        self.steps += 1
-        self.sums += values * size
-        self.first_bad.clamp_(max=torch.where(values.isfinite(), math.inf, self.steps))
-        self.correct += correct
-        if step.tau:
-            tau = step.tau.student.detach()
-            self.tau_sum += tau.mean() * size
-            if self.two_taus:
-                self.teacher_tau_sum += step.tau.teacher.detach().mean() * size
-            torch.minimum(self.tau_min, tau.min(), out=self.tau_min)
-            torch.maximum(self.tau_max, tau.max(), out=self.tau_max)
-
-    def check(self) -> None:
-        """Raise RunError when a loss was not finite, naming the term that failed first."""
-        first_bad = self.first_bad[1:].min().item()
-        if first_bad < math.inf or not self.sums.isfinite().all():
-            bad = [name for name, step in zip(self.names[1:], self.first_bad[1:], strict=True) if step == first_bad]
-            raise RunError(f"the loss is not finite: {' and '.join(bad)} failed first, in step {first_bad:.0f}")
-
-    def result(self) -> dict[str, float]:
-        """Means over the samples seen; tau also with minimum and maximum."""
-        self.check()
-        result = dict(zip(self.names, (self.sums / self.samples).tolist(), strict=True))
-        result["train_top1"] = 100 * self.correct.item() / self.samples
-        if hasattr(self, "tau_sum"):
-            result["tau_mean"] = self.tau_sum.item() / self.samples
-            result["tau_min"], result["tau_max"] = self.tau_min.item(), self.tau_max.item()
-            if self.two_taus:
-                result["tau_teacher_mean"] = self.teacher_tau_sum.item() / self.samples
-        return result
+    def start_epoch(self, loader: Loader) -> None: ...  # called before each epoch, with the loader set to it
+    def __call__(self, batch: Batch) -> Output: ...
 
 
-def train_step(
-    module: Learner, teacher: Model | None, batch: Batch, optimizer: torch.optim.Optimizer
-) -> Step:
+def train_step(module: Learner, teacher: Teacher | None, batch: Batch, optimizer: torch.optim.Optimizer) -> Step:
     """One batch, after `before_step`: forward, backward, and one step of the optimizer for all that learns."""
     # 1. what the teacher says: frozen, without gradient
     with torch.no_grad():
-        said = teacher(batch.images, is_feat=True) if teacher else None
+        said = teacher(batch) if teacher else None
     # 2. student, temperature and loss
     step = module(batch, said)
     # 3. one step for all that learns from the loss; CTKD's gradient was reversed on its way back
@@ -222,34 +191,61 @@ def train_step(
     return step
 
 
-def train_epoch(
-    module: Learner,
-    teacher: Model | None,
-    loader: Loader,
-    optimizer: torch.optim.Optimizer,
-    epoch: int,
-    print_freq: int,
-) -> dict[str, float]:
-    """One pass over the training set; returns the epoch's means.
+class Stepper:
+    """Learns from a batch at a time, and keeps count."""
+
+    def __init__(self, module: Learner, teacher: Teacher | None, optimizer: torch.optim.Optimizer) -> None:
+        self.module, self.teacher, self.optimizer = module, teacher, optimizer
+        self.meter = Meter()
+
+    def __call__(self, batch: Batch) -> Step:
+        """One step, what belongs around it included."""
+        batch = self.module.before_step(batch)
+        step = train_step(self.module, self.teacher, batch, self.optimizer)
+        self.meter.update(step, batch.target)
+        return step
+
+
+Steps = Generator[None, None, Record]  # work in pieces of a step, so that several runs can take turns; then its result
+
+
+def epoch_steps(stepper: Stepper, loader: Loader, epoch: int, print_freq: int) -> Steps:
+    """One pass over the training set, a step at a time; returns the epoch's means.
 
     Raises:
         RunError: a loss was NaN or infinite.
     """
+    module, meter = stepper.module, stepper.meter
     module.train()
     module.start_epoch(epoch)
     loader.set_epoch(epoch)
     loader.set_mixing(*module.mixing())
-    meter = Meter()
+    if stepper.teacher:
+        stepper.teacher.start_epoch(loader)
+    meter.reset()
     bar = tqdm(loader, desc=f"epoch {epoch}", unit="batch", leave=False, disable=None)
+    looked_at = not bar.disable or loader.target.device.type == "cpu"  # elsewhere a look is a wait
     for number, batch in enumerate(bar, start=1):
-        batch = module.before_step(batch)
-        step = train_step(module, teacher, batch, optimizer)
-        meter.update(step, batch.target)
-        if number % print_freq == 0:  # the only place where the host waits for the device
+        step = stepper(batch)
+        if looked_at and number % print_freq == 0:  # the only place where the host waits for the device
             meter.check()
             bar.set_postfix({"loss": f"{step.loss.item():.3f}"} | _shown_tau(step.tau))
+        yield
     module.end_epoch()
     return meter.result() | module.describe()
+
+
+def train_epoch(stepper: Stepper, loader: Loader, epoch: int, print_freq: int) -> Record:
+    """`epoch_steps` at one go."""
+    return _drained(epoch_steps(stepper, loader, epoch, print_freq))
+
+
+def _drained(steps: Steps) -> Record:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
 
 
 def _shown_tau(tau: Tau | None) -> dict[str, str]:
@@ -257,27 +253,48 @@ def _shown_tau(tau: Tau | None) -> dict[str, str]:
 
 
 @torch.no_grad()
-def evaluate(model: Model, loader: Loader, description: str = "test") -> dict[str, float]:
-    """Cross entropy, top-1 and top-5 (percent) of a network on every sample of a loader."""
+def evaluation(model: Model, loader: Loader, description: str = "test") -> Steps:
+    """Cross entropy, top-1 and top-5 (percent) of a network on every sample of a loader, in float32.
+
+    It yields once, when all work is under way; the result waits for it.
+    """
     model.eval()
     sums, samples = None, 0
     for batch in tqdm(loader, desc=description, unit="batch", leave=False, disable=None):
-        logits = model(batch.images).float()
+        logits = model(batch.images)
         loss = F.cross_entropy(logits, batch.target, reduction="sum")
         hits = logits.topk(min(5, logits.shape[1])).indices == batch.target[:, None]
         values = torch.stack([loss, hits[:, 0].sum(), hits.sum()]).double()
         sums = values if sums is None else sums + values
         samples += len(batch.target)
+    yield
     loss, top1, top5 = (sums / samples).tolist()
     return {"test_loss": loss, "top1": 100 * top1, "top5": 100 * top5}
+
+
+def evaluate(model: Model, loader: Loader, description: str = "test") -> Record:
+    """`evaluation` at one go."""
+    return _drained(evaluation(model, loader, description))
 
 
 def make_optimizer(
     module: nn.Module, learning_rate: float, momentum: float, weight_decay: float
 ) -> torch.optim.SGD:
-    """One SGD group for all that learns from the loss; as in the published code, Global-T's weight decays like any."""
+    """One SGD group for all that learns from the loss; as in the published code, Global-T's weight decays like any.
+
+    The learning rate is a tensor, so that it can change in a step that is replayed: see `set_learning_rate`.
+    """
     learned = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    return torch.optim.SGD(learned, learning_rate, momentum, weight_decay=weight_decay)
+    rate = torch.tensor(learning_rate, device=learned[0].device)
+    return torch.optim.SGD(learned, rate, momentum, weight_decay=weight_decay, fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Change the learning rate in place."""
+    for group in optimizer.param_groups:
+        device = group["params"][0].device
+        group["lr"] = torch.as_tensor(group["lr"], device=device)  # a checkpoint brings one on the CPU, or a number
+        group["lr"].fill_(rate)
 
 
 def decayed(learning_rate: float, epoch: int, milestones: list[int], rate: float) -> float:
@@ -285,60 +302,103 @@ def decayed(learning_rate: float, epoch: int, milestones: list[int], rate: float
     return learning_rate * rate ** sum(epoch > milestone for milestone in milestones)
 
 
-def fit(
-    run: RunFolder,
-    module: Learner,
-    teacher: Model | None,
-    data: Dataset,
-    optimizer: torch.optim.Optimizer,
-    options: dict,
-) -> None:
-    """Train from where the run stands to its last epoch; every epoch is evaluated, saved and logged.
+class Training:
+    """A run on its way: all that its epochs need.
+
+    Args:
+        run: its folder, resumed. stepper: learns from a batch.
+        turn: makes a context in which the run does its work when several take turns in one process.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        stepper: Stepper,
+        data: Dataset,
+        options: dict,
+        turn: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        self.run, self.stepper, self.data, self.options, self.turn = run, stepper, data, options, turn
+
+    @property
+    def over(self) -> bool:
+        """Whether its last epoch is behind it."""
+        return len(self.run.history) >= self.options["epochs"]
+
+    def epoch(self) -> Steps:
+        """The next epoch: trained, evaluated and saved; a step at a time. Raises RunError as `fit`."""
+        start, epoch, options = time.perf_counter(), len(self.run.history) + 1, self.options
+        module, optimizer = self.stepper.module, self.stepper.optimizer
+        rate = decayed(options["learning_rate"], epoch, options["lr_decay_epochs"], options["lr_decay_rate"])
+        set_learning_rate(optimizer, rate)
+        try:
+            trained = yield from epoch_steps(self.stepper, self.data.train, epoch, options["print_freq"])
+            train_seconds = time.perf_counter() - start
+            tested = yield from evaluation(module.student, self.data.val)
+            finite = all(torch.stack([p.isfinite().all() for p in module.parameters()]))
+            if not finite or math.isnan(tested["test_loss"]):
+                raise RunError("the weights are not finite after the last step")
+        except RunError as error:
+            raise RunError(
+                f"{error} of epoch {epoch}; {_kept(self.run)}: start anew with a lower --learning_rate or other loss"
+                " weights"
+            ) from error
+        samples = self.data.train.num_samples
+        speed = {"images_per_second": samples / train_seconds, "seconds": time.perf_counter() - start}
+        record = {"epoch": epoch, "learning_rate": rate} | trained | tested | speed
+        self.run.save_epoch(record, module, module.student, optimizer)
+        return record
+
+
+def fit(trainings: Sequence[Training]) -> None:
+    """Train runs from where they stand to their last epochs, which are the same, in turns of a step.
 
     Raises:
-        RunError: a loss was not finite, or the state could not be written. The last good epoch is kept.
+        RunError: of a run a loss was not finite, or the state could not be written. Its last good epoch is kept, and
+            the other runs were trained to their end.
     """
-    heading_due = True
+    going, failed, heading_due = [training for training in trainings if not training.over], [], True
     try:
-        for epoch in range(len(run.history) + 1, options["epochs"] + 1):
-            record = _one_epoch(run, module, teacher, data, optimizer, epoch, options)
-            run.save_epoch(record, module, module.student, optimizer)
-            if heading_due:
-                print(table_head(record))
-                heading_due = False
-            print(table_line(record), flush=True)
+        while going:
+            for training, record in _in_turns(going, failed):
+                label = f"seed {training.options['seed']:<4}" if len(trainings) > 1 else ""
+                if heading_due:
+                    print(" " * len(label) + table_head(record))
+                    heading_due = False
+                print(label + table_line(record), flush=True)
+            going = [training for training in going if not training.over and training not in dict(failed)]
     except KeyboardInterrupt:
+        run = trainings[0].run
         same = "the same command without --overwrite" if run.overwrite else "the same command"
-        print(f"\nstopped; {_kept(run)}: {same} goes on from there", flush=True)
+        kept = "; ".join(_kept(training.run) for training in trainings)
+        print(f"\nstopped; {kept}: {same} goes on from there", flush=True)
         raise
-    run.finish(module.student)
+    for training in trainings:
+        if training.over:
+            training.run.finish(training.stepper.module.student)
+    if failed:
+        raise failed[0][1]
 
 
-def _one_epoch(
-    run: RunFolder,
-    module: Learner,
-    teacher: Model | None,
-    data: Dataset,
-    optimizer: torch.optim.Optimizer,
-    epoch: int,
-    options: dict,
-) -> Record:
-    start = time.perf_counter()
-    rate = decayed(options["learning_rate"], epoch, options["lr_decay_epochs"], options["lr_decay_rate"])
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    try:
-        trained = train_epoch(module, teacher, data.train, optimizer, epoch, options["print_freq"])
-        train_seconds = time.perf_counter() - start
-        tested = evaluate(module.student, data.val)
-        if not all(torch.stack([p.isfinite().all() for p in module.parameters()])) or math.isnan(tested["test_loss"]):
-            raise RunError("the weights are not finite after the last step")
-    except RunError as error:
-        raise RunError(
-            f"{error} of epoch {epoch}; {_kept(run)}: start anew with a lower --learning_rate or other loss weights"
-        ) from error
-    speed = {"images_per_second": data.train.num_samples / train_seconds, "seconds": time.perf_counter() - start}
-    return {"epoch": epoch, "learning_rate": rate} | trained | tested | speed
+def _in_turns(
+    trainings: Sequence[Training], failed: list[tuple[Training, RunError]]
+) -> list[tuple[Training, Record]]:
+    """An epoch of each run, a step of each in turn; what fails is added to `failed`."""
+    going = [(training, training.epoch()) for training in trainings]
+    done = []
+    while going:
+        for training, steps in list(going):
+            try:
+                with training.turn():
+                    next(steps)
+            except StopIteration as end:
+                done.append((training, end.value))
+            except RunError as error:
+                failed.append((training, error))
+            else:
+                continue
+            going.remove((training, steps))
+    return done
 
 
 def _kept(run: RunFolder) -> str:

@@ -16,6 +16,7 @@ import torch
 from dataset import check_dataset, dataset_dict
 from distiller_zoo import distiller_dict, dkd, dpk
 from distiller_zoo.cka import SMALLEST
+from helper.device import PRECISIONS
 from helper.errors import Parser, UserError, unknown
 from models import model_dict
 from temperature import annealing, dtkd, policy, temperature_dict
@@ -67,6 +68,8 @@ def _add_common(parser: Parser) -> None:
 
     add = parser.add_argument_group("run").add_argument
     add("--seed", type=int, default=1, help="of weights, order and augmentation; logged")
+    add("--trials", type=int, default=1, metavar="N", help="train N seeds, from --seed on, side by side in one process;"
+        " each is a run as if alone")  # fmt: skip
     add("--trial", "-t", default="", help="a label of your own, kept in config.json")
     add("--experiments_dir", metavar="DIR", help="folder of related runs, below save/")
     add("--experiments_name", metavar="NAME", help="name of this run in it")
@@ -77,9 +80,12 @@ def _add_common(parser: Parser) -> None:
     add("--save_model", action="store_true", help="accepted; weights are always saved")
 
     add = parser.add_argument_group("device").add_argument
+    add("--precision", choices=PRECISIONS, default="fp32", help="what the networks compute in; losses, temperatures,"
+        " weights and tests are in fp32")  # fmt: skip
     add("--device", metavar="NAME", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
     add("--gpu_id", default="0", help="as published: the first number is the GPU that is used, where there is one")
     add("--deterministic", action="store_true", help="use only algorithms that repeat bit by bit on a GPU too")
+    add("--plain", action="store_true", help="do without all that is only for speed (see README), to check it")
     add("--dali", choices=("cpu", "gpu"), help="accepted; small sets are held on the device, DALI is not needed")
     add("--multiprocessing_distributed", action="store_true", help="several GPUs: not available yet")
     add("--dist_url", default="tcp://127.0.0.1:23451", help="belongs to --multiprocessing-distributed")
@@ -104,6 +110,11 @@ def student_parser() -> Parser:
     add("--path_t", metavar="FILE", help="the teacher's weights, or its folder (default: that of --model_t)")
     add("--train_teacher", action="store_true", help="train the teacher by the vanilla recipe if it is missing")
     add("--skip_validation", action="store_true", help="do not measure the teacher before distilling")
+    add("--teacher_table", action="store_true", help="keep the teacher's answers to every view of every image, for"
+        " later epochs and runs; for distillers that need no maps")  # fmt: skip
+    add("--fill_teacher_table", action="store_true", help="the same, and ask for all of them before the first epoch")
+    add("--table_dtype", choices=("float32", "float16"), default="float32", help="of the answers in the table")
+    add("--table_dir", metavar="DIR", help="where tables are (default: teacher_table/ beside the teacher's weights)")
     _add_distillation(parser)
     _add_dpk(parser)
     _add_temperature(parser)
@@ -220,11 +231,33 @@ def parse(parser: Parser, argv: list[str] | None = None) -> dict[str, Any]:
         _resolve_student(options)
     _resolve_schedule(options)
     _check_numbers(options)
+    _resolve_speed(options)
     if "temperature" in options:  # their own checks, before any work is done
         factory = temperature_dict[options["temperature"]]
         factory(**taken_by(factory, options | {"num_classes": 1, "train_target": torch.zeros(1)}))
         _resolve_dpk(options)
     return options
+
+
+def _resolve_speed(options: dict[str, Any]) -> None:
+    if "teacher_table" in options:
+        _resolve_table(options)
+    if options["plain"]:
+        for key, value in (("teacher_table", False), ("precision", "fp32"), ("trials", 1)):
+            if options.get(key, value) != value:
+                raise UserError(f"--plain does without all that is for speed: leave it out, or --{key}")
+
+
+def _resolve_table(options: dict[str, Any]) -> None:
+    options["teacher_table"] = options["teacher_table"] or options["fill_teacher_table"]
+    if options["teacher_table"] and distiller_dict[options["distill"]].needs == "maps":
+        usable = ", ".join(name for name, distiller in distiller_dict.items() if distiller.needs != "maps")
+        raise UserError(
+            f"--distill {options['distill']} needs the teacher's maps, which no table holds: leave --teacher_table out"
+            f" (it goes with {usable})"
+        )
+    if not options["teacher_table"] and options["table_dtype"] != "float32":
+        raise UserError("--table_dtype belongs to --teacher_table: add that, or leave it out")
 
 
 def _underscored(word: str) -> str:
@@ -360,7 +393,7 @@ _AT_LEAST = {
     "save_freq": 0, "momentum": 0, "weight_decay": 0, "gamma": 0, "alpha": 0, "beta": 0, "dkd_alpha": 0, "dkd_beta": 0,
     "dkd_warmup": 0, "feat_dim": 1, "nce_k": 1, "nce_m": 0, "fixed_alpha": 0, "kd_warmup": 0, "rl_warmup": 1,
     "rl_epoch": 1, "aug_epoch": 0, "rl_rollout": 2, "dpk_stages": 0, "dpk_patch": 1, "dpk_width": 1,
-    "dpk_encoder_depth": 0, "dpk_decoder_depth": 0, "dpk_momentum": 0,
+    "dpk_encoder_depth": 0, "dpk_decoder_depth": 0, "dpk_momentum": 0, "trials": 1,
 }  # fmt: skip
 _ABOVE_ZERO = ("learning_rate", "lr_decay_rate", "kd_T", "nce_t")
 

@@ -8,19 +8,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
-import torchvision
 from torch import nn
 
 from helper import checkpoint
 from helper.errors import UserError
 from helper.files import write_atomically
 from helper.log import Record, RunLog
-from helper.plot import plot_run
 from helper.runs import ADDED_OPTIONS, NEUTRAL_OPTIONS, foreign_options
 
 IDENTITY = ("kind", "model", "teacher", "teacher_sha256", "data_sha256")  # what a run is, beside its options
@@ -50,6 +49,12 @@ class RunFolder:
         log = self.folder / "log.jsonl"
         over = (self.folder / f"{self.model}_last.pth").exists() and log.exists() and log.stat().st_size > 0
         return over and not self.overwrite
+
+    def told_finished(self) -> bool:
+        """Whether it is finished, and if so a line on the screen that says it."""
+        if self.finished:
+            print(f"already finished (--overwrite trains it anew): {self.summary()}")
+        return self.finished
 
     def _files(self) -> list[Path]:
         """What is there under the names that this run writes."""
@@ -169,6 +174,8 @@ class RunFolder:
 
     def finish(self, student: nn.Module) -> None:
         """Draw the picture and write the weights; the bare ones come last, as the sign that the run is over."""
+        from helper.plot import plot_run  # matplotlib takes long to import, and no training waits for it
+
         plot_run(self.history, self.title, self.folder / "curve.png")
         if self.config["kind"] == "teacher":
             self._save_teacher(student)
@@ -198,7 +205,7 @@ def _provenance() -> dict[str, Any]:
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
+            "torchvision": version("torchvision"),  # not imported for that, which takes long
             "numpy": numpy.__version__,
         },
         "machine": {

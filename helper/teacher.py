@@ -1,10 +1,13 @@
 """Where the teacher comes from: a file, a folder, or the vanilla recipe."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+import torch.fx
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from helper import checkpoint
 from helper.device import place
@@ -50,14 +53,36 @@ def find_teacher(options: dict[str, Any]) -> FoundTeacher:
     return FoundTeacher(file, name, checkpoint.file_hash(file), weights)
 
 
-def load_teacher(found: FoundTeacher, num_classes: int, device: torch.device) -> Model:
-    """The teacher as a network on the device: in evaluation mode and frozen.
+def load_teacher(found: FoundTeacher, num_classes: int, device: torch.device, plain: bool = False) -> Model:
+    """The teacher as a network on the device: in evaluation mode, frozen and, unless `plain`, prepared for inference.
 
     Raises:
         UserError: it was trained for another number of classes.
     """
-    model = checkpoint.network(found.path, found.weights, found.name, num_classes)
-    return place(model, device).eval().requires_grad_(False)
+    model = checkpoint.network(found.path, found.weights, found.name, num_classes).eval()
+    return place(model if plain else fold_batch_norm(model), device, plain).requires_grad_(False)
+
+
+def fold_batch_norm(model: Model) -> Model:
+    """The network itself, in evaluation mode, each batch norm that follows a convolution made part of its weights.
+
+    Features and logits stay what they are, up to rounding. A network that cannot be traced stays as it is.
+    """
+    try:
+        graph = torch.fx.Tracer().trace(model, concrete_args={"is_feat": True})
+    except Exception:  # what a network whose way depends on its input makes the tracer raise is nearly anything
+        return model
+    calls = [node for node in graph.nodes if node.op == "call_module"]
+    once = {target for target, count in Counter(node.target for node in calls).items() if count == 1}
+    for norm in calls:
+        conv = norm.args[0]
+        if not (isinstance(conv, torch.fx.Node) and {conv.target, norm.target} <= once and len(conv.users) == 1):
+            continue
+        modules = model.get_submodule(conv.target), model.get_submodule(norm.target)
+        if isinstance(modules[0], nn.Conv2d) and isinstance(modules[1], nn.BatchNorm2d):
+            model.set_submodule(conv.target, fuse_conv_bn_eval(*modules))
+            model.set_submodule(norm.target, nn.Identity())
+    return model
 
 
 def _newest(path: Path) -> Path | None:
@@ -89,4 +114,5 @@ def _train_missing(path: Path, folder: Path, name: str | None, options: dict[str
     for key in SHARED_OPTIONS:
         if options[key] is not None:
             argv += [f"--{key}", str(options[key])]
-    return train(parse(teacher_parser(), argv))
+    (folder,) = train(parse(teacher_parser(), argv))
+    return folder

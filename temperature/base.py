@@ -1,5 +1,6 @@
 """What a temperature is: something that says how soft each sample's targets are."""
 
+from collections.abc import Hashable
 from typing import NamedTuple
 
 import torch
@@ -30,6 +31,38 @@ def as_tau(tau: "float | Tensor | Tau") -> Tau:
     return Tau(tau, tau)
 
 
+class Average(nn.Module):
+    """Mean and standard deviation of all numbers that it was shown since `reset`.
+
+    They are kept on the device and changed in place: nothing waits for them until they are asked for, and a step that
+    is replayed as a CUDA graph counts on.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("count", "total", "squares"):
+            self.register_buffer(name, torch.zeros((), dtype=torch.float64), persistent=False)
+
+    def reset(self) -> None:
+        """Forget what was shown."""
+        for buffer in self.buffers():
+            buffer.zero_()
+
+    def add(self, values: Tensor) -> None:
+        """Show it numbers, of any shape."""
+        self.count += values.numel()
+        self.total += values.sum()
+        self.squares += values.double().square().sum()
+
+    def result(self) -> tuple[float, float] | None:
+        """Mean and standard deviation (of the numbers themselves, not an estimate from a sample); None of nothing."""
+        count, total, squares = torch.stack([self.count, self.total, self.squares]).tolist()
+        if not count:
+            return None
+        mean = total / count
+        return mean, max(squares / count - mean**2, 0.0) ** 0.5
+
+
 class Mixing(NamedTuple):
     """Images that others are blended into for an epoch. A blend takes class and number of the one it shows most."""
 
@@ -48,6 +81,10 @@ class Temperature(nn.Module):
     # gamma and alpha with `--distill kd`, where they differ from KD's; an alpha of None depends on the pair
     weights: tuple[float, float | None] | None = None
     observes = False  # whether `observe` is to be called in the epoch that was started
+    # On a GPU a step is recorded once as a CUDA graph and then replayed, so that Python code in it runs no more: state
+    # that changes from step to step must be tensors, changed in place. This names the part of the state which decides
+    # what `forward` does in the epoch that was started; for each value of it there is a recording. None: never record.
+    phase: Hashable | None = ()
 
     def start_epoch(self, epoch: int) -> None:
         """Called before each epoch, counted from 1: a curriculum moves on here."""

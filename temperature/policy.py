@@ -5,12 +5,13 @@ every step; and epochs of exploration, in which images that the student is sure 
 """
 
 import math
+from collections.abc import Hashable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from helper.errors import UserError
-from temperature.base import Mixing, Tau, Temperature
+from temperature.base import Average, Mixing, Tau, Temperature
 
 PHASE = 20  # epochs of 240: the released configurations' warmup, rl_epoch and aug_epoch
 ACTION_STD = math.exp(-0.5)  # of an agent that has learned nothing yet
@@ -42,6 +43,8 @@ class Policy(Temperature):
         UserError: a number outside its range.
     """
 
+    notes = ("rl_action",)
+
     def __init__(
         self,
         train_target: Tensor,
@@ -65,13 +68,18 @@ class Policy(Temperature):
         self.register_buffer("tau", torch.tensor(float(kd_T)))
         self.register_buffer("entropy", torch.zeros(len(train_target)))  # of each image's predictions, summed up
         self.acts = self.explores = False
-        self.seen: dict[str, list[Tensor]] = {}  # what the log will say of the epoch
+        self.seen = nn.ModuleDict({name: Average() for name in self.notes})  # what the log will say of the epoch
 
     def start_epoch(self, epoch: int) -> None:
         self.epoch = epoch
         self.acts = epoch >= self.rl_warmup
         self.explores = self.aug_epoch > 0 and epoch > self.rl_warmup and epoch % self.aug_epoch == 0
-        self.seen = {}
+        for average in self.seen.values():
+            average.reset()
+
+    @property
+    def phase(self) -> Hashable | None:
+        return None if self.observes or self.explores else self.acts
 
     def mixing(self) -> Mixing:
         """In an epoch of exploration: the second tenth of the images by entropy, blended into the ninth tenth.
@@ -111,15 +119,15 @@ class Policy(Temperature):
         return self.low + (self.high - self.low) * action.sigmoid()
 
     def note(self, **values: Tensor) -> None:
-        """Keep something for the epoch's line in the log: its mean over the steps, or over all elements."""
+        """Keep something for the epoch's line in the log, under one of `notes`."""
         for name, value in values.items():
-            self.seen.setdefault(name, []).append(value)
+            self.seen[name].add(value)
 
     def describe(self) -> dict[str, float]:
-        told = {name: torch.stack(values).mean().item() for name, values in self.seen.items() if name != "action"}
-        if "action" in self.seen:
-            actions = torch.cat(self.seen["action"])
-            told |= {"rl_action_mean": actions.mean().item(), "rl_action_std": actions.std(correction=0).item()}
+        results = {name: result for name, average in self.seen.items() if (result := average.result())}
+        told = {name: mean for name, (mean, _) in results.items()}
+        if "rl_action" in told:
+            told["rl_action_mean"], told["rl_action_std"] = told.pop("rl_action"), results["rl_action"][1]
         return told
 
 
@@ -146,5 +154,5 @@ class Random(Policy):
 
     def act(self, student: Tensor, teacher: Tensor) -> Tensor:
         action = self.mean + self.std * torch.randn_like(student[:, 0])
-        self.note(action=action)
+        self.note(rl_action=action)
         return action

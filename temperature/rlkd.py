@@ -159,6 +159,8 @@ class RLKD(Policy):
         UserError: a number outside its range.
     """
 
+    notes = ("rl_reward", "rl_value_loss", "rl_policy_entropy", "rl_action")
+
     def __init__(
         self, train_target: Tensor, epochs: int, rl_epoch: int = PHASE, rl_rollout: int = 16, **phases_and_bounds: float
     ) -> None:
@@ -205,7 +207,7 @@ class RLKD(Policy):
         action = mean + self.agent.log_std.exp() * torch.randn_like(mean)
         if self.observes:
             self.rollout.append(Transition(state, action, log_probability(action, mean, self.agent.log_std)))
-        self.note(action=action)
+        self.note(rl_action=action)
         return action
 
     def observe(self, probe_loss: Tensor) -> None:

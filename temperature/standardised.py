@@ -1,12 +1,12 @@
 """Logit standardisation: z-scored logits at a base temperature (LSKD, Sun et al., CVPR 2024, arXiv 2403.01427)."""
 
 import math
+from collections.abc import Hashable
 
-import torch
 from torch import Tensor
 
 from helper.errors import UserError
-from temperature.base import Mixing, Tau, Temperature
+from temperature.base import Average, Mixing, Tau, Temperature
 from temperature.fixed import Fixed
 
 EPS = 1e-7  # added to a standard deviation, as in the released code
@@ -39,14 +39,14 @@ class Standardised(Temperature):
         if not 0 < base_tau < math.inf:
             raise UserError(f"--base_tau must be above 0, not {base_tau}")
         self.inner = Fixed(base_tau) if inner is None else inner
-        self.seen: list[Tensor] = []  # the inner temperature of each step of the epoch
+        self.seen = Average()  # the inner temperature
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor, index: Tensor) -> Tau:
         student_std, teacher_std = standard_deviation(student_logits), standard_deviation(teacher_logits)
         student = (student_logits - student_logits.mean(1, keepdim=True)) / student_std
         teacher = (teacher_logits - teacher_logits.mean(1, keepdim=True)) / teacher_std
         base = self.inner(student, teacher, target, index)
-        self.seen.append(base.student.detach().mean())
+        self.seen.add(base.student.detach())
         return Tau(base.student * student_std, base.teacher * teacher_std, base.gradient_scale)
 
     @property
@@ -55,7 +55,11 @@ class Standardised(Temperature):
 
     def start_epoch(self, epoch: int) -> None:
         self.inner.start_epoch(epoch)
-        self.seen = []
+        self.seen.reset()
+
+    @property
+    def phase(self) -> Hashable | None:
+        return self.inner.phase
 
     def mixing(self) -> Mixing:
         return self.inner.mixing()
@@ -67,5 +71,5 @@ class Standardised(Temperature):
         self.inner.end_epoch()
 
     def describe(self) -> dict[str, float]:
-        own = {"tau_on_z_scores": torch.stack(self.seen).mean().item()} if self.seen else {}
-        return own | self.inner.describe()
+        seen = self.seen.result()
+        return ({"tau_on_z_scores": seen[0]} if seen else {}) | self.inner.describe()

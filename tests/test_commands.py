@@ -80,7 +80,7 @@ def test_every_python_command_of_the_readme_is_understood(command, tmp_path, mon
         assert end.value.code == 0
     else:
         parser, start = PROGRAMS[program]
-        folder = start(parse(parser(), [*argv, "--dry_run"]))
+        (folder,) = start(parse(parser(), [*argv, "--dry_run"]))
         assert f"into {folder}" in capsys.readouterr().out
         assert not list(tmp_path.iterdir())
 

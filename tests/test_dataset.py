@@ -12,7 +12,7 @@ import torch
 import torchvision.transforms.functional as TF
 from PIL import Image
 from scipy.stats import chisquare
-from torchvision.datasets import CIFAR100
+from torchvision.datasets import CIFAR100, utils
 from torchvision.transforms import Compose, RandomCrop, RandomHorizontalFlip
 
 from dataset import balanced_subset, cifar100, create_dataset, dataset_dict, digits, folder
@@ -384,7 +384,7 @@ def test_folder_too_large_is_refused_before_decoding(tmp_path, monkeypatch):
 @pytest.fixture
 def no_download(monkeypatch):
     monkeypatch.delenv("CIFAR100_DIR", raising=False)
-    monkeypatch.setattr(cifar100, "download_and_extract_archive", lambda *a, **k: pytest.fail("downloaded"))
+    monkeypatch.setattr(utils, "download_and_extract_archive", lambda *a, **k: pytest.fail("downloaded"))
 
 
 def link_files(source, target):
@@ -403,6 +403,8 @@ def test_cifar100_is_the_official_data(cifar100_dir, no_download):
     assert data.num_classes == 100 and data.flip
     assert_constants_agree(data, 1e-3)
     official = CIFAR100(cifar100_dir, train=False)
+    lists = [*CIFAR100.train_list, *CIFAR100.test_list, (CIFAR100.filename, CIFAR100.tgz_md5)]
+    assert {**dict(lists), CIFAR100.meta["filename"]: CIFAR100.meta["md5"]} == cifar100.MD5
     for number in (0, 1234, 9999):
         image, target = official[number]
         assert image == as_pil(data.val_images[number]) and target == data.val_target[number]
@@ -411,8 +413,8 @@ def test_cifar100_is_the_official_data(cifar100_dir, no_download):
 @pytest.mark.parametrize("form", ["holds it", "is it", "variable", "default"])
 def test_cifar100_is_found(cifar100_dir, no_download, monkeypatch, tmp_path, form):
     found = []
-    monkeypatch.setattr(cifar100, "_check", lambda path: found.append(path))
-    monkeypatch.setattr(cifar100, "CIFAR100", StandIn)
+    content = pickle.dumps({"data": np.zeros((4, 3072), np.uint8), "fine_labels": [0, 1, 2, 3]})
+    monkeypatch.setattr(cifar100, "_read", lambda path: found.append(path) or {"train": content, "test": content})
     link_files(cifar100_dir, tmp_path / "data" / "cifar-100-python")
     monkeypatch.chdir(tmp_path)
     argument = {"holds it": "data", "is it": str(tmp_path / "data" / "cifar-100-python")}.get(form)
@@ -421,14 +423,6 @@ def test_cifar100_is_found(cifar100_dir, no_download, monkeypatch, tmp_path, for
         monkeypatch.chdir("/")
     cifar100.load(argument)
     assert found == [tmp_path / "data" / "cifar-100-python"]
-
-
-class StandIn(CIFAR100):
-    """Reads no files."""
-
-    def __init__(self, root, train):
-        assert (Path(root) / self.base_folder / "train").exists()
-        self.data, self.targets = np.zeros((4, 32, 32, 3), dtype=np.uint8), [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("name", ["train", "test", "meta"])
@@ -450,10 +444,10 @@ def test_cifar100_with_an_unreadable_file(no_download, tmp_path, monkeypatch):
     (tmp_path / "cifar-100-python").mkdir()
     (tmp_path / "cifar-100-python" / "train").write_bytes(b"")
 
-    def refuse(path, md5):
+    def refuse(path):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(cifar100, "check_integrity", refuse)
+    monkeypatch.setattr(Path, "read_bytes", refuse)
     assert "train cannot be read (Permission denied)" in error_of(cifar100.load, str(tmp_path))
 
 
@@ -484,7 +478,7 @@ def test_cifar100_that_cannot_be_downloaded(tmp_path, monkeypatch, exists):
         (Path(download_root) / "cifar-100-python.tar.gz").write_bytes(b"half of it")
         raise URLError("no network")
 
-    monkeypatch.setattr(cifar100, "download_and_extract_archive", fail)
+    monkeypatch.setattr(utils, "download_and_extract_archive", fail)
     root = tmp_path / "data"
     if exists:
         root.mkdir()
@@ -506,7 +500,7 @@ def test_cifar100_is_downloaded_into_place(cifar100_dir, tmp_path, monkeypatch):
         assert (url, filename, md5) == (CIFAR100.url, CIFAR100.filename, CIFAR100.tgz_md5)
         link_files(cifar100_dir, Path(extract_root) / "cifar-100-python")
 
-    monkeypatch.setattr(cifar100, "download_and_extract_archive", download)
+    monkeypatch.setattr(utils, "download_and_extract_archive", download)
     assert len(cifar100.load(str(tmp_path / "new")).train_target) == 50_000
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["cifar-100-python"]
 
@@ -519,7 +513,7 @@ def test_cifar100_archive_beside_is_unpacked_if_official(tmp_path, monkeypatch):
     original = archive.read_bytes()
     assert f"{archive} is damaged" in error_of(cifar100.load, str(tmp_path))
     assert archive.read_bytes() == original and not (tmp_path / "cifar-100-python").exists()
-    monkeypatch.setattr(CIFAR100, "tgz_md5", hashlib.md5(original).hexdigest())
+    monkeypatch.setitem(cifar100.MD5, CIFAR100.filename, hashlib.md5(original).hexdigest())
     assert "train is missing" in error_of(cifar100.load, str(tmp_path))  # it got as far as the files
     assert (tmp_path / "cifar-100-python" / "meta").read_bytes() == b"something"
     assert archive.read_bytes() == original

@@ -24,9 +24,11 @@ from dataset import create_dataset
 from dataset.base import Batch
 from distiller_zoo import create_distiller, distiller_dict, kd_loss
 from helper import checkpoint
+from helper.answers import Live
 from helper.device import prepare_device
 from helper.errors import RunError, UserError
-from helper.loops import Distillation, Meter, Step, decayed, evaluate, make_optimizer, train_epoch, train_step
+from helper.loops import Distillation, Stepper, decayed, evaluate, make_optimizer, train_epoch, train_step
+from helper.meter import Meter, Step
 from helper.options import parse, resolve_pair, student_parser, taken_by, teacher_parser
 from helper.runs import ADDED_OPTIONS
 from models import Model, create_model, model_dict
@@ -52,11 +54,13 @@ class Tiny(Model):
 
 
 def train(line):
-    return train_teacher.train(parse(teacher_parser(), (DATA + line).split()))
+    (folder,) = train_teacher.train(parse(teacher_parser(), (DATA + line).split()))
+    return folder
 
 
 def distil(line):
-    return train_student.distil(parse(student_parser(), (DATA + line).split()))
+    (folder,) = train_student.distil(parse(student_parser(), (DATA + line).split()))
+    return folder
 
 
 def read_log(folder):
@@ -118,7 +122,7 @@ def test_every_temperature_with_every_distiller_learns(temperature, distill, cla
     losses = []
     for _ in range(8):
         torch.manual_seed(2)  # the same negatives in every step
-        losses.append(train_step(module, expert, module.before_step(batch), optimizer).loss.item())
+        losses.append(train_step(module, Live(expert), module.before_step(batch), optimizer).loss.item())
     assert all(map(math.isfinite, losses))
     assert losses[-1] < losses[1]  # the first step may have kept images as a probe
     check_gradients(module)
@@ -285,8 +289,9 @@ def test_images_are_mixed_in_the_epochs_that_the_temperature_says():
     module.temperature = temperature_dict["random"](loader.target, epochs=3, rl_warmup=1, aug_epoch=2)
     seen = []
     module.register_forward_hook(lambda _, inputs, step: seen.append(inputs[0].view is None))
+    stepper = Stepper(module, Live(Tiny().requires_grad_(False)), make_optimizer(module, 0.05, 0.9, 0))
     for epoch in (1, 2, 3):
-        train_epoch(module, Tiny().requires_grad_(False), loader, make_optimizer(module, 0.05, 0.9, 0), epoch, 50)
+        train_epoch(stepper, loader, epoch, 50)
     assert seen == 4 * [False] + 4 * [True] + 4 * [False]
 
 
@@ -323,7 +328,7 @@ def test_the_epoch_of_an_epoch_is_the_mean_over_its_samples():
     seen = []
     expert = Tiny().requires_grad_(False)
     hook = module.register_forward_hook(lambda _, inputs, step: seen.append((step, inputs[0].target)))
-    result = train_epoch(module, expert, loader, make_optimizer(module, 0.05, 0.9, 0), 4, 1)
+    result = train_epoch(Stepper(module, Live(expert), make_optimizer(module, 0.05, 0.9, 0)), loader, 4, 1)
     hook.remove()
     sizes = [len(target) for _, target in seen]
     tau = torch.cat([step.tau.student for step, _ in seen])
@@ -433,12 +438,12 @@ def test_the_same_seed_gives_the_same_run_and_another_another(teacher, tmp_path)
 
 def test_the_student_starts_from_the_same_weights_under_every_method(teacher, tmp_path, monkeypatch):
     started = []
-    monkeypatch.setattr(train_student, "fit", lambda run, module, *_: started.append(module.student.state_dict()))
+    monkeypatch.setattr(train_student, "fit", lambda trainings: started.append(trainings[0].stepper.module.student))
     monkeypatch.setattr(train_student.RunFolder, "summary", lambda self: "")
     for temperature in temperature_dict:
         distil(f"--path-t {teacher} --temperature {temperature} --epochs 1 --run_dir {tmp_path / temperature}")
     for other in started[1:]:
-        assert all(torch.equal(value, other[key]) for key, value in started[0].items())
+        assert all(torch.equal(*pair) for pair in zip(started[0].parameters(), other.parameters(), strict=True))
 
 
 def test_a_finished_run_is_not_touched_without_overwrite(teacher, tmp_path, capsys):
@@ -811,9 +816,9 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(teacher, tmp_path, sent, 
 def test_real_cifar100_is_learned(cifar100_dir, tmp_path):
     data = f"--data_dir {cifar100_dir} --dataset cifar100 --train_subset 5000 --batch_size 64 --epochs 2 "
     shared = parse(teacher_parser(), (data + f"--model resnet8 --run_dir {tmp_path / 'resnet8_vanilla'}").split())
-    teacher = train_teacher.train(shared)
+    (teacher,) = train_teacher.train(shared)
     line = f"--path-t {teacher} --temperature ctkd-global --run_dir {tmp_path / 'student'}"
-    student = train_student.distil(parse(student_parser(), (data + line).split()))
+    (student,) = train_student.distil(parse(student_parser(), (data + line).split()))
     for folder in (teacher, student):
         top1 = [record["top1"] for record in read_log(folder)]
         assert top1[-1] > 3  # chance is 1, and its standard deviation on 10,000 images 0.1

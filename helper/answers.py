@@ -1,0 +1,198 @@
+"""What the teacher says of a batch: it is asked anew (`Live`), or its answers are looked up (`TeacherTable`)."""
+
+import json
+import shutil
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dataset.base import Batch
+from dataset.memory import MemoryLoader
+from distiller_zoo import at_least_float32
+from helper.device import autocast
+from helper.errors import RunError, UserError
+from helper.files import write_atomically, writing
+from helper.table_file import MOST, TableFile
+from models import Model, Output
+
+ASKED_AT_ONCE = {"cpu": 128, "cuda": 4096}  # images
+WRITTEN_AT_ONCE = 8192  # rows
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
+
+
+class Live:
+    """The teacher itself, asked anew for each batch.
+
+    Args:
+        model: on the device, in evaluation mode. precision: what it computes in, one of helper.device.PRECISIONS.
+    """
+
+    def __init__(self, model: Model, precision: str = "fp32") -> None:
+        self.model, self.precision = model, precision
+
+    def start_epoch(self, loader: MemoryLoader) -> None:
+        """Nothing is to be prepared."""
+
+    def __call__(self, batch: Batch) -> Output:
+        """Features and logits [B, C] of the images; logits in float32."""
+        with autocast(batch.images.device, self.precision):
+            said = self.model(batch.images, is_feat=True)
+        return Output(said.features, at_least_float32(said.logits))
+
+
+class TeacherTable:
+    """A frozen teacher's answers to all that it can be asked: a row for each image and each of its views.
+
+    Augmentations that can be counted (see dataset/memory.py) make what a teacher says of a data set a finite table.
+    It is kept in files that later runs with the same teacher and data go on with. At the start of an epoch the teacher
+    is asked for the rows that are missing, in batches larger than the student's and always in float32; the steps only
+    look up. On a GPU the table is held in device memory too, all of it.
+
+    Args:
+        model: the teacher, on the device, in evaluation mode.
+        loader: of the training images.
+        folder: where tables of this teacher are; each in a folder of its own, named after a hash of weights, images,
+            normalisation and views. Made if it is not there.
+        weights_sha256: which weights the model has.
+        content: "logits" for [B, C], or "pooled" for the pooled features, from which the teacher's last layer makes the
+            logits again.
+        dtype: "float32" or "float16".
+
+    Raises:
+        UserError: the folder cannot be written, or the table would have more rows than can be numbered.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        loader: MemoryLoader,
+        folder: Path,
+        weights_sha256: str,
+        content: str = "logits",
+        dtype: str = "float32",
+    ) -> None:
+        self.live, self.content, self.views = Live(model), content, loader.num_views
+        self.device = loader.target.device
+        num_rows = loader.num_samples * self.views
+        if num_rows > MOST:
+            raise UserError(f"a table of {num_rows} views is too large: leave --teacher_table out, or use fewer images")
+        width = model.classifier.out_features if content == "logits" else model.classifier.in_features
+        identity = {
+            "teacher_sha256": weights_sha256,
+            "data": loader.fingerprint(),
+            "images": loader.num_samples,
+            "views": self.views,
+            "content": content,
+            "width": width,
+            "dtype": dtype,
+        }
+        self.folder = _prepared(folder, identity)
+        self.file = TableFile(self.folder, num_rows, width, DTYPES[dtype])
+        self.on_device: Tensor | None = None
+        if self.device.type != "cpu":
+            self.on_device = torch.empty(num_rows, width, dtype=DTYPES[dtype], device=self.device)
+        self._refresh()
+        _tell(self.file, folder, identity)
+
+    def start_epoch(self, loader: MemoryLoader) -> None:
+        """Ask the teacher for what of the epoch is not in the table yet."""
+        drawn = loader.draw()
+        if drawn is not None:
+            index, view = drawn
+            self._ask(loader, index * self.views + view)
+
+    def fill(self, loader: MemoryLoader) -> None:
+        """Ask the teacher for all that is not in the table yet."""
+        rows = torch.arange(len(self.file.position))
+        self._ask(loader, rows if loader.flip else rows[::2])
+
+    def __call__(self, batch: Batch) -> Output:
+        """Logits [B, C] of the batch, and as features the pooled ones [B, D] where the table holds them, in float32.
+
+        The teacher itself is asked where images are blended: a blend is no view of any one image.
+        """
+        if batch.view is None:
+            return self.live(batch)
+        rows = batch.index * self.views + batch.view
+        if self.on_device is None:
+            said = self.file.values.index_select(0, self.file.position.index_select(0, rows))
+        else:
+            said = self.on_device.index_select(0, rows)
+        said = said.float()
+        if self.content == "logits":
+            return Output([], said)
+        return Output([said], self.live.model.classifier(said))
+
+    @torch.no_grad()
+    def _ask(self, loader: MemoryLoader, rows: Tensor) -> None:
+        self._refresh()
+        rows = self.file.missing(rows)
+        if not len(rows):
+            return
+        with tqdm(total=len(rows), desc="asking the teacher", unit="image", leave=False, disable=None) as bar:
+            for chunk in rows.split(WRITTEN_AT_ONCE):
+                said = torch.cat([self._asked(loader, some) for some in chunk.split(ASKED_AT_ONCE[self.device.type])])
+                if not said.to(self.file.dtype).isfinite().all():
+                    raise RunError(
+                        "the teacher says something that is not finite, or too large for --table_dtype float16: check"
+                        " its weights, or leave --teacher_table or --table_dtype out"
+                    )
+                self.file.append(chunk, said.cpu())
+                self._refresh()
+                bar.update(len(chunk))
+
+    def _asked(self, loader: MemoryLoader, rows: Tensor) -> Tensor:
+        """The teacher's answers [M, width] to rows [M]. Always in batches of one size: so an answer does not depend on
+        what else happened to be missing."""
+        size = len(rows)
+        rows = torch.cat([rows, rows[:1].expand(ASKED_AT_ONCE[self.device.type] - size)]).to(self.device)
+        images = loader.view_of(rows // self.views, rows % self.views)
+        features, logits = self.live.model(images, is_feat=True)
+        return (logits if self.content == "logits" else features[-1])[:size]
+
+    def _refresh(self) -> None:
+        rows = self.file.refresh()
+        if self.on_device is None or not len(rows):
+            return
+        for chunk, values in zip(rows.split(2**20), self.file.values[-len(rows) :].split(2**20), strict=True):
+            self.on_device[chunk.to(self.device)] = values.to(self.device)
+
+
+def _prepared(folder: Path, identity: dict[str, Any]) -> Path:
+    """The folder of the table that is identified so; made if it is not there."""
+    text = json.dumps(identity, indent=2) + "\n"
+    path = folder / f"{identity['content']}_{identity['dtype']}_{sha256(text.encode()).hexdigest()[:16]}"
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+    if not (path / "table.json").exists():
+        write_atomically(path / "table.json", text.encode())
+    return path
+
+
+def _tell(file: TableFile, folder: Path, identity: dict[str, Any]) -> None:
+    known, full = file.read, len(file.position)
+    size = full * file.width * file.dtype.itemsize
+    print(
+        f"teacher table {file.values_path.parent}: {known:,} of {full:,} answers ({known / full:.0%});"
+        f" {size / 1e9:.2f} GB when full"
+    )
+    if size * (1 - known / full) > shutil.disk_usage(folder).free:
+        print("note: the disk has not as much room; where it gets full the run stops, and goes on once there is more")
+    others = [path for path in folder.glob("*/table.json") if _of_others(path, identity)]
+    if others:
+        print(
+            f"note: {len(others)} other tables in {folder} are of other weights or images and are not used;"
+            " remove them when they are not needed any more"
+        )
+
+
+def _of_others(path: Path, identity: dict[str, Any]) -> bool:
+    try:
+        other = json.loads(path.read_text())
+        return any(other[key] != identity[key] for key in ("teacher_sha256", "data"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return True

@@ -1,0 +1,96 @@
+"""A training step as a CUDA graph: recorded once, then replayed with a single launch."""
+
+from collections.abc import Hashable, Iterator
+
+import torch
+from torch import Tensor
+
+from dataset.base import Batch, Loader
+from helper.errors import RunError
+from helper.loops import Learner, Stepper, Teacher
+from helper.meter import Step
+
+WARM_UPS = 3  # steps before a recording, in which libraries choose their algorithms
+
+
+class RecordedStepper(Stepper):
+    """Learns from a batch by replaying a recorded step: augmentation, teacher's table or teacher, student, temperature,
+    losses, backward, optimizer and the sums of the epoch.
+
+    A step is made of hundreds of small kernels; launched one by one they cost more time than they compute. A recording
+    goes on working on the tensors that it was made with, whatever Python does: learning rate, lambda, warm-ups and sums
+    are tensors changed in place. There is one for each `phase` of the module. Batches of another size (the last of an
+    epoch), blended images, and phases that are None are computed step by step.
+
+    Args:
+        loader: of the training images; it is made lazy, since images are augmented in the recording.
+    """
+
+    def __init__(
+        self, module: Learner, teacher: Teacher | None, optimizer: torch.optim.Optimizer, loader: Loader, size: int
+    ) -> None:
+        super().__init__(module, teacher, optimizer)
+        self.loader, self.size = loader, size
+        self.recordings: dict[Hashable, tuple[Batch, torch.cuda.CUDAGraph, Step]] = {}
+        loader.lazy = True
+
+    def __call__(self, batch: Batch) -> Step:
+        """One step; the tensors of the result are overwritten by the next one."""
+        phase = self.module.phase
+        if batch.images is not None:
+            return super().__call__(batch)
+        if phase is None or len(batch.target) != self.size:
+            return self._computed(batch)
+        if phase not in self.recordings:
+            self.recordings[phase] = self._record(batch)
+        given, graph, step = self.recordings[phase]
+        for ours, theirs in zip(given[1:], batch[1:], strict=True):
+            ours.copy_(theirs)
+        graph.replay()
+        return step
+
+    def _computed(self, batch: Batch) -> Step:
+        return super().__call__(batch._replace(images=self.loader.view_of(batch.index, batch.view)))
+
+    def _record(self, batch: Batch) -> tuple[Batch, torch.cuda.CUDAGraph, Step]:
+        given = Batch(None, *(column.clone() for column in batch[1:]))
+        self.warm_up(given)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                step = self._computed(given)
+        except RuntimeError as error:
+            raise RunError(
+                f"this step cannot be recorded as a CUDA graph ({str(error).splitlines()[0]}): add --plain to compute"
+                " it step by step"
+            ) from error
+        return given, graph, step
+
+    def warm_up(self, batch: Batch) -> None:
+        """Some steps, and then everything as it was before them, in the same tensors."""
+        device, counted = batch.target.device, bool(self.meter.tensors)
+        before = {tensor: tensor.detach().clone() for tensor in self._state()}
+        random = torch.cuda.get_rng_state(device)
+        side = torch.cuda.Stream(device)
+        side.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UPS):
+                self._computed(batch)
+        torch.cuda.current_stream(device).wait_stream(side)
+        torch.cuda.set_rng_state(random, device)
+        with torch.no_grad():
+            for tensor in self._state():
+                if tensor in before:
+                    tensor.copy_(before[tensor])
+                else:  # a momentum that there was not before the first step
+                    tensor.zero_()
+        if not counted:
+            self.meter.reset()
+
+    def _state(self) -> Iterator[Tensor]:
+        """All that a step changes."""
+        yield from self.module.parameters()
+        yield from self.module.buffers()
+        for state in self.optimizer.state.values():
+            yield from (value for value in state.values() if isinstance(value, Tensor))
+        yield from self.meter.tensors.values()

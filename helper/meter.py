@@ -1,0 +1,90 @@
+"""What is summed up over an epoch, without waiting for the device."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from helper.errors import RunError
+from temperature import Tau
+
+
+class Step(NamedTuple):
+    """What one step computed."""
+
+    loss: Tensor  # a scalar, with gradient
+    parts: dict[str, Tensor]  # its terms before weighting
+    logits: Tensor  # [B, C], the student's
+    tau: Tau | None  # None where nothing is distilled
+
+
+class Meter:
+    """Sums over the samples of an epoch, in tensors that are changed in place.
+
+    Nothing waits for the host until `result` or `check` is asked for, and a step that is replayed as a CUDA graph
+    counts on.
+    """
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+
+    def reset(self) -> None:
+        """Begin an epoch."""
+        for name, tensor in self.tensors.items():
+            tensor.fill_({"first_bad": math.inf, "tau_min": math.inf, "tau_max": -math.inf}.get(name, 0))
+
+    def update(self, step: Step, target: Tensor) -> None:
+        """Add a step of B samples."""
+        values = torch.stack([step.loss, *step.parts.values()]).detach()
+        tau = [step.tau.student.detach(), step.tau.teacher.detach()] if step.tau else []
+        if not self.tensors:
+            self._prepare(step, values)
+        t, size = self.tensors, len(target)
+        t["samples"] += size
+        t["steps"] += 1
+        t["sums"] += values * size
+        torch.minimum(t["first_bad"], torch.where(values.isfinite(), math.inf, t["steps"]), out=t["first_bad"])
+        t["correct"] += (step.logits.detach().argmax(1) == target).sum()
+        if tau:
+            t["tau"] += torch.stack([each.mean() for each in tau]) * size
+            torch.minimum(t["tau_min"], tau[0].min(), out=t["tau_min"])
+            torch.maximum(t["tau_max"], tau[0].max(), out=t["tau_max"])
+
+    def _prepare(self, step: Step, values: Tensor) -> None:
+        self.names = ["loss", *(f"loss_{name}" for name in step.parts)]
+        self.two_taus = step.tau is not None and step.tau.teacher is not step.tau.student
+        scalars = {"samples": torch.float64, "steps": values.dtype, "correct": torch.int64}
+        if step.tau:
+            scalars |= {"tau_min": values.dtype, "tau_max": values.dtype}
+            self.tensors["tau"] = values.new_zeros(2, dtype=torch.float64)  # of the student, of the teacher
+        self.tensors |= {name: values.new_zeros((), dtype=dtype) for name, dtype in scalars.items()}
+        self.tensors["sums"] = torch.zeros_like(values, dtype=torch.float64)
+        self.tensors["first_bad"] = torch.zeros_like(values)  # the step in which a term was first not finite
+        self.reset()
+
+    def check(self) -> None:
+        """Raise RunError when a loss was not finite, naming the term that failed first."""
+        first_bad = self.tensors["first_bad"].tolist()
+        first = min(first_bad[1:])
+        if first < math.inf or not self.tensors["sums"].isfinite().all():
+            bad = [name for name, step in zip(self.names[1:], first_bad[1:], strict=True) if step == first]
+            raise RunError(f"the loss is not finite: {' and '.join(bad)} failed first, in step {first:.0f}")
+
+    def result(self) -> dict[str, float]:
+        """Means over the samples seen; tau also with minimum and maximum.
+
+        Raises:
+            RunError: as `check`.
+        """
+        self.check()
+        t = self.tensors
+        samples = t["samples"].item()
+        result = dict(zip(self.names, (t["sums"] / samples).tolist(), strict=True))
+        result["train_top1"] = 100 * t["correct"].item() / samples
+        if "tau" in t:
+            student, teacher = (t["tau"] / samples).tolist()
+            result |= {"tau_mean": student, "tau_min": t["tau_min"].item(), "tau_max": t["tau_max"].item()}
+            if self.two_taus:
+                result["tau_teacher_mean"] = teacher
+        return result

@@ -1,0 +1,97 @@
+"""A table on disk that grows: vectors by number, shared by runs one after the other and at the same time."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from helper.files import writing
+
+MOST = 2**31 - 2  # row numbers fit into int32
+
+
+class TableFile:
+    """Rows of a fixed width, each written once, in the order in which they came.
+
+    `values` holds the rows one behind another, and `rows` the number of each, from 1 (a 0 is no row: where a file was
+    lengthened but its end never written). Values reach the disk before the numbers that make them count, and under a
+    lock. So a reader never sees half a row, whenever a writer is killed; and of two writers the second appends behind
+    the first.
+
+    Args:
+        folder: where the files are; it exists.
+        num_rows: how many there can be. width: of a row. dtype: float32 or float16.
+
+    Attributes:
+        position: [num_rows] int32, where in `values` each row is; -1 where it is missing.
+        values: [known, width], mapped from the file.
+    """
+
+    def __init__(self, folder: Path, num_rows: int, width: int, dtype: torch.dtype) -> None:
+        self.rows_path, self.values_path, self.lock_path = (folder / name for name in ("rows", "values", ".lock"))
+        self.width, self.dtype = width, dtype
+        self.position = torch.full((num_rows,), -1, dtype=torch.int32)
+        self.read = 0  # rows of the file that `position` knows
+        self.values = torch.empty(0, width, dtype=dtype)
+        with writing(self.rows_path):
+            for path in (self.rows_path, self.values_path, self.lock_path):
+                path.touch()
+
+    def refresh(self) -> Tensor:
+        """Take in what was appended since, by whomever; returns the numbers of those rows [M] int64."""
+        with self._locked():
+            return self._take_in()
+
+    def missing(self, rows: Tensor) -> Tensor:
+        """Those of the rows [M] int64 that are not in the table."""
+        return rows[self.position[rows] < 0]
+
+    def append(self, rows: Tensor, values: Tensor) -> None:
+        """Add rows [M] int64 with values [M, width]; such as another process has added meanwhile are left out.
+
+        Raises:
+            RunError: they cannot be written; what was in the table still is.
+        """
+        with self._locked():
+            self._take_in()
+            new = self.position[rows] < 0
+            start = self.read
+            self._write(self.values_path, start * self.width * self.dtype.itemsize, values[new].to(self.dtype))
+            self._write(self.rows_path, start * 4, (rows[new] + 1).to(torch.int32))
+            self._take_in()
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with open(self.lock_path, "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _take_in(self) -> Tensor:
+        size = self.dtype.itemsize * self.width
+        count = min(self.rows_path.stat().st_size // 4, self.values_path.stat().st_size // size)
+        with open(self.rows_path, "rb") as file:
+            file.seek(4 * self.read)
+            raw = bytearray(file.read(4 * (count - self.read)))
+        rows = torch.frombuffer(raw, dtype=torch.int32).long() - 1 if raw else torch.empty(0, dtype=torch.int64)
+        bad = ((rows < 0) | (rows >= len(self.position))).nonzero()
+        if len(bad):  # from here on nothing is known, and the next writer writes over it
+            rows = rows[: bad[0]]
+        self.position[rows] = torch.arange(self.read, self.read + len(rows), dtype=torch.int32)
+        self.read += len(rows)
+        if len(rows):
+            count = self.read * self.width
+            self.values = torch.from_file(str(self.values_path), shared=False, size=count, dtype=self.dtype)
+            self.values = self.values.view(self.read, self.width)
+        return rows
+
+    def _write(self, path: Path, offset: int, values: Tensor) -> None:
+        with writing(path), open(path, "r+b") as file:
+            file.truncate(offset)  # half a row of a writer that was killed
+            file.seek(offset)
+            file.write(values.contiguous().numpy().tobytes())
+            file.flush()
+            os.fsync(file.fileno())
