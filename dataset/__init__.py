@@ -20,6 +20,8 @@ def _load_folder(**options: object) -> ImageSet:
 # each takes the keywords data_dir, image_size and num_workers, and ignores those that mean nothing to it
 dataset_dict = {"cifar100": cifar100.load, "digits": digits.load, "folder": _load_folder}
 
+VAL_PIXELS = {"cpu": 500 * 32**2, "cuda": 10_000 * 32**2}  # at once, in batches that need no gradient
+
 
 def create_dataset(
     name: str,
@@ -36,6 +38,7 @@ def create_dataset(
 
     Args:
         name: a key of dataset_dict.
+        batch_size: of training; where nothing is learned it is larger.
         seed: of the order and the augmentations of the training images.
         device: where the images are held, augmented and handed out.
         data_dir: where the files are; what None stands for is up to the data set.
@@ -63,6 +66,7 @@ def create_dataset(
     train = MemoryLoader(
         images=images, target=target, augment=True, seed=seed, flip=data.flip, pad=image_size // 8, **common
     )
+    common["batch_size"] = max(batch_size, VAL_PIXELS[torch.device(device).type] // image_size**2)
     val = MemoryLoader(images=data.val_images, target=data.val_target, augment=False, **common)
     return Dataset(train, val, data.num_classes)
 

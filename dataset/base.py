@@ -19,6 +19,7 @@ class Loader(Protocol):
     """An iterable over one epoch's batches."""
 
     num_samples: int
+    batch_size: int
     lazy: bool  # leave out the images of batches whose views are counted: who needs them calls `view_of`
     target: Tensor  # [num_samples] int64, the class of each image by its index
 

@@ -237,10 +237,10 @@ def epoch_steps(stepper: Stepper, loader: Loader, epoch: int, print_freq: int) -
 
 def train_epoch(stepper: Stepper, loader: Loader, epoch: int, print_freq: int) -> Record:
     """`epoch_steps` at one go."""
-    return _drained(epoch_steps(stepper, loader, epoch, print_freq))
+    return _at_one_go(epoch_steps(stepper, loader, epoch, print_freq))
 
 
-def _drained(steps: Steps) -> Record:
+def _at_one_go(steps: Steps) -> Record:
     while True:
         try:
             next(steps)
@@ -259,22 +259,30 @@ def evaluation(model: Model, loader: Loader, description: str = "test") -> Steps
     It yields once, when all work is under way; the result waits for it.
     """
     model.eval()
-    sums, samples = None, 0
-    for batch in tqdm(loader, desc=description, unit="batch", leave=False, disable=None):
-        logits = model(batch.images)
-        loss = F.cross_entropy(logits, batch.target, reduction="sum")
-        hits = logits.topk(min(5, logits.shape[1])).indices == batch.target[:, None]
-        values = torch.stack([loss, hits[:, 0].sum(), hits.sum()]).double()
-        sums = values if sums is None else sums + values
-        samples += len(batch.target)
+    while True:
+        try:
+            bar = tqdm(loader, desc=description, unit="batch", leave=False, disable=None)
+            means = sum(_sums(model(batch.images), batch.target) for batch in bar) / loader.num_samples
+            break
+        except torch.OutOfMemoryError:
+            if loader.batch_size == 1:
+                raise
+            loader.batch_size //= 2  # for later passes too
     yield
-    loss, top1, top5 = (sums / samples).tolist()
+    loss, top1, top5 = means.tolist()
     return {"test_loss": loss, "top1": 100 * top1, "top5": 100 * top5}
+
+
+def _sums(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross entropy, hits and hits among five of a batch [3]."""
+    loss = F.cross_entropy(logits, target, reduction="sum")
+    hits = logits.topk(min(5, logits.shape[1])).indices == target[:, None]
+    return torch.stack([loss, hits[:, 0].sum(), hits.sum()]).double()
 
 
 def evaluate(model: Model, loader: Loader, description: str = "test") -> Record:
     """`evaluation` at one go."""
-    return _drained(evaluation(model, loader, description))
+    return _at_one_go(evaluation(model, loader, description))
 
 
 def make_optimizer(
@@ -357,16 +365,20 @@ def fit(trainings: Sequence[Training]) -> None:
         RunError: of a run a loss was not finite, or the state could not be written. Its last good epoch is kept, and
             the other runs were trained to their end.
     """
-    going, failed, heading_due = [training for training in trainings if not training.over], [], True
+    errors: dict[Training, RunError] = {}
+    heading_due = True
     try:
-        while going:
-            for training, record in _in_turns(going, failed):
+        while going := [training for training in trainings if not training.over and training not in errors]:
+            results = in_turns([(training.epoch(), training.turn) for training in going])
+            for training, result in zip(going, results, strict=True):
                 label = f"seed {training.options['seed']:<4}" if len(trainings) > 1 else ""
+                if isinstance(result, RunError):
+                    errors[training] = result
+                    continue
                 if heading_due:
-                    print(" " * len(label) + table_head(record))
+                    print(" " * len(label) + table_head(result))
                     heading_due = False
-                print(label + table_line(record), flush=True)
-            going = [training for training in going if not training.over and training not in dict(failed)]
+                print(label + table_line(result), flush=True)
     except KeyboardInterrupt:
         run = trainings[0].run
         same = "the same command without --overwrite" if run.overwrite else "the same command"
@@ -376,29 +388,28 @@ def fit(trainings: Sequence[Training]) -> None:
     for training in trainings:
         if training.over:
             training.run.finish(training.stepper.module.student)
-    if failed:
-        raise failed[0][1]
+    for error in errors.values():
+        raise error
 
 
-def _in_turns(
-    trainings: Sequence[Training], failed: list[tuple[Training, RunError]]
-) -> list[tuple[Training, Record]]:
-    """An epoch of each run, a step of each in turn; what fails is added to `failed`."""
-    going = [(training, training.epoch()) for training in trainings]
-    done = []
-    while going:
-        for training, steps in list(going):
-            try:
-                with training.turn():
-                    next(steps)
-            except StopIteration as end:
-                done.append((training, end.value))
-            except RunError as error:
-                failed.append((training, error))
-            else:
-                continue
-            going.remove((training, steps))
-    return done
+def in_turns(works: Sequence[tuple[Steps, Callable[[], AbstractContextManager[None]]]]) -> list[Record | RunError]:
+    """A piece of each work in turn, in the context that stands beside it, until all are done.
+
+    Returns:
+        What each came to, or the RunError that ended it.
+    """
+    results: dict[int, Record | RunError] = {}
+    while len(results) < len(works):
+        for number, (steps, turn) in enumerate(works):
+            if number not in results:
+                try:
+                    with turn():
+                        next(steps)
+                except StopIteration as end:
+                    results[number] = end.value
+                except RunError as error:
+                    results[number] = error
+    return [results[number] for number in range(len(works))]
 
 
 def _kept(run: RunFolder) -> str:

@@ -1,0 +1,252 @@
+"""Whole epochs of ours against the loop as the field writes it (baseline.py), in turns, in one script.
+
+    python benchmarks/bench.py
+    python benchmarks/bench.py --pairs resnet56:resnet20 --variants fp32 fp32+table --images 2048 --json
+    python benchmarks/bench.py --device cuda --images 50000 --workers 2 4 8 16 --trials 4
+
+Each variant is a process of its own, so that memory is its own too, and they take turns: so a busy machine slows all of
+them. KD with CTKD's global temperature on random images. A table is warm: every answer that an epoch needs is in it.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from tqdm import tqdm
+
+from benchmarks.baseline import MEAN, STD, Baseline
+from dataset.memory import MemoryLoader
+from helper.answers import Live, TeacherTable
+from helper.device import place, prepare_device, seed_everything
+from helper.errors import Parser, UserError, run_main, unknown
+from helper.loops import epoch_steps, evaluation, in_turns, make_optimizer
+from helper.options import parse, resolve_pair, student_parser
+from helper.teacher import fold_batch_norm
+from helper.trials import Turn, make_stepper
+from models import create_model, model_dict
+from train_student import distillation
+
+PAIRS = ("resnet56:resnet20", "wrn_40_2:wrn_16_2", "vgg13:vgg8", "resnet32x4:ShuffleV1")
+VARIANTS = ("plain", "fp32", "bf16", "fp32+table", "bf16+table")
+NUM_CLASSES = 100
+EPOCH = 10  # in which CTKD's adversary is at full strength; always the same one, so that a table is warm
+WARM_UP = 1  # rounds that are not counted
+
+
+class Ours:
+    """One or several students under a variant, as train_student.py makes them."""
+
+    def __init__(self, variant: str, pair: str, args: argparse.Namespace, device: torch.device, folder: str) -> None:
+        precision, _, table = variant.split(" ")[0].partition("+")
+        plain = precision == "plain"
+        teacher_name, student_name = pair.split(":")
+        argv = ["--model_s", student_name, "--temperature", "ctkd-global", "--batch_size", str(args.batch_size)]
+        argv += ["--plain"] if plain else ["--precision", precision]
+        options = resolve_pair(parse(student_parser(), argv), teacher_name)
+        images, target = random_images(args.images)
+        seed_everything(0)
+        model = create_model(teacher_name, NUM_CLASSES).eval()
+        model = place(model if plain else fold_batch_norm(model), device, plain).requires_grad_(False)
+        common = {"images": images.permute(0, 3, 1, 2).contiguous(), "target": target, "mean": MEAN, "std": STD}
+        self.train_loader = MemoryLoader(**common, batch_size=args.batch_size, device=device, augment=True, flip=True)
+        self.val_loader = MemoryLoader(**common, batch_size=args.batch_size, device=device, augment=False)
+        teacher = Live(model, options["precision"])
+        if table:
+            teacher = TeacherTable(model, self.train_loader, Path(folder), variant)
+        self.runs = []
+        for seed in range(args.trials if variant.endswith("at once") else 1):
+            turn = Turn(device)
+            with turn():
+                seed_everything(seed)
+                student = create_model(student_name, NUM_CLASSES)
+                module = place(distillation(options, student, model, target.to(device)), device, plain)
+                optimizer = make_optimizer(module, 0.01, 0.9, 5e-4)
+                loader = self.train_loader.with_seed(seed)
+                self.runs.append((make_stepper(module, teacher, optimizer, loader, options), loader, turn))
+
+    def train(self) -> None:
+        """One epoch of each."""
+        in_turns([(epoch_steps(stepper, loader, EPOCH, 50), turn) for stepper, loader, turn in self.runs])
+
+    def validate(self) -> None:
+        """One pass over the images without augmentation, of each."""
+        in_turns([(evaluation(stepper.module.student, self.val_loader), turn) for stepper, _, turn in self.runs])
+
+
+def random_images(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images [N, 32, 32, 3] uint8 and classes [N]; what they show costs nothing."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (count, 32, 32, 3), dtype=torch.uint8, generator=generator)
+    return images, torch.randint(NUM_CLASSES, (count,), generator=generator)
+
+
+def serve(connection: Connection, variant: str, pair: str, args: argparse.Namespace) -> None:
+    """A process: makes a variant, and takes a round whenever it is told to; answers with what that took."""
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):
+        device = prepare_device(args.device, None, deterministic=False, plain=variant.startswith(("plain", "field")))
+        if variant.startswith("field"):
+            seed_everything(0)
+            networks = [create_model(name, NUM_CLASSES) for name in pair.split(":")]
+            made: Baseline | Ours = Baseline(
+                *networks, *random_images(args.images), args.batch_size, int(variant.split()[1]), device
+            )
+        else:
+            made = Ours(variant, pair, args, device, folder)
+        connection.send("ready")
+        while connection.recv() == "round":
+            seconds = [timed(work, device) for work in (made.train, made.validate)]
+            connection.send((*seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+
+
+def timed(work: Callable[[], None], device: torch.device) -> float:
+    """Seconds that some work takes, the device's included."""
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+@contextmanager
+def servers(variants: Sequence[str], pair: str, args: argparse.Namespace) -> Iterator[dict[str, Connection]]:
+    """A process for each variant."""
+    context = get_context("spawn")
+    connections, processes = {}, []
+    for variant in variants:
+        connections[variant], theirs = context.Pipe()
+        processes.append(context.Process(target=serve, args=(theirs, variant, pair, args)))
+        processes[-1].start()
+        connections[variant].recv()  # one after the other: making them is work too
+    try:
+        yield connections
+        for connection in connections.values():
+            connection.send("end")
+    finally:
+        for process in processes:
+            process.join(10)
+            process.terminate()
+
+
+def measure(pair: str, args: argparse.Namespace, bar: tqdm) -> dict[str, dict[str, Any]]:
+    """Images a second, their ratio to the baseline's (median, quartiles), and peak memory, of every variant."""
+    variants = [f"field {workers} workers" for workers in args.workers] + list(args.variants)
+    if args.trials > 1:
+        variants += [f"{variant} x{args.trials} at once" for variant in args.variants if variant != "plain"]
+    rounds: dict[str, list[tuple[float, float, float]]] = {variant: [] for variant in variants}
+    with servers(variants, pair, args) as connections:
+        for number in range(WARM_UP + args.rounds):
+            shift = number % len(variants)
+            for variant in variants[shift:] + variants[:shift]:  # another one first each time
+                bar.set_description(f"{pair} {variant}")
+                connections[variant].send("round")
+                taken = connections[variant].recv()
+                if number >= WARM_UP:
+                    rounds[variant].append(taken)
+                bar.update()
+    best = min(variants[: len(args.workers)], key=lambda variant: median(each[0] for each in rounds[variant]))
+    result = {}
+    for variant, taken in rounds.items():
+        runs = args.trials if variant.endswith("at once") else 1
+        result[variant] = {"images_per_second": runs * args.images / median(each[0] for each in taken)}
+        for column, name in enumerate(("train", "validation")):
+            ratios = [runs * theirs[column] / ours[column] for theirs, ours in zip(rounds[best], taken, strict=True)]
+            low, middle, high = quantiles(ratios, n=4, method="inclusive")
+            result[variant] |= {name: middle, f"{name}_low": low, f"{name}_high": high}
+        result[variant]["memory_mib"] = max(each[2] for each in taken)
+    return result
+
+
+def table(results: dict[str, dict[str, dict[str, Any]]]) -> Iterator[str]:
+    """The results as lines."""
+    width = max(len(variant) for variants in results.values() for variant in variants) + 4
+    for pair, variants in results.items():
+        yield f"{pair.replace(':', ' → '):{width}}{'images/s':>9}{'training':>10}{'quartiles':>13}"\
+              f"{'validation':>12}{'quartiles':>13}{'MiB':>7}"
+        for variant, each in variants.items():
+            cells = [f"  {variant:{width - 2}}{each['images_per_second']:9.0f}"]
+            for name, size in (("train", 10), ("validation", 12)):
+                spread = f"{each[f'{name}_low']:.2f}-{each[f'{name}_high']:.2f}"
+                cells.append(f"{each[name]:{size}.2f}{spread:>13}")
+            yield "".join(cells) + f"{each['memory_mib']:7.0f}"
+
+
+def machine(args: argparse.Namespace) -> str:
+    """What it was measured on."""
+    device = prepare_device(args.device, None, deterministic=False)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    return (
+        f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads; PyTorch {torch.__version__}, Python"
+        f" {platform.python_version()}; batch {args.batch_size}, epochs of {args.images} images, {args.rounds} rounds"
+    )
+
+
+def processor() -> str:
+    """The processor's name, and what it computes bf16 with."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    flags = told.get("flags", "").split()
+    bf16 = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in flags]
+    return f"{told.get('model name', platform.machine())} (bf16 instructions: {', '.join(bf16) or 'none'})"
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line."""
+    parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    add = parser.add_argument
+    add("--pairs", nargs="+", default=list(PAIRS), metavar="TEACHER:STUDENT", help=f"(default: {' '.join(PAIRS)})")
+    add("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, help="of ours (default: all)")
+    add("--images", type=int, default=512, help="an epoch (default: 512)")
+    add("--batch_size", type=int, default=64, help="(default: 64)")
+    add("--rounds", type=int, default=7, help="epochs of each that count (default: 7)")
+    add("--workers", type=int, nargs="+", default=[2], help="of the baseline; the best number counts (default: 2)")
+    add("--trials", type=int, default=1, metavar="N", help="also N runs of each variant at once")
+    add("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
+    add("--json", action="store_true", help="print JSON instead of a table")
+    args = parser.parse_args()
+    if min(args.rounds, args.batch_size) < 2 or min(args.trials, args.images) < 1 or min(args.workers) < 0:
+        raise UserError("--rounds and --batch_size must be 2 or more, --images and --trials 1, --workers 0")
+    for pair in args.pairs:
+        names = pair.split(":")
+        if len(names) != 2:
+            raise UserError(f"--pairs takes a teacher and a student, like resnet56:resnet20, not {pair}")
+        for name in names:
+            if name not in model_dict:
+                raise unknown("model", name, model_dict)
+    return args
+
+
+def main() -> None:
+    """Measure, then print."""
+    args = parse_args()
+    count = len(args.workers) + len(args.variants) + (args.trials > 1) * sum(v != "plain" for v in args.variants)
+    total = len(args.pairs) * count * (WARM_UP + args.rounds)
+    with tqdm(total=total, unit="round", leave=False, disable=None) as bar:
+        results = {pair: measure(pair, args, bar) for pair in args.pairs}
+    if args.json:
+        print(json.dumps(vars(args) | {"machine": machine(args), "results": results}))
+        return
+    print(machine(args))
+    print(*table(results), sep="\n")
+    print("ratio: the field's time for an epoch to ours in the same round, median and quartiles over the rounds")
+
+
+if __name__ == "__main__":
+    run_main(main)
