@@ -9,6 +9,7 @@ them. KD with CTKD's global temperature on random images. A table is warm: every
 """
 
 import argparse
+import io
 import json
 import os
 import platform
@@ -43,7 +44,6 @@ from train_student import distillation
 
 PAIRS = ("resnet56:resnet20", "wrn_40_2:wrn_16_2", "vgg13:vgg8", "resnet32x4:ShuffleV1")
 VARIANTS = ("plain", "fp32", "bf16", "fp32+table", "bf16+table")
-NUM_CLASSES = 100
 EPOCH = 10  # in which CTKD's adversary is at full strength; always the same one, so that a table is warm
 WARM_UP = 1  # rounds that are not counted
 
@@ -58,9 +58,10 @@ class Ours:
         argv = ["--model_s", student_name, "--temperature", "ctkd-global", "--batch_size", str(args.batch_size)]
         argv += ["--plain"] if plain else ["--precision", precision]
         options = resolve_pair(parse(student_parser(), argv), teacher_name)
-        images, target = random_images(args.images)
+        classes = args.classes
+        images, target = random_images(args.images, classes)
         seed_everything(0)
-        model = create_model(teacher_name, NUM_CLASSES).eval()
+        model = create_model(teacher_name, classes).eval()
         model = place(model if plain else fold_batch_norm(model), device, plain).requires_grad_(False)
         common = {"images": images.permute(0, 3, 1, 2).contiguous(), "target": target, "mean": MEAN, "std": STD}
         self.train_loader = MemoryLoader(**common, batch_size=args.batch_size, device=device, augment=True, flip=True)
@@ -73,7 +74,7 @@ class Ours:
             turn = Turn(device)
             with turn():
                 seed_everything(seed)
-                student = create_model(student_name, NUM_CLASSES)
+                student = create_model(student_name, classes)
                 module = place(distillation(options, student, model, target.to(device)), device, plain)
                 optimizer = make_optimizer(module, 0.01, 0.9, 5e-4)
                 loader = self.train_loader.with_seed(seed)
@@ -88,22 +89,22 @@ class Ours:
         in_turns([(evaluation(stepper.module.student, self.val_loader), turn) for stepper, _, turn in self.runs])
 
 
-def random_images(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+def random_images(count: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Images [N, 32, 32, 3] uint8 and classes [N]; what they show costs nothing."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (count, 32, 32, 3), dtype=torch.uint8, generator=generator)
-    return images, torch.randint(NUM_CLASSES, (count,), generator=generator)
+    return images, torch.randint(classes, (count,), generator=generator)
 
 
 def serve(connection: Connection, variant: str, pair: str, args: argparse.Namespace) -> None:
     """A process: makes a variant, and takes a round whenever it is told to; answers with what that took."""
-    with tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
         device = prepare_device(args.device, None, deterministic=False, plain=variant.startswith(("plain", "field")))
         if variant.startswith("field"):
             seed_everything(0)
-            networks = [create_model(name, NUM_CLASSES) for name in pair.split(":")]
+            networks = [create_model(name, args.classes) for name in pair.split(":")]
             made: Baseline | Ours = Baseline(
-                *networks, *random_images(args.images), args.batch_size, int(variant.split()[1]), device
+                *networks, *random_images(args.images, args.classes), args.batch_size, int(variant.split()[1]), device
             )
         else:
             made = Ours(variant, pair, args, device, folder)
@@ -215,14 +216,17 @@ def parse_args() -> argparse.Namespace:
     add("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, help="of ours (default: all)")
     add("--images", type=int, default=512, help="an epoch (default: 512)")
     add("--batch_size", type=int, default=64, help="(default: 64)")
+    add("--classes", type=int, default=100, help="(default: 100)")
     add("--rounds", type=int, default=7, help="epochs of each that count (default: 7)")
     add("--workers", type=int, nargs="+", default=[2], help="of the baseline; the best number counts (default: 2)")
     add("--trials", type=int, default=1, metavar="N", help="also N runs of each variant at once")
     add("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
-    add("--json", action="store_true", help="print JSON instead of a table")
+    add("--json", action="store_true", help="print JSON, and the table on stderr")
     args = parser.parse_args()
-    if min(args.rounds, args.batch_size) < 2 or min(args.trials, args.images) < 1 or min(args.workers) < 0:
-        raise UserError("--rounds and --batch_size must be 2 or more, --images and --trials 1, --workers 0")
+    if min(args.rounds, args.batch_size) < 2 or args.classes < 5 or min(args.trials, args.images) < 1:
+        raise UserError("--rounds and --batch_size must be 2 or more, --classes 5, --images and --trials 1")
+    if min(args.workers) < 0:
+        raise UserError("--workers must be 0 or more")
     for pair in args.pairs:
         names = pair.split(":")
         if len(names) != 2:
@@ -240,12 +244,10 @@ def main() -> None:
     total = len(args.pairs) * count * (WARM_UP + args.rounds)
     with tqdm(total=total, unit="round", leave=False, disable=None) as bar:
         results = {pair: measure(pair, args, bar) for pair in args.pairs}
+    last = "ratio: the field's time for an epoch to ours in the same round, median and quartiles over the rounds"
+    print(machine(args), *table(results), last, sep="\n", file=sys.stderr if args.json else sys.stdout)
     if args.json:
-        print(json.dumps(vars(args) | {"machine": machine(args), "results": results}))
-        return
-    print(machine(args))
-    print(*table(results), sep="\n")
-    print("ratio: the field's time for an epoch to ours in the same round, median and quartiles over the rounds")
+        print(json.dumps(vars(args) | {"machine": machine(args), "results": results}, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """A training step as a CUDA graph: recorded once, then replayed with a single launch."""
 
 from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -54,7 +55,26 @@ class RecordedStepper(Stepper):
 
     def _record(self, batch: Batch) -> tuple[Batch, torch.cuda.CUDAGraph, Step]:
         given = Batch(None, *(column.clone() for column in batch[1:]))
-        self.warm_up(given)
+        with self.undone():
+            self.warm_up(given)
+        return given, *self.capture(given)
+
+    def warm_up(self, given: Batch) -> None:
+        """Some steps on a stream of their own, as recordings want it."""
+        device = given.target.device
+        side = torch.cuda.Stream(device)
+        side.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UPS):
+                self._computed(given)
+        torch.cuda.current_stream(device).wait_stream(side)
+
+    def capture(self, given: Batch) -> tuple[torch.cuda.CUDAGraph, Step]:
+        """A step on the given tensors, recorded and not computed.
+
+        Raises:
+            RunError: something in it cannot be recorded.
+        """
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph):
@@ -64,20 +84,15 @@ class RecordedStepper(Stepper):
                 f"this step cannot be recorded as a CUDA graph ({str(error).splitlines()[0]}): add --plain to compute"
                 " it step by step"
             ) from error
-        return given, graph, step
+        return graph, step
 
-    def warm_up(self, batch: Batch) -> None:
-        """Some steps, and then everything as it was before them, in the same tensors."""
-        device, counted = batch.target.device, bool(self.meter.tensors)
+    @contextmanager
+    def undone(self) -> Iterator[None]:
+        """Steps in here leave no trace: afterwards all is as it was before, in the same tensors."""
+        device, counted = self.loader.target.device, bool(self.meter.tensors)
         before = {tensor: tensor.detach().clone() for tensor in self._state()}
-        random = torch.cuda.get_rng_state(device)
-        side = torch.cuda.Stream(device)
-        side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UPS):
-                self._computed(batch)
-        torch.cuda.current_stream(device).wait_stream(side)
-        torch.cuda.set_rng_state(random, device)
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
         with torch.no_grad():
             for tensor in self._state():
                 if tensor in before:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from common import train
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -21,4 +22,11 @@ def cifar100_dir(tmp_path_factory):
         pytest.skip("CIFAR-100 is not here: set CIFAR100_DIR to the folder that holds cifar-100-python")
     folder = tmp_path_factory.mktemp("cifar100")
     subprocess.run([sys.executable, str(unpack), str(folder)], check=True, stdout=subprocess.DEVNULL)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "resnet8_vanilla_digits"
+    train(f"--model resnet8 --epochs 2 --run_dir {folder}")
     return folder

@@ -15,6 +15,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from common import (
+    DATA,
+    TIMES,
+    Tiny,
+    check_same_end,
+    distil,
+    fixed_batch,
+    interrupt_after_an_epoch,
+    make,
+    read_log,
+    timeless,
+    train,
+)
 from PIL import Image
 from torch import nn
 
@@ -31,71 +44,11 @@ from helper.loops import Distillation, Stepper, decayed, evaluate, make_optimize
 from helper.meter import Meter, Step
 from helper.options import parse, resolve_pair, student_parser, taken_by, teacher_parser
 from helper.runs import ADDED_OPTIONS
-from models import Model, create_model, model_dict
+from models import create_model, model_dict
 from temperature import temperature_dict
 
 ROOT = Path(__file__).resolve().parents[1]
-DATA = "--dataset digits --train_subset 96 --batch_size 32 --print_freq 1 "
-TIMES = ("seconds", "images_per_second")  # the only fields of a log that may differ between two equal runs
-
-
-class Tiny(Model):
-    """The smallest network with a stem, a stage and a pooled vector."""
-
-    def __init__(self, num_classes=10, width=8):
-        super().__init__()
-        self.stem, self.stage = nn.Conv2d(3, width, 3, 2, 1), nn.Conv2d(width, 2 * width, 3, 2, 1)
-        self.classifier = nn.Linear(2 * width, num_classes)
-
-    def extract(self, x):
-        stem = self.stem(x).relu()
-        stage = self.stage(stem).relu()
-        return [stem, stage, stage.mean((2, 3))]
-
-
-def train(line):
-    (folder,) = train_teacher.train(parse(teacher_parser(), (DATA + line).split()))
-    return folder
-
-
-def distil(line):
-    (folder,) = train_student.distil(parse(student_parser(), (DATA + line).split()))
-    return folder
-
-
-def read_log(folder):
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
-def timeless(folder):
-    return [{key: value for key, value in record.items() if key not in TIMES} for record in read_log(folder)]
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "resnet8_vanilla_digits"
-    train(f"--model resnet8 --epochs 2 --run_dir {folder}")
-    return folder
-
-
 # ---------------------------------------------------------------- the step
-
-
-def make(temperature="fixed", distill="kd", student=None, expert=None, classes=10):
-    own = ["--nce_k", "20", "--rl_warmup", "1", "--rl_epoch", "1", "--rl_rollout", "4", "--dpk_schedule", "fixed:0.5"]
-    options = parse(student_parser(), ["--temperature", temperature, "--distill", distill, *own])
-    torch.manual_seed(0)
-    target = torch.arange(64) % classes
-    return train_student.distillation(
-        resolve_pair(options, "resnet56"), student or Tiny(classes), expert or Tiny(classes, width=12), target
-    )
-
-
-def fixed_batch(classes=10, size=16):
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(size, 3, 32, 32, generator=generator)
-    index = torch.randperm(64, generator=generator)[:size]
-    return Batch(images, index % classes, index, None)
 
 
 def check_gradients(module):
@@ -682,32 +635,6 @@ def wait_for_epoch(process, folder, epoch):
         time.sleep(0.01)
     assert process.poll() is None, process.communicate()
     assert epochs_logged(folder) >= epoch
-
-
-def check_same_end(folder, other):
-    assert timeless(folder) == timeless(other)
-    for name in ("last.pth", "resnet8_last.pth", "resnet8_best.pth"):
-        ours, theirs = (checkpoint.load(where / name) for where in (folder, other))
-        if name == "last.pth":
-            mine, others = (state["optimizer"]["state"] for state in (ours, theirs))
-            assert mine.keys() == others.keys()
-            assert all(torch.equal(mine[i]["momentum_buffer"], others[i]["momentum_buffer"]) for i in mine)
-            assert torch.equal(ours["rng_cpu"], theirs["rng_cpu"])
-            ours, theirs = ours["module"], theirs["module"]
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
-
-
-def interrupt_after_an_epoch(monkeypatch, line):
-    real = train_student.RunFolder.save_epoch
-
-    def interrupted(self, *args):
-        real(self, *args)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train_student.RunFolder, "save_epoch", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            distil(line)
 
 
 @pytest.mark.parametrize("distill", distiller_dict)

@@ -1,0 +1,120 @@
+"""How the time of an epoch grows with the number of images, the batch size and the number of classes; with a plot.
+
+    python benchmarks/growth.py
+    python benchmarks/growth.py --model_t resnet56 --model_s resnet20 --plot growth.png --json
+"""
+
+import argparse
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from math import log
+from pathlib import Path
+from statistics import median
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from tqdm import tqdm
+
+from benchmarks.bench import Ours, processor, timed
+from helper.device import prepare_device
+from helper.errors import Parser, UserError, run_main
+
+SIZES = {  # of which one grows while the others stay at BASE
+    "images": (256, 512, 1024, 2048),
+    "batch_size": (16, 32, 64, 128, 256),
+    "classes": (10, 100, 1000, 10_000),
+}
+BASE = {"images": 512, "batch_size": 64, "classes": 100}
+LABELS = {"images": "training images", "batch_size": "images a batch", "classes": "classes"}
+
+
+def measure(args: argparse.Namespace) -> dict[str, dict[int, float]]:
+    """Seconds an epoch takes, the median over the rounds, by what grows and how large it is."""
+    device = prepare_device(args.device, None, deterministic=False)
+    made = {}
+    for name, sizes in SIZES.items():
+        for size in sizes:
+            one = argparse.Namespace(**vars(args) | BASE | {name: size, "trials": 1})
+            with redirect_stdout(io.StringIO()):
+                made[name, size] = Ours("fp32", f"{args.model_t}:{args.model_s}", one, device, "")
+    seconds: dict[tuple[str, int], list[float]] = {key: [] for key in made}
+    with tqdm(total=(1 + args.rounds) * len(made), unit="epoch", leave=False, disable=None) as bar:
+        for number in range(1 + args.rounds):
+            for key, each in made.items():  # in turns, so that a busy machine slows all of them
+                taken = timed(each.train, device)
+                if number:
+                    seconds[key].append(taken)
+                bar.update()
+    return {name: {size: median(seconds[name, size]) for size in sizes} for name, sizes in SIZES.items()}
+
+
+def exponent(seconds: dict[int, float]) -> float:
+    """p of the power law seconds = c * size ** p between the smallest and the largest size: 1 is linear."""
+    first, *_, last = seconds
+    return log(seconds[last] / seconds[first]) / log(last / first)
+
+
+def plot(result: dict[str, dict[int, float]], title: str, path: Path) -> None:
+    """A panel for each of what grows, on logarithmic axes, with a line of linear growth beside it."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 3.4), layout="constrained")
+    for axes, (name, seconds) in zip(figure.subplots(1, len(result), sharey=True), result.items(), strict=True):
+        sizes = list(seconds)
+        linear = [seconds[sizes[0]] * size / sizes[0] for size in sizes]
+        axes.loglog(sizes, list(seconds.values()), "o-", color="#332288", label="measured")
+        axes.loglog(sizes, linear, ":", color="#888888", label="linear")
+        axes.set_xlabel(LABELS[name])
+        axes.set_xticks(sizes, [f"{size:,}" for size in sizes], minor=False)
+        axes.set_xticks([], minor=True)
+        axes.set_title(f"exponent {exponent(seconds):.2f}", fontsize=10)
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("seconds an epoch")
+    figure.axes[0].set_ylim(min(min(each.values()) for each in result.values()) / 1.5,
+                            max(max(each.values()) for each in result.values()) * 1.5)  # fmt: skip
+    figure.axes[0].legend(frameon=False)
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=120)
+
+
+def table(result: dict[str, dict[int, float]]) -> Iterator[str]:
+    """The results as lines."""
+    for name, seconds in result.items():
+        base = seconds[BASE[name]]
+        yield f"{LABELS[name]:20}" + "".join(f"{size:>9,}" for size in seconds)
+        yield f"{'  seconds an epoch':20}" + "".join(f"{each:9.2f}" for each in seconds.values())
+        yield f"{'  relative':20}" + "".join(f"{each / base:9.2f}" for each in seconds.values())
+        yield f"  exponent {exponent(seconds):.2f}"
+
+
+def main() -> None:
+    """Measure, then print and draw."""
+    parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    add: Callable[..., argparse.Action] = parser.add_argument
+    add("--model_t", default="resnet20", help="the teacher (default: resnet20)")
+    add("--model_s", default="resnet8", help="the student (default: resnet8)")
+    add("--rounds", type=int, default=5, help="epochs of each that count (default: 5)")
+    add("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
+    add("--plot", type=Path, metavar="FILE", help="draw a picture")
+    add("--json", action="store_true", help="print JSON, and the table on stderr")
+    args = parser.parse_args()
+    if args.rounds < 1:
+        raise UserError("--rounds must be 1 or more")
+    result = measure(args)
+    others = ", ".join(f"{value} {LABELS[name]}" for name, value in BASE.items())
+    title = f"{args.model_t} → {args.model_s}, KD, CTKD global, {processor()}, {torch.get_num_threads()} threads"
+    lines = [title, f"median of {args.rounds} epochs; what does not grow: {others}", *table(result)]
+    lines.append("exponent: p of seconds = c * size^p between the ends; 1 is linear, less is better")
+    print(*lines, sep="\n", file=sys.stderr if args.json else sys.stdout)
+    if args.json:
+        print(json.dumps({"title": title, "base": BASE, "seconds": result}, indent=1))
+    if args.plot:
+        plot(result, title, args.plot)
+
+
+if __name__ == "__main__":
+    run_main(main)
