@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median, quantiles
@@ -31,6 +31,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.baseline import MEAN, STD, Baseline
+from dataset import val_batch_size
 from dataset.memory import MemoryLoader
 from helper.answers import Live, TeacherTable
 from helper.device import place, prepare_device, seed_everything
@@ -65,7 +66,8 @@ class Ours:
         model = place(model if plain else fold_batch_norm(model), device, plain).requires_grad_(False)
         common = {"images": images.permute(0, 3, 1, 2).contiguous(), "target": target, "mean": MEAN, "std": STD}
         self.train_loader = MemoryLoader(**common, batch_size=args.batch_size, device=device, augment=True, flip=True)
-        self.val_loader = MemoryLoader(**common, batch_size=args.batch_size, device=device, augment=False)
+        val_size = val_batch_size(args.batch_size, 32, device)
+        self.val_loader = MemoryLoader(**common, batch_size=val_size, device=device, augment=False)
         teacher = Live(model, options["precision"])
         if table:
             teacher = TeacherTable(model, self.train_loader, Path(folder), variant)
@@ -111,7 +113,18 @@ def serve(connection: Connection, variant: str, pair: str, args: argparse.Namesp
         connection.send("ready")
         while connection.recv() == "round":
             seconds = [timed(work, device) for work in (made.train, made.validate)]
-            connection.send((*seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+            connection.send((*seconds, memory()))
+
+
+def memory() -> float:
+    """MiB that this process had at most, and what its workers have for themselves."""
+    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for worker in active_children():
+        rollup = Path(f"/proc/{worker.pid}/smaps_rollup")
+        if rollup.exists():
+            private = (line for line in rollup.read_text().splitlines() if line.startswith("Private_"))
+            kib += sum(int(line.split()[1]) for line in private)
+    return kib / 1024
 
 
 def timed(work: Callable[[], None], device: torch.device) -> float:
