@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from benchmarks import cka_bias, cost
+from benchmarks import bench, cka_bias, cost, growth, operations
 from distiller_zoo import distiller_dict
 from helper.errors import UserError
 from temperature import temperature_dict
@@ -72,3 +72,68 @@ def test_the_table_of_cka_is_aligned_and_refuses_what_cannot_be_estimated(monkey
         monkeypatch.setattr(sys, "argv", ["cka_bias.py", *wrong])
         with pytest.raises(UserError, match="--batch_size must be 4 or more, and --batches 2 or more"):
             cka_bias.main()
+
+
+def test_the_benchmark_measures_ratios_to_the_field(monkeypatch, capsys):
+    line = "--pairs resnet8:resnet8 --variants fp32 fp32+table --images 16 --batch_size 8 --rounds 2 --workers 0 1"
+    monkeypatch.setattr(sys, "argv", ["bench.py", *line.split(), "--trials", "2", "--device", "cpu", "--json"])
+    bench.main()
+    told = capsys.readouterr()
+    result = json.loads(told.out)["results"]["resnet8:resnet8"]
+    fields, ours = ["field 0 workers", "field 1 workers"], ["fp32", "fp32+table"]
+    assert list(result) == [*fields, *ours, *(f"{name} x2 at once" for name in ours)]
+    assert any(result[name]["train"] == result[name]["train_low"] == 1 for name in fields)
+    for each in result.values():
+        assert 0 < each["train_low"] <= each["train"] <= each["train_high"]
+        assert 0 < each["validation_low"] <= each["validation"] <= each["validation_high"]
+        assert each["images_per_second"] > 0 and each["memory_mib"] > 100
+    machine, *rows, footnote = told.err.strip().splitlines()
+    assert "cores" in machine and footnote.startswith("ratio: ")
+    rows = rows[-7:]
+    assert {len(row) for row in rows} == {len(rows[0])}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--pairs resnet8", "--pairs takes a teacher and a student"),
+        ("--pairs resnet8:nonsense", "unknown model 'nonsense'"),
+        ("--rounds 1", "--rounds and --batch_size must be 2 or more"),
+        ("--workers -1", "--workers must be 0 or more"),
+    ],
+)
+def test_the_benchmark_refuses_nonsense(line, message, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["bench.py", *line.split()])
+    with pytest.raises(UserError, match=message):
+        bench.main()
+
+
+def test_growth_is_measured_and_drawn(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(growth, "SIZES", {"images": (16, 32), "batch_size": (4, 8), "classes": (5, 10)})
+    monkeypatch.setattr(growth, "BASE", {"images": 16, "batch_size": 4, "classes": 5})
+    argv = ["--model_t", "resnet8", "--rounds", "1", "--device", "cpu", "--json"]
+    argv += ["--plot", str(tmp_path / "growth.png")]
+    monkeypatch.setattr(sys, "argv", ["growth.py", *argv])
+    growth.main()
+    told = capsys.readouterr()
+    seconds = json.loads(told.out)["seconds"]
+    assert {name: [int(size) for size in each] for name, each in seconds.items()} == {
+        "images": [16, 32], "batch_size": [4, 8], "classes": [5, 10],
+    }  # fmt: skip
+    assert told.err.count("exponent") == 4
+    assert (tmp_path / "growth.png").stat().st_size > 10_000
+    assert growth.exponent({1: 1.0, 2: 3.0, 4: 16.0}) == pytest.approx(2)
+
+
+def test_the_profile_adds_up(monkeypatch, capsys):
+    line = "--pair resnet8:resnet8 --variants fp32 fp32+table --images 16 --batch_size 8 --device cpu"
+    monkeypatch.setattr(sys, "argv", ["operations.py", *line.split()])
+    operations.main()
+    _, heading, *rows = capsys.readouterr().out.splitlines()
+    assert {len(row) for row in rows} == {len(heading)}
+    shares = {row[:24].strip(): row[24:].split() for row in rows}
+    assert shares["all"][1::2] == ["100%", "100%"]
+    for column in (0, 2):
+        values = [float(cells[column]) for kind, cells in shares.items() if kind != "all"]
+        assert sum(values) == pytest.approx(float(shares["all"][column]), abs=0.5)
+        assert float(shares["convolutions, backward"][column]) > 0

@@ -38,6 +38,7 @@ from helper.table_file import TableFile
 from helper.teacher import fold_batch_norm
 from models import Model, create_model, model_dict
 from temperature import temperature_dict
+from temperature.base import as_tau
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -584,6 +585,54 @@ def test_the_learning_rate_stays_the_tensor_that_it_is():
     optimizer.param_groups[0]["lr"] = 0.1  # from a checkpoint of an earlier version
     set_learning_rate(optimizer, 0.2)
     assert optimizer.param_groups[0]["lr"].item() == pytest.approx(0.2)
+
+
+def on_gpu(line):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    return f"{line} --device cuda --epochs 3 --nce_k 50 --lr 0.01 "
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("distill", "temperature"),
+    [*((distill, "ctkd-global") for distill in distiller_dict), *(("kd", name) for name in temperature_dict)],
+)
+def test_a_recorded_run_on_a_gpu_is_the_plain_one(distill, temperature, teacher, tmp_path):
+    line = on_gpu(f"--path-t {teacher} --distill {distill} --temperature {temperature}") + "--run_dir "
+    recorded, plain = distil(line + str(tmp_path / "recorded")), distil(line + str(tmp_path / "plain --plain"))
+    chance = distill in ("crd", "dpk") or temperature in ("rlkd", "random")
+    check_logs_agree(recorded, plain, 0.2 if chance else 5e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("distill", ["kd", "crd"])
+def test_trials_on_a_gpu_are_runs_as_if_alone(distill, teacher, tmp_path):
+    line = on_gpu(f"--path-t {teacher} --distill {distill} --temperature ctkd-global --seed 4")
+    argv = ("--dataset digits --train_subset 96 --batch_size 32 " + line).split()
+    together = train_student.distil(parse(student_parser(), [*argv, "--trials", "3", "--run_dir", f"{tmp_path}/all"]))
+    for seed, folder in zip((4, 5, 6), together, strict=True):
+        check_logs_agree(folder, distil(f"{line} --seed {seed} --run_dir {tmp_path / f'alone-{seed}'}"), 1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("distill", ["kd", "pkt"])
+def test_a_table_in_the_memory_of_a_gpu_says_what_the_teacher_says(distill, teacher, tmp_path):
+    line = on_gpu(f"--path-t {teacher} --distill {distill}")
+    live = distil(line + f"--run_dir {tmp_path / 'live'}")
+    for name in ("cold", "warm"):
+        table = distil(line + f"--teacher_table --table_dir {tmp_path / 'tables'} --run_dir {tmp_path / name}")
+        check_logs_agree(table, live, 1e-3)
+
+
+@pytest.mark.gpu
+def test_a_step_that_reads_a_value_back_is_said_not_to_be_recordable(teacher, tmp_path, monkeypatch):
+    line = on_gpu(f"--path-t {teacher}")
+    monkeypatch.setattr(
+        temperature_dict["fixed"], "forward", lambda self, *_: as_tau(self.tau.item()), raising=True
+    )
+    with pytest.raises(RunError, match="cannot be recorded as a CUDA graph .* add --plain"):
+        distil(line + f"--run_dir {tmp_path / 'run'}")
 
 
 # ---------------------------------------------------------------- several runs in one process

@@ -1,0 +1,78 @@
+"""Where the time of a training epoch goes, by kind of operation, under each variant of bench.py.
+
+    python benchmarks/operations.py
+    python benchmarks/operations.py --pair resnet32x4:ShuffleV1 --variants fp32 bf16
+"""
+
+import argparse
+import io
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.bench import VARIANTS, Ours, processor
+from helper.device import prepare_device
+from helper.errors import Parser, run_main
+
+KINDS = {  # by the beginning of an operation's name, without "aten::"
+    "convolutions, backward": ("convolution_backward", "cudnn_convolution_backward"),
+    "convolutions, forward": ("mkldnn_convolution", "convolution", "_convolution", "cudnn_convolution", "conv2d"),
+    "batch norm": ("native_batch_norm", "_batch_norm", "batch_norm", "cudnn_batch_norm", "_native_batch_norm"),
+    "ReLU and sums": ("clamp_min", "relu", "threshold_backward", "add"),
+    "copies and conversions": ("copy_", "to", "_to_copy", "clone", "cat", "contiguous"),
+    "optimizer": ("_fused_sgd_", "Optimizer.step"),
+}
+
+
+def shares(variant: str, pair: str, args: argparse.Namespace, device: torch.device) -> dict[str, float]:
+    """Milliseconds a training step of each kind of operation, the rest, and all."""
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
+        made = Ours(variant, pair, args, device, folder)
+        made.train()  # warms up, and fills a table
+        with profile(activities=[getattr(ProfilerActivity, device.type.upper())]) as profiler:
+            made.train()
+    steps = -(-args.images // args.batch_size)
+    times = dict.fromkeys([*KINDS, "everything else"], 0.0)
+    for event in profiler.key_averages():
+        taken = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
+        name = event.key.removeprefix("aten::")
+        kind = next((kind for kind, names in KINDS.items() if name.startswith(names)), "everything else")
+        times[kind] += taken / 1000 / steps
+    return times | {"all": sum(times.values())}
+
+
+def table(results: dict[str, dict[str, float]]) -> Iterator[str]:
+    """The results as lines: milliseconds a step, and the share of each kind."""
+    yield f"{'ms a step':24}" + "".join(f"{variant:>16}" for variant in results)
+    for kind in [*KINDS, "everything else", "all"]:
+        cells = (f"{each[kind]:9.1f} {each[kind] / each['all']:6.0%}" for each in results.values())
+        yield f"{kind:24}" + "".join(cells)
+
+
+def main() -> None:
+    """Measure, then print."""
+    parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    add = parser.add_argument
+    add("--pair", default="resnet56:resnet20", metavar="TEACHER:STUDENT", help="(default: resnet56:resnet20)")
+    add("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, help="of ours (default: all)")
+    add("--images", type=int, default=512, help="an epoch (default: 512)")
+    add("--batch_size", type=int, default=64, help="(default: 64)")
+    add("--classes", type=int, default=100, help="(default: 100)")
+    add("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
+    args = parser.parse_args()
+    args.trials = 1
+    device = prepare_device(args.device, None, deterministic=False)
+    results = {variant: shares(variant, args.pair, args, device) for variant in args.variants}
+    print(f"{args.pair.replace(':', ' → ')}, {processor()}, {torch.get_num_threads()} threads, batch {args.batch_size}")
+    print(*table(results), sep="\n")
+
+
+if __name__ == "__main__":
+    run_main(main)
