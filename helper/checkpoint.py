@@ -75,13 +75,13 @@ def identify(path: Path, weights: dict[str, Tensor], name: str | None = None) ->
     hint = name or model_of_folder(path.parent)
     if hint and not _mismatch(hint, weights):
         return hint
-    others = [other for other in model_dict if not _mismatch(other, weights)]
-    if others and name:
-        raise UserError(f"{path} holds a {others[0]}, not a {name}: leave --model_t out, or give another --path-t")
-    if not others:
+    other = next((other for other in model_dict if not _mismatch(other, weights)), None)
+    if other and name:
+        raise UserError(f"{path} holds a {other}, not a {name}: leave --model_t out, or give another --path-t")
+    if not other:
         why = f"no {hint} ({_mismatch(hint, weights)}) and no other network" if hint else "no network"
         raise UserError(f"{path} holds {why} that is known here; the known ones are: {', '.join(model_dict)}")
-    return others[0]
+    return other
 
 
 def network(path: Path, weights: dict[str, Tensor], name: str, num_classes: int) -> Model:

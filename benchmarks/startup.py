@@ -1,0 +1,88 @@
+"""From the command to the first step: seconds that pass before train_student.py has learned from one batch.
+
+    python benchmarks/startup.py
+    python benchmarks/startup.py --dataset digits
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tqdm import trange
+
+from helper.errors import Parser, RunError, UserError, run_main
+
+ROOT = Path(__file__).resolve().parents[1]
+# What runs in a process of its own: the command, with a clock beside it, until the first step is over.
+TIMED = """
+import sys, time
+start = float(sys.argv.pop(1))
+said = lambda what: print(f"@ {time.time() - start:.3f} {what}", flush=True)
+said("Python")
+import torch
+said("PyTorch imported")
+import train_student
+from helper.loops import Stepper
+said("all else imported")
+step = Stepper.__call__
+def first(self, batch):
+    said("data, teacher and student ready")
+    step(self, batch)
+    said("first step")
+    raise SystemExit
+Stepper.__call__ = first
+train_student.main()
+"""
+
+
+def measure(args: argparse.Namespace) -> dict[str, list[float]]:
+    """Seconds since the command at each stage, of every round."""
+    stages: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        teacher = Path(folder) / f"{args.model_t}_vanilla" / "ckpt_epoch_240.pth"
+        classes = {"cifar100": 100, "digits": 10}[args.dataset]
+        code = "import sys, torch; from models import create_model; name, classes, path = sys.argv[1:]\n"
+        code += "torch.save({'model': create_model(name, int(classes)).state_dict()}, path)"
+        teacher.parent.mkdir()
+        subprocess.run([sys.executable, "-c", code, args.model_t, str(classes), teacher], cwd=ROOT, check=True)
+        for number in trange(1 + args.rounds, desc="starts", leave=False, disable=None):
+            argv = ["--dataset", args.dataset, "--path-t", str(teacher), "--model_s", args.model_s]
+            argv += ["--temperature", "ctkd-global", "--skip_validation", "--run_dir", f"{folder}/run-{number}"]
+            done = subprocess.run(
+                ["sh", "-c", f'exec "$0" -c "$1" "$(date +%s.%N)" {" ".join(argv)}', sys.executable, TIMED],
+                cwd=ROOT, capture_output=True, text=True,
+            )  # fmt: skip
+            if "first step" not in done.stdout:
+                raise RunError(f"the command did not get to its first step: {done.stderr.strip()[-300:]}")
+            if number:  # the first one reads files from the disk
+                for line in done.stdout.splitlines():
+                    if line.startswith("@ "):
+                        _, seconds, stage = line.split(" ", 2)
+                        stages.setdefault(stage, []).append(float(seconds))
+    return stages
+
+
+def main() -> None:
+    """Measure, then print."""
+    parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    add = parser.add_argument
+    add("--dataset", choices=("cifar100", "digits"), default="cifar100", help="(default: cifar100)")
+    add("--model_t", default="resnet56", help="the teacher (default: resnet56)")
+    add("--model_s", default="resnet20", help="the student (default: resnet20)")
+    add("--rounds", type=int, default=5, help="starts that count (default: 5)")
+    args = parser.parse_args()
+    if args.rounds < 1:
+        raise UserError("--rounds must be 1 or more")
+    stages = measure(args)
+    print(f"seconds since the command, median of {args.rounds} starts (fastest-slowest); without the teacher's test")
+    for stage, seconds in stages.items():
+        print(f"{stage:34}{median(seconds):6.2f}  {min(seconds):.2f}-{max(seconds):.2f}")
+
+
+if __name__ == "__main__":
+    run_main(main)
