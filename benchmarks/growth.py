@@ -91,8 +91,8 @@ def table(result: dict[str, dict[int, float]]) -> Iterator[str]:
         yield f"  exponent {exponent(seconds):.2f}"
 
 
-def main() -> None:
-    """Measure, then print and draw."""
+def parse_args() -> argparse.Namespace:
+    """The command line."""
     parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
     add: Callable[..., argparse.Action] = parser.add_argument
     add("--model_t", default="resnet20", help="the teacher (default: resnet20)")
@@ -104,6 +104,12 @@ def main() -> None:
     args = parser.parse_args()
     if args.rounds < 1:
         raise UserError("--rounds must be 1 or more")
+    return args
+
+
+def main() -> None:
+    """Measure, then print and draw."""
+    args = parse_args()
     result = measure(args)
     others = ", ".join(f"{value} {LABELS[name]}" for name, value in BASE.items())
     title = f"{args.model_t} → {args.model_s}, KD, CTKD global, {processor()}, {torch.get_num_threads()} threads"

@@ -56,8 +56,8 @@ def table(results: dict[str, dict[str, float]]) -> Iterator[str]:
         yield f"{kind:24}" + "".join(cells)
 
 
-def main() -> None:
-    """Measure, then print."""
+def parse_args() -> argparse.Namespace:
+    """The command line."""
     parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
     add = parser.add_argument
     add("--pair", default="resnet56:resnet20", metavar="TEACHER:STUDENT", help="(default: resnet56:resnet20)")
@@ -68,6 +68,12 @@ def main() -> None:
     add("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
     args = parser.parse_args()
     args.trials = 1
+    return args
+
+
+def main() -> None:
+    """Measure, then print."""
+    args = parse_args()
     device = prepare_device(args.device, None, deterministic=False)
     results = {variant: shares(variant, args.pair, args, device) for variant in args.variants}
     print(f"{args.pair.replace(':', ' → ')}, {processor()}, {torch.get_num_threads()} threads, batch {args.batch_size}")

@@ -67,8 +67,8 @@ def measure(args: argparse.Namespace) -> dict[str, list[float]]:
     return stages
 
 
-def main() -> None:
-    """Measure, then print."""
+def parse_args() -> argparse.Namespace:
+    """The command line."""
     parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
     add = parser.add_argument
     add("--dataset", choices=("cifar100", "digits"), default="cifar100", help="(default: cifar100)")
@@ -78,6 +78,12 @@ def main() -> None:
     args = parser.parse_args()
     if args.rounds < 1:
         raise UserError("--rounds must be 1 or more")
+    return args
+
+
+def main() -> None:
+    """Measure, then print."""
+    args = parse_args()
     stages = measure(args)
     print(f"seconds since the command, median of {args.rounds} starts (fastest-slowest); without the teacher's test")
     for stage, seconds in stages.items():

@@ -160,6 +160,7 @@ class TeacherTable:
             return
         for chunk, values in zip(rows.split(2**20), self.file.values[-len(rows) :].split(2**20), strict=True):
             self.on_device[chunk.to(self.device)] = values.to(self.device)
+        torch.cuda.synchronize(self.device)  # other runs look up in streams of their own
 
 
 def _prepared(folder: Path, identity: dict[str, Any]) -> Path:

@@ -1,6 +1,7 @@
 """The README and the scripts: every command is parsed and dry-run, so that none of them rots."""
 
 import itertools
+import json
 import os
 import re
 import shlex
@@ -13,11 +14,10 @@ import pytest
 import compare
 import train_student
 import train_teacher
-from benchmarks import cka_bias, cost
+from benchmarks import bench, cka_bias, cost, growth, operations, startup
 from distiller_zoo import distiller_dict
 from helper.options import parse, resolve_pair, student_parser, teacher_parser
 from helper.runs import find_runs
-from models import model_dict
 from temperature import temperature_dict
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,6 +61,10 @@ def test_the_readme_has_commands_of_every_kind():
     assert {"sh scripts/quickstart.sh", "sh scripts/test.sh", "sh scripts/run_cifar_distill.sh"} <= set(SH_COMMANDS)
 
 
+BENCHMARKS = {f"benchmarks/{module.__name__.split('.')[1]}.py": module for module in
+              (bench, cka_bias, cost, growth, operations, startup)}  # fmt: skip
+
+
 @pytest.mark.parametrize("command", PYTHON_COMMANDS)
 def test_every_python_command_of_the_readme_is_understood(command, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -68,12 +72,9 @@ def test_every_python_command_of_the_readme_is_understood(command, tmp_path, mon
     if program == "compare.py":
         monkeypatch.setattr(sys, "argv", [program, *argv])
         assert compare.parse_args().runs == ["save/models", "save/student_model"]
-    elif program == "benchmarks/cost.py":
+    elif program in BENCHMARKS:
         monkeypatch.setattr(sys, "argv", [program, *argv])
-        assert cost.parse_args().model_s in model_dict
-    elif program == "benchmarks/cka_bias.py":
-        monkeypatch.setattr(sys, "argv", [program, *argv])
-        assert cka_bias.parse_args().batch_size == 64
+        assert BENCHMARKS[program].parse_args()
     elif argv == ["--help"]:
         with pytest.raises(SystemExit) as end:
             parse(PROGRAMS[program][0](), argv)
@@ -139,6 +140,20 @@ def test_the_readme_has_the_measured_cost_of_each(what, known):
     assert list(ratios) == list(known)
     rows = dict(re.findall(r"^\| `([a-z-]+)` \|.*\| (\d\.\d\d) \|", README, re.MULTILINE))
     assert {name: rows.get(name) for name in known} == ratios
+
+
+def test_the_readme_has_the_measured_speed():
+    told = json.loads((ROOT / "results/benchmarks/bench_cpu.json").read_text())
+    text = (ROOT / "results/benchmarks/bench_cpu.txt").read_text().splitlines()
+    lines = [told["machine"], *bench.table(told["results"])]
+    assert text[: len(lines)] == lines
+    for pair, measured in told["results"].items():
+        (row,) = re.findall(rf"^\| {pair.replace(':', ' → ')} \| (.*) \|$", README, re.MULTILINE)
+        field, *ratios, validation = map(float, row.split(" | "))
+        variants = ("fp32", "fp32+table", "bf16", "bf16+table")
+        assert ratios == [round(measured[variant]["train"], 2) for variant in variants]
+        assert field == round(measured["field 2 workers"]["images_per_second"])
+        assert validation == round(measured["fp32"]["validation"], 2)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
