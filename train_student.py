@@ -94,7 +94,7 @@ def tell(options: dict[str, Any]) -> None:
 def asked(options: dict[str, Any], found: FoundTeacher, model: Model, data: Dataset) -> Live | TeacherTable:
     """What is asked instead of the teacher: itself, or with --teacher_table the table of its answers."""
     if not options["teacher_table"]:
-        return Live(model, options["precision"])
+        return Live(model, options["teacher_precision"])
     folder = Path(options["table_dir"] or found.path.parent / "teacher_table")
     content = distiller_dict[options["distill"]].needs
     table = TeacherTable(model, data.train, folder, found.sha256, content, options["table_dtype"])

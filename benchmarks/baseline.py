@@ -52,6 +52,7 @@ class Baseline:
         self, teacher: Model, student: Model, images: Tensor, target: Tensor, batch_size: int, workers: int,
         device: torch.device,
     ) -> None:  # fmt: skip
+        torch.backends.cudnn.benchmark = torch.backends.cudnn.allow_tf32 = True  # the field's habit, PyTorch's default
         self.teacher, self.student, self.device = teacher.to(device).eval(), student.to(device), device
         self.temperature = create_temperature("ctkd-global").to(device)
         self.temperature.start_epoch(10)

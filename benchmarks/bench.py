@@ -35,7 +35,7 @@ from dataset import val_batch_size
 from dataset.memory import MemoryLoader
 from helper.answers import Live, TeacherTable
 from helper.device import place, prepare_device, seed_everything
-from helper.errors import Parser, UserError, run_main, unknown
+from helper.errors import Parser, RunError, UserError, run_main, unknown
 from helper.loops import epoch_steps, evaluation, in_turns, make_optimizer
 from helper.options import parse, resolve_pair, student_parser
 from helper.teacher import fold_batch_norm
@@ -141,15 +141,18 @@ def servers(variants: Sequence[str], pair: str, args: argparse.Namespace) -> Ite
     """A process for each variant."""
     context = get_context("spawn")
     connections, processes = {}, []
-    for variant in variants:
-        connections[variant], theirs = context.Pipe()
-        processes.append(context.Process(target=serve, args=(theirs, variant, pair, args)))
-        processes[-1].start()
-        connections[variant].recv()  # one after the other: making them is work too
     try:
+        for variant in variants:
+            connections[variant], theirs = context.Pipe()
+            processes.append(context.Process(target=serve, args=(theirs, variant, pair, args)))
+            processes[-1].start()
+            theirs.close()  # so that the end of that process is noticed here
+            connections[variant].recv()  # one after the other: making them is work too
         yield connections
         for connection in connections.values():
             connection.send("end")
+    except EOFError as error:
+        raise RunError(f"a process of {pair} ended before its time; what it said stands above") from error
     finally:
         for process in processes:
             process.join(10)
@@ -257,7 +260,10 @@ def main() -> None:
     total = len(args.pairs) * count * (WARM_UP + args.rounds)
     with tqdm(total=total, unit="round", leave=False, disable=None) as bar:
         results = {pair: measure(pair, args, bar) for pair in args.pairs}
-    last = "ratio: the field's time for an epoch to ours in the same round, median and quartiles over the rounds"
+    last = (
+        "ratio: the field's time for an epoch to ours in the same round, median and quartiles over the rounds\n"
+        "table: warm, it holds all that the epoch asks for; MiB: peak, with what the field's workers have at the end"
+    )
     print(machine(args), *table(results), last, sep="\n", file=sys.stderr if args.json else sys.stdout)
     if args.json:
         print(json.dumps(vars(args) | {"machine": machine(args), "results": results}, indent=1))

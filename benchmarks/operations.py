@@ -1,4 +1,4 @@
-"""Where the time of a training epoch goes, by kind of operation, under each variant of bench.py.
+"""Where the time of a training epoch goes on a CPU, by kind of operation, under each variant of bench.py.
 
     python benchmarks/operations.py
     python benchmarks/operations.py --pair resnet32x4:ShuffleV1 --variants fp32 bf16
@@ -21,30 +21,30 @@ from benchmarks.bench import VARIANTS, Ours, processor
 from helper.device import prepare_device
 from helper.errors import Parser, run_main
 
-KINDS = {  # by the beginning of an operation's name, without "aten::"
-    "convolutions, backward": ("convolution_backward", "cudnn_convolution_backward"),
-    "convolutions, forward": ("mkldnn_convolution", "convolution", "_convolution", "cudnn_convolution", "conv2d"),
-    "batch norm": ("native_batch_norm", "_batch_norm", "batch_norm", "cudnn_batch_norm", "_native_batch_norm"),
-    "ReLU and sums": ("clamp_min", "relu", "threshold_backward", "add"),
-    "copies and conversions": ("copy_", "to", "_to_copy", "clone", "cat", "contiguous"),
-    "optimizer": ("_fused_sgd_", "Optimizer.step"),
-}
+KINDS = {  # by an operation's name, without "aten::"
+    "convolutions, backward": {"convolution_backward"},
+    "convolutions, forward": {"mkldnn_convolution", "convolution", "_convolution", "conv2d", "thnn_conv2d",
+                              "_slow_conv2d_forward"},
+    "batch norm": {"batch_norm", "_batch_norm_impl_index", "native_batch_norm", "native_batch_norm_backward"},
+    "ReLU and sums": {"relu", "clamp_min", "threshold_backward", "add", "add_"},
+    "copies and conversions": {"copy_", "to", "_to_copy", "clone", "cat", "contiguous"},
+    "optimizer": {"_fused_sgd_", "Optimizer.step#SGD.step"},
+}  # fmt: skip
 
 
-def shares(variant: str, pair: str, args: argparse.Namespace, device: torch.device) -> dict[str, float]:
+def shares(variant: str, pair: str, args: argparse.Namespace) -> dict[str, float]:
     """Milliseconds a training step of each kind of operation, the rest, and all."""
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
-        made = Ours(variant, pair, args, device, folder)
+        made = Ours(variant, pair, args, torch.device("cpu"), folder)
         made.train()  # warms up, and fills a table
-        with profile(activities=[getattr(ProfilerActivity, device.type.upper())]) as profiler:
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
             made.train()
     steps = -(-args.images // args.batch_size)
     times = dict.fromkeys([*KINDS, "everything else"], 0.0)
     for event in profiler.key_averages():
-        taken = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
         name = event.key.removeprefix("aten::")
-        kind = next((kind for kind, names in KINDS.items() if name.startswith(names)), "everything else")
-        times[kind] += taken / 1000 / steps
+        kind = next((kind for kind, names in KINDS.items() if name in names), "everything else")
+        times[kind] += event.self_cpu_time_total / 1000 / steps
     return times | {"all": sum(times.values())}
 
 
@@ -65,7 +65,6 @@ def parse_args() -> argparse.Namespace:
     add("--images", type=int, default=512, help="an epoch (default: 512)")
     add("--batch_size", type=int, default=64, help="(default: 64)")
     add("--classes", type=int, default=100, help="(default: 100)")
-    add("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
     args = parser.parse_args()
     args.trials = 1
     return args
@@ -74,8 +73,8 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Measure, then print."""
     args = parse_args()
-    device = prepare_device(args.device, None, deterministic=False)
-    results = {variant: shares(variant, args.pair, args, device) for variant in args.variants}
+    prepare_device("cpu", None, deterministic=False)
+    results = {variant: shares(variant, args.pair, args) for variant in args.variants}
     print(f"{args.pair.replace(':', ' → ')}, {processor()}, {torch.get_num_threads()} threads, batch {args.batch_size}")
     print(*table(results), sep="\n")
 

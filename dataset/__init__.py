@@ -21,7 +21,7 @@ def _load_folder(**options: object) -> ImageSet:
 # each takes the keywords data_dir, image_size and num_workers, and ignores those that mean nothing to it
 dataset_dict = {"cifar100": cifar100.load, "digits": digits.load, "folder": _load_folder}
 
-VAL_PIXELS = {"cpu": 256 * 32**2, "cuda": 10_000 * 32**2}  # at once: more is no faster on a CPU
+VAL_PIXELS = {"cpu": 64 * 32**2, "cuda": 10_000 * 32**2}  # at once: more is no faster on a CPU
 
 
 def create_dataset(

@@ -15,11 +15,10 @@ from dataset.memory import MemoryLoader
 from distiller_zoo import at_least_float32
 from helper.device import autocast
 from helper.errors import RunError, UserError
-from helper.files import write_atomically, writing
 from helper.table_file import MOST, TableFile
 from models import Model, Output
 
-ASKED_AT_ONCE = {"cpu": 128, "cuda": 4096}  # images
+ASKED_PIXELS = {"cpu": 128 * 32**2, "cuda": 4096 * 32**2}  # at once
 WRITTEN_AT_ONCE = 8192  # rows
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
@@ -90,13 +89,20 @@ class TeacherTable:
             "width": width,
             "dtype": dtype,
         }
-        self.folder = _prepared(folder, identity)
-        self.file = TableFile(self.folder, num_rows, width, DTYPES[dtype])
+        text = json.dumps(identity, indent=2) + "\n"
+        self.folder = folder / f"{content}_{dtype}_{sha256(text.encode()).hexdigest()[:16]}"
+        try:
+            self.file = TableFile(self.folder, num_rows, width, DTYPES[dtype], text)
+        except UserError as error:
+            raise UserError(f"{error}, or name another folder for the teacher's table with --table_dir") from error
+        side = loader.view_of(*torch.zeros(2, 1, dtype=torch.int64, device=self.device)).shape[-1]
+        self.at_once = max(1, ASKED_PIXELS[self.device.type] // side**2)
         self.on_device: Tensor | None = None
         if self.device.type != "cpu":
             self.on_device = torch.empty(num_rows, width, dtype=DTYPES[dtype], device=self.device)
         self._refresh()
-        _tell(self.file, folder, identity)
+        self.asked_for = num_rows if loader.flip else num_rows // 2  # of the others no view is ever drawn
+        self._tell(identity)
 
     def start_epoch(self, loader: MemoryLoader) -> None:
         """Ask the teacher for what of the epoch is not in the table yet."""
@@ -135,7 +141,7 @@ class TeacherTable:
             return
         with tqdm(total=len(rows), desc="asking the teacher", unit="image", leave=False, disable=None) as bar:
             for chunk in rows.split(WRITTEN_AT_ONCE):
-                said = torch.cat([self._asked(loader, some) for some in chunk.split(ASKED_AT_ONCE[self.device.type])])
+                said = torch.cat([self._asked(loader, some) for some in chunk.split(self.at_once)])
                 if not said.to(self.file.dtype).isfinite().all():
                     raise RunError(
                         "the teacher says something that is not finite, or too large for --table_dtype float16: check"
@@ -149,7 +155,7 @@ class TeacherTable:
         """The teacher's answers [M, width] to rows [M]. Always in batches of one size: so an answer does not depend on
         what else happened to be missing."""
         size = len(rows)
-        rows = torch.cat([rows, rows[:1].expand(ASKED_AT_ONCE[self.device.type] - size)]).to(self.device)
+        rows = torch.cat([rows, rows[:1].expand(self.at_once - size)]).to(self.device)
         images = loader.view_of(rows // self.views, rows % self.views)
         features, logits = self.live.model(images, is_feat=True)
         return (logits if self.content == "logits" else features[-1])[:size]
@@ -162,33 +168,21 @@ class TeacherTable:
             self.on_device[chunk.to(self.device)] = values.to(self.device)
         torch.cuda.synchronize(self.device)  # other runs look up in streams of their own
 
-
-def _prepared(folder: Path, identity: dict[str, Any]) -> Path:
-    """The folder of the table that is identified so; made if it is not there."""
-    text = json.dumps(identity, indent=2) + "\n"
-    path = folder / f"{identity['content']}_{identity['dtype']}_{sha256(text.encode()).hexdigest()[:16]}"
-    with writing(path):
-        path.mkdir(parents=True, exist_ok=True)
-    if not (path / "table.json").exists():
-        write_atomically(path / "table.json", text.encode())
-    return path
-
-
-def _tell(file: TableFile, folder: Path, identity: dict[str, Any]) -> None:
-    known, full = file.read, len(file.position)
-    size = full * file.width * file.dtype.itemsize
-    print(
-        f"teacher table {file.values_path.parent}: {known:,} of {full:,} answers ({known / full:.0%});"
-        f" {size / 1e9:.2f} GB when full"
-    )
-    if size * (1 - known / full) > shutil.disk_usage(folder).free:
-        print("note: the disk has not as much room; where it gets full the run stops, and goes on once there is more")
-    others = [path for path in folder.glob("*/table.json") if _of_others(path, identity)]
-    if others:
+    def _tell(self, identity: dict[str, Any]) -> None:
+        known, full = self.file.read, self.asked_for
+        size = full * self.file.width * self.file.dtype.itemsize
         print(
-            f"note: {len(others)} other tables in {folder} are of other weights or images and are not used;"
-            " remove them when they are not needed any more"
+            f"teacher table {self.folder}: {known:,} of {full:,} answers ({known / full:.0%});"
+            f" {size / 1e9:.2f} GB when full"
         )
+        if size * (1 - known / full) > shutil.disk_usage(self.folder).free:
+            print("note: the disk has not as much room; where it gets full the run stops, and goes on with more")
+        others = [path for path in self.folder.parent.glob("*/table.json") if _of_others(path, identity)]
+        if others:
+            print(
+                f"note: {len(others)} other tables in {self.folder.parent} are of other weights or images and are not"
+                " used here; remove them when no run needs them any more"
+            )
 
 
 def _of_others(path: Path, identity: dict[str, Any]) -> bool:

@@ -58,9 +58,8 @@ def keep_memory() -> None:
     a tenth of a step on a CPU.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt:
-        for option, value in ((M_MMAP_THRESHOLD, 2**30), (M_TRIM_THRESHOLD, 2**31 - 1)):
-            mallopt(option, value)
+    if mallopt and mallopt(M_MMAP_THRESHOLD, 2**30):  # refused by some versions
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def place(module: nn.Module, device: torch.device, plain: bool = False) -> nn.Module:

@@ -20,6 +20,10 @@ class RunError(UserError):
     status = 1
 
 
+class Diverged(RunError):
+    """Losses or weights that are not finite."""
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one sentence."""
 

@@ -32,6 +32,8 @@ class RecordedStepper(Stepper):
     ) -> None:
         super().__init__(module, teacher, optimizer)
         self.loader, self.size = loader, size
+        # what libraries keep for a stream they keep for recordings on it too, so it is not shared with other runs
+        self.stream = torch.cuda.Stream(loader.target.device) if loader.target.is_cuda else None
         self.recordings: dict[Hashable, tuple[Batch, torch.cuda.CUDAGraph, Step]] = {}
         loader.lazy = True
 
@@ -60,14 +62,13 @@ class RecordedStepper(Stepper):
         return given, *self.capture(given)
 
     def warm_up(self, given: Batch) -> None:
-        """Some steps on a stream of their own, as recordings want it."""
-        device = given.target.device
-        side = torch.cuda.Stream(device)
-        side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(side):
+        """Some steps on the stream of the recordings."""
+        outer = torch.cuda.current_stream(given.target.device)
+        self.stream.wait_stream(outer)
+        with torch.cuda.stream(self.stream):
             for _ in range(WARM_UPS):
                 self._computed(given)
-        torch.cuda.current_stream(device).wait_stream(side)
+        outer.wait_stream(self.stream)
 
     def capture(self, given: Batch) -> tuple[torch.cuda.CUDAGraph, Step]:
         """A step on the given tensors, recorded and not computed.
@@ -77,7 +78,7 @@ class RecordedStepper(Stepper):
         """
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, stream=self.stream):
                 step = self._computed(given)
         except RuntimeError as error:
             raise RunError(

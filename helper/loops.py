@@ -15,7 +15,7 @@ from tqdm import tqdm
 from dataset.base import Batch, Dataset, Loader
 from distiller_zoo import Distiller, at_least_float32, kd_loss, warmed_up
 from helper.device import autocast
-from helper.errors import RunError
+from helper.errors import Diverged, RunError
 from helper.log import Record, table_head, table_line
 from helper.meter import Meter, Step
 from helper.run_folder import RunFolder
@@ -203,7 +203,7 @@ class Stepper:
         batch = self.module.before_step(batch)
         step = train_step(self.module, self.teacher, batch, self.optimizer)
         self.meter.update(step, batch.target)
-        return step
+        return step.detached()
 
 
 Steps = Generator[None, None, Record]  # work in pieces of a step, so that several runs can take turns; then its result
@@ -213,7 +213,7 @@ def epoch_steps(stepper: Stepper, loader: Loader, epoch: int, print_freq: int) -
     """One pass over the training set, a step at a time; returns the epoch's means.
 
     Raises:
-        RunError: a loss was NaN or infinite.
+        Diverged: a loss was NaN or infinite.
     """
     module, meter = stepper.module, stepper.meter
     module.train()
@@ -286,23 +286,25 @@ def evaluate(model: Model, loader: Loader, description: str = "test") -> Record:
 
 
 def make_optimizer(
-    module: nn.Module, learning_rate: float, momentum: float, weight_decay: float
+    module: nn.Module, learning_rate: float, momentum: float, weight_decay: float, plain: bool = False
 ) -> torch.optim.SGD:
     """One SGD group for all that learns from the loss; as in the published code, Global-T's weight decays like any.
 
-    The learning rate is a tensor, so that it can change in a step that is replayed: see `set_learning_rate`.
+    Unless `plain`, a step is one kernel, and the learning rate a tensor, so that it can change in a step that is
+    replayed: see `set_learning_rate`.
     """
     learned = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    rate = torch.tensor(learning_rate, device=learned[0].device)
-    return torch.optim.SGD(learned, rate, momentum, weight_decay=weight_decay, fused=True)
+    rate = learning_rate if plain else torch.tensor(learning_rate, device=learned[0].device)
+    return torch.optim.SGD(learned, rate, momentum, weight_decay=weight_decay, fused=not plain)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Change the learning rate in place."""
+    """Change the learning rate, in place where it is a tensor."""
     for group in optimizer.param_groups:
-        device = group["params"][0].device
-        group["lr"] = torch.as_tensor(group["lr"], device=device)  # a checkpoint brings one on the CPU, or a number
-        group["lr"].fill_(rate)
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def decayed(learning_rate: float, epoch: int, milestones: list[int], rate: float) -> float:
@@ -343,11 +345,11 @@ class Training:
             trained = yield from epoch_steps(self.stepper, self.data.train, epoch, options["print_freq"])
             train_seconds = time.perf_counter() - start
             tested = yield from evaluation(module.student, self.data.val)
-            finite = all(torch.stack([p.isfinite().all() for p in module.parameters()]))
+            finite = torch.stack([p.isfinite().all() for p in module.parameters()]).all()
             if not finite or math.isnan(tested["test_loss"]):
-                raise RunError("the weights are not finite after the last step")
-        except RunError as error:
-            raise RunError(
+                raise Diverged("the weights are not finite after the last step")
+        except Diverged as error:
+            raise Diverged(
                 f"{error} of epoch {epoch}; {_kept(self.run)}: start anew with a lower --learning_rate or other loss"
                 " weights"
             ) from error

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from helper.errors import RunError
+from helper.errors import Diverged
 from temperature import Tau
 
 
@@ -17,6 +17,12 @@ class Step(NamedTuple):
     parts: dict[str, Tensor]  # its terms before weighting
     logits: Tensor  # [B, C], the student's
     tau: Tau | None  # None where nothing is distilled
+
+    def detached(self) -> "Step":
+        """The same numbers without gradient, which let go of all that led to them."""
+        tau = Tau(*(None if each is None else each.detach() for each in self.tau)) if self.tau else None
+        parts = {name: part.detach() for name, part in self.parts.items()}
+        return Step(self.loss.detach(), parts, self.logits.detach(), tau)
 
 
 class Meter:
@@ -64,18 +70,19 @@ class Meter:
         self.reset()
 
     def check(self) -> None:
-        """Raise RunError when a loss was not finite, naming the term that failed first."""
+        """Raise Diverged when a loss was not finite, naming the term that failed first."""
         first_bad = self.tensors["first_bad"].tolist()
-        first = min(first_bad[1:])
-        if first < math.inf or not self.tensors["sums"].isfinite().all():
-            bad = [name for name, step in zip(self.names[1:], first_bad[1:], strict=True) if step == first]
-            raise RunError(f"the loss is not finite: {' and '.join(bad)} failed first, in step {first:.0f}")
+        first = min(first_bad)
+        if first < math.inf:
+            bad = [name for name, step in zip(self.names, first_bad, strict=True) if step == first]
+            bad = bad[1:] or bad  # the sum itself only where each of its terms is finite
+            raise Diverged(f"the loss is not finite: {' and '.join(bad)} failed first, in step {first:.0f}")
 
     def result(self) -> dict[str, float]:
         """Means over the samples seen; tau also with minimum and maximum.
 
         Raises:
-            RunError: as `check`.
+            Diverged: as `check`.
         """
         self.check()
         t = self.tensors

@@ -256,8 +256,10 @@ def _resolve_table(options: dict[str, Any]) -> None:
             f"--distill {options['distill']} needs the teacher's maps, which no table holds: leave --teacher_table out"
             f" (it goes with {usable})"
         )
-    if not options["teacher_table"] and options["table_dtype"] != "float32":
-        raise UserError("--table_dtype belongs to --teacher_table: add that, or leave it out")
+    for key, default in (("table_dtype", "float32"), ("table_dir", None)):
+        if not options["teacher_table"] and options[key] != default:
+            raise UserError(f"--{key} belongs to --teacher_table: add that, or leave it out")
+    options["teacher_precision"] = "fp32" if options["teacher_table"] else options["precision"]
 
 
 def _underscored(word: str) -> str:

@@ -127,6 +127,9 @@ class RunFolder:
             state = checkpoint.load(path)
             try:
                 module.load_state_dict(state["module"])
+                groups = zip(optimizer.param_groups, state["optimizer"]["param_groups"], strict=True)
+                # how to step is the options' to say, not the file's
+                state["optimizer"]["param_groups"] = [own | {"params": saved["params"]} for own, saved in groups]
                 optimizer.load_state_dict(state["optimizer"])
                 self.history = state["history"]
                 torch.set_rng_state(state["rng_cpu"])

@@ -42,6 +42,7 @@ TEMPERATURE_OPTIONS_OF = {
 # Options that there were not always, and what a run without them did.
 ADDED_OPTIONS = {
     "fixed_alpha": 0.0, "kd_warmup": 0, "logit_stand": False, "precision": "fp32", "table_dtype": "float32",
+    "teacher_precision": "fp32",
 }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from helper.files import writing
+from helper.files import write_atomically, writing
 
 MOST = 2**31 - 2  # row numbers fit into int32
 
@@ -23,23 +23,27 @@ class TableFile:
     the first.
 
     Args:
-        folder: where the files are; it exists.
+        folder: where the files are; made if it is not there.
         num_rows: how many there can be. width: of a row. dtype: float32 or float16.
+        about: what `table.json` beside them says of the table.
 
     Attributes:
         position: [num_rows] int32, where in `values` each row is; -1 where it is missing.
         values: [known, width], mapped from the file.
     """
 
-    def __init__(self, folder: Path, num_rows: int, width: int, dtype: torch.dtype) -> None:
+    def __init__(self, folder: Path, num_rows: int, width: int, dtype: torch.dtype, about: str = "") -> None:
         self.rows_path, self.values_path, self.lock_path = (folder / name for name in ("rows", "values", ".lock"))
         self.width, self.dtype = width, dtype
         self.position = torch.full((num_rows,), -1, dtype=torch.int32)
         self.read = 0  # rows of the file that `position` knows
         self.values = torch.empty(0, width, dtype=dtype)
-        with writing(self.rows_path):
-            for path in (self.rows_path, self.values_path, self.lock_path):
-                path.touch()
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        with self._locked():
+            for path, content in ((folder / "table.json", about), (self.rows_path, ""), (self.values_path, "")):
+                if not path.exists():
+                    write_atomically(path, content.encode())
 
     def refresh(self) -> Tensor:
         """Take in what was appended since, by whomever; returns the numbers of those rows [M] int64."""
@@ -66,7 +70,9 @@ class TableFile:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        with open(self.lock_path, "a") as lock:
+        with writing(self.lock_path):
+            lock = open(self.lock_path, "a")  # noqa: SIM115
+        with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 

@@ -73,7 +73,8 @@ def fold_batch_norm(model: Model) -> Model:
     except Exception:  # what a network whose way depends on its input makes the tracer raise is nearly anything
         return model
     calls = [node for node in graph.nodes if node.op == "call_module"]
-    once = {target for target, count in Counter(node.target for node in calls).items() if count == 1}
+    read = {node.target.rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}  # their parameters
+    once = {target for target, count in Counter(node.target for node in calls).items() if count == 1} - read
     for norm in calls:
         conv = norm.args[0]
         if not (isinstance(conv, torch.fx.Node) and {conv.target, norm.target} <= once and len(conv.users) == 1):
@@ -110,7 +111,7 @@ def _train_missing(path: Path, folder: Path, name: str | None, options: dict[str
         )
     resolve_pair(options, name)  # what is refused then is refused before hours of training
     argv = ["--model", name, "--run_dir", str(folder), "--epochs", str(_epoch(path) or options["epochs"])]
-    argv += ["--deterministic"] * options["deterministic"]
+    argv += [f"--{key}" for key in ("deterministic", "plain") if options[key]]
     for key in SHARED_OPTIONS:
         if options[key] is not None:
             argv += [f"--{key}", str(options[key])]

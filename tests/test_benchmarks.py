@@ -126,7 +126,7 @@ def test_growth_is_measured_and_drawn(monkeypatch, capsys, tmp_path):
 
 
 def test_the_profile_adds_up(monkeypatch, capsys):
-    line = "--pair resnet8:resnet8 --variants fp32 fp32+table --images 16 --batch_size 8 --device cpu"
+    line = "--pair resnet8:resnet8 --variants fp32 fp32+table --images 16 --batch_size 8"
     monkeypatch.setattr(sys, "argv", ["operations.py", *line.split()])
     operations.main()
     _, heading, *rows = capsys.readouterr().out.splitlines()

@@ -301,7 +301,11 @@ def test_the_meter_names_the_term_that_failed_first():
     logits, target = torch.zeros(4, 10), torch.zeros(4, dtype=torch.long)
     for ce, kd in ((good, good), (good, bad), (bad, bad)):
         meter.update(Step(ce + kd, {"ce": ce, "kd": kd}, logits, None), target)
-    with pytest.raises(RunError, match="loss_kd failed first, in step 2"):
+    with pytest.raises(RunError, match="not finite: loss_kd failed first, in step 2"):
+        meter.result()
+    meter = Meter()
+    meter.update(Step(torch.tensor(math.inf), {"ce": good, "kd": good}, logits, None), target)
+    with pytest.raises(RunError, match="not finite: loss failed first, in step 1"):
         meter.result()
 
 
