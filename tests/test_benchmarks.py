@@ -87,9 +87,10 @@ def test_the_benchmark_measures_ratios_to_the_field(monkeypatch, capsys):
         assert 0 < each["train_low"] <= each["train"] <= each["train_high"]
         assert 0 < each["validation_low"] <= each["validation"] <= each["validation_high"]
         assert each["images_per_second"] > 0 and each["memory_mib"] > 100
-    machine, *rows, footnote = told.err.strip().splitlines()
-    assert "cores" in machine and footnote.startswith("ratio: ")
-    rows = rows[-7:]
+    *_, ratio, table = lines = told.err.strip().splitlines()
+    assert ratio.startswith("ratio: ") and table.startswith("table: ")
+    rows = lines[-9:-2]
+    assert "cores" in lines[-10]
     assert {len(row) for row in rows} == {len(rows[0])}
 
 
