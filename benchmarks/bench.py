@@ -234,7 +234,7 @@ def parse_args() -> argparse.Namespace:
     add("--batch_size", type=int, default=64, help="(default: 64)")
     add("--classes", type=int, default=100, help="(default: 100)")
     add("--rounds", type=int, default=7, help="epochs of each that count (default: 7)")
-    add("--workers", type=int, nargs="+", default=[2], help="of the baseline; the best number counts (default: 2)")
+    add("--workers", type=int, nargs="+", default=[0, 2], help="of the baseline; the best number counts (default: 0 2)")
     add("--trials", type=int, default=1, metavar="N", help="also N runs of each variant at once")
     add("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
     add("--json", action="store_true", help="print JSON, and the table on stderr")

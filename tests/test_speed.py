@@ -470,7 +470,7 @@ def test_the_fast_path_computes_what_the_plain_one_does(distill):
             told.append(train_step(module.train(), Live(expert), batch, optimizer).loss.item())
         return told
 
-    assert losses(plain=False) == pytest.approx(losses(plain=True), rel=1e-4 if distill == "sp" else 1e-6)
+    assert losses(plain=False) == pytest.approx(losses(plain=True), rel=1e-6)
 
 
 def test_the_first_50_losses_on_cifar100_are_those_of_the_plain_path(cifar100_dir, tmp_path, monkeypatch):
