@@ -7,12 +7,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dataset import Dataset, create_dataset, identify_data
 from distiller_zoo import create_distiller, distiller_dict
+from helper import processes
 from helper.answers import Live, TeacherTable
-from helper.device import place, prepare_device, seed_everything
+from helper.device import place, prepare_device, seed_everything, start_together, synchronised
 from helper.errors import run_main
 from helper.loops import Distillation, Training, evaluate, fit, make_optimizer
 from helper.options import parse, resolve_pair, run_folder, student_parser, taken_by
@@ -27,6 +29,12 @@ from temperature.standardised import Standardised
 
 def distil(options: dict[str, Any]) -> list[Path]:
     """Run the distillations that the options describe, one a seed, or go on with them; returns their folders."""
+    device = prepare_device(options["device"], options["gpu_id"], options["deterministic"], options["plain"])
+    with processes.joined(device, options["dist_timeout"]):
+        return _distil(options, device)
+
+
+def _distil(options: dict[str, Any], device: torch.device) -> list[Path]:
     # 1. the teacher's weights, and the runs: what they are, and what there is of them already
     found = find_teacher(options)
     options = resolve_pair(options, found.name)
@@ -37,10 +45,10 @@ def distil(options: dict[str, Any]) -> list[Path]:
     if not runs:
         return folders
     # 2. data
-    device = prepare_device(options["device"], options["gpu_id"], options["deterministic"], options["plain"])
-    data = create_dataset(options["dataset"], **taken_by(create_dataset, options | {"device": device}))
+    with processes.one_a_machine_before_the_others():
+        data = create_dataset(options["dataset"], **taken_by(create_dataset, options | {"device": device}))
     # 3. teacher: frozen, and measured before anything is learned from it
-    model = load_teacher(found, data.num_classes, device, options["plain"])
+    model = load_teacher(found, data.num_classes, device, options["dataset"], options["plain"])
     top1 = None if options["skip_validation"] else evaluate(model, data.val, "teacher")["top1"]
     if top1 is not None:
         print(f"the teacher {found.name} has top-1 {top1:.2f} on this test set")
@@ -110,7 +118,7 @@ def prepared(
     # 4. what learns: student, temperature and distiller, in one module under one optimizer; the student is first to
     #    draw random numbers, so that it starts from the same weights under every method
     seed_everything(options["seed"])
-    student = create_model(options["model_s"], data.num_classes)
+    student = synchronised(create_model(options["model_s"], data.num_classes, options["dataset"]), options["sync_bn"])
     module = place(distillation(options, student, model, data.train.target), data.train.target.device, options["plain"])
     optimizer = make_optimizer(module, **taken_by(make_optimizer, options))
     if extra := sum(parameter.numel() for parameter in module.distiller.parameters()):
@@ -149,7 +157,9 @@ def distillation(options: dict[str, Any], student: Model, teacher: Model, train_
 
 
 def main() -> None:
-    distil(parse(student_parser()))
+    options = parse(student_parser())
+    start_together(options)
+    distil(options)
 
 
 if __name__ == "__main__":

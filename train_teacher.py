@@ -8,8 +8,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dataset import Dataset, create_dataset, identify_data
-from helper.device import place, prepare_device, seed_everything
+from helper import processes
+from helper.device import place, prepare_device, seed_everything, start_together, synchronised
 from helper.errors import run_main
 from helper.loops import Alone, Training, fit, make_optimizer
 from helper.options import parse, run_folder, taken_by, teacher_parser
@@ -25,6 +28,12 @@ def folder_name(model: str, dataset: str) -> str:
 
 def train(options: dict[str, Any]) -> list[Path]:
     """Train the networks that the options describe, one a seed, or go on with them; returns their folders."""
+    device = prepare_device(options["device"], options["gpu_id"], options["deterministic"], options["plain"])
+    with processes.joined(device, options["dist_timeout"]):
+        return _train(options, device)
+
+
+def _train(options: dict[str, Any], device: torch.device) -> list[Path]:
     # 1. the runs: what they are, and what there is of them already
     runs = [(open_run(trial), trial) for trial in trials_of(options)]
     folders = [run.folder for run, _ in runs]
@@ -32,8 +41,8 @@ def train(options: dict[str, Any]) -> list[Path]:
     if not runs:
         return folders
     # 2. data
-    device = prepare_device(options["device"], options["gpu_id"], options["deterministic"], options["plain"])
-    data = create_dataset(options["dataset"], **taken_by(create_dataset, options | {"device": device}))
+    with processes.one_a_machine_before_the_others():
+        data = create_dataset(options["dataset"], **taken_by(create_dataset, options | {"device": device}))
     with ExitStack() as stack:
         trainings = []
         for run, trial in runs:
@@ -74,8 +83,8 @@ def prepared(run: RunFolder, options: dict[str, Any], data: Dataset, turn: Turn)
     """The run of one seed, from where it stopped."""
     # 3. the network
     seed_everything(options["seed"])
-    network = Alone(create_model(options["model"], data.num_classes), options["precision"])
-    module = place(network, data.train.target.device, options["plain"])
+    model = synchronised(create_model(options["model"], data.num_classes, options["dataset"]), options["sync_bn"])
+    module = place(Alone(model, options["precision"]), data.train.target.device, options["plain"])
     optimizer = make_optimizer(module, **taken_by(make_optimizer, options))
     run.resume(module, optimizer)
     data = data._replace(train=data.train.with_seed(options["seed"]))
@@ -83,7 +92,9 @@ def prepared(run: RunFolder, options: dict[str, Any], data: Dataset, turn: Turn)
 
 
 def main() -> None:
-    train(parse(teacher_parser()))
+    options = parse(teacher_parser())
+    start_together(options)
+    train(options)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
 """Where images come from. A new data set is a `load` that returns an ImageSet, named in dataset_dict."""
 
 import torch
-from torch import Tensor
 
 from dataset import cifar100, digits
-from dataset.base import Batch, Dataset, Loader
+from dataset.base import Batch, Dataset, Loader, balanced_subset
 from dataset.memory import ImageSet, MemoryLoader
 from helper.errors import UserError, unknown
 
-__all__ = ["Batch", "Dataset", "Loader", "check_dataset", "create_dataset", "dataset_dict", "identify_data",
-           "val_batch_size"]  # fmt: skip
+__all__ = ["Batch", "Dataset", "Loader", "check_dataset", "create_dataset", "dataset_dict", "dataset_names",
+           "identify_data", "val_batch_size"]  # fmt: skip
 
 
 def _load_folder(**options: object) -> ImageSet:
@@ -20,6 +19,7 @@ def _load_folder(**options: object) -> ImageSet:
 
 # each takes the keywords data_dir, image_size and num_workers, and ignores those that mean nothing to it
 dataset_dict = {"cifar100": cifar100.load, "digits": digits.load, "folder": _load_folder}
+dataset_names = (*dataset_dict, "imagenet")  # which is too large for memory
 
 VAL_PIXELS = {"cpu": 64 * 32**2, "cuda": 10_000 * 32**2}  # at once: more is no faster on a CPU
 
@@ -43,8 +43,8 @@ def create_dataset(
         seed: of the order and the augmentations of the training images.
         device: where the images are held, augmented and handed out.
         data_dir: where the files are; what None stands for is up to the data set.
-        image_size: side of the square images in pixels; only `folder` has another than 32.
-        num_workers: processes that decode the images once, at the start.
+        image_size: side of the square images in pixels; only `folder` and `imagenet` have another than 32.
+        num_workers: processes that decode the images: once, at the start, and of `imagenet` in every epoch.
         train_subset: how many training images to keep, as evenly from the classes as they allow; 0 keeps all.
             Which ones does not depend on the seed, and a smaller subset is part of a larger one.
 
@@ -56,6 +56,13 @@ def create_dataset(
     for (option, smallest), value in zip(least.items(), given, strict=True):
         if value < smallest:
             raise UserError(f"--{option} must be at least {smallest}, not {value}")
+    if name == "imagenet":
+        from dataset import imagenet  # with torchvision, which takes seconds to import
+
+        val_size = val_batch_size(batch_size, image_size, torch.device(device))
+        return imagenet.build(
+            data_dir, image_size, num_workers, batch_size, val_size, seed, device, train_subset
+        )
     data = _load(name, data_dir, image_size, num_workers)
     images, target = data.train_images, data.train_target
     if train_subset > len(target):
@@ -78,43 +85,22 @@ def val_batch_size(batch_size: int, image_size: int, device: torch.device) -> in
 
 
 def check_dataset(name: str) -> None:
-    """Raise UserError for a data set that is not in `dataset_dict`."""
-    if name == "imagenet":
-        raise UserError(
-            "the data set 'imagenet' is not available yet; a small ImageNet-like tree works today with "
-            "--dataset folder"
-        )
-    if name not in dataset_dict:
-        raise unknown("data set", name, dataset_dict)
+    """Raise UserError for a data set that is not in `dataset_names`."""
+    if name not in dataset_names:
+        raise unknown("data set", name, dataset_names)
 
 
 def identify_data(name: str, data_dir: str | None) -> str | None:
     """What tells one data set of this name from another; None where there is only one, as of CIFAR-100."""
-    if name != "folder":
+    if name not in ("folder", "imagenet"):
         return None
     from dataset import folder
 
-    return folder.fingerprint(data_dir)
+    return folder.fingerprint(data_dir, every_file=name == "folder")
 
 
 def _load(name: str, data_dir: str | None, image_size: int, num_workers: int) -> ImageSet:
     check_dataset(name)
     if image_size != 32 and name != "folder":
-        raise UserError(f"the images of {name} have 32 pixels a side; --image_size is for --dataset folder")
+        raise UserError(f"the images of {name} have 32 pixels a side; --image_size is for folder and imagenet")
     return dataset_dict[name](data_dir=data_dir, image_size=image_size, num_workers=num_workers)
-
-
-def balanced_subset(target: Tensor, size: int) -> Tensor:
-    """Which `size` images to keep: the classes' numbers differ by one at most, as long as no class runs out.
-
-    Args:
-        target: [N] int64, the class of each image.
-
-    Returns:
-        [size] int64, ascending indices: the same at every call, and among those of any larger size.
-    """
-    shuffled = torch.randperm(len(target), generator=torch.Generator().manual_seed(0))
-    by_class = shuffled[target[shuffled].argsort(stable=True)]
-    counts = target.bincount()
-    rank = torch.arange(len(target)) - (counts.cumsum(0) - counts)[target[by_class]]  # within the class
-    return by_class[rank.argsort(stable=True)[:size]].sort().values

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -13,6 +14,7 @@ class Batch(NamedTuple):
     target: Tensor  # [B] int64, the class
     index: Tensor  # [B] int64, which image of the set
     view: Tensor | None  # [B] int64, which augmentation of it; None where they cannot be counted
+    count: int | None = None  # of images in all processes together, where this is a share; see helper/processes.py
 
 
 class Loader(Protocol):
@@ -25,7 +27,8 @@ class Loader(Protocol):
 
     def __len__(self) -> int: ...  # batches an epoch
     def __iter__(self) -> Iterator[Batch]: ...
-    def set_epoch(self, epoch: int) -> None: ...  # epochs count from 1; fixes the order and the augmentations
+    # epochs count from 1; it fixes the order and the augmentations. The first `done` batches are left out
+    def set_epoch(self, epoch: int, done: int = 0) -> None: ...
     def set_mixing(self, partner: Tensor | None, weight: float) -> None: ...  # see temperature.Mixing
     def draw(self) -> Tensor | None: ...  # [2, N] on the CPU, the epoch's order and views; None where not counted
     def view_of(self, index: Tensor, view: Tensor) -> Tensor: ...  # [B, 3, H, W], the images of a lazy batch
@@ -37,3 +40,19 @@ class Dataset(NamedTuple):
     train: Loader
     val: Loader
     num_classes: int
+
+
+def balanced_subset(target: Tensor, size: int) -> Tensor:
+    """Which `size` images to keep: the classes' numbers differ by one at most, as long as no class runs out.
+
+    Args:
+        target: [N] int64, the class of each image.
+
+    Returns:
+        [size] int64, ascending indices: the same at every call, and among those of any larger size.
+    """
+    shuffled = torch.randperm(len(target), generator=torch.Generator().manual_seed(0))
+    by_class = shuffled[target[shuffled].argsort(stable=True)]
+    counts = target.bincount()
+    rank = torch.arange(len(target)) - (counts.cumsum(0) - counts)[target[by_class]]  # within the class
+    return by_class[rank.argsort(stable=True)[:size]].sort().values

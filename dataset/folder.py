@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from dataset.memory import ImageSet
 from helper.errors import UserError
+from helper.processes import is_first
 
 EXPECTED = "--dataset folder expects images in train/<class> and val/<class> of --data_dir"
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet
@@ -48,11 +49,7 @@ def load(data_dir: str | None, image_size: int, num_workers: int) -> ImageSet:
     """
     if data_dir is None:
         raise UserError(f"--data_dir is missing; {EXPECTED}")
-    root = Path(data_dir).expanduser()
-    train, val = (_open(root / split, image_size) for split in ("train", "val"))
-    if train.classes != val.classes:
-        differing = sorted(set(train.classes) ^ set(val.classes))
-        raise UserError(f"{root}: train and val hold different classes, only one has {_some(differing)}")
+    train, val = open_splits(Path(data_dir).expanduser(), image_size, EXPECTED)
     _check_size(train, val)
     return ImageSet(
         _decode(train, num_workers),
@@ -66,25 +63,43 @@ def load(data_dir: str | None, image_size: int, num_workers: int) -> ImageSet:
     )
 
 
-def fingerprint(data_dir: str | None) -> str | None:
-    """A sha256 over the names and sizes of all files below a folder; None where there is no such folder."""
+def fingerprint(data_dir: str | None, every_file: bool = True) -> str | None:
+    """A sha256 over the names and sizes of all files below a folder, or else over its classes and how many files each
+    has; None where there is no such folder."""
     root = Path(data_dir or "").expanduser()
     if not data_dir or not root.is_dir():
         return None
-    files = sorted((str(path.relative_to(root)), path.stat().st_size) for path in root.rglob("*") if path.is_file())
+    if every_file:
+        files = sorted((str(path.relative_to(root)), path.stat().st_size) for path in root.rglob("*") if path.is_file())
+    else:
+        folders = (path for split in ("train", "val") for path in (root / split).glob("*") if path.is_dir())
+        files = sorted((str(path.relative_to(root)), sum(1 for _ in path.iterdir())) for path in folders)
     return hashlib.sha256(repr(files).encode()).hexdigest()
 
 
-def _open(folder: Path, image_size: int) -> Tree:
+def open_splits(root: Path, image_size: int, expected: str) -> tuple[Tree, Tree]:
+    """Training and validation images of a tree; `expected` says what it should look like.
+
+    Raises:
+        UserError: it does not.
+    """
+    train, val = (_open(root / split, image_size, expected) for split in ("train", "val"))
+    if train.classes != val.classes:
+        differing = sorted(set(train.classes) ^ set(val.classes))
+        raise UserError(f"{root}: train and val hold different classes, only one has {_some(differing)}")
+    return train, val
+
+
+def _open(folder: Path, image_size: int, expected: str) -> Tree:
     if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}; {EXPECTED}")
+        raise UserError(f"there is no folder {folder}; {expected}")
     try:
         tree = Tree(folder, image_size)
     except FileNotFoundError as error:
-        raise UserError(f"there are no images in {folder}, which holds no folders; {EXPECTED}") from error
+        raise UserError(f"there are no images in {folder}, which holds no folders; {expected}") from error
     empty = sorted(set(tree.classes) - {tree.classes[number] for number in tree.targets})
     if empty:
-        raise UserError(f"there are no images in {folder} of {_some(empty)}; {EXPECTED}")
+        raise UserError(f"there are no images in {folder} of {_some(empty)}; {expected}")
     return tree
 
 
@@ -107,7 +122,7 @@ def _decode(tree: Tree, num_workers: int) -> Tensor:
     """All images of a tree, [N, 3, S, S] uint8."""
     images = torch.empty(len(tree), 3, tree.image_size, tree.image_size, dtype=torch.uint8)
     done = 0
-    with tqdm(total=len(tree), desc=f"decoding {Path(tree.root).name}", unit="image") as bar:
+    with tqdm(total=len(tree), desc=f"decoding {Path(tree.root).name}", unit="image", disable=not is_first()) as bar:
         for pixels, unreadable in DataLoader(tree, batch_size=64, num_workers=num_workers):
             if any(unreadable):
                 raise UserError(f"the image {next(filter(None, unreadable))} cannot be read; mend or remove it")

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dataset.base import Batch
+from helper import processes
 
 
 class ImageSet(NamedTuple):
@@ -96,7 +97,7 @@ class MemoryLoader:
         self.std = 255 * torch.tensor(std, device=device).view(3, 1, 1)
         self.augment, self.seed, self.flip, self.pad = augment, seed, flip, pad
         self.num_samples = len(images)
-        self.epoch = 1
+        self.epoch, self.done = 1, 0
         self.partner, self.weight = None, 1.0
         self.lazy = False
 
@@ -104,9 +105,9 @@ class MemoryLoader:
         """Batches an epoch."""
         return -(-self.num_samples // self.batch_size)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch (from 1) whose order and views the next iteration follows."""
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, done: int = 0) -> None:
+        """Choose the epoch (from 1) whose order and views the next iteration follows, without its first batches."""
+        self.epoch, self.done = epoch, done
 
     def set_mixing(self, partner: Tensor | None, weight: float) -> None:
         """Blend images into others in the epochs to come, each with the same view; None for not any more.
@@ -129,25 +130,31 @@ class MemoryLoader:
         return self._normalise(crop(self.images, index, view, self.pad))
 
     def _train_batches(self) -> Iterator[Batch]:
-        order, views = self._drawn().to(self.target.device)  # the only copy to the device in an epoch
+        drawn = self._drawn()[:, self.done * self.batch_size :]
+        order, views = drawn.to(self.target.device)  # the only copy to the device in an epoch
         columns = (column.split(self.batch_size) for column in (self.target[order], order, views))
-        for target, index, view in zip(*columns, strict=True):
+        for together in zip(*columns, strict=True):
+            count = len(together[0]) if processes.size() > 1 else None
+            target, index, view = map(processes.share, together)
             if self.partner is None:
-                yield Batch(None if self.lazy else self.view_of(index, view), target, index, view)
+                yield Batch(None if self.lazy else self.view_of(index, view), target, index, view, count)
             else:
                 partner = self.partner[index]
                 images = self.view_of(index, view).lerp_(self.view_of(partner, view), self.weight)
-                yield Batch(images, self.target[partner], partner, None)  # no view of any one image
+                yield Batch(images, self.target[partner], partner, None, count)  # no view of any one image
 
     def _val_batches(self) -> Iterator[Batch]:
-        everything = torch.arange(self.num_samples, device=self.target.device)
-        for index in everything.split(self.batch_size):
+        mine = torch.arange(processes.rank(), self.num_samples, processes.size(), device=self.target.device)
+        for index in mine.split(self.batch_size):
             yield Batch(self._normalise(self.images.index_select(0, index)), self.target[index], index, None)
 
     def draw(self) -> Tensor | None:
-        """What the next iteration over the training set will hand out: the images' order and the view of each, [2, N]
-        int64 on the CPU; None where images are blended, since a blend is no view of any one image."""
-        return self._drawn() if self.partner is None else None
+        """What the next iteration over the training set will hand out, in this process: the images' order and the view
+        of each, [2, N] int64 on the CPU; None where images are blended, since a blend is no view of any one image."""
+        if self.partner is not None:
+            return None
+        shares = [processes.share(columns.T) for columns in self._drawn().split(self.batch_size, 1)]
+        return torch.cat(shares).T
 
     @property
     def num_views(self) -> int:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from dataset.base import Batch
 from dataset.memory import MemoryLoader
 from distiller_zoo import at_least_float32
+from helper import processes
 from helper.device import autocast
 from helper.errors import RunError, UserError
 from helper.table_file import MOST, TableFile
@@ -114,7 +115,8 @@ class TeacherTable:
     def fill(self, loader: MemoryLoader) -> None:
         """Ask the teacher for all that is not in the table yet."""
         rows = torch.arange(len(self.file.position))
-        self._ask(loader, rows if loader.flip else rows[::2])
+        self._ask(loader, processes.share(rows if loader.flip else rows[::2]))
+        processes.wait_for_all()
 
     def __call__(self, batch: Batch) -> Output:
         """Logits [B, C] of the batch, and as features the pooled ones [B, D] where the table holds them, in float32.
@@ -139,7 +141,8 @@ class TeacherTable:
         rows = self.file.missing(rows)
         if not len(rows):
             return
-        with tqdm(total=len(rows), desc="asking the teacher", unit="image", leave=False, disable=None) as bar:
+        quiet = processes.quiet()
+        with tqdm(total=len(rows), desc="asking the teacher", unit="image", leave=False, disable=quiet) as bar:
             for chunk in rows.split(WRITTEN_AT_ONCE):
                 said = torch.cat([self._asked(loader, some) for some in chunk.split(self.at_once)])
                 if not said.to(self.file.dtype).isfinite().all():

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from helper.errors import UserError
 from helper.files import write_atomically
-from models import Model, create_model, model_dict
+from models import Model, create_model, networks
 
 # Published checkpoints hold an accuracy as a NumPy number beside the weights; building such a number runs no code.
 # NumPy 1 and 2 name its constructor differently.
@@ -64,29 +64,29 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     return {name.removeprefix("module."): tensor for name, tensor in items}
 
 
-def identify(path: Path, weights: dict[str, Tensor], name: str | None = None) -> str:
+def identify(path: Path, weights: dict[str, Tensor], name: str | None, dataset: str) -> str:
     """Which network of the zoo these weights belong to, by parameter names and shapes, whatever the number of classes.
 
-    `name` says which it must be.
+    `name` says which it must be, if it is given, and the data set which network a name means.
 
     Raises:
         UserError: they belong to another network, or to none.
     """
     hint = name or model_of_folder(path.parent)
-    if hint and not _mismatch(hint, weights):
+    if hint and not _mismatch(hint, weights, dataset):
         return hint
-    other = next((other for other in model_dict if not _mismatch(other, weights)), None)
+    other = next((other for other in networks(dataset) if not _mismatch(other, weights, dataset)), None)
     if other and name:
         raise UserError(f"{path} holds a {other}, not a {name}: leave --model_t out, or give another --path-t")
     if not other:
-        why = f"no {hint} ({_mismatch(hint, weights)}) and no other network" if hint else "no network"
-        raise UserError(f"{path} holds {why} that is known here; the known ones are: {', '.join(model_dict)}")
+        why = f"no {hint} ({_mismatch(hint, weights, dataset)}) and no other network" if hint else "no network"
+        raise UserError(f"{path} holds {why} that is known here; the known ones are: {', '.join(networks(dataset))}")
     return other
 
 
-def network(path: Path, weights: dict[str, Tensor], name: str, num_classes: int) -> Model:
+def network(path: Path, weights: dict[str, Tensor], name: str, num_classes: int, dataset: str) -> Model:
     """The network `name` with these weights. Raises UserError if they were trained for another number of classes."""
-    model = create_model(name, num_classes)
+    model = create_model(name, num_classes, dataset)
     trained_for = len(weights[_classifier_name(model) + ".bias"])
     if trained_for != num_classes:
         raise UserError(
@@ -100,23 +100,26 @@ def network(path: Path, weights: dict[str, Tensor], name: str, num_classes: int)
 def model_of_folder(folder: Path) -> str | None:
     """The network that a teacher's folder is named after (`resnet56_vanilla`, `wrn_40_2_vanilla_digits`), if any."""
     name = folder.name.split("_vanilla")[0]
-    return name if name in model_dict else None
+    return name if name in networks() else None
 
 
 def _classifier_name(model: Model) -> str:
     return next(name for name, module in model.named_modules() if module is model.classifier)
 
 
-def _mismatch(name: str, weights: dict[str, Tensor]) -> str | None:
+def _mismatch(name: str, weights: dict[str, Tensor], dataset: str) -> str | None:
     """The first difference between these weights and a network's, in words; None where they fit.
 
-    The number of classes, the classifier's first dimension, may be any.
+    The number of classes, the classifier's first dimension, may be any. Weights from before PyTorch 0.4.1 do not know
+    how many batches their batch norms have seen.
     """
     with torch.random.fork_rng(devices=[]):  # a network without memory would take seconds more, for imports
-        model = create_model(name, 1)
+        model = create_model(name, 1, dataset)
     head = _classifier_name(model)
     expected = model.state_dict()
     for key, tensor in expected.items():
+        if key.endswith("num_batches_tracked") and key not in weights:
+            continue
         if key not in weights:
             return f"it has no {key}"
         is_head = key.rpartition(".")[0] == head

@@ -4,12 +4,15 @@ import ctypes
 import os
 import random
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from helper import processes
 from helper.errors import UserError
+from models import Model
 
 PRECISIONS = ("fp32", "bf16")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -21,6 +24,7 @@ def prepare_device(
     """The device of a run, set up: honest float32, and with `deterministic` only algorithms that repeat bit by bit.
 
     `name` when given, else the first of `gpu_id` (a comma-separated list), else a GPU if there is one, else the CPU.
+    Of several processes on a machine, each has a GPU of its own: of `gpu_id` if it lists more than one, else of all.
     `plain` leaves out what is only for speed.
 
     Raises:
@@ -33,10 +37,12 @@ def prepare_device(
     if not plain:
         keep_memory()
     torch.backends.cudnn.allow_tf32 = False  # TensorFloat-32 keeps 10 of float32's 23 bits
-    if name is None:
-        if not torch.cuda.is_available():
-            return torch.device("cpu")
-        name = f"cuda:{(gpu_id or '0').split(',')[0].strip()}"
+    if name is None and not torch.cuda.is_available():
+        return torch.device("cpu")
+    if name is None or name == "cuda" and processes.told_size() > 1:
+        name = f"cuda:{_gpu_of_this_process(gpu_id or '0')}"
+    elif name.startswith("cuda:") and processes.told_size() > 1:
+        raise UserError(f"--device {name} is one GPU for several processes: list their GPUs with --gpu_id 0,1")
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -49,6 +55,44 @@ def prepare_device(
             " or use --device cpu"
         )
     return device
+
+
+def gpus_of(gpu_id: str) -> list[str]:
+    """The numbers in a comma-separated list."""
+    return [number.strip() for number in gpu_id.split(",")]
+
+
+def _gpu_of_this_process(gpu_id: str) -> str:
+    listed, own = gpus_of(gpu_id), processes.told_local_rank()
+    if own == 0:
+        return listed[0]
+    if len(listed) == 1:
+        return str(own)
+    if own >= len(listed):
+        raise UserError(f"--gpu_id {gpu_id} lists {len(listed)} GPUs for {own + 1} processes or more on this machine")
+    return listed[own]
+
+
+def start_together(options: dict[str, Any]) -> None:
+    """Start the processes that --multiprocessing_distributed asks for, if it does; see processes.start_together."""
+    if options["multiprocessing_distributed"]:
+        listed = gpus_of(options["gpu_id"])
+        on_cpu = options["device"] == "cpu" or not torch.cuda.is_available()
+        count = len(listed) if len(listed) > 1 or on_cpu else torch.cuda.device_count()
+        processes.start_together(count, options["dist_url"])
+
+
+def synchronised(model: Model, sync_bn: bool) -> Model:
+    """The network, with --sync_bn such that its batch norms see the shares of all processes.
+
+    Raises:
+        UserError: several processes train on CPUs, for which PyTorch has no such batch norm.
+    """
+    if not sync_bn:
+        return model
+    if processes.size() > 1 and not torch.cuda.is_available():
+        raise UserError("--sync_bn works on GPUs only: leave it out")
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
 def keep_memory() -> None:

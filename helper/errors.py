@@ -2,10 +2,11 @@
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterable
-from typing import NoReturn
+from typing import Any, NoReturn
+
+from helper import stopping
 
 
 class UserError(Exception):
@@ -24,6 +25,14 @@ class Diverged(RunError):
     """Losses or weights that are not finite."""
 
 
+class Interrupted(RunError):
+    """A training that stops within an epoch because it was asked to; `part` is what it has to go on from."""
+
+    def __init__(self, part: dict[str, Any]) -> None:
+        super().__init__(f"stopped after step {part['step']}")
+        self.part = part
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one sentence."""
 
@@ -39,26 +48,22 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
 def run_main(main: Callable[[], None]) -> None:
     """Run a script's main function and end the process as a shell expects.
 
-    A UserError becomes one line on stderr and its status. SIGTERM, as a scheduler sends it, is treated like Ctrl-C;
+    A UserError becomes one line on stderr and its status; of several processes on a machine only the first one speaks
+    of wrong use, which all of them find. SIGTERM, as a scheduler sends it, is treated like Ctrl-C;
     the statuses are then 143 and 130.
     """
-    signal.signal(signal.SIGTERM, _terminated)
+    stopping.listen()
     try:
         main()
         sys.stdout.flush()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if error.status != 2 or os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(error.status)
     except KeyboardInterrupt as interrupt:
-        sys.exit(143 if isinstance(interrupt, Terminated) else 130)
+        sys.exit(143 if isinstance(interrupt, stopping.Terminated) else 130)
     except BrokenPipeError:  # whoever read our output has left, `head`, say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
 
 
-class Terminated(KeyboardInterrupt):
-    """The process was asked to end."""
-
-
-def _terminated(*_: object) -> None:
-    raise Terminated

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from dataset.base import Batch, Dataset, Loader
 from distiller_zoo import Distiller, at_least_float32, kd_loss, warmed_up
+from helper import processes, stopping
 from helper.device import autocast
-from helper.errors import Diverged, RunError
+from helper.errors import Diverged, Interrupted, RunError
 from helper.log import Record, table_head, table_line
 from helper.meter import Meter, Step
 from helper.run_folder import RunFolder
@@ -66,6 +67,18 @@ class Learner(nn.Module):
         """What the log should know of the epoch."""
         return {}
 
+    def within_epoch(self) -> dict[str, Any]:
+        """What is to be kept in the middle of an epoch beside the checkpoint: tensors and plain values."""
+        kept = self.state_dict().keys()
+        return {"buffers": {name: buffer for name, buffer in self.named_buffers() if name not in kept}}
+
+    @torch.no_grad()
+    def go_on(self, state: dict[str, Any]) -> None:
+        """Take up what `within_epoch` said, after `start_epoch`."""
+        buffers = dict(self.named_buffers())
+        for name, value in state["buffers"].items():
+            buffers[name].copy_(value)
+
 
 class Distillation(Learner):
     """All that learns (the student, the temperature, the distiller's own layers), and the loss it learns from:
@@ -110,12 +123,13 @@ class Distillation(Learner):
     def before_step(self, batch: Batch) -> Batch:
         """What of a batch is to be learned from: all but the images that an observing temperature keeps as its probe,
         once an epoch. (If they were learned from, the first rewards would measure that.)"""
-        size = min(PROBE, len(batch.target) // 2)
+        size = min(max(PROBE // processes.size(), 1), len(batch.target) // 2)  # of this process's share
         if not self.temperature.observes or self.probe is not None or not size:
             return batch
         self.probe = batch.images[:size], batch.target[:size]
         self.temperature.observe(self._probe_loss())
-        return Batch(*(None if column is None else column[size:] for column in batch))
+        columns = (None if column is None else column[size:] for column in batch[:4])
+        return Batch(*columns, count=batch.count and batch.count - size * processes.size())
 
     def after_step(self) -> None:
         self.distiller.after_step()
@@ -129,7 +143,9 @@ class Distillation(Learner):
         copies = {name: buffer.clone() for name, buffer in self.student.named_buffers()}
         with self.networks():
             logits = functional_call(self.student, copies, (images,))
-        return F.cross_entropy(at_least_float32(logits), target)
+        count = len(target) * processes.size()
+        logits, target = (processes.gathered(each, count) for each in (at_least_float32(logits), target))
+        return F.cross_entropy(logits, target)
 
     def end_epoch(self) -> None:
         self.temperature.end_epoch()
@@ -137,12 +153,21 @@ class Distillation(Learner):
     def describe(self) -> dict[str, float]:
         return self.temperature.describe() | self.distiller.describe()
 
+    def within_epoch(self) -> dict[str, Any]:
+        return super().within_epoch() | {"probe": self.probe}
+
+    def go_on(self, state: dict[str, Any]) -> None:
+        super().go_on(state)
+        if state["probe"]:
+            self.probe = tuple(column.to(self.warmup.device) for column in state["probe"])
+
     def forward(self, batch: Batch, teacher: Output) -> Step:
         with self.networks():
             student = self.student(batch.images, is_feat=True)
         student = Output(student.features, at_least_float32(student.logits))
-        tau = self.temperature(student.logits, teacher.logits, batch.target, batch.index)
-        parts = {"ce": F.cross_entropy(student.logits, batch.target)}
+        student, teacher, target, index = _of_all(student, teacher, batch)
+        tau = self.temperature(student.logits, teacher.logits, target, index)
+        parts = {"ce": F.cross_entropy(student.logits, target)}
         loss = self.gamma * parts["ce"]
         if self.alpha:
             parts["kd"] = kd_loss(student.logits, teacher.logits, tau)
@@ -151,11 +176,21 @@ class Distillation(Learner):
             parts["kd_fixed"] = kd_loss(student.logits, teacher.logits, self.kd_T)
             loss = loss + self.warmup * self.fixed_alpha * parts["kd_fixed"]
         if self.beta:
-            terms = self.distiller(student, teacher, batch.target, tau, batch.index)
+            terms = self.distiller(student, teacher, target, tau, index)
             for name, term in terms.items():
                 parts[name] = term
                 loss = loss + self.beta * term
-        return Step(loss, parts, student.logits, tau)
+        return Step(loss, parts, student.logits, target, tau)
+
+
+def _of_all(student: Output, teacher: Output, batch: Batch) -> tuple[Output, Output, Tensor, Tensor]:
+    """What the networks say, classes and numbers of the batch of which this process has a share."""
+    if batch.count is None:
+        return student, teacher, batch.target, batch.index
+    columns = (student.logits, teacher.logits, batch.target, batch.index)
+    *logits, target, index = (processes.gathered(column, batch.count) for column in columns)
+    features = (processes.GatheredFeatures(said.features, batch.count) for said in (student, teacher))
+    return *map(Output, features, logits), target, index
 
 
 class Alone(Learner):
@@ -164,9 +199,11 @@ class Alone(Learner):
     def forward(self, batch: Batch, teacher: None) -> Step:
         with self.networks():
             logits = self.student(batch.images)
-        logits = at_least_float32(logits)
-        loss = F.cross_entropy(logits, batch.target)
-        return Step(loss, {"ce": loss}, logits, None)
+        logits, target = at_least_float32(logits), batch.target
+        if batch.count is not None:
+            logits, target = (processes.gathered(each, batch.count) for each in (logits, target))
+        loss = F.cross_entropy(logits, target)
+        return Step(loss, {"ce": loss}, logits, target, None)
 
 
 class Teacher(Protocol):
@@ -176,17 +213,28 @@ class Teacher(Protocol):
     def __call__(self, batch: Batch) -> Output: ...
 
 
-def train_step(module: Learner, teacher: Teacher | None, batch: Batch, optimizer: torch.optim.Optimizer) -> Step:
-    """One batch, after `before_step`: forward, backward, and one step of the optimizer for all that learns."""
+def train_step(
+    module: Learner,
+    teacher: Teacher | None,
+    batch: Batch,
+    optimizer: torch.optim.Optimizer,
+    forward: Callable[[Batch, Output | None], Step] | None = None,
+) -> Step:
+    """One batch, after `before_step`: forward, backward, and one step of the optimizer for all that learns.
+
+    Args:
+        forward: the module's own, if it is not called by itself.
+    """
     # 1. what the teacher says: frozen, without gradient
     with torch.no_grad():
         said = teacher(batch) if teacher else None
     # 2. student, temperature and loss
-    step = module(batch, said)
+    step = (forward or module)(batch, said)
     # 3. one step for all that learns from the loss; CTKD's gradient was reversed on its way back
     optimizer.zero_grad(set_to_none=True)
     step.loss.backward()
     optimizer.step()
+    processes.average_statistics(module.student)
     module.after_step()
     return step
 
@@ -196,40 +244,55 @@ class Stepper:
 
     def __init__(self, module: Learner, teacher: Teacher | None, optimizer: torch.optim.Optimizer) -> None:
         self.module, self.teacher, self.optimizer = module, teacher, optimizer
+        self.forward = processes.wrapped(module)
         self.meter = Meter()
 
     def __call__(self, batch: Batch) -> Step:
         """One step, what belongs around it included."""
         batch = self.module.before_step(batch)
-        step = train_step(self.module, self.teacher, batch, self.optimizer)
-        self.meter.update(step, batch.target)
+        step = train_step(self.module, self.teacher, batch, self.optimizer, self.forward)
+        self.meter.update(step)
         return step.detached()
 
 
 Steps = Generator[None, None, Record]  # work in pieces of a step, so that several runs can take turns; then its result
 
 
-def epoch_steps(stepper: Stepper, loader: Loader, epoch: int, print_freq: int) -> Steps:
+def epoch_steps(
+    stepper: Stepper, loader: Loader, epoch: int, print_freq: int, part: dict[str, Any] | None = None
+) -> Steps:
     """One pass over the training set, a step at a time; returns the epoch's means.
+
+    Args:
+        part: what `Interrupted` held, to go on from there.
 
     Raises:
         Diverged: a loss was NaN or infinite.
+        Interrupted: the process was asked to end.
     """
     module, meter = stepper.module, stepper.meter
     module.train()
     module.start_epoch(epoch)
-    loader.set_epoch(epoch)
+    done = part["step"] if part else 0
+    loader.set_epoch(epoch, done)
     loader.set_mixing(*module.mixing())
     if stepper.teacher:
         stepper.teacher.start_epoch(loader)
     meter.reset()
-    bar = tqdm(loader, desc=f"epoch {epoch}", unit="batch", leave=False, disable=None)
+    if part:
+        module.load_state_dict(part["module"])  # anew: starting the epoch has reset some of it
+        module.go_on(part["within"])
+        meter.go_on(part["meter"], loader.target.device)
+    bar = tqdm(loader, desc=f"epoch {epoch}", unit="batch", leave=False, disable=processes.quiet(), initial=done)
     looked_at = not bar.disable or loader.target.device.type == "cpu"  # elsewhere a look is a wait
-    for number, batch in enumerate(bar, start=1):
+    for number, batch in enumerate(bar, start=done + 1):
         step = stepper(batch)
         if looked_at and number % print_freq == 0:  # the only place where the host waits for the device
             meter.check()
             bar.set_postfix({"loss": f"{step.loss.item():.3f}"} | _shown_tau(step.tau))
+        if processes.any_of_them(stopping.asked()):
+            meter.check()
+            raise Interrupted({"step": number, "within": module.within_epoch(), "meter": meter.state()})
         yield
     module.end_epoch()
     return meter.result() | module.describe()
@@ -261,13 +324,15 @@ def evaluation(model: Model, loader: Loader, description: str = "test") -> Steps
     model.eval()
     while True:
         try:
-            bar = tqdm(loader, desc=description, unit="batch", leave=False, disable=None)
-            means = sum(_sums(model(batch.images), batch.target) for batch in bar) / loader.num_samples
+            bar = tqdm(loader, desc=description, unit="batch", leave=False, disable=processes.quiet())
+            nothing = torch.zeros(3, dtype=torch.float64, device=loader.target.device)
+            sums = sum((_sums(model(batch.images), batch.target) for batch in bar), nothing)
             break
         except torch.OutOfMemoryError:
             if loader.batch_size == 1:
                 raise
             loader.batch_size //= 2  # for later passes too
+    means = processes.summed(sums) / loader.num_samples  # each process had images of its own
     yield
     loss, top1, top5 = means.tolist()
     return {"test_loss": loss, "top1": 100 * top1, "top5": 100 * top5}
@@ -337,17 +402,22 @@ class Training:
 
     def epoch(self) -> Steps:
         """The next epoch: trained, evaluated and saved; a step at a time. Raises RunError as `fit`."""
-        start, epoch, options = time.perf_counter(), len(self.run.history) + 1, self.options
+        epoch, options, part = len(self.run.history) + 1, self.options, self.run.part
+        start = time.perf_counter() - (part["seconds"] if part else 0.0)
         module, optimizer = self.stepper.module, self.stepper.optimizer
         rate = decayed(options["learning_rate"], epoch, options["lr_decay_epochs"], options["lr_decay_rate"])
         set_learning_rate(optimizer, rate)
         try:
-            trained = yield from epoch_steps(self.stepper, self.data.train, epoch, options["print_freq"])
+            trained = yield from epoch_steps(self.stepper, self.data.train, epoch, options["print_freq"], part)
             train_seconds = time.perf_counter() - start
             tested = yield from evaluation(module.student, self.data.val)
             finite = torch.stack([p.isfinite().all() for p in module.parameters()]).all()
             if not finite or math.isnan(tested["test_loss"]):
                 raise Diverged("the weights are not finite after the last step")
+        except Interrupted as stop:
+            part = stop.part | {"seconds": time.perf_counter() - start}
+            self.run.save_part(part, module, optimizer)
+            raise
         except Diverged as error:
             raise Diverged(
                 f"{error} of epoch {epoch}; {_kept(self.run)}: start anew with a lower --learning_rate or other loss"
@@ -370,17 +440,22 @@ def fit(trainings: Sequence[Training]) -> None:
     errors: dict[Training, RunError] = {}
     heading_due = True
     try:
-        while going := [training for training in trainings if not training.over and training not in errors]:
-            results = in_turns([(training.epoch(), training.turn) for training in going])
-            for training, result in zip(going, results, strict=True):
-                label = f"seed {training.options['seed']:<4}" if len(trainings) > 1 else ""
-                if isinstance(result, RunError):
-                    errors[training] = result
-                    continue
-                if heading_due:
-                    print(" " * len(label) + table_head(result))
-                    heading_due = False
-                print(label + table_line(result), flush=True)
+        with stopping.looked_at():
+            while going := [training for training in trainings if not training.over and training not in errors]:
+                if processes.any_of_them(stopping.asked()):
+                    stopping.stop()
+                results = in_turns([(training.epoch(), training.turn) for training in going])
+                for training, result in zip(going, results, strict=True):
+                    label = f"seed {training.options['seed']:<4}" if len(trainings) > 1 else ""
+                    if isinstance(result, Interrupted):
+                        continue
+                    if isinstance(result, RunError):
+                        errors[training] = result
+                        continue
+                    if heading_due:
+                        print(" " * len(label) + table_head(result))
+                        heading_due = False
+                    print(label + table_line(result), flush=True)
     except KeyboardInterrupt:
         run = trainings[0].run
         same = "the same command without --overwrite" if run.overwrite else "the same command"
@@ -415,6 +490,7 @@ def in_turns(works: Sequence[tuple[Steps, Callable[[], AbstractContextManager[No
 
 
 def _kept(run: RunFolder) -> str:
-    if run.history:
-        return f"{run.folder} keeps the state after epoch {len(run.history)}"
+    if run.history or run.part:
+        steps = f" and {run.part['step']} steps of the next" if run.part else ""
+        return f"{run.folder} keeps the state after epoch {len(run.history)}{steps}"
     return "no epoch was finished yet"

@@ -1,7 +1,7 @@
 """What is summed up over an epoch, without waiting for the device."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,13 +16,14 @@ class Step(NamedTuple):
     loss: Tensor  # a scalar, with gradient
     parts: dict[str, Tensor]  # its terms before weighting
     logits: Tensor  # [B, C], the student's
+    target: Tensor  # [B], the classes
     tau: Tau | None  # None where nothing is distilled
 
     def detached(self) -> "Step":
         """The same numbers without gradient, which let go of all that led to them."""
         tau = Tau(*(None if each is None else each.detach() for each in self.tau)) if self.tau else None
         parts = {name: part.detach() for name, part in self.parts.items()}
-        return Step(self.loss.detach(), parts, self.logits.detach(), tau)
+        return Step(self.loss.detach(), parts, self.logits.detach(), self.target, tau)
 
 
 class Meter:
@@ -40,18 +41,18 @@ class Meter:
         for name, tensor in self.tensors.items():
             tensor.fill_({"first_bad": math.inf, "tau_min": math.inf, "tau_max": -math.inf}.get(name, 0))
 
-    def update(self, step: Step, target: Tensor) -> None:
+    def update(self, step: Step) -> None:
         """Add a step of B samples."""
         values = torch.stack([step.loss, *step.parts.values()]).detach()
         tau = [step.tau.student.detach(), step.tau.teacher.detach()] if step.tau else []
         if not self.tensors:
             self._prepare(step, values)
-        t, size = self.tensors, len(target)
+        t, size = self.tensors, len(step.target)
         t["samples"] += size
         t["steps"] += 1
         t["sums"] += values * size
         torch.minimum(t["first_bad"], torch.where(values.isfinite(), math.inf, t["steps"]), out=t["first_bad"])
-        t["correct"] += (step.logits.detach().argmax(1) == target).sum()
+        t["correct"] += (step.logits.detach().argmax(1) == step.target).sum()
         if tau:
             t["tau"] += torch.stack([each.mean() for each in tau]) * size
             torch.minimum(t["tau_min"], tau[0].min(), out=t["tau_min"])
@@ -68,6 +69,15 @@ class Meter:
         self.tensors["sums"] = torch.zeros_like(values, dtype=torch.float64)
         self.tensors["first_bad"] = torch.zeros_like(values)  # the step in which a term was first not finite
         self.reset()
+
+    def state(self) -> dict[str, Any]:
+        """All of it, to go on from within an epoch."""
+        return {"tensors": self.tensors, "names": self.names, "two_taus": self.two_taus}
+
+    def go_on(self, state: dict[str, Any], device: torch.device) -> None:
+        """Take up a `state`, on a device."""
+        self.names, self.two_taus = state["names"], state["two_taus"]
+        self.tensors = {name: tensor.to(device) for name, tensor in state["tensors"].items()}
 
     def check(self) -> None:
         """Raise Diverged when a loss was not finite, naming the term that failed first."""

@@ -6,6 +6,7 @@ Where a flag has several names the first is ours. A hyphen may stand for each un
 import argparse
 import inspect
 import math
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +14,13 @@ from typing import Any
 
 import torch
 
-from dataset import check_dataset, dataset_dict
+from dataset import check_dataset, dataset_names
 from distiller_zoo import distiller_dict, dkd, dpk
 from distiller_zoo.cka import SMALLEST
+from helper import processes
 from helper.device import PRECISIONS
 from helper.errors import Parser, UserError, unknown
-from models import model_dict
+from models import networks
 from temperature import annealing, dtkd, policy, temperature_dict
 from temperature.ctkd import CURRICULA
 
@@ -48,11 +50,14 @@ def _parser(description: str) -> Parser:
 def _add_common(parser: Parser) -> None:
     add = parser.add_argument_group("data").add_argument
     add("--dataset", default="cifar100", metavar="NAME",
-        help=f"one of: {', '.join(dataset_dict)}; folder is any train/ and val/ tree")  # fmt: skip
-    add("--data_dir", metavar="DIR", help="where the data is; for cifar100 the variable CIFAR100_DIR says it too")
-    add("--image_size", type=int, default=32, help="side of the square images of --dataset folder, in pixels")
+        help=f"one of: {', '.join(dataset_names)}; folder is any train/ and val/ tree, held in memory; imagenet is"
+        " one too, read from its files in every epoch")  # fmt: skip
+    add("--data_dir", metavar="DIR", help="where the data is; for cifar100 and imagenet the variables"
+        " CIFAR100_DIR and IMAGENET_DIR say it too")  # fmt: skip
+    add("--image_size", type=int, help="side of the square images, in pixels (default: 224 of imagenet, else 32;"
+        " cifar100 and digits have no other)")  # fmt: skip
     add("--train_subset", type=int, default=0, metavar="N", help="train on N images only; 0 is all of them")
-    add("--num_workers", type=int, default=2, help="processes that decode the images of --dataset folder")
+    add("--num_workers", type=int, default=2, help="processes that decode the images of folder and imagenet")
 
     add = parser.add_argument_group("optimization").add_argument
     add("--epochs", type=int, default=240, help="length of the schedule")
@@ -87,15 +92,21 @@ def _add_common(parser: Parser) -> None:
     add("--deterministic", action="store_true", help="use only algorithms that repeat bit by bit on a GPU too")
     add("--plain", action="store_true", help="do without all that is only for speed (see README), to check it")
     add("--dali", choices=("cpu", "gpu"), help="accepted; small sets are held on the device, DALI is not needed")
-    add("--multiprocessing_distributed", action="store_true", help="several GPUs: not available yet")
-    add("--dist_url", default="tcp://127.0.0.1:23451", help="belongs to --multiprocessing-distributed")
+    add = parser.add_argument_group("several processes", "also started by torchrun, on one machine or many; each has a"
+        " share of every batch").add_argument  # fmt: skip
+    add("--multiprocessing_distributed", action="store_true", help="start a process for each GPU of --gpu_id, or for"
+        " all there are if it names only one; with --device cpu for each number in it")  # fmt: skip
+    add("--dist_url", default="tcp://127.0.0.1:23451", help="where these meet")
+    add("--dist_timeout", type=float, default=600.0, help="seconds after which a process gives up on another")
+    add("--sync_bn", action="store_true", help="batch norms of the network that learns see the whole batch, not a"
+        " process's share; on GPUs")  # fmt: skip
 
 
 def teacher_parser() -> Parser:
     """The parser of train_teacher.py."""
     parser = _parser("Train a network alone, by the vanilla recipe: a teacher, or a student to compare with.")
     add = parser.add_argument_group("network").add_argument
-    add("--model", default="resnet110", metavar="NAME", help=f"one of: {', '.join(model_dict)}")
+    add("--model", default="resnet110", metavar="NAME", help=f"one of: {', '.join(networks())}")
     add("--save_freq", type=int, default=0, help="also keep ckpt_epoch_<n>.pth every so many epochs; 0: only the last")
     _add_common(parser)
     return parser
@@ -105,9 +116,11 @@ def student_parser() -> Parser:
     """The parser of train_student.py."""
     parser = _parser("Distil a teacher into a student: any temperature with any distiller and any pair of networks.")
     add = parser.add_argument_group("networks").add_argument
-    add("--model_s", default="resnet8", metavar="NAME", help=f"the student, one of: {', '.join(model_dict)}")
+    add("--model_s", default="resnet8", metavar="NAME", help=f"the student, one of: {', '.join(networks())}")
     add("--model_t", metavar="NAME", help="the teacher; needless where its weights or its folder's name tell")
     add("--path_t", metavar="FILE", help="the teacher's weights, or its folder (default: that of --model_t)")
+    add("--teacher_weights", choices=("torchvision",), help="download torchvision's weights for --model_t, where there"
+        " is a network; elsewhere give their file as --path-t")  # fmt: skip
     add("--train_teacher", action="store_true", help="train the teacher by the vanilla recipe if it is missing")
     add("--skip_validation", action="store_true", help="do not measure the teacher before distilling")
     add("--teacher_table", action="store_true", help="keep the teacher's answers to every view of every image, for"
@@ -222,21 +235,39 @@ def parse(parser: Parser, argv: list[str] | None = None) -> dict[str, Any]:
     """
     argv = sys.argv[1:] if argv is None else argv
     options = vars(parser.parse_args([_underscored(word) for word in argv]))
-    if options["multiprocessing_distributed"]:
-        raise UserError("--multiprocessing-distributed is not available yet: leave it out to train in one process")
     check_dataset(options["dataset"])
-    if "model" in options and options["model"] not in model_dict:
-        raise unknown("model", options["model"], model_dict)
+    if options["dataset"] == "imagenet" and options["data_dir"] is None:
+        options["data_dir"] = os.environ.get("IMAGENET_DIR")
+    if options["image_size"] is None:
+        options["image_size"] = 224 if options["dataset"] == "imagenet" else 32
+    known = networks(options["dataset"])
+    if "model" in options and options["model"] not in known:
+        raise unknown("model", options["model"], known)
     if "model_s" in options:
         _resolve_student(options)
     _resolve_schedule(options)
     _check_numbers(options)
     _resolve_speed(options)
+    _resolve_processes(options)
     if "temperature" in options:  # their own checks, before any work is done
         factory = temperature_dict[options["temperature"]]
         factory(**taken_by(factory, options | {"num_classes": 1, "train_target": torch.zeros(1)}))
         _resolve_dpk(options)
+        _check_teacher_weights(options)
     return options
+
+
+def _check_teacher_weights(options: dict[str, Any]) -> None:
+    if options["teacher_weights"] and (options["dataset"] != "imagenet" or not options["model_t"] or options["path_t"]):
+        raise UserError(
+            "--teacher_weights torchvision downloads ImageNet's weights of --model_t: give that and --dataset imagenet,"
+            " and leave --path-t out"
+        )
+
+
+def _resolve_processes(options: dict[str, Any]) -> None:
+    if processes.told_size() > 1 and options["trials"] > 1:
+        raise UserError("--trials trains side by side in one process: leave it out where several train together")
 
 
 def _resolve_speed(options: dict[str, Any]) -> None:
@@ -256,6 +287,8 @@ def _resolve_table(options: dict[str, Any]) -> None:
             f"--distill {options['distill']} needs the teacher's maps, which no table holds: leave --teacher_table out"
             f" (it goes with {usable})"
         )
+    if options["teacher_table"] and options["dataset"] == "imagenet":
+        raise UserError("--dataset imagenet cuts an image in too many ways for a table: leave --teacher_table out")
     for key, default in (("table_dtype", "float32"), ("table_dir", None)):
         if not options["teacher_table"] and options[key] != default:
             raise UserError(f"--{key} belongs to --teacher_table: add that, or leave it out")
@@ -269,8 +302,9 @@ def _underscored(word: str) -> str:
 
 
 def _resolve_student(options: dict[str, Any]) -> None:
+    models = networks(options["dataset"])
     for kind, key, known in (
-        ("model", "model_s", model_dict), ("model", "model_t", model_dict), ("distiller", "distill", distiller_dict)
+        ("model", "model_s", models), ("model", "model_t", models), ("distiller", "distill", distiller_dict)
     ):  # fmt: skip
         if options[key] is not None and options[key] not in known:
             raise unknown(kind, options[key], known)
@@ -397,7 +431,7 @@ _AT_LEAST = {
     "rl_epoch": 1, "aug_epoch": 0, "rl_rollout": 2, "dpk_stages": 0, "dpk_patch": 1, "dpk_width": 1,
     "dpk_encoder_depth": 0, "dpk_decoder_depth": 0, "dpk_momentum": 0, "trials": 1,
 }  # fmt: skip
-_ABOVE_ZERO = ("learning_rate", "lr_decay_rate", "kd_T", "nce_t")
+_ABOVE_ZERO = ("learning_rate", "lr_decay_rate", "kd_T", "nce_t", "dist_timeout")
 
 
 def _check_numbers(options: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ import numpy
 import torch
 from torch import nn
 
-from helper import checkpoint
+from helper import checkpoint, processes
 from helper.errors import UserError
 from helper.files import write_atomically
 from helper.log import Record, RunLog
@@ -26,7 +26,7 @@ IDENTITY = ("kind", "model", "teacher", "teacher_sha256", "data_sha256")  # what
 
 
 class RunFolder:
-    """The folder of one run, from the moment its options are known.
+    """The folder of one run, from the moment its options are known. Of several processes the first reads and writes it.
 
     Args:
         folder: where it is. model: the trained network's name, for file names.
@@ -38,14 +38,19 @@ class RunFolder:
     """
 
     def __init__(self, folder: Path, model: str, config: dict[str, Any], overwrite: bool) -> None:
-        self.folder, self.model, self.config, self.overwrite = folder, model, config, overwrite
+        self.folder, self.model, self.config = folder, model, config | {"processes": processes.size()}
+        self.overwrite = overwrite and not processes.restarts()
         self.history: list[Record] = []
+        self.part: dict[str, Any] | None = None  # of the next epoch, where it was begun; see `save_part`
         self.path = folder / "config.json"
-        self._check()
+        processes.first(self._check)
 
     @property
     def finished(self) -> bool:
         """Whether the run that is there already ended; the bare weights are what a run writes last."""
+        return processes.first(self._finished)
+
+    def _finished(self) -> bool:
         log = self.folder / "log.jsonl"
         over = (self.folder / f"{self.model}_last.pth").exists() and log.exists() and log.stat().st_size > 0
         return over and not self.overwrite
@@ -98,20 +103,20 @@ class RunFolder:
             UserError: it cannot be written, or another process trains in it.
         """
         with ExitStack() as stack:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                lock = stack.enter_context(open(self.folder / ".lock", "a"))
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(f"another process is training in {self.folder}: wait for it, or stop it") from error
-            except OSError as error:
-                raise UserError(
-                    f"{self.folder} cannot be written ({error.strerror}): give another place with --run_dir"
-                ) from error
-            self._prepare()
+            processes.first(lambda: self._claim(stack))
             yield
 
-    def _prepare(self) -> None:
+    def _claim(self, stack: ExitStack) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context((self.folder / ".lock").open("a"))
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"another process is training in {self.folder}: wait for it, or stop it") from error
+        except OSError as error:
+            raise UserError(
+                f"{self.folder} cannot be written ({error.strerror}): give another place with --run_dir"
+            ) from error
         self._check()  # again: another process may have begun here in the meantime
         if self.overwrite:
             for file in self._files():
@@ -122,44 +127,66 @@ class RunFolder:
 
     def resume(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Put module, optimizer, random states and the log back to the end of the last whole epoch, if there is one."""
-        path = self.folder / "last.pth"
-        if path.exists():
-            state = checkpoint.load(path)
+        path, device = self.folder / "last.pth", next(module.parameters()).device
+        state = processes.first(lambda: checkpoint.load(path) if path.exists() else None)
+        if state:
             try:
                 module.load_state_dict(state["module"])
                 groups = zip(optimizer.param_groups, state["optimizer"]["param_groups"], strict=True)
                 # how to step is the options' to say, not the file's
                 state["optimizer"]["param_groups"] = [own | {"params": saved["params"]} for own, saved in groups]
                 optimizer.load_state_dict(state["optimizer"])
-                self.history = state["history"]
+                self.history, self.part = state["history"], state.get("part")
+                if self.part:
+                    self.part["module"] = state["module"]
                 torch.set_rng_state(state["rng_cpu"])
-                if state["rng_cuda"] and torch.cuda.is_available():
-                    torch.cuda.set_rng_state_all(state["rng_cuda"][: torch.cuda.device_count()])
+                if state["rng_cuda"] and device.type == "cuda":
+                    torch.cuda.set_rng_state(state["rng_cuda"][0], device)
             except (KeyError, TypeError, ValueError, RuntimeError) as error:
                 raise UserError(f"{path} does not fit this run: add --overwrite to start anew") from error
-            print(f"going on after epoch {len(self.history)} of {self.config['epochs']}")
-        self.log = RunLog(self.folder, self.history)
+            steps = f" and {self.part['step']} steps of the next" if self.part else ""
+            print(f"going on after epoch {len(self.history)} of {self.config['epochs']}{steps}")
+            if (before := state.get("processes", 1)) != processes.size():
+                print(f"note: {processes.size()} processes instead of {before}: the same training up to rounding")
+        self.log = RunLog(self.folder, self.history) if processes.is_first() else None
 
     def save_epoch(
         self, record: Record, module: nn.Module, student: nn.Module, optimizer: torch.optim.Optimizer
     ) -> None:
         """Keep the end of an epoch: the best weights, then the state that counts, then the log derived from it."""
+        history, self.part = [*self.history, record], None
+        if not processes.is_first():
+            self.history = history
+            return
         if record["top1"] > max((earlier["top1"] for earlier in self.history), default=-1.0):
             checkpoint.save(student.state_dict(), self.folder / f"{self.model}_best.pth")
-        history = [*self.history, record]
-        state = {
-            "module": module.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "history": history,
-            "rng_cpu": torch.get_rng_state(),
-            "rng_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        }
-        checkpoint.save(state, self.folder / "last.pth")
+        self._save_state(module, optimizer, history)
         self.history = history
         self.log.append(record)
         every = self.config["options"].get("save_freq")
         if every and record["epoch"] % every == 0:
             self._save_teacher(student)
+
+    def save_part(self, part: dict[str, Any], module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Keep a state within an epoch: `part` has its `step` and all that is not in the module's checkpoint."""
+        self.part = part
+        if processes.is_first():
+            self._save_state(module, optimizer, self.history, part)
+
+    def _save_state(
+        self, module: nn.Module, optimizer: torch.optim.Optimizer, history: list[Record], part: dict | None = None
+    ) -> None:
+        device = next(module.parameters()).device
+        state = {
+            "module": module.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "history": history,
+            "part": part,
+            "rng_cpu": torch.get_rng_state(),
+            "rng_cuda": [torch.cuda.get_rng_state(device)] if device.type == "cuda" else [],
+            "processes": processes.size(),
+        }
+        checkpoint.save(state, self.folder / "last.pth")
 
     def _save_teacher(self, student: nn.Module) -> None:
         """Write `ckpt_epoch_<epoch>.pth` with the key `model`, as published teachers have it."""
@@ -177,6 +204,8 @@ class RunFolder:
 
     def finish(self, student: nn.Module) -> None:
         """Draw the picture and write the weights; the bare ones come last, as the sign that the run is over."""
+        if not processes.is_first():
+            return
         from helper.plot import plot_run  # matplotlib takes long to import, and no training waits for it
 
         plot_run(self.history, self.title, self.folder / "curve.png")
@@ -186,6 +215,9 @@ class RunFolder:
 
     def summary(self) -> str:
         """The result in one sentence, from the log."""
+        return processes.first(self._summary)
+
+    def _summary(self) -> str:
         lines = (self.folder / "log.jsonl").read_text().splitlines()
         history = [json.loads(line) for line in lines]
         last, best = history[-1], max(history, key=lambda record: record["top1"])

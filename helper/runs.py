@@ -14,8 +14,8 @@ from helper.errors import UserError
 NEUTRAL_OPTIONS = frozenset((
     "trial", "experiments_dir", "experiments_name", "run_dir", "path_t", "model_t", "data_dir", "num_workers",
     "print_freq", "save_freq", "save_model", "overwrite", "dry_run", "train_teacher", "skip_validation", "device",
-    "gpu_id", "dali", "dist_url", "multiprocessing_distributed", "dkd_weights", "plain", "trials", "teacher_table",
-    "fill_teacher_table", "table_dir",
+    "gpu_id", "dali", "dist_url", "dist_timeout", "multiprocessing_distributed", "dkd_weights", "plain", "trials",
+    "teacher_table", "fill_teacher_table", "table_dir",
 ))  # fmt: skip
 
 # Options that mean something to one distiller, or to one temperature, only; others' runs record them too.
@@ -42,7 +42,7 @@ TEMPERATURE_OPTIONS_OF = {
 # Options that there were not always, and what a run without them did.
 ADDED_OPTIONS = {
     "fixed_alpha": 0.0, "kd_warmup": 0, "logit_stand": False, "precision": "fp32", "table_dtype": "float32",
-    "teacher_precision": "fp32",
+    "teacher_precision": "fp32", "sync_bn": False,
 }  # fmt: skip
 
 

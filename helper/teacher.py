@@ -1,6 +1,7 @@
 """Where the teacher comes from: a file, a folder, or the vanilla recipe."""
 
 from collections import Counter
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import torch.fx
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from helper import checkpoint
+from helper import checkpoint, processes
 from helper.device import place
 from helper.errors import UserError
 from helper.options import parse, resolve_pair, teacher_parser
@@ -18,7 +19,7 @@ from train_teacher import folder_name, train
 
 SHARED_OPTIONS = (  # what a teacher trained here has in common with its student
     "dataset", "data_dir", "image_size", "train_subset", "num_workers", "batch_size", "seed", "device", "gpu_id",
-    "print_freq",
+    "print_freq", "dist_timeout",
 )  # fmt: skip
 
 
@@ -37,29 +38,52 @@ def find_teacher(options: dict[str, Any]) -> FoundTeacher:
     Raises:
         UserError: there is none, its file is damaged, or it is another network than --model_t says.
     """
+    if options["teacher_weights"]:
+        file = processes.first(lambda: _downloaded(options["model_t"]))
+        return processes.first(lambda: _read(file, options["model_t"], options["dataset"]))
     if options["path_t"] is None and options["model_t"] is None:
         raise UserError("a student needs a teacher: give --path-t FILE, or --model_t NAME for save/models/NAME_vanilla")
     path = Path(options["path_t"] or Path("save/models") / folder_name(options["model_t"] or "", options["dataset"]))
-    file = _newest(path)
+    file = processes.first(lambda: _newest(path))
     if file is None:
         folder = path.parent if path.suffix == ".pth" else path
         name = options["model_t"] or checkpoint.model_of_folder(folder)
         if options["dry_run"]:
             print(f"the teacher {path} is missing")
             return FoundTeacher(path, name or "unknown", None, {})
-        file = _newest(_train_missing(path, folder, name, options))
+        trained = _train_missing(path, folder, name, options)
+        file = processes.first(lambda: _newest(trained))
+    return processes.first(lambda: _read(file, options["model_t"], options["dataset"]))
+
+
+def _read(file: Path, expected: str | None, dataset: str) -> FoundTeacher:
     weights = checkpoint.load_weights(file)
-    name = checkpoint.identify(file, weights, options["model_t"])
+    name = checkpoint.identify(file, weights, expected, dataset)
     return FoundTeacher(file, name, checkpoint.file_hash(file), weights)
 
 
-def load_teacher(found: FoundTeacher, num_classes: int, device: torch.device, plain: bool = False) -> Model:
+def _downloaded(name: str) -> Path:
+    """The file with torchvision's weights of a network, fetched where it is not there yet."""
+    from models import imagenet  # with torchvision, which takes seconds to import
+
+    try:
+        return imagenet.fetch_weights(name)
+    except (OSError, RuntimeError, HTTPException) as error:
+        raise UserError(
+            f"torchvision's weights of {name} could not be downloaded ({error}): get the file elsewhere and give it as"
+            " --path-t FILE instead of --teacher_weights"
+        ) from error
+
+
+def load_teacher(
+    found: FoundTeacher, num_classes: int, device: torch.device, dataset: str, plain: bool = False
+) -> Model:
     """The teacher as a network on the device: in evaluation mode, frozen and, unless `plain`, prepared for inference.
 
     Raises:
         UserError: it was trained for another number of classes.
     """
-    model = checkpoint.network(found.path, found.weights, found.name, num_classes).eval()
+    model = checkpoint.network(found.path, found.weights, found.name, num_classes, dataset).eval()
     return place(model if plain else fold_batch_norm(model), device, plain).requires_grad_(False)
 
 
@@ -72,14 +96,14 @@ def fold_batch_norm(model: Model) -> Model:
         graph = torch.fx.Tracer().trace(model, concrete_args={"is_feat": True})
     except Exception:  # what a network whose way depends on its input makes the tracer raise is nearly anything
         return model
-    calls = [node for node in graph.nodes if node.op == "call_module"]
+    calls, named = [node for node in graph.nodes if node.op == "call_module"], dict(model.named_modules())
     read = {node.target.rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}  # their parameters
     once = {target for target, count in Counter(node.target for node in calls).items() if count == 1} - read
     for norm in calls:
         conv = norm.args[0]
         if not (isinstance(conv, torch.fx.Node) and {conv.target, norm.target} <= once and len(conv.users) == 1):
             continue
-        modules = model.get_submodule(conv.target), model.get_submodule(norm.target)
+        modules = named[conv.target], named[norm.target]
         if isinstance(modules[0], nn.Conv2d) and isinstance(modules[1], nn.BatchNorm2d):
             model.set_submodule(conv.target, fuse_conv_bn_eval(*modules))
             model.set_submodule(norm.target, nn.Identity())
@@ -111,7 +135,7 @@ def _train_missing(path: Path, folder: Path, name: str | None, options: dict[str
         )
     resolve_pair(options, name)  # what is refused then is refused before hours of training
     argv = ["--model", name, "--run_dir", str(folder), "--epochs", str(_epoch(path) or options["epochs"])]
-    argv += [f"--{key}" for key in ("deterministic", "plain") if options[key]]
+    argv += [f"--{key}" for key in ("deterministic", "plain", "sync_bn") if options[key]]
     for key in SHARED_OPTIONS:
         if options[key] is not None:
             argv += [f"--{key}", str(options[key])]

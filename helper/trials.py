@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from dataset.base import Loader
+from helper import processes
 from helper.graph import RecordedStepper
 from helper.loops import Learner, Stepper, Teacher
 
@@ -60,7 +61,8 @@ class Turn:
 def make_stepper(
     module: Learner, teacher: Teacher | None, optimizer: torch.optim.Optimizer, loader: Loader, options: dict[str, Any]
 ) -> Stepper:
-    """What learns from a batch: on a GPU by replaying a recorded step, unless the options say --plain."""
-    if loader.target.is_cuda and not options["plain"]:
+    """What learns from a batch: on a GPU by replaying a recorded step, unless the options say --plain or several
+    processes train together."""
+    if loader.target.is_cuda and not options["plain"] and processes.size() == 1:
         return RecordedStepper(module, teacher, optimizer, loader, options["batch_size"])
     return Stepper(module, teacher, optimizer)

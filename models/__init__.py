@@ -1,6 +1,7 @@
 """The networks, by the names the field uses."""
 
 from collections.abc import Callable
+from functools import partial
 
 from helper.errors import unknown
 from models.base import Model, Output, feature_widths
@@ -23,7 +24,7 @@ from models.shufflenetv2 import ShuffleV2
 from models.vgg import vgg8, vgg11, vgg13, vgg16, vgg19
 from models.wrn import wrn_16_1, wrn_16_2, wrn_40_1, wrn_40_2
 
-__all__ = ["Model", "Output", "create_model", "feature_widths", "model_dict"]
+__all__ = ["Model", "Output", "create_model", "feature_widths", "imagenet_dict", "model_dict", "networks"]
 
 model_dict: dict[str, Callable[[int], Model]] = {
     "resnet8": resnet8,
@@ -52,11 +53,41 @@ model_dict: dict[str, Callable[[int], Model]] = {
 }
 
 
-def create_model(name: str, num_classes: int) -> Model:
+def _imagenet(name: str, num_classes: int) -> Model:
+    from models import imagenet  # with torchvision, which takes seconds to import
+
+    return imagenet.makers[name](num_classes=num_classes)
+
+
+imagenet_dict: dict[str, Callable[[int], Model]] = {
+    name: partial(_imagenet, name)
+    for name in (
+        "ResNet18",
+        "ResNet34",
+        "ResNet50",
+        "wrn_50_2",
+        "resnext50_32x4d",
+        "MobileNetV1_Imagenet",
+        "MobileNetV2_Imagenet",
+        "ShuffleV2_Imagenet",
+        "vgg11_imagenet",
+        "vgg13_imagenet",
+    )
+}
+
+
+def networks(dataset: str | None = None) -> dict[str, Callable[[int], Model]]:
+    """All networks. The one name that small images and ImageNet have for different networks, ResNet50, is ImageNet's if
+    that is the data set."""
+    return model_dict | imagenet_dict if dataset == "imagenet" else imagenet_dict | model_dict
+
+
+def create_model(name: str, num_classes: int, dataset: str | None = None) -> Model:
     """A freshly initialised network for images [B, 3, H, W] that gives logits [B, num_classes].
 
-    Raises UserError for a name that is not in `model_dict`.
+    Raises UserError for a name that is none of `networks(dataset)`.
     """
-    if name not in model_dict:
-        raise unknown("model", name, model_dict)
-    return model_dict[name](num_classes)
+    known = networks(dataset)
+    if name not in known:
+        raise unknown("model", name, known)
+    return known[name](num_classes)

@@ -26,10 +26,14 @@ class Model(nn.Module):
         """Features of images x [B, 3, H, W]: the stem, every stage, and last the pooled vector [B, D]."""
         raise NotImplementedError
 
+    def head(self, pooled: Tensor) -> Tensor:
+        """Logits [B, classes] of the pooled vector [B, D]: the last layer, where nothing (dropout) is before it."""
+        return self.classifier(pooled)
+
     def forward(self, x: Tensor, is_feat: bool = False) -> Tensor | Output:
         """Logits [B, classes] of images x [B, 3, H, W]; with `is_feat`, an Output of features and logits."""
         features = self.extract(x)
-        logits = self.classifier(features[-1])
+        logits = self.head(features[-1])
         return Output(features, logits) if is_feat else logits
 
 

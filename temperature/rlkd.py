@@ -189,12 +189,17 @@ class RLKD(Policy):
         }
 
     def get_extra_state(self) -> dict[str, Any]:
-        """The optimizers' part of the checkpoint; a rollout never outlasts an epoch."""
-        return {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
+        """The optimizers' part of the checkpoint and, within an epoch, the rollout."""
+        within = {"rollout": [tuple(each) for each in self.rollout], "rewards": self.rewards, "probe": self.probe_loss}
+        return {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()} | within
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state[name])
+        device = self.entropy.device
+        self.rollout = [Transition(*(column.to(device) for column in each)) for each in state.get("rollout", [])]
+        self.rewards = [reward.to(device) for reward in state.get("rewards", [])]
+        self.probe_loss = None if state.get("probe") is None else state["probe"].to(device)
 
     def start_epoch(self, epoch: int) -> None:
         super().start_epoch(epoch)
@@ -212,7 +217,8 @@ class RLKD(Policy):
 
     def observe(self, probe_loss: Tensor) -> None:
         if self.probe_loss is not None:
-            self.rewards.append(self.probe_loss - probe_loss)  # the last actions', and theirs alone (rows 3 and 4)
+            # the last actions', and theirs alone (rows 3 and 4)
+            self.rewards.append((self.probe_loss - probe_loss).float())
             self.note(rl_reward=self.rewards[-1])
         self.probe_loss = probe_loss
         if len(self.rewards) == self.rl_rollout:

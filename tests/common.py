@@ -49,11 +49,11 @@ def timeless(folder):
     return [{key: value for key, value in record.items() if key not in TIMES} for record in read_log(folder)]
 
 
-def make(temperature="fixed", distill="kd", student=None, expert=None, classes=10):
+def make(temperature="fixed", distill="kd", student=None, expert=None, classes=10, target=None):
     own = ["--nce_k", "20", "--rl_warmup", "1", "--rl_epoch", "1", "--rl_rollout", "4", "--dpk_schedule", "fixed:0.5"]
     options = parse(student_parser(), ["--temperature", temperature, "--distill", distill, *own])
     torch.manual_seed(0)
-    target = torch.arange(64) % classes
+    target = torch.arange(64) % classes if target is None else target
     return train_student.distillation(
         resolve_pair(options, "resnet56"), student or Tiny(classes), expert or Tiny(classes, width=12), target
     )

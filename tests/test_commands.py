@@ -169,10 +169,10 @@ def test_scripts_are_posix_sh_without_trailing_blanks(name):
 
 
 @pytest.mark.parametrize("name", ["run_imagenet_vanilla.sh", "run_imagenet_distill.sh"])
-def test_the_imagenet_runners_say_not_yet(name, tree):
-    done = run(f"sh scripts/{name}", tree)
+def test_the_imagenet_runners_say_what_they_need(name, tree):
+    done = run(f"env -u IMAGENET_DIR TEACHER=nowhere.pth sh scripts/{name} --device cpu", tree)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: the data set 'imagenet' is not available yet")
+    assert re.match("error: (--data_dir is missing|there is no finished teacher nowhere.pth)", done.stderr)
     assert done.stderr.count("\n") == 1
 
 

@@ -15,7 +15,7 @@ from scipy.stats import chisquare
 from torchvision.datasets import CIFAR100, utils
 from torchvision.transforms import Compose, RandomCrop, RandomHorizontalFlip
 
-from dataset import balanced_subset, cifar100, create_dataset, dataset_dict, digits, folder
+from dataset import balanced_subset, cifar100, create_dataset, dataset_dict, dataset_names, digits, folder
 from dataset.memory import MemoryLoader, count_views, crop
 from helper.errors import UserError
 
@@ -560,14 +560,14 @@ def test_train_subset_keeps_images_with_their_targets():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("mnist", {}, f"unknown data set 'mnist'; the known ones are: {', '.join(dataset_dict)}"),
-        ("imagenet", {}, "not available yet; a small ImageNet-like tree works today with --dataset folder"),
+        ("mnist", {}, f"unknown data set 'mnist'; the known ones are: {', '.join(dataset_names)}"),
+        ("imagenet", {}, "--data_dir is missing; --dataset imagenet expects images in train/<class>"),
         ("digits", {"batch_size": 0}, "--batch_size must be at least 1, not 0"),
         ("digits", {"train_subset": -1}, "--train_subset must be at least 0, not -1"),
         ("digits", {"train_subset": 1438}, "--train_subset 1438 is more than the 1437 training images"),
         ("digits", {"num_workers": -1}, "--num_workers must be at least 0, not -1"),
         ("folder", {"image_size": 0}, "--image_size must be at least 1, not 0"),
-        ("digits", {"image_size": 64}, "--image_size is for --dataset folder"),
+        ("digits", {"image_size": 64}, "--image_size is for folder and imagenet"),
     ],
 )
 def test_wrong_choices_are_explained(name, options, message):
@@ -576,3 +576,4 @@ def test_wrong_choices_are_explained(name, options, message):
 
 def test_registry():
     assert list(dataset_dict) == ["cifar100", "digits", "folder"]
+    assert dataset_names == ("cifar100", "digits", "folder", "imagenet")

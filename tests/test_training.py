@@ -300,11 +300,11 @@ def test_the_meter_names_the_term_that_failed_first():
     good, bad = torch.tensor(1.0), torch.tensor(math.nan)
     logits, target = torch.zeros(4, 10), torch.zeros(4, dtype=torch.long)
     for ce, kd in ((good, good), (good, bad), (bad, bad)):
-        meter.update(Step(ce + kd, {"ce": ce, "kd": kd}, logits, None), target)
+        meter.update(Step(ce + kd, {"ce": ce, "kd": kd}, logits, target, None))
     with pytest.raises(RunError, match="not finite: loss_kd failed first, in step 2"):
         meter.result()
     meter = Meter()
-    meter.update(Step(torch.tensor(math.inf), {"ce": good, "kd": good}, logits, None), target)
+    meter.update(Step(torch.tensor(math.inf), {"ce": good, "kd": good}, logits, target, None))
     with pytest.raises(RunError, match="not finite: loss failed first, in step 1"):
         meter.result()
 

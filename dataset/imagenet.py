@@ -1,0 +1,183 @@
+"""ImageNet, or any tree of images train/<class>/* and val/<class>/*: decoded anew in every epoch, by worker processes.
+
+Training images are cut out at random and resized, and mirrored half of the time (Szegedy et al. 2015, as the field does
+it); for validation the short side is resized and the middle cut out. Which images make a batch, and how each is cut,
+is drawn from the seed and the epoch alone: it is the same with any number of workers or processes, and after a resume.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+from torchvision.transforms import CenterCrop, Compose, PILToTensor, RandomHorizontalFlip, RandomResizedCrop, Resize
+
+from dataset.base import Batch, Dataset, balanced_subset
+from dataset.folder import MEAN, STD, Tree, open_splits
+from helper import processes
+from helper.errors import UserError
+
+EXPECTED = "--dataset imagenet expects images in train/<class> and val/<class> of --data_dir or IMAGENET_DIR"
+RESIZED = 256 / 224  # the short side of a validation image, relative to what is cut out of it
+Sample = tuple[int, int, int, float]  # image, seed of its augmentation, image that it is blended into, weight of that
+
+
+class Images(TorchDataset):
+    """Images [3, S, S] uint8 by `Sample`; with a text that says which file cannot be read, if any."""
+
+    def __init__(self, tree: Tree, transform: Compose) -> None:
+        self.tree, self.transform = tree, transform
+
+    def __getitem__(self, sample: Sample) -> tuple[Tensor, str]:
+        index, seed, partner, weight = sample
+        image, wrong = self._one(index, seed)
+        if partner != index:
+            other, wrong_too = self._one(partner, seed)
+            image = image.float().lerp_(other.float(), weight).round_().byte()
+            wrong = wrong or wrong_too
+        return image, wrong
+
+    def _one(self, index: int, seed: int) -> tuple[Tensor, str]:
+        path = self.tree.samples[index][0]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)  # what torchvision's transforms draw from
+            try:
+                return self.transform(self.tree.loader(path)), ""
+            except Exception:  # a broken file makes Pillow raise nearly anything
+                return torch.zeros(3, self.tree.image_size, self.tree.image_size, dtype=torch.uint8), path
+
+
+class Order:
+    """Which samples make this process's share of each batch; the sampler of a DataLoader."""
+
+    def __init__(self) -> None:
+        self.batches: Sequence[list[Sample]] = []
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[Sample]]:
+        return iter(self.batches)
+
+
+class StreamLoader:
+    """The batches of a set that is read from files as it is needed; the last one may be smaller. See `Loader`.
+
+    Args:
+        tree: the images.
+        augment: whether it is for training: in random order and with random cuts, otherwise in order.
+        image_size: side of the square images in pixels.
+        device: where batches are handed out.
+        num_workers: processes that decode; 0 decodes in this one.
+    """
+
+    def __init__(
+        self, tree: Tree, *, augment: bool, image_size: int, batch_size: int, device: torch.device | str,
+        num_workers: int, seed: int = 0,
+    ) -> None:  # fmt: skip
+        if augment:
+            cut = [RandomResizedCrop(image_size), RandomHorizontalFlip(), PILToTensor()]
+        else:
+            cut = [Resize(round(RESIZED * image_size)), CenterCrop(image_size), PILToTensor()]
+        self.target = torch.tensor(tree.targets, device=device)
+        self.num_samples, self.batch_size = len(tree), batch_size
+        self.mean = 255 * torch.tensor(MEAN, device=device).view(3, 1, 1)
+        self.std = 255 * torch.tensor(STD, device=device).view(3, 1, 1)
+        self.augment, self.seed, self.num_workers, self.lazy = augment, seed, num_workers, False
+        self.epoch, self.done, self.partner, self.weight = 1, 0, None, 1.0
+        self.images, self.order, self.workers = Images(tree, Compose(cut)), Order(), None
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        return -(-self.num_samples // self.batch_size)
+
+    def set_epoch(self, epoch: int, done: int = 0) -> None:
+        """Choose the epoch (from 1) whose order and cuts the next iteration follows, without its first batches."""
+        self.epoch, self.done = epoch, done
+
+    def set_mixing(self, partner: Tensor | None, weight: float) -> None:
+        """Blend images into others in the epochs to come, see dataset.memory.MemoryLoader; each with the same cut, as
+        far as their sizes agree."""
+        self.partner, self.weight = None if partner is None else partner.cpu(), weight
+
+    def with_seed(self, seed: int) -> "StreamLoader":
+        """The same images in the orders and cuts of another seed."""
+        other = StreamLoader.__new__(StreamLoader)
+        other.__dict__ = self.__dict__ | {"seed": seed, "order": Order(), "workers": None}
+        return other
+
+    def draw(self) -> None:
+        """None: these augmentations cannot be counted."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """One epoch; the same one again if the epoch was not set anew."""
+        shares = self._train_shares() if self.augment else self._val_shares()
+        self.order.batches = [samples for samples, _, _ in shares]
+        workers = self._workers()
+        for (pixels, unreadable), (_, index, count) in zip(workers, shares, strict=True):
+            if any(unreadable):
+                raise UserError(f"the image {next(filter(None, unreadable))} cannot be read; mend or remove it")
+            images = pixels.to(self.target.device, non_blocking=True).float().sub_(self.mean).div_(self.std)
+            index = index.to(self.target.device, non_blocking=True)
+            yield Batch(images.contiguous(memory_format=torch.channels_last), self.target[index], index, None, count)
+
+    def _workers(self) -> DataLoader:
+        """The processes that decode; they stay for the epochs to come."""
+        if self.workers is None:
+            more = {"persistent_workers": True, "prefetch_factor": 4} if self.num_workers else {}
+            more["pin_memory"] = self.target.device.type == "cuda"
+            more["generator"] = torch.Generator()  # it would draw from everybody's otherwise
+            self.workers = DataLoader(self.images, batch_sampler=self.order, num_workers=self.num_workers, **more)
+        return self.workers
+
+    def _train_shares(self) -> list[tuple[list[Sample], Tensor, int | None]]:
+        mixed = random.Random(f"seed {self.seed} epoch {self.epoch}").getrandbits(32)
+        generator = torch.Generator().manual_seed(mixed)
+        order = torch.randperm(self.num_samples, generator=generator)
+        seeds = torch.randint(2**32, (self.num_samples,), generator=generator)
+        start, shares = self.done * self.batch_size, []
+        together = (column[start:].split(self.batch_size) for column in (order, seeds))
+        for index, seed in zip(*together, strict=True):
+            count = len(index) if processes.size() > 1 else None
+            index, seed = processes.share(index), processes.share(seed)
+            partner = index if self.partner is None else self.partner[index]
+            weights = [self.weight] * len(index)
+            samples = list(zip(index.tolist(), seed.tolist(), partner.tolist(), weights, strict=True))
+            shares.append((samples, partner, count))  # a blend is called what it shows most of
+        return shares
+
+    def _val_shares(self) -> list[tuple[list[Sample], Tensor, None]]:
+        mine = torch.arange(processes.rank(), self.num_samples, processes.size())
+        return [([(i, 0, i, 1.0) for i in index.tolist()], index, None) for index in mine.split(self.batch_size)]
+
+
+def build(
+    data_dir: str | None, image_size: int, num_workers: int, batch_size: int, val_size: int, seed: int,
+    device: torch.device | str, train_subset: int,
+) -> Dataset:  # fmt: skip
+    """Training and validation batches of a tree.
+
+    Args:
+        val_size: images a batch where nothing is learned. train_subset: how many training images to keep; 0: all.
+        The others are those of `StreamLoader`.
+
+    Raises:
+        UserError: the tree is not as described.
+    """
+    if data_dir is None:
+        raise UserError(f"--data_dir is missing; {EXPECTED}")
+    train, val = open_splits(Path(data_dir).expanduser(), image_size, EXPECTED)
+    if train_subset > len(train):
+        raise UserError(f"--train_subset {train_subset} is more than the {len(train)} training images there are")
+    if train_subset:
+        kept = balanced_subset(torch.tensor(train.targets), train_subset).tolist()
+        train.samples, train.targets = [train.samples[i] for i in kept], [train.targets[i] for i in kept]
+    common = {"image_size": image_size, "device": device, "num_workers": num_workers}
+    return Dataset(
+        StreamLoader(train, augment=True, batch_size=batch_size, seed=seed, **common),
+        StreamLoader(val, augment=False, batch_size=val_size, **common),
+        len(train.classes),
+    )

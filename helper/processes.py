@@ -1,0 +1,261 @@
+"""Several processes that train one network together: who they are, and what they tell one another.
+
+`torchrun` starts them and tells each its number, its rank. Every process has the same networks and is given its share
+of each batch; the losses are those of the whole batch, which `gathered` puts together again, in its order. So a
+distiller or a temperature sees what it would see if there were one process, draws the same random numbers everywhere,
+and comes to the same state everywhere. What happens once (files, what is printed) is the first process's.
+
+Where there is one process, everything here does nothing.
+"""
+
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from helper.errors import RunError, UserError
+
+T = TypeVar("T")
+CPU = torch.device("cpu")  # where processes speak of what is no part of a step
+
+
+def told_rank() -> int:
+    """The number of this process among those that were started together; 0 where it is alone."""
+    return int(os.environ.get("RANK", 0))
+
+
+def told_local_rank() -> int:
+    """Its number among those on this machine."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def told_size() -> int:
+    """How many processes were started together."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def restarts() -> int:
+    """How often `torchrun` has started the processes again after one was lost."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
+def size() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """The number of this process among them."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes files and speaks."""
+    return rank() == 0
+
+
+@contextmanager
+def joined(device: torch.device, timeout: float) -> Iterator[None]:
+    """Meet the other processes that `torchrun` started, if there are any, and part from them at the end.
+
+    All but the first are silent in here.
+
+    Args:
+        device: what this process computes on. timeout: seconds to wait for another process before giving up.
+
+    Raises:
+        RunError: another process does not answer, or not any more.
+    """
+    if told_size() == 1 or dist.is_initialized():
+        yield
+        return
+    backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    with _lost_processes_said(timeout), ExitStack() as stack:
+        wait = timedelta(seconds=timeout)
+        store, own, count = next(dist.rendezvous("env://", timeout=wait))
+        if os.environ.get("LOCAL_WORLD_SIZE") == str(count):
+            # torchrun keeps its store over restarts, where the addresses of those who were lost still stand. (Machines
+            # count restarts each for itself: with several of them the store must be a new one, see README.)
+            store = dist.PrefixStore(f"start {restarts()}", store)
+        dist.init_process_group(backend, store=store, rank=own, world_size=count, timeout=wait)
+        if not is_first():
+            stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        yield
+        dist.destroy_process_group()
+
+
+@contextmanager
+def _lost_processes_said(timeout: float) -> Iterator[None]:
+    try:
+        yield
+    except (dist.DistError, RuntimeError) as error:
+        if not isinstance(error, dist.DistError) and not _of_connections(str(error)):
+            raise
+        why = str(error).partition(". ")[0].splitlines()[0]
+        raise RunError(
+            f"process {told_rank()} of {told_size()} lost the others or never met them, within {timeout:g} s ({why}):"
+            " look at what they said last, then repeat the command, which goes on from the last checkpoint"
+        ) from error
+
+
+def _of_connections(message: str) -> bool:
+    return any(word in message.lower() for word in ("gloo", "nccl", "connection", "timed out", "timeout", "socket"))
+
+
+def first(work: Callable[[], T]) -> T:
+    """What some work comes to, which the first process does for all: its result, or its UserError."""
+    if size() == 1:
+        return work()
+    told: list[Any] = [None, None]
+    if is_first():
+        try:
+            told[0] = work()
+        except UserError as error:
+            told[1] = error
+    dist.broadcast_object_list(told, src=0, device=CPU)
+    if told[1]:
+        raise told[1]
+    return told[0]
+
+
+@contextmanager
+def one_a_machine_before_the_others() -> Iterator[None]:
+    """Work that leaves something on a machine's disk: its first process does it, then the others find it done."""
+    if size() > 1 and told_local_rank():
+        dist.barrier()
+    yield
+    if size() > 1 and not told_local_rank():
+        dist.barrier()
+
+
+def wait_for_all() -> None:
+    """Return when all processes have come so far."""
+    if size() > 1:
+        dist.barrier()
+
+
+def share(rows: Tensor) -> Tensor:
+    """This process's rows of those of all [B, ...]: every size()-th, from its rank on; [ceil(B / size()), ...].
+
+    All get equally many: where they do not come out even, the first rows appear a second time. `gathered` drops those.
+    """
+    if size() == 1:
+        return rows
+    each = -(-len(rows) // size())
+    mine = rows[rank() :: size()]
+    return mine if len(mine) == each else torch.cat([mine, rows[:1]])
+
+
+def gathered(rows: Tensor, count: int) -> Tensor:
+    """All processes' rows, of which each has [b, ...], in the order that `share` took them from: [count, ...].
+
+    The gradient reaches this process's rows, times the number of processes: the mean over the processes, which is
+    what DistributedDataParallel takes, is then the gradient of a loss that all of them computed from all rows. What
+    they learn beside the student sees all rows everywhere, and its gradients are equal before that mean.
+    """
+    return rows if size() == 1 else _Gather.apply(rows)[:count]
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(_: Any, rows: Tensor) -> Tensor:
+        rows = rows.contiguous()
+        parts = [torch.empty_like(rows) for _ in range(size())]
+        dist.all_gather(parts, rows)
+        return torch.stack(parts, 1).flatten(0, 1)
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> Tensor:
+        return gradient[rank() :: size()] * size()
+
+
+class GatheredFeatures(Sequence):
+    """A network's features [b, ...] of all processes: each is gathered when a distiller asks for it."""
+
+    def __init__(self, features: Sequence[Tensor], count: int) -> None:
+        self.features, self.count = features, count
+        self.known: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, place: int | slice) -> Tensor | list[Tensor]:
+        if isinstance(place, slice):
+            return [self[i] for i in range(*place.indices(len(self)))]
+        place = range(len(self))[place]
+        if place not in self.known:
+            self.known[place] = gathered(self.features[place], self.count)
+        return self.known[place]
+
+
+def summed(values: Tensor) -> Tensor:
+    """The sum of each process's values, on all of them."""
+    if size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def any_of_them(flag: bool) -> bool:
+    """Whether it is true in any process."""
+    return flag if size() == 1 else bool(summed(torch.tensor(float(flag))).item())
+
+
+def wrapped(module: nn.Module) -> nn.Module:
+    """The module, with gradients that are averaged over the processes."""
+    if size() == 1:
+        return module
+    known = inspect.signature(DistributedDataParallel).parameters
+    sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # its older name
+    return DistributedDataParallel(module, gradient_as_bucket_view=True, **{sync: False})
+
+
+@torch.no_grad()
+def average_statistics(module: nn.Module) -> None:
+    """Give the batch norms of all processes, of which each saw its own share of a batch, the same running statistics.
+
+    The mean over the processes; a mean is that of all images, a variance that within the shares.
+    """
+    if size() == 1:
+        return
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    norms = [norm for norm in norms if norm.training and not isinstance(norm, nn.SyncBatchNorm)]
+    buffers = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)]
+    if not buffers:
+        return
+    flat = torch.cat(buffers)
+    dist.all_reduce(flat)
+    flat /= size()
+    torch._foreach_copy_(buffers, list(flat.split([len(buffer) for buffer in buffers])))
+
+
+def quiet() -> bool | None:
+    """What tqdm's `disable` is to be: only the first process shows progress, and only on a terminal."""
+    return None if is_first() else True
+
+
+def start_together(count: int, address: str) -> None:
+    """Become `torchrun` with so many processes of this very command on this machine, if this is not one of them yet.
+
+    Args:
+        address: where they meet, like tcp://127.0.0.1:23451.
+
+    Raises:
+        UserError: that is no address.
+    """
+    if count == 1 or "RANK" in os.environ:
+        return
+    host, colon, port = address.removeprefix("tcp://").rpartition(":")
+    if not colon or not port.isdecimal():
+        raise UserError(f"--dist_url is an address and a port, like tcp://127.0.0.1:23451, not {address}")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1", f"--nproc-per-node={count}"]
+    os.execv(sys.executable, [*torchrun, f"--master-addr={host}", f"--master-port={port}", *sys.argv])

@@ -1,0 +1,337 @@
+"""Several processes that train one network together: gloo, on the CPU."""
+
+import hashlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing
+from common import Tiny, make, read_log, timeless
+from torch import nn
+
+from dataset.memory import MemoryLoader
+from distiller_zoo import distiller_dict
+from helper import processes
+from helper.answers import Live
+from helper.device import synchronised
+from helper.errors import RunError, UserError
+from helper.loops import Alone, Stepper, evaluate, make_optimizer, train_epoch
+from helper.options import parse, student_parser
+from models import create_model
+from temperature import temperature_dict
+
+ROOT = Path(__file__).resolve().parents[1]
+IMAGES = 52  # in batches of 16: the last one has 4, which three processes cannot share evenly
+PAIRS = [(distill, temperature) for distill in distiller_dict for temperature in temperature_dict]
+
+
+class Wide(MemoryLoader):
+    """Batches in float64, in which rounding says nothing."""
+
+    def _normalise(self, pixels):
+        return pixels.double().sub_(self.mean).div_(self.std)
+
+
+def loader(count=IMAGES, batch_size=16, augment=True, kind=MemoryLoader):
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    return kind(
+        images=images, target=torch.arange(count) % 10, batch_size=batch_size, mean=(0.5,) * 3, std=(0.25,) * 3,
+        device="cpu", augment=augment, flip=True,
+    )  # fmt: skip
+
+
+def digest(module):
+    """A hash of every bit of a module's state, buffers that are not saved included."""
+    known = hashlib.sha256()
+    for tensor in (*module.parameters(), *module.buffers()):
+        known.update(tensor.detach().numpy().tobytes())
+    return known.hexdigest()
+
+
+class Noted(Stepper):
+    """Notes the loss of each step, and the state after it."""
+
+    def __init__(self, *given):
+        super().__init__(*given)
+        self.losses, self.digests = [], []
+
+    def __call__(self, batch):
+        step = super().__call__(batch)
+        self.losses.append(step.loss.item())
+        self.digests.append(digest(self.module))
+        return step
+
+
+def trained(distill, temperature):
+    """An epoch of small networks without batch norm: losses, digests after each step, the state at the end."""
+    torch.manual_seed(0)
+    expert = Tiny(width=12).double().eval()
+    module = make(temperature, distill, Tiny(), expert, target=torch.arange(IMAGES) % 10).double()
+    getattr(module.temperature, "agent", nn.Identity()).float()  # which only ever sees float32
+    stepper = Noted(module, Live(expert), make_optimizer(module, 0.05, 0.9, 5e-4))
+    record = train_epoch(stepper, loader(kind=Wide), 1, 50)
+    return {"losses": stepper.losses, "digests": stepper.digests, "record": record, "state": module.state_dict()}
+
+
+def real_networks():
+    """Two steps of networks with batch norm: digests after each step; evaluation on a number that cannot be shared."""
+    torch.manual_seed(0)
+    module = Alone(create_model("resnet8", 10))
+    stepper = Noted(module, None, make_optimizer(module, 0.05, 0.9, 5e-4))
+    train_epoch(stepper, loader(32), 1, 50)
+    return {"digests": stepper.digests, "tested": evaluate(module.student, loader(7, 2, augment=False))}
+
+
+def work(rank, size, port, folder, what, arguments):
+    """A process: computes all that is asked, and leaves it in a file."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    with processes.joined(torch.device("cpu"), 120):
+        torch.save([what(*each) for each in arguments], Path(folder) / f"{rank}.pt")
+
+
+def together(size, tmp_path, what, arguments):
+    """What `size` processes say: a list for each, of the results in the order of the arguments."""
+    torch.multiprocessing.spawn(work, (size, free_port(), str(tmp_path), what, arguments), nprocs=size)
+    return [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(size)]
+
+
+def free_port():
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return listening.getsockname()[1]
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def size(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def all_pairs(size, tmp_path_factory):
+    pairs = PAIRS
+    if size == 3:  # with RLKD their probe is of nine images instead of eight
+        pairs = [pair for pair in PAIRS if ("kd" in pair or "ctkd-global" in pair) and "rlkd" not in pair]
+    told = together(size, tmp_path_factory.mktemp("processes"), trained, pairs)
+    return {pair: [each[i] for each in told] for i, pair in enumerate(pairs)}
+
+
+@pytest.mark.parametrize(("distill", "temperature"), PAIRS)
+def test_processes_with_shares_of_a_batch_are_one_process_with_all_of_it(distill, temperature, all_pairs):
+    """Losses, and weights after steps that they decided; every bit the same on all ranks after each step."""
+    if (distill, temperature) not in all_pairs:
+        pytest.skip("three processes are tried with fewer pairs")
+    ranks, alone = all_pairs[distill, temperature], trained(distill, temperature)
+    assert len(alone["losses"]) == 4
+    for each in ranks:
+        assert each["digests"] == ranks[0]["digests"]
+        assert each["losses"] == pytest.approx(alone["losses"], rel=1e-9)
+        assert each["record"] == pytest.approx(alone["record"], rel=1e-6, nan_ok=True)
+        for name, tensor in alone["state"].items():
+            if isinstance(tensor, torch.Tensor):
+                torch.testing.assert_close(each["state"][name], tensor, rtol=1e-6, atol=1e-8, equal_nan=True)
+
+
+def test_batch_norms_agree_and_every_image_is_tested_once(size, tmp_path):
+    ranks = [each[0] for each in together(size, tmp_path, real_networks, [()])]
+    alone = real_networks()
+    assert len(set(ranks[0]["digests"])) == 2
+    for each in ranks:
+        assert each["digests"] == ranks[0]["digests"]
+        assert each["tested"] == ranks[0]["tested"]
+        assert (each["tested"]["top1"] * 7 / 100) == pytest.approx(round(each["tested"]["top1"] * 7 / 100))
+    assert alone["tested"].keys() == ranks[0]["tested"].keys()
+
+
+def evaluated(state):
+    model = Tiny()
+    model.load_state_dict(state)
+    return evaluate(model, loader(7, 2, augment=False))
+
+
+def test_a_test_set_that_cannot_be_shared_evenly_is_counted_exactly(size, tmp_path):
+    torch.manual_seed(0)
+    state = Tiny().state_dict()
+    alone = evaluated(state)
+    for (told,) in together(size, tmp_path, evaluated, [(state,)]):
+        assert told == pytest.approx(alone, rel=1e-6)
+
+
+def told_by_the_first(fails):
+    def ask():
+        if fails:
+            raise UserError("there is no such thing")
+        return {"rank": processes.rank()}
+
+    try:
+        return processes.first(ask), processes.any_of_them(processes.rank() == 1)
+    except UserError as error:
+        return str(error)
+
+
+def test_the_first_process_finds_out_for_all(tmp_path):
+    for told in together(2, tmp_path, told_by_the_first, [(False,), (True,)]):
+        assert told == [({"rank": 0}, True), "there is no such thing"]
+
+
+# ---------------------------------------------------------------- the command line
+
+LINE = "--dataset digits --train_subset 640 --batch_size 32 --epochs 3 --model resnet8 --lr 0.05 "
+
+
+def command(script, line, *torchrun):
+    started = [sys.executable, "-m", "torch.distributed.run", *torchrun] if torchrun else [sys.executable]
+    return [*started, str(ROOT / script), *line.split()]
+
+
+def run(command, **more):
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, env=environment(), **more)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def environment():
+    return {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")} | {"OMP_NUM_THREADS": "1"}
+
+
+def two():
+    return "--nproc-per-node=2", f"--master-port={free_port()}"
+
+
+@pytest.fixture(scope="module")
+def run_of_two(tmp_path_factory):
+    """A training by two processes that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("two") / "resnet8_vanilla_digits"
+    done = run(command("train_teacher.py", LINE + f"--run_dir {folder}", *two()))
+    return folder, done
+
+
+def test_one_process_speaks_and_writes(run_of_two):
+    folder, done = run_of_two
+    assert done.stdout.count("train resnet8, digits") == done.stdout.count("images/s") == 1
+    assert [record["epoch"] for record in read_log(folder)] == [1, 2, 3]
+    assert sorted(path.name for path in folder.iterdir() if not path.name.startswith("events")) == [
+        ".lock", "ckpt_epoch_3.pth", "config.json", "curve.png", "last.pth", "log.jsonl", "resnet8_best.pth",
+        "resnet8_last.pth",
+    ]  # fmt: skip
+    assert len(list(folder.glob("events*"))) == 1
+
+
+def test_the_published_flag_starts_the_processes(run_of_two, tmp_path):
+    line = f"--multiprocessing-distributed --gpu_id 0,1 --device cpu --dist-url tcp://127.0.0.1:{free_port()} "
+    run(command("train_teacher.py", LINE + line + f"--run_dir {tmp_path / 'run'}"))
+    assert timeless(tmp_path / "run") == timeless(run_of_two[0])
+
+
+def wait_for(path, seconds=120):
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} never came"
+        time.sleep(0.05)
+
+
+def test_a_lost_worker_is_started_again_and_the_end_is_the_same(run_of_two, tmp_path):
+    folder = tmp_path / "run"
+    line = LINE + f"--run_dir {folder} --overwrite"
+    with subprocess.Popen(
+        command("train_teacher.py", line, "--max-restarts=1", *two()), cwd=ROOT, env=environment(), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    ) as agent:  # fmt: skip
+        wait_for(folder / "last.pth")
+        workers = subprocess.run(["pgrep", "-P", str(agent.pid)], capture_output=True, text=True).stdout.split()
+        os.kill(int(workers[-1]), signal.SIGKILL)
+        told, _ = agent.communicate(timeout=300)
+    assert agent.returncode == 0, told
+    assert "going on after epoch" in told
+    assert timeless(folder) == timeless(run_of_two[0])
+
+
+@pytest.mark.parametrize("processes_before", [1, 2])
+def test_a_run_that_was_asked_to_end_saves_within_the_epoch(processes_before, run_of_two, tmp_path):
+    """And goes on, with as many processes bit by bit, with another number as well."""
+    folder = tmp_path / "run"
+    line = LINE + f"--run_dir {folder}"
+    started = command("train_teacher.py", line, *(two() if processes_before == 2 else ()))
+    with subprocess.Popen(started, cwd=ROOT, env=environment(), text=True, stdout=subprocess.PIPE) as running:
+        wait_for(folder / "last.pth")
+        running.terminate()
+        told, _ = running.communicate(timeout=120)
+    assert running.returncode == (143 if processes_before == 1 else 1)  # torchrun has a status of its own
+    assert "steps of the next" in told
+    part = torch.load(folder / "last.pth", weights_only=True)["part"]
+    assert 1 <= part["step"] <= 20
+    done = run(command("train_teacher.py", line, *two()))
+    assert "steps of the next" in done.stdout
+    if processes_before == 2:
+        assert timeless(folder) == timeless(run_of_two[0])
+    else:
+        assert "2 processes instead of 1" in done.stdout
+        assert len(read_log(folder)) == 3
+
+
+def test_two_machines_meet(run_of_two, tmp_path):
+    """Two agents of torchrun, each with a worker, as on two machines."""
+    folder, port = tmp_path / "run", free_port()
+    nodes = ("--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}")
+    started = command("train_teacher.py", LINE + f"--run_dir {folder}", *nodes)
+    agents = [subprocess.Popen(started, cwd=ROOT, env=environment()) for _ in range(2)]
+    assert [agent.wait(300) for agent in agents] == [0, 0]
+    assert timeless(folder) == timeless(run_of_two[0])
+
+
+def test_a_process_that_never_comes_is_an_error_within_the_timeout(tmp_path):
+    alone = environment() | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    alone["MASTER_PORT"] = str(free_port())
+    started = command("train_teacher.py", LINE + f"--dist_timeout 3 --run_dir {tmp_path / 'run'}")
+    done = subprocess.run(started, capture_output=True, text=True, cwd=ROOT, env=alone, timeout=120)
+    assert done.returncode == 1
+    assert "process 0 of 2 lost the others or never met them, within 3 s" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_student_of_two_processes(run_of_two, tmp_path):
+    line = f"--dataset digits --train_subset 96 --batch_size 32 --epochs 1 --path-t {run_of_two[0]} --device cpu "
+    line += "--temperature ctkd-global --teacher_table "
+    told = []
+    for name, torchrun in (("one", ()), ("two", two())):
+        folder = tmp_path / name
+        own = f"--run_dir {folder} --table_dir {tmp_path / name}-table"
+        told.append(run(command("train_student.py", line + own, *torchrun)).stdout)
+        (record,) = read_log(folder)
+        assert record["tau_mean"] > 0
+    assert [text.count("the teacher resnet8 has top-1") for text in told] == [1, 1]
+    assert read_log(tmp_path / "one")[0]["loss"] == pytest.approx(read_log(tmp_path / "two")[0]["loss"], rel=0.05)
+
+
+def test_what_several_processes_cannot_do_is_said(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="--trials trains side by side in one process"):
+        parse(student_parser(), ["--trials", "2"])
+    with pytest.raises(UserError, match="--dist_url is an address and a port"):
+        monkeypatch.delenv("RANK", raising=False)
+        processes.start_together(2, "nowhere")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there are GPUs here")
+def test_synchronised_batch_norm_needs_gpus(monkeypatch):
+    modules = synchronised(create_model("resnet8", 10), True).modules()
+    assert any(isinstance(module, nn.SyncBatchNorm) for module in modules)
+    monkeypatch.setattr(processes, "size", lambda: 2)
+    with pytest.raises(UserError, match="--sync_bn works on GPUs only"):
+        synchronised(create_model("resnet8", 10), True)
+
+
+def test_other_errors_are_not_taken_for_lost_processes(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RuntimeError, match="something else"), processes._lost_processes_said(1):
+        raise RuntimeError("something else")
+    with pytest.raises(RunError, match="lost the others"), processes._lost_processes_said(1):
+        raise RuntimeError("Connection closed by peer")
