@@ -9,11 +9,14 @@ import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
-from torchvision.transforms import CenterCrop, Compose, PILToTensor, RandomHorizontalFlip, RandomResizedCrop, Resize
+from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms.v2.functional import center_crop, horizontal_flip, resize
 
 from dataset.base import Batch, Dataset, balanced_subset
 from dataset.folder import MEAN, STD, Tree, open_splits
@@ -22,14 +25,33 @@ from helper.errors import UserError
 
 EXPECTED = "--dataset imagenet expects images in train/<class> and val/<class> of --data_dir or IMAGENET_DIR"
 RESIZED = 256 / 224  # the short side of a validation image, relative to what is cut out of it
+SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of a random cut: its share of the image, and width by height
 Sample = tuple[int, int, int, float]  # image, seed of its augmentation, image that it is blended into, weight of that
+
+
+def random_cut(image: Image.Image, size: int) -> Tensor:
+    """A random part of an image, [3, size, size] uint8, mirrored half of the time."""
+    top, left, height, width = RandomResizedCrop.get_params(image, SCALE, RATIO)
+    part = _pixels(image.crop((left, top, left + width, top + height)))
+    part = resize(part, [size, size], antialias=True)
+    return horizontal_flip(part) if torch.rand(()) < 0.5 else part
+
+
+def middle_cut(image: Image.Image, size: int) -> Tensor:
+    """The middle of an image, [3, size, size] uint8, after its short side was resized."""
+    return center_crop(resize(_pixels(image), [round(RESIZED * size)], antialias=True), [size, size])
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    # the channels last in memory, as Pillow has them: so PyTorch resizes them faster than Pillow, to the same pixels
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 class Images(TorchDataset):
     """Images [3, S, S] uint8 by `Sample`; with a text that says which file cannot be read, if any."""
 
-    def __init__(self, tree: Tree, transform: Compose) -> None:
-        self.tree, self.transform = tree, transform
+    def __init__(self, tree: Tree, augment: bool) -> None:
+        self.tree, self.cut = tree, random_cut if augment else middle_cut
 
     def __getitem__(self, sample: Sample) -> tuple[Tensor, str]:
         index, seed, partner, weight = sample
@@ -45,7 +67,7 @@ class Images(TorchDataset):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # what torchvision's transforms draw from
             try:
-                return self.transform(self.tree.loader(path)), ""
+                return self.cut(self.tree.loader(path), self.tree.image_size), ""
             except Exception:  # a broken file makes Pillow raise nearly anything
                 return torch.zeros(3, self.tree.image_size, self.tree.image_size, dtype=torch.uint8), path
 
@@ -67,28 +89,22 @@ class StreamLoader:
     """The batches of a set that is read from files as it is needed; the last one may be smaller. See `Loader`.
 
     Args:
-        tree: the images.
+        tree: the images, and the side of the squares that are cut out of them in pixels.
         augment: whether it is for training: in random order and with random cuts, otherwise in order.
-        image_size: side of the square images in pixels.
         device: where batches are handed out.
         num_workers: processes that decode; 0 decodes in this one.
     """
 
     def __init__(
-        self, tree: Tree, *, augment: bool, image_size: int, batch_size: int, device: torch.device | str,
-        num_workers: int, seed: int = 0,
-    ) -> None:  # fmt: skip
-        if augment:
-            cut = [RandomResizedCrop(image_size), RandomHorizontalFlip(), PILToTensor()]
-        else:
-            cut = [Resize(round(RESIZED * image_size)), CenterCrop(image_size), PILToTensor()]
+        self, tree: Tree, *, augment: bool, batch_size: int, device: torch.device | str, num_workers: int, seed: int = 0
+    ) -> None:
         self.target = torch.tensor(tree.targets, device=device)
         self.num_samples, self.batch_size = len(tree), batch_size
         self.mean = 255 * torch.tensor(MEAN, device=device).view(3, 1, 1)
         self.std = 255 * torch.tensor(STD, device=device).view(3, 1, 1)
         self.augment, self.seed, self.num_workers, self.lazy = augment, seed, num_workers, False
         self.epoch, self.done, self.partner, self.weight = 1, 0, None, 1.0
-        self.images, self.order, self.workers = Images(tree, Compose(cut)), Order(), None
+        self.images, self.order, self.workers = Images(tree, augment), Order(), None
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -175,7 +191,7 @@ def build(
     if train_subset:
         kept = balanced_subset(torch.tensor(train.targets), train_subset).tolist()
         train.samples, train.targets = [train.samples[i] for i in kept], [train.targets[i] for i in kept]
-    common = {"image_size": image_size, "device": device, "num_workers": num_workers}
+    common = {"device": device, "num_workers": num_workers}
     return Dataset(
         StreamLoader(train, augment=True, batch_size=batch_size, seed=seed, **common),
         StreamLoader(val, augment=False, batch_size=val_size, **common),

@@ -64,7 +64,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     return {name.removeprefix("module."): tensor for name, tensor in items}
 
 
-def identify(path: Path, weights: dict[str, Tensor], name: str | None, dataset: str) -> str:
+def identify(path: Path, weights: dict[str, Tensor], name: str | None = None, dataset: str | None = None) -> str:
     """Which network of the zoo these weights belong to, by parameter names and shapes, whatever the number of classes.
 
     `name` says which it must be, if it is given, and the data set which network a name means.
@@ -84,7 +84,9 @@ def identify(path: Path, weights: dict[str, Tensor], name: str | None, dataset: 
     return other
 
 
-def network(path: Path, weights: dict[str, Tensor], name: str, num_classes: int, dataset: str) -> Model:
+def network(
+    path: Path, weights: dict[str, Tensor], name: str, num_classes: int, dataset: str | None = None
+) -> Model:
     """The network `name` with these weights. Raises UserError if they were trained for another number of classes."""
     model = create_model(name, num_classes, dataset)
     trained_for = len(weights[_classifier_name(model) + ".bias"])
@@ -107,7 +109,7 @@ def _classifier_name(model: Model) -> str:
     return next(name for name, module in model.named_modules() if module is model.classifier)
 
 
-def _mismatch(name: str, weights: dict[str, Tensor], dataset: str) -> str | None:
+def _mismatch(name: str, weights: dict[str, Tensor], dataset: str | None) -> str | None:
     """The first difference between these weights and a network's, in words; None where they fit.
 
     The number of classes, the classifier's first dimension, may be any. Weights from before PyTorch 0.4.1 do not know

@@ -14,7 +14,7 @@ import pytest
 import compare
 import train_student
 import train_teacher
-from benchmarks import bench, cka_bias, cost, growth, operations, startup
+from benchmarks import bench, cka_bias, cost, growth, loading, operations, startup
 from distiller_zoo import distiller_dict
 from helper.options import parse, resolve_pair, student_parser, teacher_parser
 from helper.runs import find_runs
@@ -26,11 +26,12 @@ SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.sh"))
 COMMANDS = [
     line.split("  #")[0].strip()
     for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
-    for line in block.splitlines()
+    for line in block.replace("\\\n", " ").splitlines()
     if line.strip() and not line.startswith("export ")
 ]
 PYTHON_COMMANDS = [line for line in COMMANDS if line.startswith(".venv/bin/python ")]
-SH_COMMANDS = [line for line in COMMANDS if line.startswith("sh ")]
+SH_COMMANDS = [line for line in COMMANDS if re.match("([A-Z_]+=\\S+ )?sh ", line)]
+TORCHRUN_COMMANDS = [line for line in COMMANDS if line.startswith(".venv/bin/torchrun ")]
 PROGRAMS = {
     "train_teacher.py": (teacher_parser, train_teacher.train),
     "train_student.py": (student_parser, train_student.distil),
@@ -56,13 +57,13 @@ def tree(tmp_path_factory):
 
 
 def test_the_readme_has_commands_of_every_kind():
-    assert set(COMMANDS) == set(PYTHON_COMMANDS) | set(SH_COMMANDS)
+    assert set(COMMANDS) == set(PYTHON_COMMANDS) | set(SH_COMMANDS) | set(TORCHRUN_COMMANDS)
     assert len(PYTHON_COMMANDS) >= 4
     assert {"sh scripts/quickstart.sh", "sh scripts/test.sh", "sh scripts/run_cifar_distill.sh"} <= set(SH_COMMANDS)
 
 
 BENCHMARKS = {f"benchmarks/{module.__name__.split('.')[1]}.py": module for module in
-              (bench, cka_bias, cost, growth, operations, startup)}  # fmt: skip
+              (bench, cka_bias, cost, growth, loading, operations, startup)}  # fmt: skip
 
 
 @pytest.mark.parametrize("command", PYTHON_COMMANDS)
@@ -87,7 +88,18 @@ def test_every_python_command_of_the_readme_is_understood(command, tmp_path, mon
         assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("command", [line for line in SH_COMMANDS if "test.sh" not in line])
+@pytest.mark.parametrize("command", TORCHRUN_COMMANDS)
+def test_every_torchrun_command_of_the_readme_is_understood(command, tmp_path, monkeypatch):
+    from torch.distributed.run import parse_args
+
+    monkeypatch.chdir(tmp_path)
+    _, *argv = shlex.split(command)
+    torchrun = parse_args(argv)
+    assert torchrun.training_script == "train_student.py" and torchrun.max_restarts == 3
+    assert train_student.distil(parse(student_parser(), [*torchrun.training_script_args, "--dry_run"]))
+
+
+@pytest.mark.parametrize("command", [line for line in SH_COMMANDS if "test.sh" not in line and "imagenet" not in line])
 def test_every_script_of_the_readme_dry_runs(command, tree):
     done = run(command + " --dry_run", tree)
     assert done.returncode == 0, done.stderr
@@ -170,9 +182,10 @@ def test_scripts_are_posix_sh_without_trailing_blanks(name):
 
 @pytest.mark.parametrize("name", ["run_imagenet_vanilla.sh", "run_imagenet_distill.sh"])
 def test_the_imagenet_runners_say_what_they_need(name, tree):
+    assert any(line.endswith(f"sh scripts/{name}") for line in SH_COMMANDS)
     done = run(f"env -u IMAGENET_DIR TEACHER=nowhere.pth sh scripts/{name} --device cpu", tree)
     assert done.returncode == 2
-    assert re.match("error: (--data_dir is missing|there is no finished teacher nowhere.pth)", done.stderr)
+    assert re.match("error: (--data_dir is missing|there is no teacher nowhere.pth)", done.stderr)
     assert done.stderr.count("\n") == 1
 
 
