@@ -240,22 +240,30 @@ def parse_args() -> argparse.Namespace:
     add("--json", action="store_true", help="print JSON, and the table on stderr")
     args = parser.parse_args()
     if min(args.rounds, args.batch_size) < 2 or args.classes < 5 or min(args.trials, args.images) < 1:
-        raise UserError("--rounds and --batch_size must be 2 or more, --classes 5, --images and --trials 1")
+        raise UserError(
+            "--rounds and --batch_size must be 2 or more, --classes 5 or more, and --images and --trials 1 or more"
+        )
     if min(args.workers) < 0:
         raise UserError("--workers must be 0 or more")
-    for pair in args.pairs:
+    check_pairs(args.pairs)
+    return args
+
+
+def check_pairs(pairs: Sequence[str]) -> None:
+    """Raise UserError for what is no teacher and student."""
+    for pair in pairs:
         names = pair.split(":")
         if len(names) != 2:
-            raise UserError(f"--pairs takes a teacher and a student, like resnet56:resnet20, not {pair}")
+            raise UserError(f"a pair is a teacher and a student, like resnet56:resnet20, not {pair}")
         for name in names:
             if name not in model_dict:
                 raise unknown("model", name, model_dict)
-    return args
 
 
 def main() -> None:
     """Measure, then print."""
     args = parse_args()
+    prepare_device(args.device, None, deterministic=False)  # what is wrong with it is said at once
     count = len(args.workers) + len(args.variants) + (args.trials > 1) * sum(v != "plain" for v in args.variants)
     total = len(args.pairs) * count * (WARM_UP + args.rounds)
     with tqdm(total=total, unit="round", leave=False, disable=None) as bar:

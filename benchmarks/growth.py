@@ -61,7 +61,7 @@ def exponent(seconds: dict[int, float]) -> float:
 def plot(result: dict[str, dict[int, float]], title: str, path: Path) -> None:
     """A panel for each of what grows, on logarithmic axes, with a line of linear growth beside it."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import NullFormatter, StrMethodFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     figure = Figure(figsize=(10, 3.4), layout="constrained")
     for axes, (name, seconds) in zip(figure.subplots(1, len(result), sharey=True), result.items(), strict=True):
@@ -75,6 +75,7 @@ def plot(result: dict[str, dict[int, float]], title: str, path: Path) -> None:
         axes.set_title(f"exponent {exponent(seconds):.2f}", fontsize=10)
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("seconds an epoch")
+    figure.axes[0].yaxis.set_major_locator(LogLocator(2))
     figure.axes[0].yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     figure.axes[0].yaxis.set_minor_formatter(NullFormatter())
     figure.axes[0].set_ylim(min(min(each.values()) for each in result.values()) / 1.5,

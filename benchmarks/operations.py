@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.bench import VARIANTS, Ours, processor
+from benchmarks.bench import VARIANTS, Ours, check_pairs, processor
 from helper.device import prepare_device
 from helper.errors import Parser, run_main
 
@@ -67,6 +67,7 @@ def parse_args() -> argparse.Namespace:
     add("--classes", type=int, default=100, help="(default: 100)")
     args = parser.parse_args()
     args.trials = 1
+    check_pairs([args.pair])
     return args
 
 

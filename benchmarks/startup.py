@@ -58,7 +58,7 @@ def measure(args: argparse.Namespace) -> dict[str, list[float]]:
                 cwd=ROOT, capture_output=True, text=True,
             )  # fmt: skip
             if "first step" not in done.stdout:
-                raise RunError(f"the command did not get to its first step: {done.stderr.strip()[-300:]}")
+                raise RunError(f"the command did not get to its first step: {done.stderr.strip().splitlines()[-1]}")
             if number:  # the first one reads files from the disk
                 for line in done.stdout.splitlines():
                     if line.startswith("@ "):

@@ -63,7 +63,8 @@ class TeacherTable:
         dtype: "float32" or "float16".
 
     Raises:
-        UserError: the folder cannot be written, or the table would have more rows than can be numbered.
+        UserError: the folder cannot be written, the table would have more rows than can be numbered, or what is in it
+            is not what the teacher says.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class TeacherTable:
         if self.device.type != "cpu":
             self.on_device = torch.empty(num_rows, width, dtype=DTYPES[dtype], device=self.device)
         self._refresh()
+        self._check(loader)
         self.asked_for = num_rows if loader.flip else num_rows // 2  # of the others no view is ever drawn
         self._tell(identity)
 
@@ -115,7 +117,13 @@ class TeacherTable:
     def fill(self, loader: MemoryLoader) -> None:
         """Ask the teacher for all that is not in the table yet."""
         rows = torch.arange(len(self.file.position))
-        self._ask(loader, processes.share(rows if loader.flip else rows[::2]))
+        rows = processes.share(rows if loader.flip else rows[::2])
+        print(f"asking the teacher for {len(self.file.missing(rows)):,} answers", flush=True)
+        try:
+            self._ask(loader, rows)
+        except KeyboardInterrupt:
+            print(f"\nstopped; the table keeps {self.file.read:,} answers: the same command goes on from there")
+            raise
         processes.wait_for_all()
 
     def __call__(self, batch: Batch) -> Output:
@@ -163,6 +171,20 @@ class TeacherTable:
         features, logits = self.live.model(images, is_feat=True)
         return (logits if self.content == "logits" else features[-1])[:size]
 
+    @torch.no_grad()
+    def _check(self, loader: MemoryLoader) -> None:
+        """Ask the teacher again for a few rows: files may be damaged in ways that their lengths do not show."""
+        known = (self.file.position >= 0).nonzero()[:, 0]
+        if not len(known):
+            return
+        rows = known[torch.linspace(0, len(known) - 1, min(self.at_once, len(known))).long()]
+        said, kept = self._asked(loader, rows).cpu(), self.file.values[self.file.position[rows].long()].float()
+        if not (kept - said).abs().max() <= 1e-2 * said.abs().max():  # NaN is no fit either
+            raise UserError(
+                f"the table {self.folder} is damaged, for it does not hold what the teacher says: remove that folder,"
+                " and its answers are asked for anew"
+            )
+
     def _refresh(self) -> None:
         rows = self.file.refresh()
         if self.on_device is None or not len(rows):
@@ -176,16 +198,13 @@ class TeacherTable:
         size = full * self.file.width * self.file.dtype.itemsize
         print(
             f"teacher table {self.folder}: {known:,} of {full:,} answers ({known / full:.0%});"
-            f" {size / 1e9:.2f} GB when full"
+            f" {size / 1e6:,.0f} MB when full"
         )
         if size * (1 - known / full) > shutil.disk_usage(self.folder).free:
             print("note: the disk has not as much room; where it gets full the run stops, and goes on with more")
-        others = [path for path in self.folder.parent.glob("*/table.json") if _of_others(path, identity)]
-        if others:
-            print(
-                f"note: {len(others)} other tables in {self.folder.parent} are of other weights or images and are not"
-                " used here; remove them when no run needs them any more"
-            )
+        tables = (path for path in self.folder.parent.glob("*/table.json") if path.parent != self.folder)
+        if others := [path.parent.name for path in tables if _of_others(path, identity)]:
+            print(f"note: of other weights, images or subsets, and not used here: {', '.join(sorted(others))}")
 
 
 def _of_others(path: Path, identity: dict[str, Any]) -> bool:

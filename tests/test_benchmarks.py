@@ -97,10 +97,11 @@ def test_the_benchmark_measures_ratios_to_the_field(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("--pairs resnet8", "--pairs takes a teacher and a student"),
+        ("--pairs resnet8", "a pair is a teacher and a student"),
         ("--pairs resnet8:nonsense", "unknown model 'nonsense'"),
         ("--rounds 1", "--rounds and --batch_size must be 2 or more"),
         ("--workers -1", "--workers must be 0 or more"),
+        ("--device nonsense", "'nonsense' is no device"),
     ],
 )
 def test_the_benchmark_refuses_nonsense(line, message, monkeypatch):

@@ -165,7 +165,8 @@ def test_the_readme_has_the_measured_speed():
         field, *ratios, validation = map(float, row.split(" | "))
         variants = ("fp32", "fp32+table", "bf16", "bf16+table")
         assert ratios == [round(measured[variant]["train"], 2) for variant in variants]
-        assert field == round(measured["field 2 workers"]["images_per_second"])
+        fields = [each for name, each in measured.items() if name.startswith("field")]
+        assert field == next(round(each["images_per_second"]) for each in fields if each["train_low"] == 1)
         assert validation == round(measured["fp32"]["validation"], 2)
 
 

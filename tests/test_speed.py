@@ -2,8 +2,10 @@
 
 import copy
 import json
+import math
 import multiprocessing
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -269,13 +271,42 @@ def test_each_view_is_asked_for_once_by_all_runs_together(tmp_path):
         assert table.file.read == 96
     assert seen == [128]  # 96, always asked in batches of one size
     later = TeacherTable(model, loader_of(), tmp_path, "sha")
+    seen.clear()  # of its look whether the files fit the teacher
     later.start_epoch(loader)
-    assert seen == [128]
+    assert not seen
     loader.set_epoch(2)
     later.start_epoch(loader)
-    assert len(seen) == 2 and 96 < later.file.read <= 192
+    assert len(seen) == 1 and 96 < later.file.read <= 192
     table.start_epoch(loader)  # it takes in what the other one asked
-    assert len(seen) == 2
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("damage", [0.0, math.nan, 3.0])
+def test_a_table_with_other_values_is_noticed(damage, tmp_path):
+    model, loader = tiny_teacher(), loader_of()
+    table = TeacherTable(model, loader, tmp_path, "sha")
+    table.start_epoch(loader)
+    values = torch.from_file(str(table.folder / "values"), shared=True, size=960)
+    values[480:] = damage
+    with pytest.raises(UserError, match="is damaged, for it does not hold what the teacher says: remove that folder"):
+        TeacherTable(model, loader, tmp_path, "sha")
+    shutil.rmtree(table.folder)
+    TeacherTable(model, loader, tmp_path, "sha").start_epoch(loader)
+
+
+def test_a_filling_that_is_stopped_says_what_it_keeps(tmp_path, monkeypatch, capsys):
+    model, loader = tiny_teacher(), loader_of()
+    table, real = TeacherTable(model, loader, tmp_path, "sha"), TableFile.append
+
+    def append(self, *given):
+        real(self, *given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TableFile, "append", append)
+    with pytest.raises(KeyboardInterrupt):
+        table.fill(loader)
+    told = capsys.readouterr().out
+    assert "asking the teacher for 7,776 answers" in told and "the table keeps 7,776 answers: the same command" in told
 
 
 def test_an_answer_does_not_depend_on_what_else_is_missing(tmp_path):
@@ -309,7 +340,7 @@ def test_a_table_can_be_filled_ahead(tmp_path):
 def test_a_table_belongs_to_weights_images_and_content(tmp_path, capsys):
     model = tiny_teacher()
     folders = [TeacherTable(model, loader_of(), tmp_path, "sha").folder]
-    assert "other tables" not in capsys.readouterr().out
+    assert "not used here" not in capsys.readouterr().out
     folders += [
         TeacherTable(model, loader_of(), tmp_path, "another sha").folder,
         TeacherTable(model, loader_of(subset=95), tmp_path, "sha").folder,
@@ -317,7 +348,7 @@ def test_a_table_belongs_to_weights_images_and_content(tmp_path, capsys):
         TeacherTable(model, loader_of(), tmp_path, "sha", dtype="float16").folder,
     ]
     assert len(set(folders)) == 5
-    assert "are of other weights or images and are not used" in capsys.readouterr().out
+    assert "note: of other weights, images or subsets, and not used here: logits_float32_" in capsys.readouterr().out
     assert TeacherTable(model, loader_of(seed=9, batch_size=7), tmp_path, "sha").folder == folders[0]
 
 
@@ -393,7 +424,7 @@ def test_the_table_lies_beside_the_teacher_and_a_changed_teacher_is_noticed(tmp_
     assert "324 of 324 answers (100%)" in capsys.readouterr().out
     train(f"--model resnet8 --epochs 1 --seed 5 --overwrite --run_dir {path}")
     distil(line + "third")
-    assert "note: 1 other tables" in capsys.readouterr().out
+    assert capsys.readouterr().out.count("not used here: logits_float32_") == 1
     assert len(list((path / "teacher_table").iterdir())) == 2
 
 
