@@ -39,6 +39,8 @@ def find_teacher(options: dict[str, Any]) -> FoundTeacher:
         UserError: there is none, its file is damaged, or it is another network than --model_t says.
     """
     if options["teacher_weights"]:
+        if options["dry_run"]:
+            return FoundTeacher(Path(f"torchvision's weights of {options['model_t']}"), options["model_t"], None, {})
         file = processes.first(lambda: _downloaded(options["model_t"]))
         return processes.first(lambda: _read(file, options["model_t"], options["dataset"]))
     if options["path_t"] is None and options["model_t"] is None:

@@ -107,4 +107,4 @@ def _policies(temperature: str, kd_T: float | None) -> tuple[str, ...]:
 
 
 def _same(published: str, ours: str | None) -> bool:
-    return ours is not None and published.lower() == ours.lower()
+    return ours is not None and published.lower() == ours.lower().removesuffix("_imagenet")

@@ -1,5 +1,6 @@
 """What several test files need: small networks, batches and runs."""
 
+import itertools
 import json
 
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 import train_student
 import train_teacher
 from dataset.base import Batch
-from helper import checkpoint
+from helper import checkpoint, stopping
 from helper.options import parse, resolve_pair, student_parser, teacher_parser
 from models import Model
 
@@ -77,6 +78,15 @@ def check_same_end(folder, other):
             assert torch.equal(ours["rng_cpu"], theirs["rng_cpu"])
             ours, theirs = ours["module"], theirs["module"]
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+
+
+def stop_within_an_epoch(monkeypatch, line, steps=2):
+    """The run, asked to end in its first steps from where it stands."""
+    asked = itertools.count()
+    with monkeypatch.context() as patch:
+        patch.setattr(stopping, "asked", lambda: next(asked) >= steps)  # asked before the first step too
+        with pytest.raises(stopping.Terminated):
+            distil(line)
 
 
 def interrupt_after_an_epoch(monkeypatch, line):

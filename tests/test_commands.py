@@ -123,6 +123,26 @@ def test_every_row_that_the_runner_documents_is_understood(row, flags, weights, 
         assert resolve_pair(stated, "resnet56") == resolve_pair(options, "resnet56")
 
 
+IMAGENET = (ROOT / "scripts/run_imagenet_distill.sh").read_text()
+IMAGENET_ROWS = re.findall(r"^#   (\S.*?)  +(--[^(]*?)(?: \(.*)?$", IMAGENET.replace("\\\n#", ""), re.MULTILINE)
+
+
+@pytest.mark.parametrize(("row", "flags"), IMAGENET_ROWS)
+def test_every_row_of_imagenets_runner_is_understood(row, flags, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    fixed = re.search(r"train_student.py (.*)\"\$@\"", IMAGENET, re.DOTALL)[1].replace("\\\n", " ")
+    line = f"{fixed} --model_t ResNet34 --teacher_weights torchvision {flags} --dry_run"
+    train_student.distil(parse(student_parser(), shlex.split(line)))
+    told = capsys.readouterr().out
+    assert ", into save/student_model/imagenet_ResNet" in told
+    assert set(re.findall(r"-a (\S+)", flags)) <= set(re.findall(r"(\S+) KD\(tau\)", told)) | {"0"}
+
+
+def test_imagenets_runner_documents_both_protocols():
+    assert len(IMAGENET_ROWS) == 10
+    assert sum("--epochs 100" in flags for _, flags in IMAGENET_ROWS) == 2
+
+
 def test_the_runner_documents_every_method_with_and_without_ctkd():
     named = [(re.search(r"--distill (\w+)", flags), "--have_mlp 0" in flags) for _, flags, _ in ROWS]
     rows = {(distill[1], fixed) for distill, fixed in named if distill}

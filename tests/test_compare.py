@@ -215,6 +215,7 @@ def test_lookup_by_temperature_and_kd_term():
     assert published.lookup("cifar100", "resnet14", None) == []  # only ever a teacher, and its accuracy is not printed
     assert published.lookup("digits", "wrn_40_2", "wrn_40_1", "kd") == []
     assert published.lookup("imagenet", "resnet34", "resnet18", "kd", "ctkd-global")[0]["top5"] == 90.27
+    assert published.lookup("imagenet", "ResNet50", "MobileNetV1_Imagenet", "kd", kd_T=1.0)[0]["top1"] == 70.5
 
 
 def test_settings_follow_student_method_and_temperature():

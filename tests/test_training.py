@@ -25,6 +25,7 @@ from common import (
     interrupt_after_an_epoch,
     make,
     read_log,
+    stop_within_an_epoch,
     timeless,
     train,
 )
@@ -648,6 +649,8 @@ def test_an_interrupted_run_ends_bit_identical_under_every_distiller(distill, te
     interrupt_after_an_epoch(monkeypatch, line + str(tmp_path / "stopped"))
     assert len(read_log(tmp_path / "stopped")) == 1
     first = checkpoint.load(tmp_path / "stopped/last.pth")["module"]
+    stop_within_an_epoch(monkeypatch, line + str(tmp_path / "stopped"))
+    assert checkpoint.load(tmp_path / "stopped/last.pth")["part"]["step"] == 2
     distil(line + str(tmp_path / "stopped"))
     check_same_end(tmp_path / "stopped", tmp_path / "whole")
     last = checkpoint.load(tmp_path / "stopped/last.pth")["module"]
@@ -668,6 +671,8 @@ def test_an_interrupted_run_ends_bit_identical_under_every_temperature(temperatu
     distil(line + str(tmp_path / "whole"))
     interrupt_after_an_epoch(monkeypatch, line + str(tmp_path / "stopped"))
     first = checkpoint.load(tmp_path / "stopped/last.pth")["module"]
+    stop_within_an_epoch(monkeypatch, line + str(tmp_path / "stopped"))
+    assert checkpoint.load(tmp_path / "stopped/last.pth")["part"]["step"] == 2
     distil(line + str(tmp_path / "stopped"))
     check_same_end(tmp_path / "stopped", tmp_path / "whole")
     last = checkpoint.load(tmp_path / "stopped/last.pth")["module"]
