@@ -127,7 +127,7 @@ def differences(runs: Sequence[Run], record: published.Record) -> list[str]:
 def find_published(run: Run) -> list[published.Record]:
     """The published numbers for a run's configuration, the preferred one first."""
     return published.lookup(
-        run.option("dataset"),
+        run.dataset,
         run.option("teacher"),
         run.option("model"),
         run.option("distill"),
@@ -199,7 +199,7 @@ def order(run: Run) -> tuple[object, ...]:
     the weight of the KD term."""
     method = not is_baseline(run), str(run.option("distill")), not is_fixed(run), run.method
     weight = number(run.option("alpha")) or 0.0
-    return str(run.option("dataset")), run.pair, run.epochs, *method, weight
+    return str(run.dataset), run.pair, run.epochs, *method, weight
 
 
 def baselines(runs: Sequence[Run], groups: Sequence[Sequence[Run]]) -> list[int]:
@@ -268,8 +268,8 @@ def report(runs: Sequence[Run], markdown: bool = False) -> str:
     notes, lines, gains = Notes(), [], False
     groups = [one_a_seed(group) for group in group_runs(run for run in runs if run.finished)]
     groups.sort(key=lambda group: order(group[0]))
-    for dataset in dict.fromkeys(group[0].option("dataset") for group in groups):
-        here = [group for group in groups if group[0].option("dataset") == dataset]
+    for dataset in dict.fromkeys(group[0].dataset for group in groups):
+        here = [group for group in groups if group[0].dataset == dataset]
         labels = group_labels(here)
         rows = [row(group, label, notes) for group, label in zip(here, labels, strict=True)]
         lines += [f"## {dataset}" if markdown else str(dataset), "", *table(HEADING, rows, markdown), ""]
@@ -294,13 +294,13 @@ def plotted(runs: Sequence[Run]) -> list[Run]:
         UserError: there are several pairs, or there is no epoch to draw.
     """
     runs = [run for run in runs if run.history]
-    pairs = {(run.option("dataset"), run.pair) for run in runs if run.option("distill") is not None}
-    pairs = pairs or {(run.option("dataset"), run.pair) for run in runs}
+    pairs = {(run.dataset, run.pair) for run in runs if run.option("distill") is not None}
+    pairs = pairs or {(run.dataset, run.pair) for run in runs}
     if len(pairs) != 1:
         names = "; ".join(sorted(f"{pair} on {dataset}" for dataset, pair in pairs))
         raise UserError(f"--plot draws one pair, here are {len(pairs)} with an epoch ({names}): give folders of one")
     ((dataset, pair),) = pairs
-    shown = (run for run in runs if run.option("dataset") == dataset and run.pair in (pair, pair.split(" → ")[-1]))
+    shown = (run for run in runs if run.dataset == dataset and run.pair in (pair, pair.split(" → ")[-1]))
     return sorted(shown, key=order)
 
 

@@ -56,7 +56,8 @@ def _distil(options: dict[str, Any], device: torch.device) -> list[Path]:
     with ExitStack() as stack:
         trainings = []
         for run, trial in runs:
-            run.config |= {"device": str(device)} | ({} if top1 is None else {"teacher_top1": top1})
+            run.config |= {"device": str(device), "num_classes": data.num_classes}
+            run.config |= {} if top1 is None else {"teacher_top1": top1}
             stack.enter_context(run.open())
             turn = Turn(device)
             with turn():

@@ -46,7 +46,7 @@ def _train(options: dict[str, Any], device: torch.device) -> list[Path]:
     with ExitStack() as stack:
         trainings = []
         for run, trial in runs:
-            run.config["device"] = str(device)
+            run.config |= {"device": str(device), "num_classes": data.num_classes}
             stack.enter_context(run.open())
             turn = Turn(device)
             with turn():

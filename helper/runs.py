@@ -66,6 +66,12 @@ class Run:
         return self.config.get(name, self.config["options"].get(name))
 
     @property
+    def dataset(self) -> str | None:
+        """The data set's name; a part of ImageNet says of how many classes, for nothing published is to compare."""
+        name, classes = self.option("dataset"), self.config.get("num_classes")
+        return f"{name} of {classes} classes" if name == "imagenet" and classes not in (None, 1000) else name
+
+    @property
     def epochs(self) -> int:
         """How many epochs are in the log."""
         return int(self.history[-1]["epoch"]) if self.history else 0
@@ -162,7 +168,7 @@ def group_labels(groups: Sequence[Sequence[Run]]) -> list[str]:
 
 
 def _shown(run: Run) -> tuple[Any, ...]:
-    return run.option("dataset"), run.pair, run.method, run.option("epochs")
+    return run.dataset, run.pair, run.method, run.option("epochs")
 
 
 def _configuration(run: Run) -> dict[str, Any]:

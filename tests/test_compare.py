@@ -51,7 +51,7 @@ def write_run(folder, records, seed=1, distill="kd", temperature="fixed", teache
         "teacher": teacher if distill else None, "distill": distill, "temperature": temperature if distill else None,
         "seed": seed, "epochs": 240, "teacher_top1": 72.34 if distill else None,
     }  # fmt: skip
-    config |= {key: more.pop(key) for key in tuple(more) if key in {*config, "teacher_sha256"}}
+    config |= {key: more.pop(key) for key in tuple(more) if key in {*config, "teacher_sha256", "num_classes"}}
     config["options"] = OPTIONS | {"seed": seed, "epochs": config["epochs"], "experiments_name": folder.name} | more
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -216,6 +216,13 @@ def test_lookup_by_temperature_and_kd_term():
     assert published.lookup("digits", "wrn_40_2", "wrn_40_1", "kd") == []
     assert published.lookup("imagenet", "resnet34", "resnet18", "kd", "ctkd-global")[0]["top5"] == 90.27
     assert published.lookup("imagenet", "ResNet50", "MobileNetV1_Imagenet", "kd", kd_T=1.0)[0]["top1"] == 70.5
+
+
+@pytest.mark.parametrize(("classes", "shown"), [(1000, "71.32"), (10, "none published")])
+def test_a_part_of_imagenet_has_no_published_numbers(classes, shown, tmp_path):
+    networks = {"teacher": "ResNet34", "model": "ResNet18", "temperature": "ctkd-global"}
+    write_run(tmp_path / "run", history(60.0), dataset="imagenet", num_classes=classes, **networks)
+    assert shown in compare.report(find_runs([tmp_path]), markdown=True)
 
 
 def test_settings_follow_student_method_and_temperature():

@@ -239,6 +239,11 @@ def wait_for(path, seconds=120):
         time.sleep(0.05)
 
 
+def kill_a_worker_of(agent):
+    (children,) = Path(f"/proc/{agent.pid}/task").glob(f"{agent.pid}/children")
+    os.kill(int(children.read_text().split()[-1]), signal.SIGKILL)
+
+
 def test_a_lost_worker_is_started_again_and_the_end_is_the_same(run_of_two, tmp_path):
     folder = tmp_path / "run"
     line = LINE + f"--run_dir {folder} --overwrite"
@@ -247,8 +252,7 @@ def test_a_lost_worker_is_started_again_and_the_end_is_the_same(run_of_two, tmp_
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     ) as agent:  # fmt: skip
         wait_for(folder / "last.pth")
-        workers = subprocess.run(["pgrep", "-P", str(agent.pid)], capture_output=True, text=True).stdout.split()
-        os.kill(int(workers[-1]), signal.SIGKILL)
+        kill_a_worker_of(agent)
         told, _ = agent.communicate(timeout=300)
     assert agent.returncode == 0, told
     assert "going on after epoch" in told
@@ -278,12 +282,15 @@ def test_a_run_that_was_asked_to_end_saves_within_the_epoch(processes_before, ru
         assert len(read_log(folder)) == 3
 
 
-def test_two_machines_meet(run_of_two, tmp_path):
+def test_two_machines_meet_and_survive_the_loss_of_a_worker(run_of_two, tmp_path):
     """Two agents of torchrun, each with a worker, as on two machines."""
     folder, port = tmp_path / "run", free_port()
     nodes = ("--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}")
-    started = command("train_teacher.py", LINE + f"--run_dir {folder}", *nodes)
-    agents = [subprocess.Popen(started, cwd=ROOT, env=environment()) for _ in range(2)]
+    started = command("train_teacher.py", LINE + f"--run_dir {folder}", "--max-restarts=1", *nodes)
+    new_store = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    agents = [subprocess.Popen(started, cwd=ROOT, env=environment() | new_store) for _ in range(2)]
+    wait_for(folder / "last.pth")
+    kill_a_worker_of(agents[1])
     assert [agent.wait(300) for agent in agents] == [0, 0]
     assert timeless(folder) == timeless(run_of_two[0])
 
