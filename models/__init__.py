@@ -79,7 +79,8 @@ imagenet_dict: dict[str, Callable[[int], Model]] = {
 def networks(dataset: str | None = None) -> dict[str, Callable[[int], Model]]:
     """All networks. The one name that small images and ImageNet have for different networks, ResNet50, is ImageNet's if
     that is the data set."""
-    return model_dict | imagenet_dict if dataset == "imagenet" else imagenet_dict | model_dict
+    own, others = (imagenet_dict, model_dict) if dataset == "imagenet" else (model_dict, imagenet_dict)
+    return own | {name: maker for name, maker in others.items() if name not in own}
 
 
 def create_model(name: str, num_classes: int, dataset: str | None = None) -> Model:

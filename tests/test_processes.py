@@ -185,7 +185,7 @@ def test_the_first_process_finds_out_for_all(tmp_path):
 
 # ---------------------------------------------------------------- the command line
 
-LINE = "--dataset digits --train_subset 640 --batch_size 32 --epochs 3 --model resnet8 --lr 0.05 "
+LINE = "--dataset digits --train_subset 320 --batch_size 32 --epochs 2 --model resnet8 --lr 0.05 "
 
 
 def command(script, line, *torchrun):
@@ -218,9 +218,9 @@ def run_of_two(tmp_path_factory):
 def test_one_process_speaks_and_writes(run_of_two):
     folder, done = run_of_two
     assert done.stdout.count("train resnet8, digits") == done.stdout.count("images/s") == 1
-    assert [record["epoch"] for record in read_log(folder)] == [1, 2, 3]
+    assert [record["epoch"] for record in read_log(folder)] == [1, 2]
     assert sorted(path.name for path in folder.iterdir() if not path.name.startswith("events")) == [
-        ".lock", "ckpt_epoch_3.pth", "config.json", "curve.png", "last.pth", "log.jsonl", "resnet8_best.pth",
+        ".lock", "ckpt_epoch_2.pth", "config.json", "curve.png", "last.pth", "log.jsonl", "resnet8_best.pth",
         "resnet8_last.pth",
     ]  # fmt: skip
     assert len(list(folder.glob("events*"))) == 1
@@ -272,14 +272,14 @@ def test_a_run_that_was_asked_to_end_saves_within_the_epoch(processes_before, ru
     assert running.returncode == (143 if processes_before == 1 else 1)  # torchrun has a status of its own
     assert "steps of the next" in told
     part = torch.load(folder / "last.pth", weights_only=True)["part"]
-    assert 1 <= part["step"] <= 20
+    assert 1 <= part["step"] <= 10
     done = run(command("train_teacher.py", line, *two()))
     assert "steps of the next" in done.stdout
     if processes_before == 2:
         assert timeless(folder) == timeless(run_of_two[0])
     else:
         assert "2 processes instead of 1" in done.stdout
-        assert len(read_log(folder)) == 3
+        assert len(read_log(folder)) == 2
 
 
 def test_two_machines_meet_and_survive_the_loss_of_a_worker(run_of_two, tmp_path):
