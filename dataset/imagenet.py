@@ -155,6 +155,8 @@ class StreamLoader:
         order = torch.randperm(self.num_samples, generator=generator)
         seeds = torch.randint(2**32, (self.num_samples,), generator=generator)
         start, shares = self.done * self.batch_size, []
+        if start >= self.num_samples:  # all was done
+            return shares
         together = (column[start:].split(self.batch_size) for column in (order, seeds))
         for index, seed in zip(*together, strict=True):
             count = len(index) if processes.size() > 1 else None

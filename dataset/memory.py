@@ -131,6 +131,8 @@ class MemoryLoader:
 
     def _train_batches(self) -> Iterator[Batch]:
         drawn = self._drawn()[:, self.done * self.batch_size :]
+        if not drawn.numel():  # all was done
+            return
         order, views = drawn.to(self.target.device)  # the only copy to the device in an epoch
         columns = (column.split(self.batch_size) for column in (self.target[order], order, views))
         for together in zip(*columns, strict=True):

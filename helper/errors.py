@@ -13,6 +13,7 @@ class UserError(Exception):
     """Something the user can mend: a wrong name, a missing file, a wrong combination. Exit status 2."""
 
     status = 2
+    known_to_all = False  # whether every process that trains along raises it too
 
 
 class RunError(UserError):
@@ -23,6 +24,8 @@ class RunError(UserError):
 
 class Diverged(RunError):
     """Losses or weights that are not finite."""
+
+    known_to_all = True
 
 
 class Interrupted(RunError):
@@ -48,8 +51,8 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
 def run_main(main: Callable[[], None]) -> None:
     """Run a script's main function and end the process as a shell expects.
 
-    A UserError becomes one line on stderr and its status; of several processes on a machine only the first one speaks
-    of wrong use, which all of them find. SIGTERM, as a scheduler sends it, is treated like Ctrl-C;
+    A UserError becomes one line on stderr and its status; of several processes on a machine the first one says it (what
+    only another one knows is said in helper/processes.py). SIGTERM, as a scheduler sends it, is treated like Ctrl-C;
     the statuses are then 143 and 130.
     """
     stopping.listen()
@@ -57,7 +60,7 @@ def run_main(main: Callable[[], None]) -> None:
         main()
         sys.stdout.flush()
     except UserError as error:
-        if error.status != 2 or os.environ.get("LOCAL_RANK", "0") == "0":
+        if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
         sys.exit(error.status)
     except KeyboardInterrupt as interrupt:

@@ -80,7 +80,7 @@ def joined(device: torch.device, timeout: float) -> Iterator[None]:
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    with _lost_processes_said(timeout), ExitStack() as stack:
+    with _own_errors_said(), _lost_processes_said(timeout), ExitStack() as stack:
         wait = timedelta(seconds=timeout)
         store, own, count = next(dist.rendezvous("env://", timeout=wait))
         if os.environ.get("LOCAL_WORLD_SIZE") == str(count):
@@ -92,6 +92,16 @@ def joined(device: torch.device, timeout: float) -> Iterator[None]:
             stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         yield
         dist.destroy_process_group()
+
+
+@contextmanager
+def _own_errors_said() -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        if told_local_rank() and not error.known_to_all:  # the first one speaks elsewhere
+            print(f"error in process {told_rank()}: {error}", file=sys.stderr)
+        raise
 
 
 @contextmanager
@@ -121,6 +131,7 @@ def first(work: Callable[[], T]) -> T:
         try:
             told[0] = work()
         except UserError as error:
+            error.known_to_all = True
             told[1] = error
     dist.broadcast_object_list(told, src=0, device=CPU)
     if told[1]:

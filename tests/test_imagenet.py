@@ -175,6 +175,7 @@ def test_an_epoch_is_the_same_however_it_is_read(tree):
     assert torch.equal(state, torch.get_rng_state())  # others' random numbers do not depend on how images are read
     assert same(first, epoch(build(tree, num_workers=2).train))
     assert same(first[2:], epoch(train, done=2))
+    assert not epoch(train, done=3)
     assert same(first[:1], epoch(train.with_seed(1))[:1])
     second = epoch(train, 2)
     assert not same(first, second)

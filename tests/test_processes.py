@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.multiprocessing
 from common import Tiny, make, read_log, timeless
+from PIL import Image
 from torch import nn
 
 from dataset.memory import MemoryLoader
@@ -343,3 +344,20 @@ def test_other_errors_are_not_taken_for_lost_processes(monkeypatch):
         raise RuntimeError("something else")
     with pytest.raises(RunError, match="lost the others"), processes._lost_processes_said(1):
         raise RuntimeError("Connection closed by peer")
+
+
+def test_what_only_one_process_finds_wrong_is_said(tmp_path):
+    """An image that cannot be read, in the share of the second process."""
+    for split, count in (("train", 8), ("val", 2)):
+        (tmp_path / split / "cat").mkdir(parents=True)
+        for i in range(count):
+            pixels = torch.full((40, 40, 3), 10 * i, dtype=torch.uint8)
+            Image.fromarray(pixels.numpy()).save(tmp_path / split / "cat" / f"{i}.png")
+    (tmp_path / "val/cat/1.png").write_bytes(b"no image")  # of two images this is the second process's
+    line = f"--dataset imagenet --data_dir {tmp_path} --image_size 32 --model resnet8 --batch_size 8 --epochs 1 "
+    line += f"--num_workers 0 --device cpu --run_dir {tmp_path / 'run'}"
+    started = command("train_teacher.py", line, *two())
+    done = subprocess.run(started, capture_output=True, text=True, cwd=ROOT, timeout=200, env=environment())
+    assert done.returncode == 1
+    assert done.stderr.count("error in process 1: the image") == 1
+    assert "val/cat/1.png cannot be read" in done.stderr

@@ -673,6 +673,8 @@ def test_an_interrupted_run_ends_bit_identical_under_every_temperature(temperatu
     first = checkpoint.load(tmp_path / "stopped/last.pth")["module"]
     stop_within_an_epoch(monkeypatch, line + str(tmp_path / "stopped"))
     assert checkpoint.load(tmp_path / "stopped/last.pth")["part"]["step"] == 2
+    stop_within_an_epoch(monkeypatch, line + str(tmp_path / "stopped"), steps=1)  # the epoch's last one
+    assert checkpoint.load(tmp_path / "stopped/last.pth")["part"]["step"] == 3
     distil(line + str(tmp_path / "stopped"))
     check_same_end(tmp_path / "stopped", tmp_path / "whole")
     last = checkpoint.load(tmp_path / "stopped/last.pth")["module"]
