@@ -29,9 +29,10 @@ from temperature.standardised import Standardised
 
 def distil(options: dict[str, Any]) -> list[Path]:
     """Run the distillations that the options describe, one a seed, or go on with them; returns their folders."""
-    device = prepare_device(options["device"], options["gpu_id"], options["deterministic"], options["plain"])
-    with processes.joined(device, options["dist_timeout"]):
-        return _distil(options, device)
+    with processes.own_errors_said():
+        device = prepare_device(options["device"], options["gpu_id"], options["deterministic"], options["plain"])
+        with processes.joined(device, options["dist_timeout"]):
+            return _distil(options, device)
 
 
 def _distil(options: dict[str, Any], device: torch.device) -> list[Path]:
@@ -45,8 +46,8 @@ def _distil(options: dict[str, Any], device: torch.device) -> list[Path]:
     if not runs:
         return folders
     # 2. data
-    with processes.one_a_machine_before_the_others():
-        data = create_dataset(options["dataset"], **taken_by(create_dataset, options | {"device": device}))
+    known = taken_by(create_dataset, options | {"device": device})
+    data = processes.one_a_machine_first(lambda: create_dataset(options["dataset"], **known))
     # 3. teacher: frozen, and measured before anything is learned from it
     model = load_teacher(found, data.num_classes, device, options["dataset"], options["plain"])
     top1 = None if options["skip_validation"] else evaluate(model, data.val, "teacher")["top1"]
@@ -119,8 +120,10 @@ def prepared(
     # 4. what learns: student, temperature and distiller, in one module under one optimizer; the student is first to
     #    draw random numbers, so that it starts from the same weights under every method
     seed_everything(options["seed"])
-    student = synchronised(create_model(options["model_s"], data.num_classes, options["dataset"]), options["sync_bn"])
-    module = place(distillation(options, student, model, data.train.target), data.train.target.device, options["plain"])
+    device = data.train.target.device
+    student = create_model(options["model_s"], data.num_classes, options["dataset"])
+    student = synchronised(student, options["sync_bn"], device)
+    module = place(distillation(options, student, model, data.train.target), device, options["plain"])
     optimizer = make_optimizer(module, **taken_by(make_optimizer, options))
     if extra := sum(parameter.numel() for parameter in module.distiller.parameters()):
         own = sum(parameter.numel() for parameter in student.parameters())

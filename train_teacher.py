@@ -28,9 +28,10 @@ def folder_name(model: str, dataset: str) -> str:
 
 def train(options: dict[str, Any]) -> list[Path]:
     """Train the networks that the options describe, one a seed, or go on with them; returns their folders."""
-    device = prepare_device(options["device"], options["gpu_id"], options["deterministic"], options["plain"])
-    with processes.joined(device, options["dist_timeout"]):
-        return _train(options, device)
+    with processes.own_errors_said():
+        device = prepare_device(options["device"], options["gpu_id"], options["deterministic"], options["plain"])
+        with processes.joined(device, options["dist_timeout"]):
+            return _train(options, device)
 
 
 def _train(options: dict[str, Any], device: torch.device) -> list[Path]:
@@ -41,8 +42,8 @@ def _train(options: dict[str, Any], device: torch.device) -> list[Path]:
     if not runs:
         return folders
     # 2. data
-    with processes.one_a_machine_before_the_others():
-        data = create_dataset(options["dataset"], **taken_by(create_dataset, options | {"device": device}))
+    known = taken_by(create_dataset, options | {"device": device})
+    data = processes.one_a_machine_first(lambda: create_dataset(options["dataset"], **known))
     with ExitStack() as stack:
         trainings = []
         for run, trial in runs:
@@ -83,8 +84,10 @@ def prepared(run: RunFolder, options: dict[str, Any], data: Dataset, turn: Turn)
     """The run of one seed, from where it stopped."""
     # 3. the network
     seed_everything(options["seed"])
-    model = synchronised(create_model(options["model"], data.num_classes, options["dataset"]), options["sync_bn"])
-    module = place(Alone(model, options["precision"]), data.train.target.device, options["plain"])
+    device = data.train.target.device
+    model = create_model(options["model"], data.num_classes, options["dataset"])
+    model = synchronised(model, options["sync_bn"], device)
+    module = place(Alone(model, options["precision"]), device, options["plain"])
     optimizer = make_optimizer(module, **taken_by(make_optimizer, options))
     run.resume(module, optimizer)
     data = data._replace(train=data.train.with_seed(options["seed"]))

@@ -5,6 +5,7 @@ it); for validation the short side is resized and the middle cut out. Which imag
 is drawn from the seed and the epoch alone: it is the same with any number of workers or processes, and after a resume.
 """
 
+import os
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -64,12 +65,20 @@ class Images(TorchDataset):
 
     def _one(self, index: int, seed: int) -> tuple[Tensor, str]:
         path = self.tree.samples[index][0]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)  # what torchvision's transforms draw from
-            try:
-                return self.cut(self.tree.loader(path), self.tree.image_size), ""
-            except Exception:  # a broken file makes Pillow raise nearly anything
-                return torch.zeros(3, self.tree.image_size, self.tree.image_size, dtype=torch.uint8), path
+        everybodys = torch.default_generator.get_state()
+        torch.default_generator.manual_seed(seed)  # what torchvision draws from; torch.manual_seed would reach GPUs too
+        try:
+            return self.cut(self.tree.loader(path), self.tree.image_size), ""
+        except Exception:  # a broken file makes Pillow raise nearly anything
+            return torch.zeros(3, self.tree.image_size, self.tree.image_size, dtype=torch.uint8), path
+        finally:
+            torch.default_generator.set_state(everybodys)
+
+
+def _by_itself(_: int) -> None:
+    """Take a worker out of the group of processes that Ctrl-C and torchrun's signals go to: the training still needs it
+    while it ends its step. When the training is over or lost, the worker ends too."""
+    os.setsid()
 
 
 class Order:
@@ -146,6 +155,7 @@ class StreamLoader:
             more = {"persistent_workers": True, "prefetch_factor": 4} if self.num_workers else {}
             more["pin_memory"] = self.target.device.type == "cuda"
             more["generator"] = torch.Generator()  # it would draw from everybody's otherwise
+            more["worker_init_fn"] = _by_itself
             self.workers = DataLoader(self.images, batch_sampler=self.order, num_workers=self.num_workers, **more)
         return self.workers
 
@@ -168,8 +178,9 @@ class StreamLoader:
         return shares
 
     def _val_shares(self) -> list[tuple[list[Sample], Tensor, None]]:
-        mine = torch.arange(processes.rank(), self.num_samples, processes.size())
-        return [([(i, 0, i, 1.0) for i in index.tolist()], index, None) for index in mine.split(self.batch_size)]
+        mine = torch.arange(self.num_samples)[processes.rank() :: processes.size()]
+        parts = mine.split(self.batch_size) if len(mine) else ()
+        return [([(i, 0, i, 1.0) for i in index.tolist()], index, None) for index in parts]
 
 
 def build(

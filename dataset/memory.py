@@ -146,8 +146,8 @@ class MemoryLoader:
                 yield Batch(images, self.target[partner], partner, None, count)  # no view of any one image
 
     def _val_batches(self) -> Iterator[Batch]:
-        mine = torch.arange(processes.rank(), self.num_samples, processes.size(), device=self.target.device)
-        for index in mine.split(self.batch_size):
+        mine = torch.arange(self.num_samples, device=self.target.device)[processes.rank() :: processes.size()]
+        for index in mine.split(self.batch_size) if len(mine) else ():
             yield Batch(self._normalise(self.images.index_select(0, index)), self.target[index], index, None)
 
     def draw(self) -> Tensor | None:

@@ -64,10 +64,8 @@ def gpus_of(gpu_id: str) -> list[str]:
 
 def _gpu_of_this_process(gpu_id: str) -> str:
     listed, own = gpus_of(gpu_id), processes.told_local_rank()
-    if own == 0:
-        return listed[0]
     if len(listed) == 1:
-        return str(own)
+        return listed[0] if os.environ.get("LOCAL_WORLD_SIZE", "1") == "1" else str(own)
     if own >= len(listed):
         raise UserError(f"--gpu_id {gpu_id} lists {len(listed)} GPUs for {own + 1} processes or more on this machine")
     return listed[own]
@@ -82,7 +80,7 @@ def start_together(options: dict[str, Any]) -> None:
         processes.start_together(count, options["dist_url"])
 
 
-def synchronised(model: Model, sync_bn: bool) -> Model:
+def synchronised(model: Model, sync_bn: bool, device: torch.device) -> Model:
     """The network, with --sync_bn such that its batch norms see the shares of all processes.
 
     Raises:
@@ -90,7 +88,7 @@ def synchronised(model: Model, sync_bn: bool) -> Model:
     """
     if not sync_bn:
         return model
-    if processes.size() > 1 and not torch.cuda.is_available():
+    if processes.size() > 1 and device.type == "cpu":
         raise UserError("--sync_bn works on GPUs only: leave it out")
     return nn.SyncBatchNorm.convert_sync_batchnorm(model)
 

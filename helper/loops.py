@@ -154,12 +154,15 @@ class Distillation(Learner):
         return self.temperature.describe() | self.distiller.describe()
 
     def within_epoch(self) -> dict[str, Any]:
-        return super().within_epoch() | {"probe": self.probe}
+        probe = self.probe and tuple(
+            processes.gathered(column, len(column) * processes.size()) for column in self.probe
+        )
+        return super().within_epoch() | {"probe": probe}
 
     def go_on(self, state: dict[str, Any]) -> None:
         super().go_on(state)
         if state["probe"]:
-            self.probe = tuple(column.to(self.warmup.device) for column in state["probe"])
+            self.probe = tuple(processes.share(column).to(self.warmup.device) for column in state["probe"])
 
     def forward(self, batch: Batch, teacher: Output) -> Step:
         with self.networks():
@@ -284,7 +287,8 @@ def epoch_steps(
         module.go_on(part["within"])
         meter.go_on(part["meter"], loader.target.device)
     bar = tqdm(loader, desc=f"epoch {epoch}", unit="batch", leave=False, disable=processes.quiet(), initial=done)
-    looked_at = not bar.disable or loader.target.device.type == "cpu"  # elsewhere a look is a wait
+    # elsewhere a look is a wait; where several processes look, all of them do
+    looked_at = loader.target.device.type == "cpu" or not bar.disable and processes.size() == 1
     for number, batch in enumerate(bar, start=done + 1):
         step = stepper(batch)
         if looked_at and number % print_freq == 0:  # the only place where the host waits for the device
@@ -295,6 +299,7 @@ def epoch_steps(
             raise Interrupted({"step": number, "within": module.within_epoch(), "meter": meter.state()})
         yield
     module.end_epoch()
+    processes.agree(module)
     return meter.result() | module.describe()
 
 

@@ -43,8 +43,8 @@ def told_size() -> int:
 
 
 def restarts() -> int:
-    """How often `torchrun` has started the processes again after one was lost."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    """How often `torchrun` has started the processes of this machine again after one was lost, or Slurm the job."""
+    return sum(int(os.environ.get(name, 0)) for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
 
 
 def size() -> int:
@@ -80,7 +80,7 @@ def joined(device: torch.device, timeout: float) -> Iterator[None]:
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    with _own_errors_said(), _lost_processes_said(timeout), ExitStack() as stack:
+    with _lost_processes_said(timeout), ExitStack() as stack:
         wait = timedelta(seconds=timeout)
         store, own, count = next(dist.rendezvous("env://", timeout=wait))
         if os.environ.get("LOCAL_WORLD_SIZE") == str(count):
@@ -95,12 +95,14 @@ def joined(device: torch.device, timeout: float) -> Iterator[None]:
 
 
 @contextmanager
-def _own_errors_said() -> Iterator[None]:
+def own_errors_said() -> Iterator[None]:
+    """Say what only this process finds wrong, if it is not the one on its machine that speaks."""
     try:
         yield
     except UserError as error:
-        if told_local_rank() and not error.known_to_all:  # the first one speaks elsewhere
+        if told_local_rank() and not error.known_to_all:
             print(f"error in process {told_rank()}: {error}", file=sys.stderr)
+            error.known_to_all = True  # said
         raise
 
 
@@ -119,7 +121,7 @@ def _lost_processes_said(timeout: float) -> Iterator[None]:
 
 
 def _of_connections(message: str) -> bool:
-    return any(word in message.lower() for word in ("gloo", "nccl", "connection", "timed out", "timeout", "socket"))
+    return any(word in message.lower() for word in ("gloo", "nccl", "connection closed by", "connection reset by"))
 
 
 def first(work: Callable[[], T]) -> T:
@@ -139,14 +141,24 @@ def first(work: Callable[[], T]) -> T:
     return told[0]
 
 
-@contextmanager
-def one_a_machine_before_the_others() -> Iterator[None]:
-    """Work that leaves something on a machine's disk: its first process does it, then the others find it done."""
-    if size() > 1 and told_local_rank():
-        dist.barrier()
-    yield
-    if size() > 1 and not told_local_rank():
-        dist.barrier()
+def one_a_machine_first(work: Callable[[], T]) -> T:
+    """What some work comes to that leaves something on a machine's disk: its first process does it, then the others
+    find it done. A UserError of one of them is everybody's."""
+    if size() == 1:
+        return work()
+    result = error = None
+    for turn in (True, False):
+        if turn == (told_local_rank() == 0):
+            try:
+                result = work()
+            except UserError as mine:
+                error = mine
+        errors = [None] * size()
+        dist.all_gather_object(errors, error)
+        if found := next(filter(None, errors), None):
+            found.known_to_all = True
+            raise found
+    return result
 
 
 def wait_for_all() -> None:
@@ -247,6 +259,15 @@ def average_statistics(module: nn.Module) -> None:
     dist.all_reduce(flat)
     flat /= size()
     torch._foreach_copy_(buffers, list(flat.split([len(buffer) for buffer in buffers])))
+
+
+@torch.no_grad()
+def agree(module: nn.Module) -> None:
+    """Give all processes the first one's weights and state, once an epoch: they hold the same already, but for what a
+    GPU of another kind, or kernels that do not repeat bit by bit, may have made of state that no gradient moves."""
+    if size() > 1:
+        for tensor in (*module.parameters(), *module.buffers()):
+            dist.broadcast(tensor.detach(), 0)
 
 
 def quiet() -> bool | None:

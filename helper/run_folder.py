@@ -39,7 +39,7 @@ class RunFolder:
 
     def __init__(self, folder: Path, model: str, config: dict[str, Any], overwrite: bool) -> None:
         self.folder, self.model, self.config = folder, model, config | {"processes": processes.size()}
-        self.overwrite = overwrite and not processes.restarts()
+        self.overwrite = overwrite and not processes.any_of_them(processes.restarts() > 0)
         self.history: list[Record] = []
         self.part: dict[str, Any] | None = None  # of the next epoch, where it was begun; see `save_part`
         self.path = folder / "config.json"
@@ -147,7 +147,7 @@ class RunFolder:
             steps = f" and {self.part['step']} steps of the next" if self.part else ""
             print(f"going on after epoch {len(self.history)} of {self.config['epochs']}{steps}")
             if (before := state.get("processes", 1)) != processes.size():
-                print(f"note: {processes.size()} processes instead of {before}: the same training up to rounding")
+                print(f"note: {processes.size()} processes instead of {before}: batch norm sees other shares from here")
         self.log = RunLog(self.folder, self.history) if processes.is_first() else None
 
     def save_epoch(

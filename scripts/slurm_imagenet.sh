@@ -19,7 +19,7 @@ export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1  # a new store after each restart: t
 asked=
 trap 'asked=yes; kill -TERM "$job"' TERM
 
-srun "${PYTHON:-.venv/bin/python}" -m torch.distributed.run \
+srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "${PYTHON:-.venv/bin/python}" -m torch.distributed.run \
     --nnodes="$SLURM_NNODES" --nproc-per-node="${SLURM_GPUS_ON_NODE:-8}" --max-restarts=3 \
     --rdzv-id="$SLURM_JOB_ID" --rdzv-backend=c10d --rdzv-endpoint="$first:29400" \
     train_student.py --model_s ResNet18 --dataset imagenet --num_workers 8 \

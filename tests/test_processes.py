@@ -19,12 +19,13 @@ from torch import nn
 
 from dataset.memory import MemoryLoader
 from distiller_zoo import distiller_dict
-from helper import processes
+from helper import checkpoint, device, processes
 from helper.answers import Live
 from helper.device import synchronised
 from helper.errors import RunError, UserError
 from helper.loops import Alone, Stepper, evaluate, make_optimizer, train_epoch
 from helper.options import parse, student_parser
+from helper.run_folder import RunFolder
 from models import create_model
 from temperature import temperature_dict
 
@@ -165,6 +166,38 @@ def test_a_test_set_that_cannot_be_shared_evenly_is_counted_exactly(size, tmp_pa
     alone = evaluated(state)
     for (told,) in together(size, tmp_path, evaluated, [(state,)]):
         assert told == pytest.approx(alone, rel=1e-6)
+
+
+def probe_taken_up(_):
+    """The probe of an RLKD run before and after it was saved within an epoch; and what was saved."""
+    module = make("rlkd", "kd", Tiny(), Tiny(width=12), target=torch.arange(IMAGES) % 10)
+    module.start_epoch(1)
+    batch = next(iter(loader()))
+    module.before_step(batch)
+    before, state = module.probe, module.within_epoch()
+    module.probe = None
+    module.go_on(state)
+    return before, module.probe, state["probe"], batch.index
+
+
+def test_each_process_takes_up_its_own_part_of_a_probe(tmp_path):
+    told = [each[0] for each in together(2, tmp_path, probe_taken_up, [(0,)])]
+    (images, target), _, (all_images, all_target), _ = told[0]
+    for before, after, saved, _ in told:
+        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+        assert torch.equal(saved[1], all_target)
+    assert not torch.equal(told[0][0][0], told[1][0][0])
+    assert torch.equal(all_images[::2], images) and len(all_target) == 2 * len(target)
+
+
+def few_images(count):
+    return evaluate(Tiny(), loader(count, 2, augment=False))
+
+
+def test_fewer_images_than_processes_are_tested_too(tmp_path):
+    ranks = together(3, tmp_path, few_images, [(1,)])
+    assert all(set(each[0]) == {"test_loss", "top1", "top5"} for each in ranks)
+    assert all(each[0]["top1"] in (0.0, 100.0) for each in ranks)
 
 
 def told_by_the_first(fails):
@@ -331,11 +364,12 @@ def test_what_several_processes_cannot_do_is_said(monkeypatch):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there are GPUs here")
 def test_synchronised_batch_norm_needs_gpus(monkeypatch):
-    modules = synchronised(create_model("resnet8", 10), True).modules()
+    cpu = torch.device("cpu")
+    modules = synchronised(create_model("resnet8", 10), True, cpu).modules()
     assert any(isinstance(module, nn.SyncBatchNorm) for module in modules)
     monkeypatch.setattr(processes, "size", lambda: 2)
     with pytest.raises(UserError, match="--sync_bn works on GPUs only"):
-        synchronised(create_model("resnet8", 10), True)
+        synchronised(create_model("resnet8", 10), True, cpu)
 
 
 def test_other_errors_are_not_taken_for_lost_processes(monkeypatch):
@@ -361,3 +395,54 @@ def test_what_only_one_process_finds_wrong_is_said(tmp_path):
     assert done.returncode == 1
     assert done.stderr.count("error in process 1: the image") == 1
     assert "val/cat/1.png cannot be read" in done.stderr
+
+
+@pytest.mark.parametrize("whom", ["group", "torchrun"])
+def test_workers_that_decode_do_not_die_before_the_training_has_saved(whom, tmp_path):
+    """Ctrl-C and torchrun send signals to whole groups of processes."""
+    for split, count in (("train", 192), ("val", 4)):
+        (tmp_path / split / "cat").mkdir(parents=True)
+        for i in range(count):
+            pixels = torch.full((40, 40, 3), i, dtype=torch.uint8)
+            Image.fromarray(pixels.numpy()).save(tmp_path / split / "cat" / f"{i}.png")
+    folder = tmp_path / "run"
+    line = f"--dataset imagenet --data_dir {tmp_path} --image_size 32 --model resnet8 --batch_size 8 --epochs 50 "
+    line += f"--num_workers 2 --device cpu --lr 0.001 --run_dir {folder}"
+    started = command("train_teacher.py", line, *(two() if whom == "torchrun" else ()))
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(started, cwd=ROOT, env=environment(), start_new_session=True, **pipes) as running:
+        wait_for(folder / "last.pth")
+        time.sleep(0.3)
+        if whom == "torchrun":
+            running.terminate()
+        else:
+            os.killpg(running.pid, signal.SIGTERM)
+        told, _ = running.communicate(timeout=100)
+    assert running.returncode == (1 if whom == "torchrun" else 143), told
+    assert "stopped; " in told and "is killed by signal" not in told
+    assert checkpoint.load(folder / "last.pth")["history"]
+
+
+def test_a_process_that_was_lost_does_not_start_the_run_anew(monkeypatch, tmp_path):
+    """With --overwrite; each machine counts its own restarts, so one that counts is enough."""
+    monkeypatch.setattr(processes, "any_of_them", lambda flag: True)
+    assert not RunFolder(tmp_path / "run", "resnet8", {"options": {}}, overwrite=True).overwrite
+    monkeypatch.setattr(processes, "any_of_them", lambda flag: flag)
+    assert RunFolder(tmp_path / "run", "resnet8", {"options": {}}, overwrite=True).overwrite
+    for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "1")
+            assert not RunFolder(tmp_path / "run", "resnet8", {"options": {}}, overwrite=True).overwrite
+
+
+@pytest.mark.parametrize(
+    ("gpu_id", "local_rank", "local_size", "gpu"),
+    [("0", 0, 1, "0"), ("3", 0, 1, "3"), ("0", 2, 4, "2"), ("3", 0, 2, "0"), ("5,7", 1, 2, "7")],
+)
+def test_each_process_has_a_gpu_of_its_own(gpu_id, local_rank, local_size, gpu, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local_size))
+    assert device._gpu_of_this_process(gpu_id) == gpu
+    with pytest.raises(UserError, match="lists 2 GPUs for 3 processes"):
+        monkeypatch.setenv("LOCAL_RANK", "2")
+        device._gpu_of_this_process("0,1")
