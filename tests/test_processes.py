@@ -219,7 +219,7 @@ def test_the_first_process_finds_out_for_all(tmp_path):
 
 # ---------------------------------------------------------------- the command line
 
-LINE = "--dataset digits --train_subset 320 --batch_size 32 --epochs 2 --model resnet8 --lr 0.05 "
+LINE = "--dataset digits --train_subset 640 --batch_size 32 --epochs 2 --model resnet8 --lr 0.05 "
 
 
 def command(script, line, *torchrun):
@@ -306,7 +306,7 @@ def test_a_run_that_was_asked_to_end_saves_within_the_epoch(processes_before, ru
     assert running.returncode == (143 if processes_before == 1 else 1)  # torchrun has a status of its own
     assert "steps of the next" in told
     part = torch.load(folder / "last.pth", weights_only=True)["part"]
-    assert 1 <= part["step"] <= 10
+    assert 1 <= part["step"] <= 20
     done = run(command("train_teacher.py", line, *two()))
     assert "steps of the next" in done.stdout
     if processes_before == 2:
