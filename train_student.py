@@ -3,7 +3,6 @@
     python train_student.py --path-t save/models/resnet56_vanilla --model_s resnet20 --temperature ctkd-global
 """
 
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,14 @@ from dataset import Dataset, create_dataset, identify_data
 from distiller_zoo import create_distiller, distiller_dict
 from helper import processes
 from helper.answers import Live, TeacherTable
-from helper.device import place, prepare_device, seed_everything, start_together, synchronised
+from helper.device import device_of, place, seed_everything, start_together, synchronised
 from helper.errors import run_main
-from helper.loops import Distillation, Training, evaluate, fit, make_optimizer
+from helper.loops import Distillation, Training, evaluate, make_optimizer
 from helper.options import parse, resolve_pair, run_folder, student_parser, taken_by
 from helper.run_folder import RunFolder
 from helper.runs import OPTIONS_OF, TEMPERATURE_OPTIONS_OF
 from helper.teacher import FoundTeacher, find_teacher, load_teacher
-from helper.trials import Turn, make_stepper, trials_of
+from helper.trials import Turn, fit_trials, make_stepper, trials_of
 from models import Model, create_model, feature_widths
 from temperature import create_temperature, temperature_dict
 from temperature.standardised import Standardised
@@ -29,10 +28,8 @@ from temperature.standardised import Standardised
 
 def distil(options: dict[str, Any]) -> list[Path]:
     """Run the distillations that the options describe, one a seed, or go on with them; returns their folders."""
-    with processes.own_errors_said():
-        device = prepare_device(options["device"], options["gpu_id"], options["deterministic"], options["plain"])
-        with processes.joined(device, options["dist_timeout"]):
-            return _distil(options, device)
+    with device_of(options) as device:
+        return _distil(options, device)
 
 
 def _distil(options: dict[str, Any], device: torch.device) -> list[Path]:
@@ -54,19 +51,10 @@ def _distil(options: dict[str, Any], device: torch.device) -> list[Path]:
     if top1 is not None:
         print(f"the teacher {found.name} has top-1 {top1:.2f} on this test set")
     teacher = asked(options, found, model, data)
-    with ExitStack() as stack:
-        trainings = []
-        for run, trial in runs:
-            run.config |= {"device": str(device), "num_classes": data.num_classes}
-            run.config |= {} if top1 is None else {"teacher_top1": top1}
-            stack.enter_context(run.open())
-            turn = Turn(device)
-            with turn():
-                trainings.append(prepared(run, trial, model, teacher, data, turn))
-        # 5. the loop, from where it stopped
-        fit(trainings)
-    for run, _ in runs:
-        print(run.summary())
+    # 4. the loop, from where each run stopped
+    found_out = {"device": str(device), "num_classes": data.num_classes}
+    found_out |= {} if top1 is None else {"teacher_top1": top1}
+    fit_trials(runs, device, found_out, lambda run, trial, turn: prepared(run, trial, model, teacher, data, turn))
     return folders
 
 
@@ -117,8 +105,8 @@ def prepared(
     run: RunFolder, options: dict[str, Any], model: Model, teacher: Live | TeacherTable, data: Dataset, turn: Turn
 ) -> Training:
     """The run of one seed, from where it stopped."""
-    # 4. what learns: student, temperature and distiller, in one module under one optimizer; the student is first to
-    #    draw random numbers, so that it starts from the same weights under every method
+    # what learns: student, temperature and distiller, in one module under one optimizer; the student is first to draw
+    # random numbers, so that it starts from the same weights under every method
     seed_everything(options["seed"])
     device = data.train.target.device
     student = create_model(options["model_s"], data.num_classes, options["dataset"])

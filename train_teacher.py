@@ -4,7 +4,6 @@
     python train_teacher.py --model resnet20 --dataset digits --epochs 10
 """
 
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,12 @@ import torch
 
 from dataset import Dataset, create_dataset, identify_data
 from helper import processes
-from helper.device import place, prepare_device, seed_everything, start_together, synchronised
+from helper.device import device_of, place, seed_everything, start_together, synchronised
 from helper.errors import run_main
-from helper.loops import Alone, Training, fit, make_optimizer
+from helper.loops import Alone, Training, make_optimizer
 from helper.options import parse, run_folder, taken_by, teacher_parser
 from helper.run_folder import RunFolder
-from helper.trials import Turn, make_stepper, trials_of
+from helper.trials import Turn, fit_trials, make_stepper, trials_of
 from models import create_model
 
 
@@ -28,10 +27,8 @@ def folder_name(model: str, dataset: str) -> str:
 
 def train(options: dict[str, Any]) -> list[Path]:
     """Train the networks that the options describe, one a seed, or go on with them; returns their folders."""
-    with processes.own_errors_said():
-        device = prepare_device(options["device"], options["gpu_id"], options["deterministic"], options["plain"])
-        with processes.joined(device, options["dist_timeout"]):
-            return _train(options, device)
+    with device_of(options) as device:
+        return _train(options, device)
 
 
 def _train(options: dict[str, Any], device: torch.device) -> list[Path]:
@@ -44,18 +41,9 @@ def _train(options: dict[str, Any], device: torch.device) -> list[Path]:
     # 2. data
     known = taken_by(create_dataset, options | {"device": device})
     data = processes.one_a_machine_first(lambda: create_dataset(options["dataset"], **known))
-    with ExitStack() as stack:
-        trainings = []
-        for run, trial in runs:
-            run.config |= {"device": str(device), "num_classes": data.num_classes}
-            stack.enter_context(run.open())
-            turn = Turn(device)
-            with turn():
-                trainings.append(prepared(run, trial, data, turn))
-        # 4. the loop, from where it stopped
-        fit(trainings)
-    for run, _ in runs:
-        print(run.summary())
+    # 3. the loop, from where each run stopped
+    found_out = {"device": str(device), "num_classes": data.num_classes}
+    fit_trials(runs, device, found_out, lambda run, trial, turn: prepared(run, trial, data, turn))
     return folders
 
 
@@ -82,7 +70,6 @@ def open_run(options: dict[str, Any]) -> RunFolder:
 
 def prepared(run: RunFolder, options: dict[str, Any], data: Dataset, turn: Turn) -> Training:
     """The run of one seed, from where it stopped."""
-    # 3. the network
     seed_everything(options["seed"])
     device = data.train.target.device
     model = create_model(options["model"], data.num_classes, options["dataset"])

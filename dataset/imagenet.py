@@ -116,8 +116,9 @@ class StreamLoader:
         self.images, self.order, self.workers = Images(tree, augment), Order(), None
 
     def __len__(self) -> int:
-        """Batches an epoch."""
-        return -(-self.num_samples // self.batch_size)
+        """Batches an epoch; where nothing is learned, of this process."""
+        num_samples = self.num_samples if self.augment else len(processes.own(self.num_samples))
+        return -(-num_samples // self.batch_size)
 
     def set_epoch(self, epoch: int, done: int = 0) -> None:
         """Choose the epoch (from 1) whose order and cuts the next iteration follows, without its first batches."""
@@ -178,7 +179,7 @@ class StreamLoader:
         return shares
 
     def _val_shares(self) -> list[tuple[list[Sample], Tensor, None]]:
-        mine = torch.arange(self.num_samples)[processes.rank() :: processes.size()]
+        mine = torch.tensor(processes.own(self.num_samples), dtype=torch.int64)
         parts = mine.split(self.batch_size) if len(mine) else ()
         return [([(i, 0, i, 1.0) for i in index.tolist()], index, None) for index in parts]
 

@@ -102,8 +102,9 @@ class MemoryLoader:
         self.lazy = False
 
     def __len__(self) -> int:
-        """Batches an epoch."""
-        return -(-self.num_samples // self.batch_size)
+        """Batches an epoch; where nothing is learned, of this process."""
+        num_samples = self.num_samples if self.augment else len(processes.own(self.num_samples))
+        return -(-num_samples // self.batch_size)
 
     def set_epoch(self, epoch: int, done: int = 0) -> None:
         """Choose the epoch (from 1) whose order and views the next iteration follows, without its first batches."""
@@ -146,7 +147,7 @@ class MemoryLoader:
                 yield Batch(images, self.target[partner], partner, None, count)  # no view of any one image
 
     def _val_batches(self) -> Iterator[Batch]:
-        mine = torch.arange(self.num_samples, device=self.target.device)[processes.rank() :: processes.size()]
+        mine = torch.tensor(processes.own(self.num_samples), dtype=torch.int64, device=self.target.device)
         for index in mine.split(self.batch_size) if len(mine) else ():
             yield Batch(self._normalise(self.images.index_select(0, index)), self.target[index], index, None)
 

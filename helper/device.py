@@ -3,7 +3,8 @@
 import ctypes
 import os
 import random
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,20 @@ def prepare_device(
             " or use --device cpu"
         )
     return device
+
+
+@contextmanager
+def device_of(options: dict[str, Any]) -> Iterator[torch.device]:
+    """The device of a run that these options describe, for as long as it is at work with the other processes, if any.
+
+    Raises:
+        UserError: as `prepare_device`.
+        RunError: as `processes.joined`.
+    """
+    with processes.own_errors_said():
+        device = prepare_device(options["device"], options["gpu_id"], options["deterministic"], options["plain"])
+        with processes.joined(device, options["dist_timeout"]):
+            yield device
 
 
 def gpus_of(gpu_id: str) -> list[str]:

@@ -53,13 +53,22 @@ _COLUMNS = [
 ]
 
 
-def table_head(record: Record) -> str:
-    """The heading of the screen's table for records like this one."""
-    return "  ".join(f"{heading:>{width}}" for heading, key, width, _ in _COLUMNS if key in record)
+class EpochTable:
+    """The table on the screen, of which each epoch is a line."""
+
+    def __init__(self) -> None:
+        self.begun = False
+
+    def add(self, record: Record, label: str = "") -> None:
+        """Print an epoch, below the headings if it is the first one."""
+        if not self.begun:
+            headings = (f"{heading:>{width}}" for heading, key, width, _ in _COLUMNS if key in record)
+            print(" " * len(label) + "  ".join(headings))
+            self.begun = True
+        print(label + _line(record), flush=True)
 
 
-def table_line(record: Record) -> str:
-    """One epoch as a line of the screen's table."""
+def _line(record: Record) -> str:
     cells = []
     for _, key, width, decimals in _COLUMNS:
         if key == "tau_min" and key in record:

@@ -17,7 +17,7 @@ from distiller_zoo import Distiller, at_least_float32, kd_loss, warmed_up
 from helper import processes, stopping
 from helper.device import autocast
 from helper.errors import Diverged, Interrupted, RunError
-from helper.log import Record, table_head, table_line
+from helper.log import EpochTable, Record
 from helper.meter import Meter, Step
 from helper.run_folder import RunFolder
 from models import Model, Output
@@ -321,17 +321,24 @@ def _shown_tau(tau: Tau | None) -> dict[str, str]:
 
 
 @torch.no_grad()
-def evaluation(model: Model, loader: Loader, description: str = "test") -> Steps:
+def evaluation(
+    model: Model, loader: Loader, description: str = "test", between: Callable[[], None] = lambda: None
+) -> Steps:
     """Cross entropy, top-1 and top-5 (percent) of a network on every sample of a loader, in float32.
 
     It yields once, when all work is under way; the result waits for it.
+
+    Args:
+        between: called before each batch.
     """
     model.eval()
     while True:
         try:
             bar = tqdm(loader, desc=description, unit="batch", leave=False, disable=processes.quiet())
-            nothing = torch.zeros(3, dtype=torch.float64, device=loader.target.device)
-            sums = sum((_sums(model(batch.images), batch.target) for batch in bar), nothing)
+            sums = torch.zeros(3, dtype=torch.float64, device=loader.target.device)
+            for batch in bar:
+                between()
+                sums += _sums(model(batch.images), batch.target)
             break
         except torch.OutOfMemoryError:
             if loader.batch_size == 1:
@@ -413,9 +420,12 @@ class Training:
         rate = decayed(options["learning_rate"], epoch, options["lr_decay_epochs"], options["lr_decay_rate"])
         set_learning_rate(optimizer, rate)
         try:
-            trained = yield from epoch_steps(self.stepper, self.data.train, epoch, options["print_freq"], part)
-            train_seconds = time.perf_counter() - start
-            tested = yield from evaluation(module.student, self.data.val)
+            if part and "trained" in part:
+                trained = part["trained"]
+            else:
+                trained = yield from epoch_steps(self.stepper, self.data.train, epoch, options["print_freq"], part)
+                trained["images_per_second"] = self.data.train.num_samples / (time.perf_counter() - start)
+            tested = yield from evaluation(module.student, self.data.val, between=lambda: self._look(trained, start))
             finite = torch.stack([p.isfinite().all() for p in module.parameters()]).all()
             if not finite or math.isnan(tested["test_loss"]):
                 raise Diverged("the weights are not finite after the last step")
@@ -428,11 +438,22 @@ class Training:
                 f"{error} of epoch {epoch}; {_kept(self.run)}: start anew with a lower --learning_rate or other loss"
                 " weights"
             ) from error
-        samples = self.data.train.num_samples
-        speed = {"images_per_second": samples / train_seconds, "seconds": time.perf_counter() - start}
-        record = {"epoch": epoch, "learning_rate": rate} | trained | tested | speed
+        record = {"epoch": epoch, "learning_rate": rate} | trained | tested | {"seconds": time.perf_counter() - start}
         self.run.save_epoch(record, module, module.student, optimizer)
         return record
+
+    def _look(self, trained: Record, start: float) -> None:
+        """Within a test: keep a trained epoch if the process was asked to end.
+
+        One process ends here. Several come to the end of the test, if they are given the time: each has batches of its
+        own, between which it cannot know what the others were asked.
+        """
+        if stopping.asked():
+            part = {"step": len(self.data.train), "trained": trained, "seconds": time.perf_counter() - start}
+            if processes.size() == 1:
+                raise Interrupted(part)
+            if "trained" not in (self.run.part or {}):
+                self.run.save_part(part, self.stepper.module, self.stepper.optimizer)
 
 
 def fit(trainings: Sequence[Training]) -> None:
@@ -443,7 +464,7 @@ def fit(trainings: Sequence[Training]) -> None:
             the other runs were trained to their end.
     """
     errors: dict[Training, RunError] = {}
-    heading_due = True
+    table = EpochTable()
     try:
         with stopping.looked_at():
             while going := [training for training in trainings if not training.over and training not in errors]:
@@ -451,16 +472,11 @@ def fit(trainings: Sequence[Training]) -> None:
                     stopping.stop()
                 results = in_turns([(training.epoch(), training.turn) for training in going])
                 for training, result in zip(going, results, strict=True):
-                    label = f"seed {training.options['seed']:<4}" if len(trainings) > 1 else ""
-                    if isinstance(result, Interrupted):
-                        continue
-                    if isinstance(result, RunError):
+                    if isinstance(result, dict):
+                        label = f"seed {training.options['seed']:<4}" if len(trainings) > 1 else ""
+                        table.add(result, label)
+                    elif not isinstance(result, Interrupted):
                         errors[training] = result
-                        continue
-                    if heading_due:
-                        print(" " * len(label) + table_head(result))
-                        heading_due = False
-                    print(label + table_line(result), flush=True)
     except KeyboardInterrupt:
         run = trainings[0].run
         same = "the same command without --overwrite" if run.overwrite else "the same command"

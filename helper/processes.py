@@ -161,10 +161,33 @@ def one_a_machine_first(work: Callable[[], T]) -> T:
     return result
 
 
+def check_same(told: dict[str, Any]) -> None:
+    """Raise UserError where another process was told something else, or has other data."""
+    if size() == 1:
+        return
+    all_told = [None] * size()
+    dist.all_gather_object(all_told, told)
+    for other, theirs in enumerate(all_told):
+        mine = all_told[0]
+        keys = sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))
+        if keys:
+            differing = "; ".join(f"{key} {theirs.get(key)} instead of {mine.get(key)}" for key in keys)
+            error = UserError(
+                f"process {other} differs from process 0 ({differing}): give all of them the same options and data"
+            )
+            error.known_to_all = True
+            raise error
+
+
 def wait_for_all() -> None:
     """Return when all processes have come so far."""
     if size() > 1:
         dist.barrier()
+
+
+def own(count: int) -> range:
+    """Which of so many things this process does, where each is done by one process only."""
+    return range(count)[rank() :: size()]
 
 
 def share(rows: Tensor) -> Tensor:

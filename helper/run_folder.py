@@ -34,7 +34,7 @@ class RunFolder:
         overwrite: start anew, whatever is there.
 
     Raises:
-        UserError: the folder holds a run with other options, or cannot be written.
+        UserError: the folder holds a run with other options, or another process was told to do another run.
     """
 
     def __init__(self, folder: Path, model: str, config: dict[str, Any], overwrite: bool) -> None:
@@ -43,6 +43,7 @@ class RunFolder:
         self.history: list[Record] = []
         self.part: dict[str, Any] | None = None  # of the next epoch, where it was begun; see `save_part`
         self.path = folder / "config.json"
+        processes.check_same(self._decisive())
         processes.first(self._check)
 
     @property
@@ -85,15 +86,20 @@ class RunFolder:
             there = ADDED_OPTIONS | config["options"] | {key: config[key] for key in IDENTITY if key in config}
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self.path} is damaged: add --overwrite to start that run anew") from error
-        ours = json.loads(json.dumps(self.config["options"] | {key: self.config.get(key) for key in IDENTITY}))
-        foreign = foreign_options(ours.get("distill"), ours.get("temperature"))
-        both = there.keys() & ours.keys() - NEUTRAL_OPTIONS - foreign
+        ours = json.loads(json.dumps(self._decisive()))
+        both = there.keys() & ours.keys()
         changed = [f"{key} {there[key]} instead of {ours[key]}" for key in sorted(both) if there[key] != ours[key]]
         if changed:
             raise UserError(
                 f"{self.folder} holds a run with other options ({'; '.join(changed)}): give another --run_dir or"
                 " --experiments_name, or add --overwrite to replace it"
             )
+
+    def _decisive(self) -> dict[str, Any]:
+        """What decides which run this is."""
+        told = self.config["options"] | {key: self.config.get(key) for key in IDENTITY}
+        left_out = NEUTRAL_OPTIONS | foreign_options(told.get("distill"), told.get("temperature"))
+        return {key: value for key, value in told.items() if key not in left_out}
 
     @contextmanager
     def open(self) -> Iterator[None]:

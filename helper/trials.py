@@ -1,7 +1,7 @@
 """Several seeds of one configuration in one process, each as if it ran alone."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -9,7 +9,8 @@ import torch
 from dataset.base import Loader
 from helper import processes
 from helper.graph import RecordedStepper
-from helper.loops import Learner, Stepper, Teacher
+from helper.loops import Learner, Stepper, Teacher, Training, fit
+from helper.run_folder import RunFolder
 
 
 def trials_of(options: dict[str, Any]) -> list[dict[str, Any]]:
@@ -56,6 +57,31 @@ class Turn:
                 yield
         finally:
             default.graphsafe_set_state(before)
+
+
+def fit_trials(
+    runs: Sequence[tuple[RunFolder, dict[str, Any]]],
+    device: torch.device,
+    found_out: dict[str, Any],
+    prepare: Callable[[RunFolder, dict[str, Any], Turn], Training],
+) -> None:
+    """Train runs, each with its options, to their ends, and say what came of them.
+
+    Args:
+        found_out: what their `config.json` should say beside their options.
+        prepare: makes a run ready, in a turn of its own.
+    """
+    with ExitStack() as stack:
+        trainings = []
+        for run, options in runs:
+            run.config |= found_out
+            stack.enter_context(run.open())
+            turn = Turn(device)
+            with turn():
+                trainings.append(prepare(run, options, turn))
+        fit(trainings)
+    for run, _ in runs:
+        print(run.summary())
 
 
 def make_stepper(

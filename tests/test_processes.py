@@ -1,8 +1,8 @@
 """Several processes that train one network together: gloo, on the CPU."""
 
-import functools
 import hashlib
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -13,17 +13,18 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing
-from common import Tiny, make, read_log, timeless
+from common import Tiny, check_same_end, make, read_log
 from PIL import Image
 from torch import nn
 
+from dataset.base import Dataset
 from dataset.memory import MemoryLoader
 from distiller_zoo import distiller_dict
-from helper import checkpoint, device, processes
+from helper import checkpoint, device, processes, stopping
 from helper.answers import Live
 from helper.device import synchronised
-from helper.errors import RunError, UserError
-from helper.loops import Alone, Stepper, evaluate, make_optimizer, train_epoch
+from helper.errors import Interrupted, RunError, UserError
+from helper.loops import Alone, Stepper, Training, evaluate, make_optimizer, train_epoch
 from helper.options import parse, student_parser
 from helper.run_folder import RunFolder
 from models import create_model
@@ -94,19 +95,27 @@ def real_networks():
     return {"digests": stepper.digests, "tested": evaluate(module.student, loader(7, 2, augment=False))}
 
 
-def work(rank, size, port, folder, what, arguments):
-    """A process: computes all that is asked, and leaves it in a file."""
+def work(rank, size, port, connection):
+    """A process: joins the others, and computes all that it is asked."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     with processes.joined(torch.device("cpu"), 120):
-        torch.save([what(*each) for each in arguments], Path(folder) / f"{rank}.pt")
+        while asked := pickle.loads(connection.recv_bytes()):
+            what, arguments = asked
+            connection.send_bytes(pickle.dumps(what(*arguments)))
 
 
-def together(size, tmp_path, what, arguments):
-    """What `size` processes say: a list for each, of the results in the order of the arguments."""
-    torch.multiprocessing.spawn(work, (size, free_port(), str(tmp_path), what, arguments), nprocs=size)
-    return [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(size)]
+def started(size):
+    """Connections to so many processes that train together."""
+    port, connections = free_port(), []
+    for rank in range(size):
+        ours, theirs = torch.multiprocessing.Pipe()
+        arguments = (rank, size, port, theirs)
+        torch.multiprocessing.get_context("spawn").Process(target=work, args=arguments, daemon=True).start()
+        theirs.close()
+        connections.append(ours)
+    return connections
 
 
 def free_port():
@@ -116,21 +125,25 @@ def free_port():
 
 
 @pytest.fixture(scope="module")
-def all_pairs(tmp_path_factory):
-    """What each of two or three processes says of every pair; they are started only once."""
+def together():
+    """What each of `size` processes says when it is asked; they are started only once."""
+    pools = {}
 
-    @functools.cache
-    def ask(size):
-        told = together(size, tmp_path_factory.mktemp("processes"), trained, PAIRS[size])
-        return {pair: [each[i] for each in told] for i, pair in enumerate(PAIRS[size])}
+    def ask(size, what, *arguments):
+        pools[size] = pools.get(size) or started(size)
+        for connection in pools[size]:
+            connection.send_bytes(pickle.dumps((what, arguments)))
+        return [pickle.loads(connection.recv_bytes()) for connection in pools[size]]
 
-    return ask
+    yield ask
+    for connection in (each for pool in pools.values() for each in pool):
+        connection.send_bytes(pickle.dumps(None))
 
 
 @pytest.mark.parametrize(("size", "pair"), [(size, pair) for size, pairs in PAIRS.items() for pair in pairs])
-def test_processes_with_shares_of_a_batch_are_one_process_with_all_of_it(size, pair, all_pairs):
+def test_processes_with_shares_of_a_batch_are_one_process_with_all_of_it(size, pair, together):
     """Losses, and weights after steps that they decided; every bit the same on all ranks after each step."""
-    ranks, alone = all_pairs(size)[pair], trained(*pair)
+    ranks, alone = together(size, trained, *pair), trained(*pair)
     assert len(alone["losses"]) == 4
     for each in ranks:
         assert each["digests"] == ranks[0]["digests"]
@@ -142,9 +155,8 @@ def test_processes_with_shares_of_a_batch_are_one_process_with_all_of_it(size, p
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_batch_norms_agree_and_every_image_is_tested_once(size, tmp_path):
-    ranks = [each[0] for each in together(size, tmp_path, real_networks, [()])]
-    alone = real_networks()
+def test_batch_norms_agree_and_every_image_is_tested_once(size, together):
+    ranks, alone = together(size, real_networks), real_networks()
     assert len(set(ranks[0]["digests"])) == 2
     for each in ranks:
         assert each["digests"] == ranks[0]["digests"]
@@ -160,15 +172,15 @@ def evaluated(state):
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_a_test_set_that_cannot_be_shared_evenly_is_counted_exactly(size, tmp_path):
+def test_a_test_set_that_cannot_be_shared_evenly_is_counted_exactly(size, together):
     torch.manual_seed(0)
     state = Tiny().state_dict()
     alone = evaluated(state)
-    for (told,) in together(size, tmp_path, evaluated, [(state,)]):
+    for told in together(size, evaluated, state):
         assert told == pytest.approx(alone, rel=1e-6)
 
 
-def probe_taken_up(_):
+def probe_taken_up():
     """The probe of an RLKD run before and after it was saved within an epoch; and what was saved."""
     module = make("rlkd", "kd", Tiny(), Tiny(width=12), target=torch.arange(IMAGES) % 10)
     module.start_epoch(1)
@@ -180,8 +192,8 @@ def probe_taken_up(_):
     return before, module.probe, state["probe"], batch.index
 
 
-def test_each_process_takes_up_its_own_part_of_a_probe(tmp_path):
-    told = [each[0] for each in together(2, tmp_path, probe_taken_up, [(0,)])]
+def test_each_process_takes_up_its_own_part_of_a_probe(together):
+    told = together(2, probe_taken_up)
     (images, target), _, (all_images, all_target), _ = told[0]
     for before, after, saved, _ in told:
         assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
@@ -194,10 +206,10 @@ def few_images(count):
     return evaluate(Tiny(), loader(count, 2, augment=False))
 
 
-def test_fewer_images_than_processes_are_tested_too(tmp_path):
-    ranks = together(3, tmp_path, few_images, [(1,)])
-    assert all(set(each[0]) == {"test_loss", "top1", "top5"} for each in ranks)
-    assert all(each[0]["top1"] in (0.0, 100.0) for each in ranks)
+def test_fewer_images_than_processes_are_tested_too(together):
+    ranks = together(3, few_images, 1)
+    assert all(set(each) == {"test_loss", "top1", "top5"} for each in ranks)
+    assert all(each["top1"] in (0.0, 100.0) for each in ranks)
 
 
 def told_by_the_first(fails):
@@ -212,14 +224,64 @@ def told_by_the_first(fails):
         return str(error)
 
 
-def test_the_first_process_finds_out_for_all(tmp_path):
-    for told in together(2, tmp_path, told_by_the_first, [(False,), (True,)]):
-        assert told == [({"rank": 0}, True), "there is no such thing"]
+def test_the_first_process_finds_out_for_all(together):
+    assert together(2, told_by_the_first, False) == 2 * [({"rank": 0}, True)]
+    assert together(2, told_by_the_first, True) == 2 * ["there is no such thing"]
+
+
+def turns_taken(folder):
+    """Who was there already when this process did what leaves something on the disk; then what went wrong."""
+
+    def leave():
+        there = sorted(path.name for path in folder.iterdir())
+        (folder / str(processes.rank())).touch()
+        return there
+
+    def fail():
+        raise UserError(f"found by {processes.rank()}")
+
+    there = processes.one_a_machine_first(leave)
+    with pytest.raises(UserError, match="found by 0") as first:
+        processes.one_a_machine_first(fail)
+    with pytest.raises(UserError, match="found by 1") as second:
+        processes.one_a_machine_first(lambda: fail() if processes.rank() == 1 else None)
+    return there, first.value.known_to_all, second.value.known_to_all
+
+
+def test_the_first_process_of_a_machine_is_done_before_the_others_begin(together, tmp_path):
+    first, *others = together(3, turns_taken, tmp_path)
+    assert first == ([], True, True)
+    assert all("0" in there and known == [True, True] for there, *known in others)
+
+
+def a_run_of_its_own(folder, differing):
+    """A run's folder, of which one process was told something else."""
+    options = {"batch_size": 64, "num_workers": processes.rank()}  # the latter is each process's own affair
+    options |= differing if processes.rank() else {}
+    try:
+        run = RunFolder(folder, "resnet8", {"options": options}, overwrite=False)
+    except UserError as error:
+        return str(error)
+    module = Alone(Tiny())
+    optimizer = make_optimizer(module, 0.05, 0.9, 5e-4)
+    run.resume(module, optimizer)
+    run.folder = folder / f"{processes.rank()}"
+    run.folder.mkdir()
+    run.save_part({"step": 1}, module, optimizer)
+    return run.config["processes"], (run.folder / "last.pth").exists()
+
+
+def test_processes_that_were_told_something_else_are_refused(together, tmp_path):
+    for told in together(2, a_run_of_its_own, tmp_path / "none", {"batch_size": 32}):
+        assert told.startswith("process 1 differs from process 0 (batch_size 32 instead of 64): give all of them")
+    assert not (tmp_path / "none").exists()
+    tmp_path.joinpath("run").mkdir()
+    assert together(2, a_run_of_its_own, tmp_path / "run", {}) == [(2, True), (2, False)]  # the first one wrote
 
 
 # ---------------------------------------------------------------- the command line
 
-LINE = "--dataset digits --train_subset 640 --batch_size 32 --epochs 2 --model resnet8 --lr 0.05 "
+LINE = "--dataset digits --train_subset 320 --batch_size 32 --epochs 2 --model resnet8 --lr 0.05 "
 
 
 def command(script, line, *torchrun):
@@ -227,9 +289,11 @@ def command(script, line, *torchrun):
     return [*started, str(ROOT / script), *line.split()]
 
 
-def run(command, **more):
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, env=environment(), **more)
-    assert done.returncode == 0, done.stdout + done.stderr
+def run(command, status=0, **more):
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, timeout=300, env=environment() | more
+    )
+    assert done.returncode == status, done.stdout + done.stderr
     return done
 
 
@@ -243,10 +307,10 @@ def two():
 
 @pytest.fixture(scope="module")
 def run_of_two(tmp_path_factory):
-    """A training by two processes that nothing interrupted."""
+    """A training by two processes that nothing interrupted, started by the published flags."""
     folder = tmp_path_factory.mktemp("two") / "resnet8_vanilla_digits"
-    done = run(command("train_teacher.py", LINE + f"--run_dir {folder}", *two()))
-    return folder, done
+    line = f"--multiprocessing-distributed --gpu_id 0,1 --device cpu --dist-url tcp://127.0.0.1:{free_port()} "
+    return folder, run(command("train_teacher.py", LINE + line + f"--run_dir {folder}"))
 
 
 def test_one_process_speaks_and_writes(run_of_two):
@@ -260,12 +324,6 @@ def test_one_process_speaks_and_writes(run_of_two):
     assert len(list(folder.glob("events*"))) == 1
 
 
-def test_the_published_flag_starts_the_processes(run_of_two, tmp_path):
-    line = f"--multiprocessing-distributed --gpu_id 0,1 --device cpu --dist-url tcp://127.0.0.1:{free_port()} "
-    run(command("train_teacher.py", LINE + line + f"--run_dir {tmp_path / 'run'}"))
-    assert timeless(tmp_path / "run") == timeless(run_of_two[0])
-
-
 def wait_for(path, seconds=120):
     end = time.monotonic() + seconds
     while not path.exists():
@@ -273,24 +331,11 @@ def wait_for(path, seconds=120):
         time.sleep(0.05)
 
 
-def kill_a_worker_of(agent):
-    (children,) = Path(f"/proc/{agent.pid}/task").glob(f"{agent.pid}/children")
-    os.kill(int(children.read_text().split()[-1]), signal.SIGKILL)
-
-
 def test_a_lost_worker_is_started_again_and_the_end_is_the_same(run_of_two, tmp_path):
-    folder = tmp_path / "run"
-    line = LINE + f"--run_dir {folder} --overwrite"
-    with subprocess.Popen(
-        command("train_teacher.py", line, "--max-restarts=1", *two()), cwd=ROOT, env=environment(), text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    ) as agent:  # fmt: skip
-        wait_for(folder / "last.pth")
-        kill_a_worker_of(agent)
-        told, _ = agent.communicate(timeout=300)
-    assert agent.returncode == 0, told
-    assert "going on after epoch" in told
-    assert timeless(folder) == timeless(run_of_two[0])
+    line = f"self SIGKILL train_teacher.py {LINE} --run_dir {tmp_path / 'run'} --overwrite"
+    done = run(command("tests/at_a_step.py", line, "--max-restarts=1", *two()))
+    assert "going on after epoch 1 of 2\n" in done.stdout
+    check_same_end(tmp_path / "run", run_of_two[0])
 
 
 @pytest.mark.parametrize("processes_before", [1, 2])
@@ -298,19 +343,14 @@ def test_a_run_that_was_asked_to_end_saves_within_the_epoch(processes_before, ru
     """And goes on, with as many processes bit by bit, with another number as well."""
     folder = tmp_path / "run"
     line = LINE + f"--run_dir {folder}"
-    started = command("train_teacher.py", line, *(two() if processes_before == 2 else ()))
-    with subprocess.Popen(started, cwd=ROOT, env=environment(), text=True, stdout=subprocess.PIPE) as running:
-        wait_for(folder / "last.pth")
-        running.terminate()
-        told, _ = running.communicate(timeout=120)
-    assert running.returncode == (143 if processes_before == 1 else 1)  # torchrun has a status of its own
-    assert "steps of the next" in told
-    part = torch.load(folder / "last.pth", weights_only=True)["part"]
-    assert 1 <= part["step"] <= 20
+    whom, torchrun = ("self", ()) if processes_before == 1 else ("parent", two())
+    status = 143 if processes_before == 1 else 1  # torchrun has a status of its own
+    told = run(command("tests/at_a_step.py", f"{whom} SIGTERM train_teacher.py {line}", *torchrun), status)
+    assert f"stopped; {folder} keeps the state after epoch 1 and 3 steps of the next" in told.stdout
     done = run(command("train_teacher.py", line, *two()))
-    assert "steps of the next" in done.stdout
+    assert "going on after epoch 1 of 2 and 3 steps of the next" in done.stdout
     if processes_before == 2:
-        assert timeless(folder) == timeless(run_of_two[0])
+        check_same_end(folder, run_of_two[0])
     else:
         assert "2 processes instead of 1" in done.stdout
         assert len(read_log(folder)) == 2
@@ -320,21 +360,19 @@ def test_two_machines_meet_and_survive_the_loss_of_a_worker(run_of_two, tmp_path
     """Two agents of torchrun, each with a worker, as on two machines."""
     folder, port = tmp_path / "run", free_port()
     nodes = ("--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}")
-    started = command("train_teacher.py", LINE + f"--run_dir {folder}", "--max-restarts=1", *nodes)
+    line = f"self SIGKILL train_teacher.py {LINE} --run_dir {folder}"
+    started = command("tests/at_a_step.py", line, "--max-restarts=1", *nodes)
     new_store = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     agents = [subprocess.Popen(started, cwd=ROOT, env=environment() | new_store) for _ in range(2)]
-    wait_for(folder / "last.pth")
-    kill_a_worker_of(agents[1])
     assert [agent.wait(300) for agent in agents] == [0, 0]
-    assert timeless(folder) == timeless(run_of_two[0])
+    check_same_end(folder, run_of_two[0])
 
 
 def test_a_process_that_never_comes_is_an_error_within_the_timeout(tmp_path):
-    alone = environment() | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     alone["MASTER_PORT"] = str(free_port())
     started = command("train_teacher.py", LINE + f"--dist_timeout 3 --run_dir {tmp_path / 'run'}")
-    done = subprocess.run(started, capture_output=True, text=True, cwd=ROOT, env=alone, timeout=120)
-    assert done.returncode == 1
+    done = run(started, 1, **alone)
     assert "process 0 of 2 lost the others or never met them, within 3 s" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -372,6 +410,34 @@ def test_synchronised_batch_norm_needs_gpus(monkeypatch):
         synchronised(create_model("resnet8", 10), True, cpu)
 
 
+def test_a_device_that_only_one_process_lacks_is_said_by_that_one(monkeypatch, capsys):
+    for local_rank, said in (("0", 0), ("1", 1)):
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+        monkeypatch.setenv("RANK", local_rank)
+        options = {"device": "cuda:99", "gpu_id": None, "deterministic": False, "plain": True, "dist_timeout": 1}
+        with pytest.raises(UserError, match="there is no device cuda:99"), device.device_of(options):
+            pass
+        assert capsys.readouterr().err.count("error in process 1: there is no device cuda:99") == said
+
+
+def test_several_processes_keep_what_they_trained_and_go_on_testing(monkeypatch, tmp_path):
+    """One that is asked to end within a test cannot know whether the others are, so it does not leave them."""
+    module = Alone(Tiny())
+    run = RunFolder(tmp_path, "resnet8", {"options": {}}, overwrite=False)
+    stepper = Stepper(module, None, make_optimizer(module, 0.05, 0.9, 5e-4))
+    training = Training(run, stepper, Dataset(loader(), loader(augment=False), 10), {})
+    training._look({"loss": 1.5}, 0.0)
+    assert run.part is None
+    monkeypatch.setattr(stopping, "asked", lambda: True)
+    with pytest.raises(Interrupted) as interrupt:
+        training._look({"loss": 1.5}, 0.0)
+    assert interrupt.value.part["step"] == 4
+    monkeypatch.setattr(processes, "size", lambda: 2)
+    for loss in (1.5, 2.5):  # saved once
+        training._look({"loss": loss}, 0.0)
+    assert checkpoint.load(tmp_path / "last.pth")["part"]["trained"] == {"loss": 1.5}
+
+
 def test_other_errors_are_not_taken_for_lost_processes(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RuntimeError, match="something else"), processes._lost_processes_said(1):
@@ -391,8 +457,7 @@ def test_what_only_one_process_finds_wrong_is_said(tmp_path):
     line = f"--dataset imagenet --data_dir {tmp_path} --image_size 32 --model resnet8 --batch_size 8 --epochs 1 "
     line += f"--num_workers 0 --device cpu --run_dir {tmp_path / 'run'}"
     started = command("train_teacher.py", line, *two())
-    done = subprocess.run(started, capture_output=True, text=True, cwd=ROOT, timeout=200, env=environment())
-    assert done.returncode == 1
+    done = run(started, 1)
     assert done.stderr.count("error in process 1: the image") == 1
     assert "val/cat/1.png cannot be read" in done.stderr
 

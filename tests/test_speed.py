@@ -528,7 +528,7 @@ def test_the_first_50_losses_on_cifar100_are_those_of_the_plain_path(cifar100_di
 
 
 def test_bf16_learns_as_well_as_float32(teacher, tmp_path):
-    line = f"--path-t {teacher} -r 1 -a 0.1 --temperature ctkd-global --train_subset 400 --epochs 4 --trials 3"
+    line = f"--path-t {teacher} -r 1 -a 0.1 --temperature ctkd-global --train_subset 240 --epochs 4 --trials 3"
     top1 = {}
     for precision in ("fp32", "bf16"):
         own = f"--dataset digits --batch_size 16 --run_dir {tmp_path / precision} --precision {precision} "
@@ -537,7 +537,7 @@ def test_bf16_learns_as_well_as_float32(teacher, tmp_path):
     difference = abs(statistics.mean(top1["fp32"]) - statistics.mean(top1["bf16"]))
     noise = (sum(statistics.variance(values) for values in top1.values()) / 3) ** 0.5
     assert difference <= 2.78 * noise, top1  # Student's t, 95 %, 4 degrees of freedom
-    assert min(top1["bf16"]) > 50
+    assert min(top1["bf16"]) > 30  # chance is 10
 
 
 @pytest.mark.parametrize("distill", distiller_dict)
