@@ -34,7 +34,7 @@ from benchmarks.baseline import MEAN, STD, Baseline
 from dataset import val_batch_size
 from dataset.memory import MemoryLoader
 from helper.answers import Live, TeacherTable
-from helper.device import place, prepare_device, seed_everything
+from helper.device import cpu_info, place, prepare_device, seed_everything
 from helper.errors import Parser, RunError, UserError, run_main, unknown
 from helper.loops import epoch_steps, evaluation, in_turns, make_optimizer
 from helper.options import parse, resolve_pair, student_parser
@@ -214,14 +214,9 @@ def machine(args: argparse.Namespace) -> str:
 
 def processor() -> str:
     """The processor's name, and what it computes bf16 with."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    flags = told.get("flags", "").split()
-    bf16 = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in flags]
-    return f"{told.get('model name', platform.machine())} (bf16 instructions: {', '.join(bf16) or 'none'})"
+    told = cpu_info()
+    bf16 = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in told["flags"].split()]
+    return f"{told['model name']} (bf16 instructions: {', '.join(bf16) or 'none'})"
 
 
 def parse_args() -> argparse.Namespace:

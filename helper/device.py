@@ -2,9 +2,11 @@
 
 import ctypes
 import os
+import platform
 import random
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -132,6 +134,16 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Non
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
+
+
+def cpu_info() -> dict[str, str]:
+    """What Linux says of the processor: its `model name`, its `flags` and more; elsewhere no more than its kind."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    return {"model name": platform.processor() or platform.machine(), "flags": ""} | told
 
 
 def seed_everything(seed: int) -> None:

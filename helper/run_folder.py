@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import platform
 import shlex
 import subprocess
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 
 from helper import checkpoint, processes
+from helper.device import cpu_info
 from helper.errors import UserError
 from helper.files import write_atomically
 from helper.log import Record, RunLog
@@ -250,7 +252,8 @@ def _provenance() -> dict[str, Any]:
             "numpy": numpy.__version__,
         },
         "machine": {
-            "processor": platform.processor() or platform.machine(),
+            "processor": cpu_info()["model name"],
+            "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
