@@ -253,7 +253,7 @@ def gain_rows(groups: Sequence[Sequence[Run]], labels: Sequence[str]) -> list[li
 def table(heading: Sequence[str], rows: Sequence[Sequence[str]], markdown: bool) -> list[str]:
     """The lines of a table, aligned for the screen or in Markdown; numbers stand at the right."""
     cells = [[cell.replace("|", r"\|") if markdown else cell for cell in line] for line in (heading, *rows)]
-    left = [name in ("pair", "method", "over", "verdict") for name in heading]
+    left = [name in ("table", "pair", "method", "state", "over", "verdict") for name in heading]
     widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
     forms = [f"{'<' if at_left else '>'}{width}" for at_left, width in zip(left, widths, strict=True)]
     lines = [[f"{cell:{form}}" for cell, form in zip(line, forms, strict=True)] for line in cells]

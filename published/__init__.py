@@ -64,9 +64,13 @@ def source(record: Record) -> dict[str, Any]:
     return tables()["sources"][record["source_id"]]
 
 
-def settings(record: Record) -> dict[str, Any]:
-    """The options of a run that would follow the record's protocol, by name; empty if the protocol is unknown."""
-    known = source(record)["settings"]
+def settings(record: Record, known: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The options of a run that would follow the record's protocol, by name; empty if the protocol is unknown.
+
+    Args:
+        known: instead of the `settings` of the record's source.
+    """
+    known = source(record)["settings"] if known is None else known
     if record["dataset"] not in known:
         return {}
     keys = (record["dataset"], record["student"], record["method"], record["temperature_policy"])
