@@ -24,10 +24,11 @@ from typing import NamedTuple
 
 import torch
 
-from compare import mean_and_spread, table
+from helper.comparison import mean_and_spread
 from helper.errors import Parser, RunError, run_main
 from helper.options import teacher_parser
 from helper.runs import number
+from helper.tables import Table
 from published.rows import SHORT, TABLES, Row, left_out, rows
 
 HEADING = ["table", "pair", "method", "state", "n", "last", "published"]
@@ -107,7 +108,7 @@ def listed(tables: Sequence[str], seeds: int) -> Iterator[str]:
             top1 = "–" if row.top1 is None else f"{row.top1:.2f}"
             cells.append([name, row.pair, row.method, words, str(len(last)), mean_and_spread(last), top1])
         missing += [f"{name}: {', '.join(methods)} are not here" for methods in [left_out(name)] if methods]
-    yield from table(HEADING, cells, markdown=False)
+    yield Table(HEADING, cells).text()
     yield ""
     yield from missing
     if SHORT in tables:

@@ -100,7 +100,7 @@ class Row(NamedTuple):
 
     @property
     def _length(self) -> str:
-        return "" if self.options["epochs"] in EPOCHS[self.dataset] else f"_{self.options['epochs']}-epochs"
+        return "" if self.options["epochs"] in EPOCHS.get(self.dataset, ()) else f"_{self.options['epochs']}-epochs"
 
     def _alone(self, model: str, seed: int) -> Path:
         data = "" if self.dataset == "cifar100" else f"_{self.dataset}_{self.options['epochs']}-epochs"

@@ -16,8 +16,8 @@ import train_student
 import train_teacher
 from benchmarks import bench, cka_bias, cost, growth, loading, operations, startup
 from distiller_zoo import distiller_dict
+from helper import page
 from helper.options import parse, resolve_pair, student_parser, teacher_parser
-from helper.runs import find_runs
 from temperature import temperature_dict
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -249,7 +249,8 @@ def test_the_environment_is_made_once_and_only_where_needed(tmp_path):
     assert use() == [install, "hello"]
 
 
-def test_the_tables_of_the_results_are_what_compare_writes():
-    for table in (ROOT / "results").rglob("table.md"):
-        assert table.read_text() == compare.report(find_runs([table.parent]), markdown=True)
-    assert (ROOT / "results/short_cifar100/table.md").exists()
+def test_the_pages_of_the_results_are_what_compare_makes_of_the_logs():
+    made = page.pages(ROOT / "results")
+    assert made.keys() == {"README.md", "index.html", *(f"figures/{f.name}" for f in ROOT.glob("results/figures/*"))}
+    for name, text in made.items():
+        assert (ROOT / "results" / name).read_text() == text, f"{name}: python compare.py --pages results"

@@ -16,7 +16,7 @@ from scipy import stats
 
 import compare
 import published
-from helper import plot
+from helper import comparison, plot
 from helper.errors import RunError, UserError
 from helper.plot import plot_compare, plot_run
 from helper.runs import NEUTRAL_OPTIONS, Run, find_runs, group_labels, group_runs
@@ -24,6 +24,7 @@ from helper.runs import NEUTRAL_OPTIONS, Run, find_runs, group_labels, group_run
 ROOT = Path(compare.__file__).parent
 REFERENCE = Path(__file__).resolve().parents[2] / "shared/reference/published_tables.json"
 
+TOLD = ("teacher_sha256", "num_classes", "machine", "processes")  # in config.json beside the options
 OPTIONS = {
     "batch_size": 64, "learning_rate": 0.05, "lr_decay_epochs": [150, 180, 210], "lr_decay_rate": 0.1, "momentum": 0.9,
     "weight_decay": 5e-4, "train_subset": 0, "gamma": 0.1, "alpha": 0.9, "beta": 0.0, "kd_T": 4.0, "tau_init": 1.0,
@@ -51,7 +52,7 @@ def write_run(folder, records, seed=1, distill="kd", temperature="fixed", teache
         "teacher": teacher if distill else None, "distill": distill, "temperature": temperature if distill else None,
         "seed": seed, "epochs": 240, "teacher_top1": 72.34 if distill else None,
     }  # fmt: skip
-    config |= {key: more.pop(key) for key in tuple(more) if key in {*config, "teacher_sha256", "num_classes"}}
+    config |= {key: more.pop(key) for key in tuple(more) if key in {*config, *TOLD}}
     config["options"] = OPTIONS | {"seed": seed, "epochs": config["epochs"], "experiments_name": folder.name} | more
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -126,10 +127,10 @@ def test_missing_values_never_crash(tmp_path):
     runs = find_runs([tmp_path])
     assert len(runs) == 4
     for markdown in (False, True):
-        text = compare.report(runs, markdown)
+        text = comparison.report(runs, markdown)
         assert "unfinished (0/? epochs)" in text
         assert text.count("none published") == 3 and "nan" not in text
-    plot_compare(compare.plotted([run for run in runs if run.option("distill") == "pkt"]), tmp_path / "x.png")
+    plot_compare(comparison.plotted([run for run in runs if run.option("distill") == "pkt"]), tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 5000
 
 
@@ -222,7 +223,7 @@ def test_lookup_by_temperature_and_kd_term():
 def test_a_part_of_imagenet_has_no_published_numbers(classes, shown, tmp_path):
     networks = {"teacher": "ResNet34", "model": "ResNet18", "temperature": "ctkd-global"}
     write_run(tmp_path / "run", history(60.0), dataset="imagenet", num_classes=classes, **networks)
-    assert shown in compare.report(find_runs([tmp_path]), markdown=True)
+    assert shown in comparison.report(find_runs([tmp_path]), markdown=True)
 
 
 def test_settings_follow_student_method_and_temperature():
@@ -241,7 +242,7 @@ def test_every_source_is_described_and_ordered():
     assert {record["source_id"] for record in content["records"]} == set(content["sources"])
     assert sorted(content["preference"]["distilled"]) == sorted(content["sources"])
     for source in content["sources"].values():
-        assert source["reports"] in compare.REPORTS and source["protocol"] and source["name"]
+        assert source["reports"] in comparison.REPORTS and source["protocol"] and source["name"]
 
 
 def test_every_record_equals_the_reference():
@@ -271,18 +272,19 @@ def test_deviation_at_the_edge_of_the_prediction_interval():
     accuracies = [70.0, 70.4, 70.5]
     half = stats.t.ppf(0.975, 2) * statistics.stdev(accuracies) * math.sqrt(4 / 3)
     mean = statistics.fmean(accuracies)
-    assert compare.deviation(accuracies, mean - half + 1e-6) == 0 == compare.deviation(accuracies, mean + half - 1e-6)
-    assert compare.deviation(accuracies, mean - half - 1e-6) == 1
-    assert compare.deviation(accuracies, mean + half + 1e-6) == -1
+    for inside in (mean - half + 1e-6, mean + half - 1e-6):
+        assert comparison.deviation(accuracies, inside) == 0
+    assert comparison.deviation(accuracies, mean - half - 1e-6) == 1
+    assert comparison.deviation(accuracies, mean + half + 1e-6) == -1
 
 
 def test_deviation_adds_the_published_spread_in_quadrature():
     accuracies = [70.0, 70.4, 70.5]
     spread = math.hypot(statistics.stdev(accuracies) * math.sqrt(4 / 3), 0.3)
     edge = statistics.fmean(accuracies) - stats.t.ppf(0.975, 2) * spread
-    assert compare.deviation(accuracies, edge + 1e-6, 0.3) == 0
-    assert compare.deviation(accuracies, edge - 1e-6, 0.3) == 1
-    assert compare.deviation([70.0, 70.0], 70.0) == 0  # no noise at all
+    assert comparison.deviation(accuracies, edge + 1e-6, 0.3) == 0
+    assert comparison.deviation(accuracies, edge - 1e-6, 0.3) == 1
+    assert comparison.deviation([70.0, 70.0], 70.0) == 0  # no noise at all
 
 
 def test_verdict_takes_what_the_source_reports():
@@ -290,7 +292,7 @@ def test_verdict_takes_what_the_source_reports():
     runs = runs_with(last, best)
 
     def verdict(source, top1):
-        return compare.verdict(runs, {"source_id": source, "top1": top1})
+        return comparison.verdict(runs, {"source_id": source, "top1": top1})
 
     assert verdict("S05", 70.1) == "within noise" and verdict("S05", 73.1) == "below"  # reports the last epoch
     assert verdict("S09", 73.1) == "within noise" and verdict("S09", 70.1) == "above"  # the best one
@@ -299,15 +301,15 @@ def test_verdict_takes_what_the_source_reports():
         "above", "within noise", "within noise", "within noise", "below",
     ]  # fmt: skip
     # t(2) * 0.1 * sqrt(4 / 3) = 0.497, and 4.303 * hypot(0.115, 0.2) = 0.993 with the published 0.2
-    assert compare.verdict(runs, {"source_id": "S05", "top1": 69.5}) == "above"
-    assert compare.verdict(runs, {"source_id": "S05", "top1": 69.5, "std": 0.2}) == "within noise"
-    assert compare.verdict(runs_with([70.0]), {"source_id": "S00", "top1": 60.0}) == "one run"
+    assert comparison.verdict(runs, {"source_id": "S05", "top1": 69.5}) == "above"
+    assert comparison.verdict(runs, {"source_id": "S05", "top1": 69.5, "std": 0.2}) == "within noise"
+    assert comparison.verdict(runs_with([70.0]), {"source_id": "S00", "top1": 60.0}) == "one run"
 
 
 def test_welch_agrees_with_scipy_on_samples():
     ours, base = [71.0, 71.3, 71.5], [70.0, 70.6]
-    assert compare.welch(ours, base) == f"{stats.ttest_ind(ours, base, equal_var=False).pvalue:.2g}"
-    assert compare.welch([71.0], base) == "–" == compare.welch([1.0, 1.0], [2.0, 2.0])
+    assert comparison.welch(ours, base) == f"{stats.ttest_ind(ours, base, equal_var=False).pvalue:.2g}"
+    assert comparison.welch([71.0], base) == "–" == comparison.welch([1.0, 1.0], [2.0, 2.0])
 
 
 # --- the table
@@ -317,7 +319,7 @@ def test_numbers_of_a_row_and_of_the_gain(tmp_path):
     for seed, (kd, ctkd) in enumerate([(70.9, 71.3), (71.0, 71.4), (71.4, 71.8)], 1):
         write_run(tmp_path / f"kd{seed}", history(kd, kd + 0.3), seed)
         write_run(tmp_path / f"ctkd{seed}", history(ctkd, ctkd + 0.2), seed, temperature="ctkd-global")
-    text = compare.report(find_runs([tmp_path]), markdown=True)
+    text = comparison.report(find_runs([tmp_path]), markdown=True)
     pair = "resnet56 → resnet20"
     # mean of 70.9, 71.0, 71.4 = 71.10; sample deviation = sqrt((0.04 + 0.01 + 0.09) / 2) = 0.26
     assert cells(text, "| kd, tau 4 ", "70.66") == [
@@ -337,7 +339,7 @@ def test_above_and_below(tmp_path):
     for seed in (1, 2):
         write_run(tmp_path / f"kd{seed}", history(71.5 + 0.01 * seed), seed)
         write_run(tmp_path / f"alone{seed}", history(68.0 + 0.02 * seed), seed, distill=None)
-    text = compare.report(find_runs([tmp_path]), markdown=True)
+    text = comparison.report(find_runs([tmp_path]), markdown=True)
     assert cells(text, "kd, tau 4")[-1] == "above"
     assert cells(text, "alone") == [
         "resnet20", "alone", "–", "240", "2", "68.03 ± 0.01", "68.03 ± 0.01", "69.06 [1]", "-1.03", "-1.03", "below",
@@ -346,7 +348,7 @@ def test_above_and_below(tmp_path):
 
 def test_a_row_of_one_run_and_a_printed_spread(tmp_path):
     write_run(tmp_path / "pkt", history(71.0), distill="pkt", beta=30000.0)
-    text = compare.report(find_runs([tmp_path]), markdown=True)
+    text = comparison.report(find_runs([tmp_path]), markdown=True)
     assert cells(text, "pkt+kd, tau 4")[4:] == [
         "1", "71.00 ± –", "71.00 ± –", "70.85 ± 0.22 [1]", "+0.15", "+0.15", "one run",
     ]  # fmt: skip
@@ -354,7 +356,7 @@ def test_a_row_of_one_run_and_a_printed_spread(tmp_path):
 
 def test_a_method_without_the_kd_term_is_set_beside_one_without_it(tmp_path):
     write_run(tmp_path / "pkt", history(70.0), distill="pkt", gamma=1.0, alpha=0.0, beta=30000.0)
-    text = compare.report(find_runs([tmp_path]), markdown=True)
+    text = comparison.report(find_runs([tmp_path]), markdown=True)
     assert cells(text, "| pkt, tau 4 ")[7:] == ["70.34 [1]", "-0.34", "-0.34", "one run"]
     assert "RepDistiller README: the last epoch" in text
 
@@ -375,7 +377,7 @@ def test_a_method_without_the_kd_term_is_set_beside_one_without_it(tmp_path):
 def test_another_protocol_makes_no_claim(tmp_path, other, told):
     for seed in (1, 2):
         write_run(tmp_path / str(seed), history(40.0 + seed / 100, epochs=other.get("epochs", 240)), seed, **other)
-    text = compare.report(find_runs([tmp_path]), markdown=True)
+    text = comparison.report(find_runs([tmp_path]), markdown=True)
     assert cells(text, "70.66")[-1] == "other protocol [2]"
     assert f"- [2] Own protocol: {told}" in text
 
@@ -385,7 +387,7 @@ def test_dtkd_is_marked_as_read_off_a_chart_and_its_loss_is_checked(tmp_path):
     write_run(tmp_path / "a", history(62.0), **pair, gamma=1.0, alpha=3.0, fixed_alpha=1.0, kd_warmup=20,
               dtkd_detach=False)  # fmt: skip
     write_run(tmp_path / "b", history(62.0), **pair)
-    text = compare.report(find_runs([tmp_path]), markdown=True)
+    text = comparison.report(find_runs([tmp_path]), markdown=True)
     assert cells(text, "| kd, dtkd, alpha 3.0")[7::3] == ["≈62.87 [1]", "one run"]
     assert cells(text, "| kd, dtkd, alpha 0.9")[7::3] == ["≈62.87 [1]", "other protocol [2]"]
     assert "The number is approximate (read off a chart)." in text
@@ -395,7 +397,7 @@ def test_dtkd_is_marked_as_read_off_a_chart_and_its_loss_is_checked(tmp_path):
 def test_unknown_protocol_and_no_published_number(tmp_path):
     write_run(tmp_path / "a", history(73.0), temperature="ctkd-global", teacher="resnet32x4", model="resnet8x4")
     write_run(tmp_path / "b", history(73.0), temperature="ctkd-instance")
-    text = compare.report(find_runs([tmp_path]), markdown=True)
+    text = comparison.report(find_runs([tmp_path]), markdown=True)
     assert cells(text, "73.39")[-1] == "protocol unknown"
     assert cells(text, "ctkd-instance")[7:] == ["–", "–", "–", "none published"]
 
@@ -405,7 +407,7 @@ def test_gain_needs_the_same_recipe_and_prefers_tau_4(tmp_path):
     for seed in (1, 2):
         write_run(tmp_path / f"kd2-{seed}", history(70.0), seed, kd_T=2.0)
     write_run(tmp_path / "short", history(60.0, epochs=5), epochs=5, temperature="ctkd-global")
-    text = compare.report(find_runs([tmp_path]), markdown=True)
+    text = comparison.report(find_runs([tmp_path]), markdown=True)
     assert cells(text, "2, 1")[1:6] == ["kd, tau 2", "240", "kd, tau 4", "2, 1", "-1.00"]
     assert "1, 1" not in text  # the short run has no baseline
 
@@ -415,7 +417,7 @@ def test_a_distiller_under_ctkd_is_compared_with_kd_and_with_itself(tmp_path):
     write_run(tmp_path / "pkt", history(71.0), distill="pkt", beta=30000.0)
     write_run(tmp_path / "weak", history(60.0), distill="pkt", beta=1.0)
     write_run(tmp_path / "both", history(71.5), distill="pkt", beta=30000.0, temperature="ctkd-global")
-    text = compare.report(find_runs([tmp_path]), markdown=True)
+    text = comparison.report(find_runs([tmp_path]), markdown=True)
     gains = [cells(line)[1:6] for line in text.splitlines() if "| 1, 1 |" in line]
     fixed = [f"pkt+kd, tau 4, beta {beta}" for beta in (30000.0, 1.0)]
     assert [gain[0] for gain in gains] == [*fixed, *["pkt+kd, ctkd-global"] * 2]
@@ -440,7 +442,7 @@ def test_dtkd_is_compared_with_kd_and_with_the_same_weight_at_a_fixed_tau(tmp_pa
     write_run(tmp_path / "b", history(72.0), **weights, alpha=1.5)
     write_run(tmp_path / "c", history(73.0), **weights, temperature="dtkd", alpha=1.0, fixed_alpha=0.5)
     write_run(tmp_path / "d", history(74.0), logit_stand=True)  # at a fixed tau, but not at one for all samples
-    text = compare.report(find_runs([tmp_path]), markdown=True)
+    text = comparison.report(find_runs([tmp_path]), markdown=True)
     assert cells(text, "| kd, dtkd ", "kd, tau 4, alpha 0.9")[5] == "+3.00"
     assert cells(text, "| kd, dtkd ", "kd, tau 4, alpha 1.5")[5] == "+1.00"
     assert cells(text, "| kd, tau 4 on z-scores ", "kd, tau 4, alpha 0.9")[5] == "+4.00"
@@ -460,24 +462,24 @@ def test_a_crd_with_other_negatives_is_no_baseline(tmp_path):
     crd = {"distill": "crd", "beta": 0.8}
     write_run(tmp_path / "fixed", history(70.0), **crd, nce_k=16384)
     write_run(tmp_path / "ctkd", history(71.0), **crd, nce_k=100, temperature="ctkd-global")
-    assert "gain" not in compare.report(find_runs([tmp_path]), markdown=True)
+    assert "gain" not in comparison.report(find_runs([tmp_path]), markdown=True)
 
 
 def test_the_published_number_of_the_same_protocol_is_preferred(tmp_path):
     dkd = {"distill": "dkd", "gamma": 1.0, "alpha": 0.0, "beta": 1.0, "dkd_alpha": 1.0, "dkd_beta": 2.0}
     write_run(tmp_path / "ctkd", history(71.0), **dkd, dkd_warmup=0)
-    assert cells(compare.report(find_runs([tmp_path]), markdown=True), "dkd")[7] == "71.43 ± 0.13 [1]"
+    assert cells(comparison.report(find_runs([tmp_path]), markdown=True), "dkd")[7] == "71.43 ± 0.13 [1]"
     write_run(tmp_path / "mdistiller", history(71.9), **dkd, dkd_warmup=20)
-    assert cells(compare.report(find_runs([tmp_path]), markdown=True), "dkd_warmup 20")[7] == "71.97 [2]"
+    assert cells(comparison.report(find_runs([tmp_path]), markdown=True), "dkd_warmup 20")[7] == "71.97 [2]"
 
 
 def test_unfinished_runs_are_listed_and_never_counted(tmp_path):
     write_run(tmp_path / "done", history(71.0), 1)
     write_run(tmp_path / "going", history(99.0)[:33], 2)
-    text = compare.report(find_runs([tmp_path]), markdown=True)
+    text = comparison.report(find_runs([tmp_path]), markdown=True)
     assert cells(text, "70.66")[4:6] == ["1", "71.00 ± –"]
     assert f"- unfinished (33/240 epochs): resnet56 → resnet20, kd, tau 4, {tmp_path / 'going'}" in text
-    only = compare.report(find_runs([tmp_path / "going"]))
+    only = comparison.report(find_runs([tmp_path / "going"]))
     assert only.startswith("unfinished (33/240 epochs)") and "pair" not in only
 
 
@@ -490,7 +492,7 @@ def some_runs(tmp_path):
 
 
 def test_markdown_tables_are_well_formed(tmp_path):
-    text = compare.report(find_runs([some_runs(tmp_path)]), markdown=True)
+    text = comparison.report(find_runs([some_runs(tmp_path)]), markdown=True)
     tables = [part.splitlines() for part in text.split("\n\n") if part.startswith("|")]
     assert [len(table) for table in tables] == [4, 3, 3]
     for heading, rule, *rows in tables:
@@ -501,7 +503,7 @@ def test_markdown_tables_are_well_formed(tmp_path):
 
 
 def test_screen_tables_are_aligned(tmp_path):
-    heading, rule, *rows = compare.report(find_runs([some_runs(tmp_path)])).splitlines()[2:6]
+    heading, rule, *rows = comparison.report(find_runs([some_runs(tmp_path)])).splitlines()[2:6]
     ends = [end for end in range(len(rule)) if rule[end : end + 2] == "- "]
     assert heading[ends[5] - 3 : ends[5] + 1] == "last"
     for row in rows:
@@ -562,7 +564,7 @@ def test_panels_for_dpk_with_a_line_a_stage(tmp_path):
 def test_a_seed_counts_once(tmp_path, capsys):
     for name, seed, last in (("fold-1", 1, 71.0), ("fold-2", 1, 71.0), ("fold-3", 2, 71.5)):
         write_run(tmp_path / name, history(last), seed=seed)
-    (line,) = [line for line in compare.report(find_runs([tmp_path])).splitlines() if line.startswith("resnet56")]
+    (line,) = [line for line in comparison.report(find_runs([tmp_path])).splitlines() if line.startswith("resnet56")]
     assert "71.25 ± 0.35" in line
     assert re.search(r"fold-2 is left out: .*fold-1 has the same seed, 1", capsys.readouterr().err)
 
@@ -590,22 +592,22 @@ def test_output_and_plot(tmp_path, monkeypatch, capsys):
     two = [runs / "kd1", runs / "ctkd1"]
     call(monkeypatch, *two, "--markdown", "--output", tmp_path / "t.md", "--plot", tmp_path / "p.png")
     assert capsys.readouterr().out == f"picture: {tmp_path / 'p.png'}\n"
-    assert (tmp_path / "t.md").read_text() == compare.report(find_runs(two), markdown=True)
+    assert (tmp_path / "t.md").read_text() == comparison.report(find_runs(two), markdown=True)
     assert is_picture(tmp_path / "p.png")
     call(monkeypatch, runs)
-    assert capsys.readouterr().out == compare.report(find_runs([runs]))
+    assert capsys.readouterr().out == comparison.report(find_runs([runs]))
 
 
 def test_a_plot_holds_one_pair_and_its_student_alone(tmp_path):
     runs = some_runs(tmp_path)
     with pytest.raises(UserError, match="draws one pair, here are 2"):
-        compare.plotted(find_runs([runs]))
+        comparison.plotted(find_runs([runs]))
     write_run(tmp_path / "begun", [])
     with pytest.raises(UserError, match="here are 0 with an epoch"):
-        compare.plotted(find_runs([tmp_path / "begun"]))
+        comparison.plotted(find_runs([tmp_path / "begun"]))
     write_run(tmp_path / "more/alone", history(69.0), distill=None)
     write_run(tmp_path / "more/teacher", history(72.0), distill=None, model="resnet56")
-    found = compare.plotted(find_runs([runs / "kd1", tmp_path / "more"]))
+    found = comparison.plotted(find_runs([runs / "kd1", tmp_path / "more"]))
     assert [run.folder.name for run in found] == ["alone", "kd1"]
 
 

@@ -1,0 +1,186 @@
+"""The list of the published runs, and reproduce.py, which makes them."""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import published
+import reproduce
+from helper.comparison import find_published
+from helper.errors import RunError, UserError
+from helper.options import parse, resolve_pair, student_parser, teacher_parser
+from helper.runs import Run
+from published.rows import SHORT, TABLES, Row, left_out, rows
+
+ROOT = Path(reproduce.__file__).parent
+
+
+def resolved(row):
+    script, *argv = row.command(1)
+    options = parse(teacher_parser() if script == "train_teacher.py" else student_parser(), argv)
+    return resolve_pair(options, row.teacher) if row.teacher else options
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_row_is_a_run_that_is_set_beside_its_published_number(table):
+    source, _ = TABLES[table]
+    for row in rows(table):
+        options = resolved(row)
+        config = {"dataset": row.dataset, "model": row.model, "teacher": row.teacher, "options": options}
+        config |= {key: options.get(key) for key in ("distill", "temperature")}
+        found = find_published(Run(row.folder(1), config, []))
+        if row.top1 is not None and (row.teacher or source == "S05"):
+            record = next(r for r in found if r["source_id"] == source and r["top1"] == row.top1)
+            for key, value in published.settings(record).items():
+                assert options[key] == value, (row, key)
+
+
+def test_every_record_of_a_method_that_is_here_has_its_row():
+    for table, (source, dataset) in TABLES.items():
+        records = [r for r in published.tables()["records"] if (r["source_id"], r["dataset"]) == (source, dataset)]
+        here = [record["top1"] for record in records if record["method"] not in left_out(table)]
+        assert here and [row.top1 for row in rows(table) if row.teacher] == here
+    assert left_out("repdistiller") == ["AB", "AT", "CC", "FSP", "FT", "FitNet", "NST", "RKD"]
+
+
+def test_a_folder_belongs_to_one_configuration():
+    """So that rows of several tables share a run where they are the same, and only there."""
+    known = {}
+    for row in (row for table in (*TABLES, SHORT) for row in rows(table)):
+        options = resolved(row) | {"dkd_weights": None}  # only a name for others
+        assert known.setdefault(row.folder(1), options) == options
+        assert row.folder(1) != row.folder(2)
+
+
+def test_teachers_come_before_what_they_teach():
+    for table in (*TABLES, SHORT):
+        trained = set()
+        for row in rows(table):
+            argv = row.command(1)
+            if "--path-t" in argv:
+                assert argv[argv.index("--path-t") + 1] in trained
+            trained.add(str(row.folder(1)))
+
+
+def test_the_short_table_is_short():
+    assert {row.options["epochs"] for row in rows(SHORT)} == {40}
+    assert {row.options["epochs"] for table in TABLES for row in rows(table)} == {240, 120, 100}
+
+
+# ---------------------------------------------------------------- making them
+
+TINY = {"train_subset": 32, "batch_size": 16, "epochs": 1}
+TABLE = [
+    Row("digits", "resnet8", None, "alone", TINY, None),
+    Row("digits", "vgg8", None, "alone", TINY, 60.0),
+    Row("digits", "vgg8", "resnet8", "kd", TINY | {"temperature": "dtkd"}, 61.0),
+]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """An empty place with our scripts, where the table `ctkd` has three small runs."""
+    for path in ROOT.glob("*.py"):
+        (tmp_path / path.name).symlink_to(path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(reproduce, "rows", lambda table: TABLE)
+    monkeypatch.setattr(reproduce, "left_out", lambda table: ["AB"])
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return tmp_path
+
+
+def call(monkeypatch, line):
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", *line.split()])
+    reproduce.main()
+
+
+def test_runs_are_made_once_and_listed(place, monkeypatch, capfd):
+    call(monkeypatch, "ctkd --jobs 2 -- --device cpu --skip_validation")
+    out = capfd.readouterr().out
+    assert "2 networks alone, 1 students left to train, 2 at a time" in out
+    assert "[2/2] " in out and "[1/1] resnet8_vgg8_kd_seed-1: done after 0 min" in out
+    assert "top-1 last" in (place / "save/reproduce/resnet8_vgg8_kd_seed-1.txt").read_text()
+    call(monkeypatch, "ctkd --list --seeds 2")
+    heading, _, teacher, alone, student, _, missing = capfd.readouterr().out.splitlines()
+    assert heading.split() == ["table", "pair", "method", "state", "n", "last", "published"]
+    assert teacher.split()[:5] == ["ctkd", "resnet8", "alone", "done", "1"]  # it only teaches: one seed
+    assert "1 done, 1 missing" in alone and alone.endswith("60.00")
+    assert "1 done, 1 missing" in student and student.endswith("61.00")
+    assert missing == "ctkd: AB are not here"
+    call(monkeypatch, "ctkd --seeds 2 --dry_run")
+    assert capfd.readouterr().out.count("--seed 2") == 2
+    call(monkeypatch, "ctkd")
+    assert capfd.readouterr().out == "0 networks alone, 0 students left to train, 1 at a time\n"
+
+
+def test_what_a_run_is_at_is_read_from_its_folder(place):
+    row = TABLE[0]._replace(options=TINY | {"epochs": 3})
+    folder = row.folder(1)
+    assert reproduce.state(row, 1) == ("missing", None)
+    folder.mkdir(parents=True)
+    (folder / "log.jsonl").write_text(json.dumps({"epoch": 1, "top1": 12.5}) + "\n")
+    (folder / ".lock").touch()
+    assert reproduce.state(row, 1) == ("1 of 3", None)
+    with (folder / ".lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert reproduce.state(row, 1) == ("running", None)
+    (folder / "resnet8_last.pth").touch()
+    assert reproduce.state(row, 1) == ("done", 12.5)
+
+
+def test_all_seeds_of_a_student_in_one_process(place, monkeypatch, capsys):
+    call(monkeypatch, "ctkd --seeds 3 --trials --dry_run -- --device cpu --teacher_table --print_freq 7")
+    *alone, student = capsys.readouterr().out.splitlines()
+    assert len(alone) == 4  # the teacher once, the student alone with each seed
+    assert all(line.endswith("--device cpu --print_freq 7") for line in alone)  # the table is a student's
+    assert "--trials 3" in student and student.endswith("--device cpu --teacher_table --print_freq 7")
+    assert {TABLE[2].folder(seed).name for seed in (1, 2, 3)} == {f"kd_seed-{seed}" for seed in (1, 2, 3)}
+    assert "--experiments_name kd " in student  # to which --trials adds the same
+
+
+def test_what_fails_is_said_and_the_others_are_made(place, monkeypatch, capfd):
+    scripts = {"train_teacher.py": "import sys; sys.exit(2 * ('vgg8' in sys.argv))", "train_student.py": ""}
+    for name, text in scripts.items():
+        (place / name).unlink()
+        (place / name).write_text(text)
+    with pytest.raises(RunError, match=r"1 runs failed \(vgg8_alone_seed-1\)"):
+        call(monkeypatch, "ctkd")
+    out = capfd.readouterr().out
+    assert "vgg8_alone_seed-1: failed with status 2 after 0 min" in out
+    assert "[1/1] resnet8_vgg8_kd_seed-1: done" in out
+
+
+def test_wrong_use(monkeypatch):
+    for line, says in (("nothing", "no table 'nothing'"), ("--seeds 0", "--seeds must be 1"), ("--jobs 0", "--jobs")):
+        monkeypatch.setattr(sys, "argv", ["reproduce.py", *line.split()])
+        with pytest.raises(UserError, match=says):
+            reproduce.parse_args()
+
+
+def test_when_it_is_asked_to_end_so_are_its_runs(place, monkeypatch):
+    """SIGTERM reaches the run that is under way, which saves; nothing else is begun."""
+    long = {"train_subset": 320, "batch_size": 16, "epochs": 500}
+    (place / "few.py").write_text(
+        "import reproduce\nfrom helper.errors import run_main\nfrom published.rows import Row\n"
+        f"reproduce.rows = lambda table: [Row('digits', 'resnet8', None, 'alone', {long}, None)]\n"
+        "run_main(reproduce.main)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    line = [sys.executable, "few.py", "ctkd", "--", "--device", "cpu"]
+    with subprocess.Popen(line, env=environment, text=True, stdout=subprocess.PIPE) as running:
+        folder = place / "save/models/resnet8_vanilla_digits_500-epochs"
+        end = time.monotonic() + 60
+        while not (folder / "last.pth").exists():
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        running.send_signal(signal.SIGTERM)
+        told, _ = running.communicate(timeout=60)
+    assert running.returncode == 143
+    assert "keeps the state after epoch" in told and "failed" not in told
