@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dataset import Dataset, create_dataset, identify_data
 from distiller_zoo import create_distiller, distiller_dict
 from helper import processes
 from helper.answers import Live, TeacherTable
-from helper.device import device_of, place, seed_everything, start_together, synchronised
+from helper.device import device_of, place, seed_everything, start_together
 from helper.errors import run_main
 from helper.loops import Distillation, Training, evaluate, make_optimizer
 from helper.options import parse, resolve_pair, run_folder, student_parser, taken_by
@@ -110,7 +110,7 @@ def prepared(
     seed_everything(options["seed"])
     device = data.train.target.device
     student = create_model(options["model_s"], data.num_classes, options["dataset"])
-    student = synchronised(student, options["sync_bn"], device)
+    student = nn.SyncBatchNorm.convert_sync_batchnorm(student) if options["sync_bn"] else student
     module = place(distillation(options, student, model, data.train.target), device, options["plain"])
     optimizer = make_optimizer(module, **taken_by(make_optimizer, options))
     if extra := sum(parameter.numel() for parameter in module.distiller.parameters()):

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from dataset import Dataset, create_dataset, identify_data
 from helper import processes
-from helper.device import device_of, place, seed_everything, start_together, synchronised
+from helper.device import device_of, place, seed_everything, start_together
 from helper.errors import run_main
 from helper.loops import Alone, Training, make_optimizer
 from helper.options import parse, run_folder, taken_by, teacher_parser
@@ -73,7 +74,7 @@ def prepared(run: RunFolder, options: dict[str, Any], data: Dataset, turn: Turn)
     seed_everything(options["seed"])
     device = data.train.target.device
     model = create_model(options["model"], data.num_classes, options["dataset"])
-    model = synchronised(model, options["sync_bn"], device)
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(model) if options["sync_bn"] else model
     module = place(Alone(model, options["precision"]), device, options["plain"])
     optimizer = make_optimizer(module, **taken_by(make_optimizer, options))
     run.resume(module, optimizer)

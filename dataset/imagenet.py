@@ -7,6 +7,7 @@ is drawn from the seed and the epoch alone: it is the same with any number of wo
 
 import os
 import random
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -75,10 +76,11 @@ class Images(TorchDataset):
             torch.default_generator.set_state(everybodys)
 
 
-def _by_itself(_: int) -> None:
-    """Take a worker out of the group of processes that Ctrl-C and torchrun's signals go to: the training still needs it
-    while it ends its step. When the training is over or lost, the worker ends too."""
-    os.setsid()
+def _undisturbed(_: int) -> None:
+    """Have a worker pass over Ctrl-C, and over one SIGTERM: they go to whole groups of processes, and the training
+    still needs it while it ends its step. When that is over, it sends another."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, lambda *_: os._exit(0)))
 
 
 class Order:
@@ -156,7 +158,7 @@ class StreamLoader:
             more = {"persistent_workers": True, "prefetch_factor": 4} if self.num_workers else {}
             more["pin_memory"] = self.target.device.type == "cuda"
             more["generator"] = torch.Generator()  # it would draw from everybody's otherwise
-            more["worker_init_fn"] = _by_itself
+            more["worker_init_fn"] = _undisturbed
             self.workers = DataLoader(self.images, batch_sampler=self.order, num_workers=self.num_workers, **more)
         return self.workers
 

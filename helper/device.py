@@ -15,7 +15,6 @@ from torch import nn
 
 from helper import processes
 from helper.errors import UserError
-from models import Model
 
 PRECISIONS = ("fp32", "bf16")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -27,7 +26,7 @@ def prepare_device(
     """The device of a run, set up: honest float32, and with `deterministic` only algorithms that repeat bit by bit.
 
     `name` when given, else the first of `gpu_id` (a comma-separated list), else a GPU if there is one, else the CPU.
-    Of several processes on a machine, each has a GPU of its own: of `gpu_id` if it lists more than one, else of all.
+    Of several processes on a machine, each has a GPU of its own: of `gpu_id` if it is given, else of all.
     `plain` leaves out what is only for speed.
 
     Raises:
@@ -43,7 +42,7 @@ def prepare_device(
     if name is None and not torch.cuda.is_available():
         return torch.device("cpu")
     if name is None or name == "cuda" and processes.told_size() > 1:
-        name = f"cuda:{_gpu_of_this_process(gpu_id or '0')}"
+        name = f"cuda:{_gpu_of_this_process(gpu_id)}"
     elif name.startswith("cuda:") and processes.told_size() > 1:
         raise UserError(f"--device {name} is one GPU for several processes: list their GPUs with --gpu_id 0,1")
     try:
@@ -75,14 +74,18 @@ def device_of(options: dict[str, Any]) -> Iterator[torch.device]:
 
 
 def gpus_of(gpu_id: str) -> list[str]:
-    """The numbers in a comma-separated list."""
-    return [number.strip() for number in gpu_id.split(",")]
+    """The numbers in a comma-separated list. Raises UserError where they are none."""
+    listed = [number.strip() for number in gpu_id.split(",")]
+    if not all(number.isdecimal() for number in listed):
+        raise UserError(f"--gpu_id takes numbers and commas, like 0,1; not {gpu_id}")
+    return listed
 
 
-def _gpu_of_this_process(gpu_id: str) -> str:
-    listed, own = gpus_of(gpu_id), processes.told_local_rank()
-    if len(listed) == 1:
-        return listed[0] if os.environ.get("LOCAL_WORLD_SIZE", "1") == "1" else str(own)
+def _gpu_of_this_process(gpu_id: str | None) -> str:
+    own = processes.told_local_rank()
+    if gpu_id is None:
+        return str(own)
+    listed = gpus_of(gpu_id)
     if own >= len(listed):
         raise UserError(f"--gpu_id {gpu_id} lists {len(listed)} GPUs for {own + 1} processes or more on this machine")
     return listed[own]
@@ -91,23 +94,8 @@ def _gpu_of_this_process(gpu_id: str) -> str:
 def start_together(options: dict[str, Any]) -> None:
     """Start the processes that --multiprocessing_distributed asks for, if it does; see processes.start_together."""
     if options["multiprocessing_distributed"]:
-        listed = gpus_of(options["gpu_id"])
-        on_cpu = options["device"] == "cpu" or not torch.cuda.is_available()
-        count = len(listed) if len(listed) > 1 or on_cpu else torch.cuda.device_count()
-        processes.start_together(count, options["dist_url"])
-
-
-def synchronised(model: Model, sync_bn: bool, device: torch.device) -> Model:
-    """The network, with --sync_bn such that its batch norms see the shares of all processes.
-
-    Raises:
-        UserError: several processes train on CPUs, for which PyTorch has no such batch norm.
-    """
-    if not sync_bn:
-        return model
-    if processes.size() > 1 and device.type == "cpu":
-        raise UserError("--sync_bn works on GPUs only: leave it out")
-    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        listed = gpus_of(options["gpu_id"]) if options["gpu_id"] else range(max(1, torch.cuda.device_count()))
+        processes.start_together(len(listed), options["dist_url"])
 
 
 def keep_memory() -> None:

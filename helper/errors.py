@@ -60,10 +60,12 @@ def run_main(main: Callable[[], None]) -> None:
         main()
         sys.stdout.flush()
     except UserError as error:
+        stopping.ignore()
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
         sys.exit(error.status)
     except KeyboardInterrupt as interrupt:
+        stopping.ignore()
         sys.exit(143 if isinstance(interrupt, stopping.Terminated) else 130)
     except BrokenPipeError:  # whoever read our output has left, `head`, say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

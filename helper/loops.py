@@ -16,7 +16,7 @@ from dataset.base import Batch, Dataset, Loader
 from distiller_zoo import Distiller, at_least_float32, kd_loss, warmed_up
 from helper import processes, stopping
 from helper.device import autocast
-from helper.errors import Diverged, Interrupted, RunError
+from helper.errors import Diverged, Interrupted, RunError, UserError
 from helper.log import EpochTable, Record
 from helper.meter import Meter, Step
 from helper.run_folder import RunFolder
@@ -433,6 +433,13 @@ class Training:
             part = stop.part | {"seconds": time.perf_counter() - start}
             self.run.save_part(part, module, optimizer)
             raise
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise UserError(
+                "batch norm cannot learn from one image of one position, in a batch of one or a share of one: choose"
+                " another --batch_size, or larger images"
+            ) from error
         except Diverged as error:
             raise Diverged(
                 f"{error} of epoch {epoch}; {_kept(self.run)}: start anew with a lower --learning_rate or other loss"
@@ -511,7 +518,8 @@ def in_turns(works: Sequence[tuple[Steps, Callable[[], AbstractContextManager[No
 
 
 def _kept(run: RunFolder) -> str:
-    if run.history or run.part:
-        steps = f" and {run.part['step']} steps of the next" if run.part else ""
-        return f"{run.folder} keeps the state after epoch {len(run.history)}{steps}"
-    return "no epoch was finished yet"
+    if not run.history and not run.part:
+        return "no epoch was finished yet"
+    kept = [f"the state after epoch {len(run.history)}"] if run.history else []
+    kept += [f"{run.part['step']} steps of {'the next' if kept else 'the first'}"] if run.part else []
+    return f"{run.folder} keeps {' and '.join(kept)}"

@@ -57,7 +57,8 @@ def _add_common(parser: Parser) -> None:
     add("--image_size", type=int, help="side of the square images, in pixels (default: 224 of imagenet, else 32;"
         " cifar100 and digits have no other)")  # fmt: skip
     add("--train_subset", type=int, default=0, metavar="N", help="train on N images only; 0 is all of them")
-    add("--num_workers", type=int, default=2, help="processes that decode the images of folder and imagenet")
+    add("--num_workers", type=int, default=2, help="processes that decode the images of folder and"
+        " imagenet, for each process that trains")  # fmt: skip
 
     add = parser.add_argument_group("optimization").add_argument
     add("--epochs", type=int, default=240, help="length of the schedule")
@@ -88,15 +89,15 @@ def _add_common(parser: Parser) -> None:
     add("--precision", choices=PRECISIONS, default="fp32", help="what the networks compute in; losses, temperatures,"
         " weights and tests are in fp32")  # fmt: skip
     add("--device", metavar="NAME", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
-    add("--gpu_id", default="0", help="as published: the first number is the GPU that is used, where there is one")
+    add("--gpu_id", help="the GPU, or one for each of several processes, like 0,1 (default: the first, or all of them)")
     add("--deterministic", action="store_true", help="use only algorithms that repeat bit by bit on a GPU too")
     add("--plain", action="store_true", help="do without all that is only for speed (see README), to check it")
     add("--dali", choices=("cpu", "gpu"), help="accepted; small sets are held on the device, DALI is not needed")
     add = parser.add_argument_group("several processes", "also started by torchrun, on one machine or many; each has a"
         " share of every batch").add_argument  # fmt: skip
     add("--multiprocessing_distributed", action="store_true", help="start a process for each GPU of --gpu_id, or for"
-        " all there are if it names only one; with --device cpu for each number in it")  # fmt: skip
-    add("--dist_url", default="tcp://127.0.0.1:23451", help="where these meet")
+        " each there is; with --device cpu for each number of --gpu_id")  # fmt: skip
+    add("--dist_url", help="where these meet, like tcp://127.0.0.1:23451 (default: at a free port)")
     add("--dist_timeout", type=float, default=600.0, help="seconds after which a process gives up on another")
     add("--sync_bn", action="store_true", help="batch norms of the network that learns see the whole batch, not a"
         " process's share; on GPUs")  # fmt: skip
@@ -266,8 +267,12 @@ def _check_teacher_weights(options: dict[str, Any]) -> None:
 
 
 def _resolve_processes(options: dict[str, Any]) -> None:
-    if processes.told_size() > 1 and options["trials"] > 1:
+    if processes.told_size() == 1:
+        return
+    if options["trials"] > 1:
         raise UserError("--trials trains side by side in one process: leave it out where several train together")
+    if options["sync_bn"] and (options["device"] == "cpu" or not torch.cuda.is_available()):
+        raise UserError("--sync_bn works on GPUs only: leave it out")
 
 
 def _resolve_speed(options: dict[str, Any]) -> None:

@@ -9,7 +9,10 @@ Where there is one process, everything here does nothing.
 """
 
 import inspect
+import logging
 import os
+import re
+import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
@@ -22,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from helper.errors import RunError, UserError
+from helper.runs import differing
 
 T = TypeVar("T")
 CPU = torch.device("cpu")  # where processes speak of what is no part of a step
@@ -90,7 +94,14 @@ def joined(device: torch.device, timeout: float) -> Iterator[None]:
         dist.init_process_group(backend, store=store, rank=own, world_size=count, timeout=wait)
         if not is_first():
             stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
-        yield
+        if size() > 1:
+            print(f"{size()} processes train together, each on its share of every batch")
+        try:
+            yield
+        except BaseException:
+            if backend == "gloo":  # NCCL would wait for the others
+                dist.destroy_process_group()
+            raise
         dist.destroy_process_group()
 
 
@@ -113,11 +124,14 @@ def _lost_processes_said(timeout: float) -> Iterator[None]:
     except (dist.DistError, RuntimeError) as error:
         if not isinstance(error, dist.DistError) and not _of_connections(str(error)):
             raise
-        why = str(error).partition(". ")[0].splitlines()[0]
-        raise RunError(
-            f"process {told_rank()} of {told_size()} lost the others or never met them, within {timeout:g} s ({why}):"
-            " look at what they said last, then repeat the command, which goes on from the last checkpoint"
-        ) from error
+        why = re.sub(r"^\[.*?\] ", "", str(error).partition(". ")[0].splitlines()[0])
+        what = f"waited {timeout:g} s for another in vain" if "time" in why.lower() else "lost another"
+        lost = RunError(
+            f"process {told_rank()} of {told_size()} {what} ({why}): look at what that said last; unless torchrun has"
+            " them start again, repeat the command, which goes on from the last checkpoint"
+        )
+        lost.known_to_all = True  # in so far as the first one of each machine says it
+        raise lost from error
 
 
 def _of_connections(message: str) -> bool:
@@ -168,12 +182,9 @@ def check_same(told: dict[str, Any]) -> None:
     all_told = [None] * size()
     dist.all_gather_object(all_told, told)
     for other, theirs in enumerate(all_told):
-        mine = all_told[0]
-        keys = sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))
-        if keys:
-            differing = "; ".join(f"{key} {theirs.get(key)} instead of {mine.get(key)}" for key in keys)
+        if found := differing(theirs, all_told[0]) or differing(all_told[0], theirs):
             error = UserError(
-                f"process {other} differs from process 0 ({differing}): give all of them the same options and data"
+                f"process {other} differs from process 0 ({found}): give all of them the same options and data"
             )
             error.known_to_all = True
             raise error
@@ -298,19 +309,44 @@ def quiet() -> bool | None:
     return None if is_first() else True
 
 
-def start_together(count: int, address: str) -> None:
-    """Become `torchrun` with so many processes of this very command on this machine, if this is not one of them yet.
+def start_together(count: int, address: str | None) -> None:
+    """Start so many processes of this very command on this machine by torchrun, wait, and end as they did; if this is
+    not one of them.
 
     Args:
-        address: where they meet, like tcp://127.0.0.1:23451.
+        address: where they meet, like tcp://127.0.0.1:23451; None is a free port.
 
     Raises:
-        UserError: that is no address.
+        UserError: that is no address, or its port is taken.
     """
     if count == 1 or "RANK" in os.environ:
         return
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args, run
+
+    where = ["--standalone"] if address is None else _endpoint(address)
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # what failed has been said by who failed
+    try:
+        run(parse_args([*where, "--nnodes=1", f"--nproc-per-node={count}", *sys.argv]))
+    except ChildFailedError as error:
+        status = error.get_first_failure()[1].exitcode
+        sys.exit(status if status >= 0 else 128 - status)
+    except SignalException as error:
+        sys.exit(128 + error.sigval)
+    sys.exit(0)
+
+
+def _endpoint(address: str) -> list[str]:
     host, colon, port = address.removeprefix("tcp://").rpartition(":")
-    if not colon or not port.isdecimal():
+    if not colon or not port.isdecimal() or int(port) >= 2**16:
         raise UserError(f"--dist_url is an address and a port, like tcp://127.0.0.1:23451, not {address}")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1", f"--nproc-per-node={count}"]
-    os.execv(sys.executable, [*torchrun, f"--master-addr={host}", f"--master-port={port}", *sys.argv])
+    try:
+        with socket.socket() as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind((host, int(port)))
+    except OSError as error:
+        raise UserError(
+            f"processes cannot meet at {address} ({error.strerror}): give another --dist_url, or none for a free port"
+        ) from error
+    return [f"--master-addr={host}", f"--master-port={port}"]

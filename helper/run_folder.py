@@ -22,7 +22,7 @@ from helper.device import cpu_info
 from helper.errors import UserError
 from helper.files import write_atomically
 from helper.log import Record, RunLog
-from helper.runs import ADDED_OPTIONS, NEUTRAL_OPTIONS, foreign_options
+from helper.runs import ADDED_OPTIONS, NEUTRAL_OPTIONS, differing, foreign_options
 
 IDENTITY = ("kind", "model", "teacher", "teacher_sha256", "data_sha256")  # what a run is, beside its options
 
@@ -89,11 +89,9 @@ class RunFolder:
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self.path} is damaged: add --overwrite to start that run anew") from error
         ours = json.loads(json.dumps(self._decisive()))
-        both = there.keys() & ours.keys()
-        changed = [f"{key} {there[key]} instead of {ours[key]}" for key in sorted(both) if there[key] != ours[key]]
-        if changed:
+        if changed := differing(there, ours):
             raise UserError(
-                f"{self.folder} holds a run with other options ({'; '.join(changed)}): give another --run_dir or"
+                f"{self.folder} holds a run with other options ({changed}): give another --run_dir or"
                 " --experiments_name, or add --overwrite to replace it"
             )
 
@@ -155,7 +153,8 @@ class RunFolder:
             steps = f" and {self.part['step']} steps of the next" if self.part else ""
             print(f"going on after epoch {len(self.history)} of {self.config['epochs']}{steps}")
             if (before := state.get("processes", 1)) != processes.size():
-                print(f"note: {processes.size()} processes instead of {before}: batch norm sees other shares from here")
+                now = "one process" if processes.size() == 1 else f"{processes.size()} processes"
+                print(f"note: {now} instead of {before}: batch norm sees other shares from here")
         self.log = RunLog(self.folder, self.history) if processes.is_first() else None
 
     def save_epoch(

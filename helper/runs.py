@@ -53,6 +53,18 @@ def foreign_options(distill: str | None, temperature: str | None) -> set[str]:
     return every - {key for table, name in tables for key in table.get(name, ())}
 
 
+def differing(there: dict[str, Any], here: dict[str, Any]) -> str:
+    """What two runs have in common and do otherwise, as a text; empty if nothing. A hash that is not known here, where
+    the data was not given, does not count."""
+    both = sorted(key for key in there.keys() & here.keys() if there[key] != here[key])
+    hashes = {"data_sha256": "other data", "teacher_sha256": "another teacher"}
+    return "; ".join(
+        hashes.get(key, f"{key} {there[key]} instead of {here[key]}")
+        for key in both
+        if key not in hashes or here[key] is not None
+    )
+
+
 @dataclass(frozen=True)
 class Run:
     """One run: its folder, the content of `config.json`, and an epoch a record from `log.jsonl`."""

@@ -27,6 +27,12 @@ def listen() -> None:
         signal.signal(number, _note)
 
 
+def ignore() -> None:
+    """From now on pass over both: the process is ending."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _note(number: int, _: object) -> None:
     is_first = _Asked.number is None
     if is_first:

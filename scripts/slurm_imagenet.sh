@@ -2,22 +2,23 @@
 # ImageNet on several machines under Slurm, ResNet34 -> ResNet18 by CTKD:
 #   sbatch --nodes=2 scripts/slurm_imagenet.sh --model_t ResNet34 --teacher_weights torchvision
 # Data: IMAGENET_DIR, the same path on every machine; the repository and its .venv are on a disk that all of them see.
-# A killed worker is brought back up to three times. Two minutes before its time is over the job is asked to end: it
-# saves within the epoch, and queues itself anew.
+# Teacher: torchvision's weights, for which the first machine needs the network, or a file of one's own: --path-t FILE.
+# A killed worker is brought back up to three times. Two minutes before its time is over the training is asked to end:
+# it saves within the epoch, and the job queues itself anew. scancel ends it for good.
 #SBATCH --job-name=distill
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=8
 #SBATCH --cpus-per-task=64
 #SBATCH --time=24:00:00
-#SBATCH --signal=B:TERM@120
+#SBATCH --signal=B:USR1@120
 #SBATCH --requeue
 #SBATCH --open-mode=append
 cd "${SLURM_SUBMIT_DIR:-.}" || exit 2
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1  # a new store after each restart: the old one's addresses are stale
 asked=
-trap 'asked=yes; kill -TERM "$job"' TERM
+trap 'asked=yes; scancel --signal=TERM "$SLURM_JOB_ID.0"' USR1  # the first step's processes: srun itself would kill them
 
 srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "${PYTHON:-.venv/bin/python}" -m torch.distributed.run \
     --nnodes="$SLURM_NNODES" --nproc-per-node="${SLURM_GPUS_ON_NODE:-8}" --max-restarts=3 \
@@ -29,7 +30,8 @@ job=$!
 wait "$job"
 status=$?
 if [ -n "$asked" ]; then
-    wait "$job"
+    wait "$job"  # the signal has ended the first one
+    status=$?
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -286,12 +287,17 @@ def test_the_speed_of_loading_is_measured(tree, monkeypatch, capsys):
         loading.main()
 
 
-@pytest.mark.parametrize(("asked", "status", "queued"), [(False, 3, False), (True, 143, True)])
-def test_a_slurm_job_that_is_asked_to_end_queues_itself_anew(asked, status, queued, tmp_path):
-    """And one that fails does not. With stand-ins for Slurm's commands."""
+@pytest.mark.parametrize(
+    ("asked", "status", "queued"),
+    [(None, 3, False), (signal.SIGUSR1, 1, True), (signal.SIGTERM, -signal.SIGTERM, False)],
+)
+def test_a_slurm_job_whose_time_ends_queues_itself_anew(asked, status, queued, tmp_path):
+    """And one that fails, or is cancelled, does not. With stand-ins for Slurm's commands."""
     for name, text in {
         "scontrol": 'echo "$@" >> "$TOLD"\n',
-        "srun": 'echo "$@" > "$TOLD"\n' + ('trap "exit 143" TERM; while :; do sleep 0.1; done' if asked else "exit 3"),
+        "scancel": 'test "$*" = "--signal=TERM 7.0" && kill -TERM "$(cat "$TOLD.pid")"',
+        "srun": 'echo $$ > "$TOLD.pid"; echo "$@" > "$TOLD"\n'
+        + ('trap "exit 1" TERM; while :; do sleep 0.1; done' if asked else "exit 3"),
     }.items():
         (tmp_path / name).write_text("#!/bin/sh\n" + text)
         (tmp_path / name).chmod(0o755)
@@ -303,7 +309,9 @@ def test_a_slurm_job_that_is_asked_to_end_queues_itself_anew(asked, status, queu
         if asked:
             while not told.exists() or "torch.distributed.run" not in told.read_text():
                 assert job.poll() is None
-            job.terminate()
+            job.send_signal(asked)
         assert job.wait(60) == status
+        if asked == signal.SIGTERM:  # Slurm ends what the job has started
+            os.kill(int((tmp_path / "told.pid").read_text()), signal.SIGKILL)
     assert "--nnodes=2" in told.read_text() and "--model_t ResNet34" in told.read_text()
     assert ("requeue 7" in told.read_text()) == queued

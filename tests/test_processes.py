@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing
-from common import Tiny, check_same_end, make, read_log
+from common import Tiny, check_same_end, distil, make, read_log, train
 from PIL import Image
 from torch import nn
 
@@ -22,7 +22,6 @@ from dataset.memory import MemoryLoader
 from distiller_zoo import distiller_dict
 from helper import checkpoint, device, processes, stopping
 from helper.answers import Live
-from helper.device import synchronised
 from helper.errors import Interrupted, RunError, UserError
 from helper.loops import Alone, Stepper, Training, evaluate, make_optimizer, train_epoch
 from helper.options import parse, student_parser
@@ -313,6 +312,14 @@ def run_of_two(tmp_path_factory):
     return folder, run(command("train_teacher.py", LINE + line + f"--run_dir {folder}"))
 
 
+def test_processes_that_the_published_flag_started_end_as_one_would(tmp_path):
+    """With one sentence, and the status of what was wrong; at a free port."""
+    (tmp_path / "last.pth").touch()
+    line = f"--multiprocessing-distributed --gpu_id 0,1 --device cpu --run_dir {tmp_path} "
+    done = run(command("train_teacher.py", LINE + line), 2)
+    assert done.stderr.count("\n") == 1 and "which is not from a run of this program" in done.stderr
+
+
 def test_one_process_speaks_and_writes(run_of_two):
     folder, done = run_of_two
     assert done.stdout.count("train resnet8, digits") == done.stdout.count("images/s") == 1
@@ -373,7 +380,7 @@ def test_a_process_that_never_comes_is_an_error_within_the_timeout(tmp_path):
     alone["MASTER_PORT"] = str(free_port())
     started = command("train_teacher.py", LINE + f"--dist_timeout 3 --run_dir {tmp_path / 'run'}")
     done = run(started, 1, **alone)
-    assert "process 0 of 2 lost the others or never met them, within 3 s" in done.stderr
+    assert "process 0 of 2 waited 3 s for another in vain" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -395,19 +402,29 @@ def test_what_several_processes_cannot_do_is_said(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="--trials trains side by side in one process"):
         parse(student_parser(), ["--trials", "2"])
-    with pytest.raises(UserError, match="--dist_url is an address and a port"):
-        monkeypatch.delenv("RANK", raising=False)
-        processes.start_together(2, "nowhere")
+    monkeypatch.delenv("RANK", raising=False)
+    for address in ("nowhere", "tcp://127.0.0.1:99999"):
+        with pytest.raises(UserError, match="--dist_url is an address and a port"):
+            processes.start_together(2, address)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there are GPUs here")
-def test_synchronised_batch_norm_needs_gpus(monkeypatch):
-    cpu = torch.device("cpu")
-    modules = synchronised(create_model("resnet8", 10), True, cpu).modules()
-    assert any(isinstance(module, nn.SyncBatchNorm) for module in modules)
-    monkeypatch.setattr(processes, "size", lambda: 2)
+def test_synchronised_batch_norm_needs_gpus_where_there_are_several_processes(teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr(nn.SyncBatchNorm, "forward", nn.BatchNorm2d.forward)  # its own is for GPUs
+    for start, line in ((train, "--model resnet8"), (distil, f"--path-t {teacher} --model_s resnet8")):
+        start(f"{line} --train_subset 16 --batch_size 8 --epochs 1 --sync_bn --run_dir {tmp_path / start.__name__}")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="--sync_bn works on GPUs only"):
-        synchronised(create_model("resnet8", 10), True, cpu)
+        parse(student_parser(), ["--sync_bn"])
+
+
+def test_a_meeting_point_must_be_free(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(UserError, match=r"cannot meet at tcp://127.0.0.1:\d+ \(Address already in use\)"):
+            processes.start_together(2, f"tcp://127.0.0.1:{taken.getsockname()[1]}")
 
 
 def test_a_device_that_only_one_process_lacks_is_said_by_that_one(monkeypatch, capsys):
@@ -442,8 +459,8 @@ def test_other_errors_are_not_taken_for_lost_processes(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RuntimeError, match="something else"), processes._lost_processes_said(1):
         raise RuntimeError("something else")
-    with pytest.raises(RunError, match="lost the others"), processes._lost_processes_said(1):
-        raise RuntimeError("Connection closed by peer")
+    with pytest.raises(RunError, match=r"lost another \(Connection"), processes._lost_processes_said(1):
+        raise RuntimeError("[/gloo/pair.cc:545] Connection closed by peer")
 
 
 def test_what_only_one_process_finds_wrong_is_said(tmp_path):
@@ -502,7 +519,7 @@ def test_a_process_that_was_lost_does_not_start_the_run_anew(monkeypatch, tmp_pa
 
 @pytest.mark.parametrize(
     ("gpu_id", "local_rank", "local_size", "gpu"),
-    [("0", 0, 1, "0"), ("3", 0, 1, "3"), ("0", 2, 4, "2"), ("3", 0, 2, "0"), ("5,7", 1, 2, "7")],
+    [(None, 0, 1, "0"), ("3", 0, 1, "3"), (None, 2, 4, "2"), ("5,7", 1, 2, "7")],
 )
 def test_each_process_has_a_gpu_of_its_own(gpu_id, local_rank, local_size, gpu, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", str(local_rank))
@@ -511,3 +528,5 @@ def test_each_process_has_a_gpu_of_its_own(gpu_id, local_rank, local_size, gpu, 
     with pytest.raises(UserError, match="lists 2 GPUs for 3 processes"):
         monkeypatch.setenv("LOCAL_RANK", "2")
         device._gpu_of_this_process("0,1")
+    with pytest.raises(UserError, match="--gpu_id takes numbers and commas, like 0,1; not 0,x"):
+        device.gpus_of("0,x")
