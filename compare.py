@@ -29,6 +29,8 @@ def parse_args() -> argparse.Namespace:
     group.add_argument("--pages", type=Path, metavar="DIR", help="write README.md, index.html and figures/ into it, of"
                        " the runs below it")  # fmt: skip
     args = parser.parse_args()
+    if args.pages and (args.runs != ["save"] or args.markdown or args.output or args.plot):
+        parser.error("--pages DIR shows the runs below DIR, and goes with no other flag or folder")
     if args.plot and args.plot.suffix != ".png":
         parser.error(f"--plot writes PNG pictures: give a name that ends in .png, not {args.plot}")
     return args

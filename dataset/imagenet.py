@@ -77,9 +77,10 @@ class Images(TorchDataset):
 
 
 def _undisturbed(_: int) -> None:
-    """Have a worker pass over Ctrl-C, and over one SIGTERM: they go to whole groups of processes, and the training
-    still needs it while it ends its step. When that is over, it sends another."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Have a worker pass over signals that are meant for the training, which still needs it while it ends its step:
+    those to its group of processes (Ctrl-C, and what torchrun passes on), and one SIGTERM (of Slurm, to all processes).
+    When that is over, the training sends another."""
+    os.setsid()
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, lambda *_: os._exit(0)))
 
 

@@ -25,6 +25,8 @@ RECIPE = (  # what two configurations must share for one to be a gain over the o
     "epochs", "batch_size", "learning_rate", "lr_decay_epochs", "lr_decay_rate", "momentum", "weight_decay",
     "train_subset", "image_size", "data_sha256", "teacher_sha256",
 )  # fmt: skip
+# What no published protocol has otherwise, but those that say so. (DTKD's second weight belongs to it.)
+USUAL = {"precision": "fp32", "kd_warmup": 0, "sync_bn": False, "processes": 1}
 HEADING = [
     "pair", "method", "teacher", "epochs", "n", "last", "best (on test)", "published", "Δ last", "Δ best", "verdict",
 ]  # fmt: skip
@@ -90,6 +92,10 @@ def differences(runs: Sequence[Run], record: published.Record) -> list[str]:
         ours = runs[0].option(name)
         if ours != theirs:
             found.append(f"{name} {'not recorded' if ours is None else ours} instead of {theirs}")
+    for name, usual in USUAL.items():
+        ours = runs[0].option(name)
+        if name not in published.settings(record) and ours not in (None, usual):
+            found.append(f"{name} {ours} instead of {usual}")
     if runs[0].option("train_subset"):
         found.append(f"{runs[0].option('train_subset')} training images instead of all")
     teachers = sorted({top1 for run in runs if (top1 := number(run.option("teacher_top1"))) is not None})

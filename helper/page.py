@@ -23,7 +23,7 @@ from helper.comparison import (
     values,
 )
 from helper.errors import UserError
-from helper.files import write_atomically
+from helper.files import write_atomically, writing
 from helper.plot import COLOURS
 from helper.runs import Run, find_runs, group_labels, number
 from helper.svg import Band, Curve, draw
@@ -31,9 +31,10 @@ from helper.tables import Link, Table, in_html
 
 TITLE = "Results"
 ABOUT = (
-    "Every number stands in a log beside it, next to the config.json that names its command, commit, versions and"
-    " machine. This is made of them by `python compare.py --pages results`, never by hand."
+    "Every number of ours stands in a log beside it, next to the config.json that names its command, commit, versions"
+    " and machine. This is made of them by `python compare.py --pages`, never by hand."
 )
+OURS = "python compare.py --pages"  # how our pages are known
 RUNS_HEADING = ("pair", "method", "seeds", "hours a run", "machine")
 FULL_FIGURE = 8  # curves in a picture at most
 DASHES = ("none", "7 4")
@@ -95,15 +96,19 @@ def write_pages(root: Path) -> None:
     subfolder is a section.
 
     Raises:
-        UserError: it is no folder, or holds no run.
+        UserError: it is no folder, holds no run, or has a README.md or index.html that is not from here.
     """
-    made = pages(root)
+    made, index = pages(root), root / "index.html"
+    for name in ("README.md", "index.html"):
+        if (root / name).exists() and OURS not in (root / name).read_text(errors="replace"):
+            raise UserError(f"{root / name} was not made by --pages, and would be lost: move it, or give another DIR")
+    old = set((root / "figures").glob("*.svg")) if index.exists() else set()
+    with writing(root / "figures"):
+        (root / "figures").mkdir(exist_ok=True)
     for name, text in made.items():
-        (root / name).parent.mkdir(exist_ok=True)
         write_atomically(root / name, text.encode())
-    for old in (root / "figures").glob("*.svg"):
-        if f"figures/{old.name}" not in made:
-            old.unlink()
+    for path in old - {root / name for name in made}:
+        path.unlink()
 
 
 def pages(root: Path) -> dict[str, str]:
@@ -111,10 +116,12 @@ def pages(root: Path) -> dict[str, str]:
     runs = find_runs([root])
     by_folder: dict[str, list[Run]] = {}
     for run in runs:
+        if run.folder == root:
+            raise UserError(f"{root} is a run itself: give the folder of the folders that hold runs, like results")
         by_folder.setdefault(run.folder.relative_to(root).parts[0], []).append(run)
-    sections = [_section(root, name, here) for name, here in by_folder.items() if any(run.finished for run in here)]
-    if not sections:
+    if not any(run.finished for run in runs):
         raise UserError(f"no run below {root} is finished yet, so there is nothing to show")
+    sections = [_section(root, name, here) for name, here in by_folder.items()]
     sections.sort(key=lambda section: -section.epochs)
     used = {run.option(role) for run in runs for role in ("distill", "temperature")}
     lines = {name: line for name, line in LINES.items() if name in used}
@@ -172,6 +179,8 @@ def _recipe(run: Run) -> str:
 
 def _noise(groups: Sequence[Sequence[Run]]) -> str:
     """By how much two single runs must differ before that says anything."""
+    if not groups:
+        return "No run is finished yet."
     samples = [last for group in groups if len(last := values(group, "last")) > 1]
     if not samples:
         return "Noise: not known, since no configuration has a second seed; no difference here is told from chance."
@@ -180,8 +189,8 @@ def _noise(groups: Sequence[Sequence[Run]]) -> str:
     needed = stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * spread * math.sqrt(2)
     return (
         f"Noise: seeds spread by {spread:.2f} points (standard deviation of last, pooled over {len(samples)}"
-        f" configurations, {freedom} degrees of freedom). Two single runs that differ by less than {needed:.2f} points"
-        " are not told from chance (95 %)."
+        f" configurations, {freedom} degrees of freedom). If all spread alike, two single runs of one pair and protocol"
+        f" that differ by less than {needed:.2f} points are not told from chance (95 %)."
     )
 
 
@@ -246,15 +255,16 @@ def _paper_tau(shown: Sequence[tuple[Sequence[Run], str]]) -> Band:
     """Where tau is in CTKD's figure, of four pairs: the first epoch's end, flat until the learning rate drops at 150 of
     240 epochs, then slowly to its end."""
     last = max(run.epochs for group, _ in shown for run in group)
-    flat, edge = 150 / 240 * last, [(1, 3.4), (1, 2.6)]
-    edge += [(flat, 2.6), (last, 3.4), (last, 4.0), (flat, 3.4)]
-    return Band("CTKD's figure (four other pairs, 240 epochs)", edge)
+    flat, edge = 150 / 240 * last, [(1, 4.0), (1, 2.6)]
+    edge += [(flat, 2.6), (last, 3.4), (last, 4.0)]
+    return Band("CTKD's figure, of four other pairs, in proportion", edge)
 
 
 def _markdown(texts: Sequence[str], sections: Sequence[Section], lines: dict[str, str]) -> str:
     parts = [f"# {TITLE}", *texts, "As one page for a browser: [index.html](index.html)."]
     for section in sections:
-        parts += [f"## {section.title}", *section.texts, *(f"[{note.text}]({note.href})" for note in section.notes)]
+        parts += [f"## {escape(section.title, quote=False)}", *section.texts]
+        parts += [f"[{note.text}]({note.href})" for note in section.notes]
         parts += [table.markdown() for table in section.tables]
         parts += [f"![{figure.about}](figures/{figure.name})" for figure in section.figures]
         parts += ["\n".join(f"- {text}" for text in section.footnotes)] * bool(section.footnotes)
@@ -267,8 +277,8 @@ def _html(texts: Sequence[str], sections: Sequence[Section], lines: dict[str, st
     for section in sections:
         parts += [f"<h2>{escape(section.title)}</h2>", *(f"<p>{escape(text)}</p>" for text in section.texts)]
         parts += [f"<p>{in_html(section.notes)}</p>"] * bool(section.notes)
-        parts += [f'<div class="wide">\n{table.html()}\n</div>' for table in section.tables]
-        parts += [f'<figure aria-label="{escape(figure.about)}">\n{figure.svg}</figure>' for figure in section.figures]
+        parts += [f'<div class="wide" tabindex="0">\n{table.html()}\n</div>' for table in section.tables]
+        parts += [f"<figure>\n{figure.svg}</figure>" for figure in section.figures]
         notes = "\n".join(f"<li>{escape(text)}</li>" for text in section.footnotes)
         parts += [f"<ul>\n{notes}\n</ul>"] * bool(notes)
     named = "\n".join(f"<dt>{name}</dt><dd>{escape(line)}</dd>" for name, line in lines.items())

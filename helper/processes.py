@@ -95,7 +95,8 @@ def joined(device: torch.device, timeout: float) -> Iterator[None]:
         if not is_first():
             stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         if size() > 1:
-            print(f"{size()} processes train together, each on its share of every batch")
+            threads = f", with {torch.get_num_threads()} threads" * (device.type == "cpu")
+            print(f"{size()} processes train together, each on its share of every batch{threads}")
         try:
             yield
         except BaseException:
@@ -339,7 +340,7 @@ def start_together(count: int, address: str | None) -> None:
 
 def _endpoint(address: str) -> list[str]:
     host, colon, port = address.removeprefix("tcp://").rpartition(":")
-    if not colon or not port.isdecimal() or int(port) >= 2**16:
+    if not colon or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise UserError(f"--dist_url is an address and a port, like tcp://127.0.0.1:23451, not {address}")
     try:
         with socket.socket() as trial:

@@ -7,11 +7,12 @@ import platform
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy
 import torch
@@ -25,6 +26,8 @@ from helper.log import Record, RunLog
 from helper.runs import ADDED_OPTIONS, NEUTRAL_OPTIONS, differing, foreign_options
 
 IDENTITY = ("kind", "model", "teacher", "teacher_sha256", "data_sha256")  # what a run is, beside its options
+
+ALIKE = ("skip_validation", "teacher_table", "fill_teacher_table", "dry_run", "overwrite")  # in all processes
 
 
 class RunFolder:
@@ -45,7 +48,8 @@ class RunFolder:
         self.history: list[Record] = []
         self.part: dict[str, Any] | None = None  # of the next epoch, where it was begun; see `save_part`
         self.path = folder / "config.json"
-        processes.check_same(self._decisive())
+        alike = {key: config["options"].get(key) for key in ALIKE}
+        processes.check_same(self._decisive() | alike)
         processes.first(self._check)
 
     @property
@@ -116,7 +120,7 @@ class RunFolder:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = stack.enter_context((self.folder / ".lock").open("a"))
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(lock)
         except BlockingIOError as error:
             raise UserError(f"another process is training in {self.folder}: wait for it, or stop it") from error
         except OSError as error:
@@ -232,6 +236,15 @@ class RunFolder:
             f"{self.title}: top-1 last {last['top1']:.2f} (epoch {last['epoch']}),"
             f" best {best['top1']:.2f} (epoch {best['epoch']}, selected on the test set); {self.folder}"
         )
+
+
+def _lock(file: IO) -> None:
+    """Lock a file, or raise BlockingIOError; one that somebody only looks at, as reproduce.py does, is free at once."""
+    for _ in range(5):
+        with suppress(BlockingIOError):
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(0.1)
+    return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _provenance() -> dict[str, Any]:

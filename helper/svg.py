@@ -73,7 +73,8 @@ def draw(title: str, axis: str, curves: Sequence[Curve], bands: Sequence[Band] =
         parts.append(each.sample(LEFT, y - 5))
         parts.append(f'<text x="{LEFT + 36}" y="{y}">{escape(each.name)}</text>')
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y + 10}" role="img" font-family="sans-serif"'
-    return "\n".join([f'{head} font-size="13">', '<rect width="100%" height="100%" fill="#fff"/>', *parts, "</svg>\n"])
+    head += f' font-size="13">\n<title>{escape(title)}: {escape(axis)} by epoch</title>'
+    return "\n".join([head, '<rect width="100%" height="100%" fill="#fff"/>', *parts, "</svg>\n"])
 
 
 def _ticks(low: float, high: float) -> list[float]:

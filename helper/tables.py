@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
+from urllib.parse import quote
 
 LEFT = frozenset(("table", "pair", "method", "state", "over", "verdict", "machine"))  # columns without numbers
 
@@ -40,7 +41,7 @@ class Table(NamedTuple):
     def html(self) -> str:
         """As an HTML element."""
         lines = [self._line(self.heading, "th"), *(self._line(row, "td") for row in self.rows)]
-        return "\n".join(["<table>", *lines, "</table>"])
+        return "\n".join(["<table>", f"<thead>{lines[0]}</thead>", *lines[1:], "</table>"])
 
     @property
     def _all(self) -> list[Sequence[Cell]]:
@@ -53,7 +54,8 @@ class Table(NamedTuple):
 
     def _line(self, row: Sequence[Cell], tag: str) -> str:
         sides = (" class=left" * (name in LEFT) for name in self.heading)
-        cells = (f"<{tag}{side}>{in_html(cell)}</{tag}>" for cell, side in zip(row, sides, strict=True))
+        scope = " scope=col" * (tag == "th")
+        cells = (f"<{tag}{scope}{side}>{in_html(cell)}</{tag}>" for cell, side in zip(row, sides, strict=True))
         return f"<tr>{''.join(cells)}</tr>"
 
 
@@ -61,8 +63,8 @@ def in_html(cell: Cell) -> str:
     """A text, or links, as HTML."""
     if isinstance(cell, str):
         return escape(cell)
-    return ", ".join(f'<a href="{escape(link.href)}">{escape(link.text)}</a>' for link in cell)
+    return ", ".join(f'<a href="{quote(link.href)}">{escape(link.text)}</a>' for link in cell)
 
 
 def _in_markdown(cell: Cell) -> str:
-    return cell if isinstance(cell, str) else ", ".join(f"[{link.text}]({link.href})" for link in cell)
+    return cell if isinstance(cell, str) else ", ".join(f"[{link.text}]({quote(link.href)})" for link in cell)

@@ -32,7 +32,7 @@ IMAGENET = {
     "S02": {
         "ImageNet-1k": {
             "epochs": 120, "batch_size": 256, "learning_rate": 0.1, "lr_decay_epochs": [30, 60, 90],
-            "weight_decay": 1e-4, "gamma": 1, "alpha": 1,
+            "weight_decay": 1e-4, "gamma": 1, "alpha": 1, "num_workers": 8,
         },
         "DKD": {"gamma": 1, "alpha": 0, "beta": 1, "dkd_alpha": 1, "dkd_beta": 1},
         "CTKD global": {"lambda_epochs": 5},
@@ -40,7 +40,7 @@ IMAGENET = {
     "S14": {
         "ImageNet-1k": {
             "epochs": 100, "batch_size": 512, "learning_rate": 0.2, "lr_decay_epochs": [30, 60, 90],
-            "weight_decay": 1e-4, "gamma": 0.5, "alpha": 0.5,
+            "weight_decay": 1e-4, "gamma": 0.5, "alpha": 0.5, "num_workers": 8,
         },
         "DKD": {"gamma": 1, "alpha": 0, "beta": 1, "dkd_alpha": 1, "dkd_warmup": 1},
         "ResNet18": {"dkd_beta": 0.5},
@@ -49,6 +49,7 @@ IMAGENET = {
 }  # fmt: skip
 ALONE = (  # what of a protocol is also that of a network that learns alone
     "epochs", "batch_size", "learning_rate", "lr_decay_epochs", "lr_decay_rate", "momentum", "weight_decay",
+    "num_workers",
 )  # fmt: skip
 SHORT_PAIRS = (("resnet14", "resnet8"), ("resnet20", "resnet8"))
 SHORT_OPTIONS = {"epochs": 40}  # all else as published, what is counted in epochs in proportion
@@ -89,10 +90,15 @@ class Row(NamedTuple):
             return ["train_teacher.py", "--model", self.model, "--run_dir", str(self.folder(seed)), *told]
         name = self.method if trials > 1 else self.folder(seed).name
         places = ["--experiments_dir", self._group, "--experiments_name", name]
-        teacher = ["--path-t", str(self._alone(self.teacher, 1))]
-        if self.dataset == "imagenet":
+        teacher = ["--path-t", str(self.teacher_folder)]
+        if self.teacher_folder is None:
             teacher = ["--model_t", self.teacher, "--teacher_weights", "torchvision"]
         return ["train_student.py", *teacher, "--model_s", self.model, *places, *told]
+
+    @property
+    def teacher_folder(self) -> Path | None:
+        """Where the teacher is trained; None if it needs no training."""
+        return self._alone(self.teacher, 1) if self.teacher and self.dataset != "imagenet" else None
 
     @property
     def _group(self) -> str:

@@ -4,6 +4,7 @@ import re
 import sys
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
+from urllib.parse import unquote
 
 import pytest
 from test_compare import history, write_run
@@ -61,20 +62,22 @@ def test_both_pages_show_the_same_and_lead_to_the_logs(results, monkeypatch, cap
     told.feed((results / "index.html").read_text())
     assert told.open == []
     text = " ".join(told.texts)
-    for words in ("70.60 ± 0.10", "70.66", "within noise", "A <few> epochs", "a processor, 1 thread", "2.00",
-                  "unfinished (3/5 epochs)", "2 of 3 configurations follow a published protocol"):  # fmt: skip
+    for words in ("70.60 ± 0.10", "70.66", "within noise", "a processor, 1 thread", "2.00",
+                  "unfinished (3/5 epochs)", "1 of 3 configurations follow a published protocol"):  # fmt: skip
         assert words in text and words in shown, words
     for links in (told.links, re.findall(r"\]\((.*?)\)", shown)):
-        assert {"full/kd-2/log.jsonl", "full/kd-2/config.json", "few/notes.md"} <= set(links)
+        links = {unquote(link) for link in links}
+        assert {"full/kd-2/log.jsonl", "few/<one>/config.json", "few/notes.md"} <= links
         assert all((results / link).exists() for link in links)
+    assert "A <few> epochs" in text and "## A &lt;few&gt; epochs" in shown
     assert "http" not in "".join(told.links)  # all in one file
     assert str(results) not in shown + text
 
 
 def test_longer_runs_stand_first_and_noise_is_told(results):
     shown = page.pages(results)["README.md"]
-    assert shown.index("## full") < shown.index("## A <few> epochs")
-    full, few = shown.split("## A <few>")
+    assert shown.index("## full") < shown.index("## A &lt;few&gt; epochs")
+    full, few = shown.split("## A &lt;few")
     assert "seeds spread by 0.10 points" in full and "pooled over 1 configurations, 2 degrees of freedom" in full
     assert "differ by less than 0.61 points" in full  # 4.303 * 0.1 * sqrt(2)
     assert "Noise: not known" in few
@@ -86,6 +89,18 @@ def test_what_is_not_made_any_more_goes(results):
     (results / "figures/old.svg").write_text("")
     page.write_pages(results)
     assert {path: path.read_bytes() for path in results.rglob("*") if path.is_file()} == before
+
+
+def test_what_is_not_ours_is_not_overwritten(results, monkeypatch):
+    (results / "README.md").write_text("# Somebody's\n")
+    with pytest.raises(UserError, match="README.md was not made by --pages, and would be lost"):
+        page.write_pages(results)
+    assert (results / "README.md").read_text() == "# Somebody's\n" and not (results / "figures").exists()
+    with pytest.raises(UserError, match="is a run itself: give the folder"):
+        page.write_pages(results / "full/ctkd")
+    monkeypatch.setattr(sys, "argv", ["compare.py", "save/models", "--pages", "results"])
+    with pytest.raises(UserError, match="goes with no other flag or folder"):
+        compare.main()
 
 
 def test_only_what_is_finished_is_shown(tmp_path):
@@ -119,5 +134,6 @@ def test_a_table_in_three_forms():
     assert table.markdown().splitlines() == [
         "| pair     |   n |", "| -------- | --: |", r"| a\|b <c> |   1 |", "| [x](y/z) |  20 |",
     ]  # fmt: skip
+    assert "<thead><tr><th scope=col class=left>pair</th><th scope=col>n</th></tr></thead>" in table.html()
     assert "<td class=left>a|b &lt;c&gt;</td><td>1</td>" in table.html()
     assert '<td class=left><a href="y/z">x</a></td>' in table.html()

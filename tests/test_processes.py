@@ -301,7 +301,7 @@ def environment():
 
 
 def two():
-    return "--nproc-per-node=2", f"--master-port={free_port()}"
+    return "--nproc-per-node=2", "--standalone"
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,11 @@
 import fcntl
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import reproduce
 from helper.comparison import find_published
 from helper.errors import RunError, UserError
 from helper.options import parse, resolve_pair, student_parser, teacher_parser
-from helper.runs import Run
+from helper.runs import NEUTRAL_OPTIONS, Run, foreign_options
 from published.rows import SHORT, TABLES, Row, left_out, rows
 
 ROOT = Path(reproduce.__file__).parent
@@ -40,6 +42,26 @@ def test_a_row_is_a_run_that_is_set_beside_its_published_number(table):
             record = next(r for r in found if r["source_id"] == source and r["top1"] == row.top1)
             for key, value in published.settings(record).items():
                 assert options[key] == value, (row, key)
+
+
+RUNNER = (ROOT / "scripts/run_imagenet_distill.sh").read_text()
+DOCUMENTED = {  # our rows: the names of the runner's
+    "kd_ctkd-global": "", "kd_tau-4": "kd", "pkt+kd_ctkd-global": "pkt+ctkd", "srrl+kd_ctkd-global": "srrl+ctkd",
+    "dkd_ctkd-global": "dkd+ctkd", "kd_tau-1_mdistiller": "kd-mdistiller", "dkd_tau-1_mdistiller": "dkd-mdistiller",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("row", [row for table in TABLES for row in rows(table) if row.method in DOCUMENTED and
+                                 row.dataset == "imagenet" and row.model == "ResNet18"])  # fmt: skip
+def test_rows_of_imagenet_are_what_its_runner_documents(row):
+    fixed = RUNNER.partition("train_student.py ")[2].replace("\\\n", " ").replace('"$@"', "")
+    name = DOCUMENTED[row.method]
+    lines = RUNNER.replace("\\\n#", " ").splitlines()
+    flags = next((line for line in lines if f"--experiments_name {name} " in line + " "), "") if name else ""
+    line = f"{fixed} --model_t {row.teacher} --teacher_weights torchvision {flags[flags.find('--'):] if flags else ''}"
+    here, there = resolved(row), resolve_pair(parse(student_parser(), shlex.split(line)), row.teacher)
+    left_out = NEUTRAL_OPTIONS | foreign_options(here["distill"], here["temperature"])
+    assert {key for key in here.keys() - left_out if here[key] != there[key]} == set()
 
 
 def test_every_record_of_a_method_that_is_here_has_its_row():
@@ -104,9 +126,10 @@ def call(monkeypatch, line):
 def test_runs_are_made_once_and_listed(place, monkeypatch, capfd):
     call(monkeypatch, "ctkd --jobs 2 -- --device cpu --skip_validation")
     out = capfd.readouterr().out
-    assert "2 networks alone, 1 students left to train, 2 at a time" in out
-    assert "[2/2] " in out and "[1/1] resnet8_vgg8_kd_seed-1: done after 0 min" in out
-    assert "top-1 last" in (place / "save/reproduce/resnet8_vgg8_kd_seed-1.txt").read_text()
+    assert out.startswith("3 runs left to make, 2 at a time\n")
+    assert "[3/3] digits_resnet8_vgg8_1-epochs_kd_seed-1: done after 0 min" in out
+    told = (place / "save/reproduce/digits_resnet8_vgg8_1-epochs_kd_seed-1.txt").read_text()
+    assert "top-1 last" in told
     call(monkeypatch, "ctkd --list --seeds 2")
     heading, _, teacher, alone, student, _, missing = capfd.readouterr().out.splitlines()
     assert heading.split() == ["table", "pair", "method", "state", "n", "last", "published"]
@@ -117,22 +140,26 @@ def test_runs_are_made_once_and_listed(place, monkeypatch, capfd):
     call(monkeypatch, "ctkd --seeds 2 --dry_run")
     assert capfd.readouterr().out.count("--seed 2") == 2
     call(monkeypatch, "ctkd")
-    assert capfd.readouterr().out == "0 networks alone, 0 students left to train, 1 at a time\n"
+    assert capfd.readouterr().out == "0 runs left to make, 1 at a time\n"
+    call(monkeypatch, "ctkd --list -- --precision bf16")  # other runs, which are not there
+    told = capfd.readouterr().out
+    assert told.count("other options") == 3 and "is another run: precision fp32 instead of bf16" in told
 
 
-def test_what_a_run_is_at_is_read_from_its_folder(place):
-    row = TABLE[0]._replace(options=TINY | {"epochs": 3})
-    folder = row.folder(1)
-    assert reproduce.state(row, 1) == ("missing", None)
-    folder.mkdir(parents=True)
+def test_what_a_run_is_at_is_read_from_its_folder(tmp_path):
+    folder = tmp_path / "run"
+    assert reproduce.state(folder, "resnet8") == ("missing", None)
+    folder.mkdir()
     (folder / "log.jsonl").write_text(json.dumps({"epoch": 1, "top1": 12.5}) + "\n")
     (folder / ".lock").touch()
-    assert reproduce.state(row, 1) == ("1 of 3", None)
+    assert reproduce.state(folder, "resnet8") == ("1 epochs", None)
     with (folder / ".lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert reproduce.state(row, 1) == ("running", None)
+        assert reproduce.state(folder, "resnet8") == ("running", None)
     (folder / "resnet8_last.pth").touch()
-    assert reproduce.state(row, 1) == ("done", 12.5)
+    assert reproduce.state(folder, "resnet8") == ("done", 12.5)
+    (folder / "log.jsonl").write_text("torn")
+    assert reproduce.state(folder, "resnet8") == ("missing", None)
 
 
 def test_all_seeds_of_a_student_in_one_process(place, monkeypatch, capsys):
@@ -145,20 +172,76 @@ def test_all_seeds_of_a_student_in_one_process(place, monkeypatch, capsys):
     assert "--experiments_name kd " in student  # to which --trials adds the same
 
 
-def test_what_fails_is_said_and_the_others_are_made(place, monkeypatch, capfd):
-    scripts = {"train_teacher.py": "import sys; sys.exit(2 * ('vgg8' in sys.argv))", "train_student.py": ""}
-    for name, text in scripts.items():
+def stand_ins(place, monkeypatch, teacher, student):
+    """Texts instead of the two training scripts, and a scheduler that looks often."""
+    for name, text in (("train_teacher.py", teacher), ("train_student.py", student)):
         (place / name).unlink()
         (place / name).write_text(text)
-    with pytest.raises(RunError, match=r"1 runs failed \(vgg8_alone_seed-1\)"):
+    monkeypatch.setattr(reproduce, "PATIENCE", 0.05)
+
+
+DONE = """
+import sys
+from pathlib import Path
+folder = Path(sys.argv[sys.argv.index("--run_dir") + 1])
+folder.mkdir(parents=True)
+(folder / "log.jsonl").write_text('{"top1": 1.0}')
+(folder / (sys.argv[sys.argv.index("--model") + 1] + "_last.pth")).touch()
+"""
+
+
+def test_what_fails_is_said_and_the_others_are_made(place, monkeypatch, capfd):
+    stand_ins(place, monkeypatch, "import sys\nif 'vgg8' in sys.argv: sys.exit(2)" + DONE, "")
+    with pytest.raises(RunError, match=r"1 runs failed \(vgg8_vanilla_digits_1-epochs\): see above"):
         call(monkeypatch, "ctkd")
     out = capfd.readouterr().out
-    assert "vgg8_alone_seed-1: failed with status 2 after 0 min" in out
-    assert "[1/1] resnet8_vgg8_kd_seed-1: done" in out
+    assert "vgg8_vanilla_digits_1-epochs: failed with status 2 after 0 min" in out
+    assert "[3/3] digits_resnet8_vgg8_1-epochs_kd_seed-1: done" in out
+
+
+def test_students_of_a_teacher_that_failed_are_not_begun(place, monkeypatch, capfd):
+    stand_ins(place, monkeypatch, "import sys; sys.exit(1)", "")
+    monkeypatch.setattr(reproduce, "rows", lambda table: [TABLE[0], TABLE[2]])
+    with pytest.raises(RunError, match="2 runs failed"):
+        call(monkeypatch, "ctkd --jobs 2")
+    assert "_kd_seed-1: not begun, since its teacher failed" in capfd.readouterr().out
+
+
+def test_after_three_failures_in_a_row_nothing_is_begun(place, monkeypatch):
+    stand_ins(place, monkeypatch, "import sys; sys.exit(1)", "")
+    with pytest.raises(RunError, match="3 runs failed .*, and nothing else was begun after 3 in a row"):
+        call(monkeypatch, "ctkd --seeds 4")
+
+
+def test_what_is_under_way_elsewhere_is_waited_for(place, monkeypatch, capfd):
+    stand_ins(place, monkeypatch, DONE, "")
+    folder = TABLE[0].folder(1)
+    folder.mkdir(parents=True)
+    (folder / "log.jsonl").write_text('{"top1": 2.0}\n')
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        runner = threading.Thread(target=call, args=[monkeypatch, "ctkd"])
+        runner.start()
+        while not TABLE[1].folder(1).exists():  # which needs no teacher
+            assert runner.is_alive()
+        (folder / "resnet8_last.pth").touch()
+    runner.join(60)
+    out = capfd.readouterr().out
+    assert "resnet8_vanilla_digits_1-epochs: done elsewhere" in out and "_kd_seed-1: done after" in out
+
+
+def test_what_cannot_be_written_is_said(place, monkeypatch, capfd):
+    (place / "save").mkdir()
+    (place / "save/reproduce").touch()
+    with pytest.raises(RunError, match="3 runs failed"):
+        call(monkeypatch, "ctkd --jobs 2")
+    assert "could not begin" in capfd.readouterr().out
 
 
 def test_wrong_use(monkeypatch):
-    for line, says in (("nothing", "no table 'nothing'"), ("--seeds 0", "--seeds must be 1"), ("--jobs 0", "--jobs")):
+    for line, says in (("nothing", "no table 'nothing'"), ("--seeds 0", "--seeds must be 1"), ("--jobs 0", "--jobs"),
+                       ("--trials", "--trials trains several --seeds"), ("-- --percision bf16", "percision"),
+                       ("-- --seed 2", "--seed is the list's to say")):  # fmt: skip
         monkeypatch.setattr(sys, "argv", ["reproduce.py", *line.split()])
         with pytest.raises(UserError, match=says):
             reproduce.parse_args()
