@@ -8,6 +8,7 @@ is drawn from the seed and the epoch alone: it is the same with any number of wo
 import os
 import random
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -77,11 +78,17 @@ class Images(TorchDataset):
 
 
 def _undisturbed(_: int) -> None:
-    """Have a worker pass over signals that are meant for the training, which still needs it while it ends its step:
-    those to its group of processes (Ctrl-C, and what torchrun passes on), and one SIGTERM (of Slurm, to all processes).
-    When that is over, the training sends another."""
-    os.setsid()
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, lambda *_: os._exit(0)))
+    """Have a worker pass over signals that others send to the training's processes (Ctrl-C, torchrun, Slurm): the
+    training still needs it while it ends its step, and tells it itself when that is over."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_when_told, daemon=True).start()
+
+
+def _end_when_told() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 class Order:

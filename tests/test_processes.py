@@ -479,9 +479,16 @@ def test_what_only_one_process_finds_wrong_is_said(tmp_path):
     assert "val/cat/1.png cannot be read" in done.stderr
 
 
-@pytest.mark.parametrize("whom", ["group", "torchrun"])
+def descendants(pid):
+    """The processes that a process has started, and those that they have."""
+    lists = [path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    children = [int(child) for children in lists for child in children]
+    return [*children, *(each for child in children for each in descendants(child))]
+
+
+@pytest.mark.parametrize("whom", ["group", "torchrun", "everyone"])
 def test_workers_that_decode_do_not_die_before_the_training_has_saved(whom, tmp_path):
-    """Ctrl-C and torchrun send signals to whole groups of processes."""
+    """Ctrl-C and torchrun send signals to whole groups of processes, Slurm to all there are."""
     for split, count in (("train", 192), ("val", 4)):
         (tmp_path / split / "cat").mkdir(parents=True)
         for i in range(count):
@@ -490,17 +497,20 @@ def test_workers_that_decode_do_not_die_before_the_training_has_saved(whom, tmp_
     folder = tmp_path / "run"
     line = f"--dataset imagenet --data_dir {tmp_path} --image_size 32 --model resnet8 --batch_size 8 --epochs 50 "
     line += f"--num_workers 2 --device cpu --lr 0.001 --run_dir {folder}"
-    started = command("train_teacher.py", line, *(two() if whom == "torchrun" else ()))
+    started = command("train_teacher.py", line, *(() if whom == "group" else two()))
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(started, cwd=ROOT, env=environment(), start_new_session=True, **pipes) as running:
         wait_for(folder / "last.pth")
         time.sleep(0.3)
         if whom == "torchrun":
             running.terminate()
-        else:
+        elif whom == "group":
             os.killpg(running.pid, signal.SIGTERM)
+        else:
+            for each in (running.pid, *descendants(running.pid)):
+                os.kill(each, signal.SIGTERM)
         told, _ = running.communicate(timeout=100)
-    assert running.returncode == (1 if whom == "torchrun" else 143), told
+    assert running.returncode == (143 if whom == "group" else 1), told
     assert "stopped; " in told and "is killed by signal" not in told
     assert checkpoint.load(folder / "last.pth")["history"]
 

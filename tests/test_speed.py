@@ -31,7 +31,7 @@ import train_student
 import train_teacher
 from dataset import create_dataset
 from distiller_zoo import distiller_dict
-from helper import checkpoint
+from helper import checkpoint, loops
 from helper.answers import Live, TeacherTable
 from helper.device import place
 from helper.errors import RunError, UserError
@@ -517,7 +517,12 @@ def test_the_first_50_losses_on_cifar100_are_those_of_the_plain_path(cifar100_di
         told[name].append(step.loss.item())
         return step
 
+    def untested(*_, **__):
+        yield
+        return {"test_loss": 0.0, "top1": 0.0, "top5": 0.0}
+
     monkeypatch.setattr(Stepper, "__call__", noted)
+    monkeypatch.setattr(loops, "evaluation", untested)
     for name in ("fast", "plain"):
         told[name] = []
         line = data + f"--lr 0.01 --path-t {teacher} --skip_validation --temperature ctkd-global"
