@@ -64,6 +64,7 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
     add("tables", nargs="*", metavar="table", help=f"one or more of: {', '.join(names)} (default: all but {SHORT})")
     add("--list", action="store_true", help="show the runs, how far they are, and what is published; then stop")
     add("--dry_run", action="store_true", help="show the commands that are left to do, and stop")
+    add("--pairs", nargs="+", metavar="TEACHER:STUDENT", help="only these pairs, and their networks alone")
     add("--seeds", type=int, default=1, metavar="N", help="seeds 1 to N of all runs but the teachers")
     add("--jobs", type=int, metavar="N", help="runs at a time (default: one a GPU, or one)")
     add("--trials", action="store_true", help="all --seeds of a student in one process, for GPUs")
@@ -78,11 +79,23 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
     if args.trials and args.seeds == 1:
         parser.error("--trials trains several --seeds side by side: give --seeds 3, say")
     args.tables = args.tables or list(TABLES)
+    known = {f"{row.teacher}:{row.model}" for name in args.tables for row in rows(name) if row.teacher}
+    if unknown := [pair for pair in args.pairs or () if pair not in known]:
+        parser.error(f"these tables have no pair {unknown[0]}; they have: {', '.join(sorted(known))}")
     parse(student_parser(), more)  # so that what is wrong with it is said now
     for flag in (word[2:].partition("=")[0].replace("-", "_") for word in more if word.startswith("--")):
         if flag in OURS:
             parser.error(f"--{flag} is the list's to say: leave it out, or call the training script itself")
     return args, more
+
+
+def chosen(table: str, pairs: Sequence[str] | None) -> list[Row]:
+    """The rows of a table; with pairs like `resnet56:resnet20` only theirs, and those of their networks alone."""
+    if not pairs:
+        return rows(table)
+    networks = {name for pair in pairs for name in pair.split(":")}
+    here = [row for row in rows(table) if row.teacher is None or f"{row.teacher}:{row.model}" in pairs]
+    return [row for row in here if row.teacher or row.model in networks]
 
 
 def seeds_of(row: Row, among: Sequence[Row], seeds: int) -> range:
@@ -127,14 +140,14 @@ def options_of(job: Job, more: list[str]) -> dict[str, Any]:
     return resolve_pair(parse(student_parser(), command(job, more)[2:]), job.row.teacher)
 
 
-def listed(tables: Sequence[str], seeds: int, more: list[str]) -> Iterator[str]:
+def listed(args: argparse.Namespace, more: list[str]) -> Iterator[str]:
     """The lines of --list."""
     cells, notes = [], []
-    for name in tables:
-        here = rows(name)
+    for name in args.tables:
+        here = chosen(name, args.pairs)
         for row in here:
             words, last = [], []
-            for seed in seeds_of(row, here, seeds):
+            for seed in seeds_of(row, here, args.seeds):
                 word, top1 = state(row.folder(seed), row.model)
                 other = otherwise(Job(row, seed), more)
                 notes += [f"{row.folder(seed)} is another run: {other}"] if other else []
@@ -148,23 +161,20 @@ def listed(tables: Sequence[str], seeds: int, more: list[str]) -> Iterator[str]:
     yield Table(HEADING, cells).text()
     yield ""
     yield from notes
-    if SHORT in tables:
+    if SHORT in args.tables:
         yield f"{SHORT}: published numbers are those of 240 epochs"
 
 
-def jobs_of(tables: Sequence[str], seeds: int, together: bool) -> list[Job]:
-    """What is left to do, or under way elsewhere; teachers first.
-
-    Args:
-        together: all seeds of a student are one job.
-    """
+def jobs_of(args: argparse.Namespace) -> list[Job]:
+    """What is left to do, or under way elsewhere; teachers first."""
     jobs: dict[Path, Job] = {}
-    for here in map(rows, tables):
+    for name in args.tables:
+        here = chosen(name, args.pairs)
         for row in here:
-            wanted = seeds_of(row, here, seeds)
+            wanted = seeds_of(row, here, args.seeds)
             left = [seed for seed in wanted if state(row.folder(seed), row.model)[0] != "done"]
-            if left and together and row.teacher:
-                jobs[row.folder(1)] = Job(row, 1, seeds)
+            if left and args.trials and row.teacher:
+                jobs[row.folder(1)] = Job(row, 1, args.seeds)
             else:
                 jobs |= {row.folder(seed): Job(row, seed) for seed in left}
     return sorted(jobs.values(), key=lambda job: job.row.teacher is not None)
@@ -286,9 +296,9 @@ def main() -> None:
     """List the runs, or make those that are left."""
     args, more = parse_args()
     if args.list:
-        print(*listed(args.tables, args.seeds, more), sep="\n")
+        print(*listed(args, more), sep="\n")
         return
-    jobs = jobs_of(args.tables, args.seeds, args.trials)
+    jobs = jobs_of(args)
     if args.dry_run:
         for job in jobs:
             print(shlex.join(["python", *command(job, more)[1:]]))

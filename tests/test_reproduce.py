@@ -91,6 +91,16 @@ def test_teachers_come_before_what_they_teach():
             trained.add(str(row.folder(1)))
 
 
+def test_pairs_choose_rows_and_their_networks_alone():
+    assert reproduce.chosen("ctkd", None) == rows("ctkd")
+    told = [(row.pair, row.method) for row in reproduce.chosen("ctkd", ["resnet110:resnet20", "vgg13:vgg8"])]
+    assert told == [
+        ("resnet110", "alone"), ("vgg13", "alone"), ("resnet20", "alone"), ("vgg8", "alone"),
+        ("resnet110 → resnet20", "kd_tau-4"), ("vgg13 → vgg8", "kd_tau-4"),
+        ("resnet110 → resnet20", "kd_ctkd-global"), ("vgg13 → vgg8", "kd_ctkd-global"),
+    ]  # fmt: skip
+
+
 def test_the_short_table_is_short():
     assert {row.options["epochs"] for row in rows(SHORT)} == {40}
     assert {row.options["epochs"] for table in TABLES for row in rows(table)} == {240, 120, 100}
@@ -241,7 +251,8 @@ def test_what_cannot_be_written_is_said(place, monkeypatch, capfd):
 def test_wrong_use(monkeypatch):
     for line, says in (("nothing", "no table 'nothing'"), ("--seeds 0", "--seeds must be 1"), ("--jobs 0", "--jobs"),
                        ("--trials", "--trials trains several --seeds"), ("-- --percision bf16", "percision"),
-                       ("-- --seed 2", "--seed is the list's to say")):  # fmt: skip
+                       ("-- --seed 2", "--seed is the list's to say"),
+                       ("dtkd --pairs resnet56:resnet20", "these tables have no pair resnet56:resnet20")):  # fmt: skip
         monkeypatch.setattr(sys, "argv", ["reproduce.py", *line.split()])
         with pytest.raises(UserError, match=says):
             reproduce.parse_args()
