@@ -36,6 +36,7 @@ OURS = {  # flags that the list says
     "dataset", "seed", "trials", "run_dir", "experiments_dir", "experiments_name", "model", "model_s", "model_t",
     "path_t", "epochs", "distill", "temperature", "dry_run", "overwrite",
 }  # fmt: skip
+MADE = {"done", "given"}  # states in which nothing is left to do
 PATIENCE = 5.0  # seconds between two looks at runs that are under way elsewhere
 FAILURES = 3  # one after the other that end it all
 
@@ -105,7 +106,12 @@ def seeds_of(row: Row, among: Sequence[Row], seeds: int) -> range:
 
 
 def state(folder: Path, model: str) -> tuple[str, float | None]:
-    """How far a run is (`missing`, `running`, `done` or `17 epochs`), and top-1 in percent of one that is done."""
+    """How far a run is, and top-1 in percent of one that is done.
+
+    It is `missing`, `running`, `done`, after `17 epochs`, or `given`: a checkpoint from elsewhere.
+    """
+    if not (folder / "config.json").exists() and any(folder.glob("ckpt_epoch_*.pth")):
+        return "given", None
     try:
         with (folder / ".lock").open() as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -172,7 +178,7 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
         here = chosen(name, args.pairs)
         for row in here:
             wanted = seeds_of(row, here, args.seeds)
-            left = [seed for seed in wanted if state(row.folder(seed), row.model)[0] != "done"]
+            left = [seed for seed in wanted if state(row.folder(seed), row.model)[0] not in MADE]
             if left and args.trials and row.teacher:
                 jobs[row.folder(1)] = Job(row, 1, args.seeds)
             else:
@@ -242,12 +248,12 @@ class Runner:
         for job in list(self.left):
             words = [state(job.row.folder(job.seed + i), job.row.model)[0] for i in range(job.trials)]
             teacher = job.row.teacher_folder
-            if all(word == "done" for word in words):
+            if MADE.issuperset(words):
                 self.left.remove(job)
                 self._ended(job, "done elsewhere", False)
             elif "running" in words:
                 continue
-            elif teacher is None or state(teacher, job.row.teacher)[0] == "done":
+            elif teacher is None or state(teacher, job.row.teacher)[0] in MADE:
                 self.left.remove(job)
                 return job
             elif teacher.name in self.failed:

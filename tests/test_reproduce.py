@@ -240,6 +240,16 @@ def test_what_is_under_way_elsewhere_is_waited_for(place, monkeypatch, capfd):
     assert "resnet8_vanilla_digits_1-epochs: done elsewhere" in out and "_kd_seed-1: done after" in out
 
 
+def test_a_published_teacher_is_taken_as_it_is(place, monkeypatch, capfd):
+    stand_ins(place, monkeypatch, DONE, "")
+    TABLE[0].folder(1).mkdir(parents=True)
+    (TABLE[0].folder(1) / "ckpt_epoch_240.pth").touch()
+    call(monkeypatch, "ctkd")
+    assert "2 runs left to make" in capfd.readouterr().out
+    call(monkeypatch, "ctkd --list")
+    assert capfd.readouterr().out.splitlines()[2].split()[:5] == ["ctkd", "resnet8", "alone", "given", "0"]
+
+
 def test_what_cannot_be_written_is_said(place, monkeypatch, capfd):
     (place / "save").mkdir()
     (place / "save/reproduce").touch()
