@@ -26,7 +26,7 @@ import torch
 from helper.comparison import mean_and_spread
 from helper.errors import Parser, RunError, UserError, run_main
 from helper.options import parse, resolve_pair, student_parser, teacher_parser
-from helper.runs import ADDED_OPTIONS, NEUTRAL_OPTIONS, differing, foreign_options, number
+from helper.runs import ADDED_OPTIONS, decisive, differing, number
 from helper.tables import Table
 from published.rows import SHORT, TABLES, Row, left_out, rows
 
@@ -135,8 +135,7 @@ def otherwise(job: Job, more: list[str]) -> str:
     except (OSError, ValueError, KeyError):
         return ""
     here = options_of(job, more)
-    left_out = NEUTRAL_OPTIONS | foreign_options(here.get("distill"), here.get("temperature"))
-    return differing(ADDED_OPTIONS | there, {key: value for key, value in here.items() if key not in left_out})
+    return differing(ADDED_OPTIONS | there, decisive(here, here.get("distill"), here.get("temperature")))
 
 
 def options_of(job: Job, more: list[str]) -> dict[str, Any]:

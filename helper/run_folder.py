@@ -23,7 +23,7 @@ from helper.device import cpu_info
 from helper.errors import UserError
 from helper.files import write_atomically
 from helper.log import Record, RunLog
-from helper.runs import ADDED_OPTIONS, NEUTRAL_OPTIONS, differing, foreign_options
+from helper.runs import ADDED_OPTIONS, decisive, differing
 
 IDENTITY = ("kind", "model", "teacher", "teacher_sha256", "data_sha256")  # what a run is, beside its options
 
@@ -102,8 +102,7 @@ class RunFolder:
     def _decisive(self) -> dict[str, Any]:
         """What decides which run this is."""
         told = self.config["options"] | {key: self.config.get(key) for key in IDENTITY}
-        left_out = NEUTRAL_OPTIONS | foreign_options(told.get("distill"), told.get("temperature"))
-        return {key: value for key, value in told.items() if key not in left_out}
+        return decisive(told, told.get("distill"), told.get("temperature"))
 
     @contextmanager
     def open(self) -> Iterator[None]:

@@ -53,6 +53,12 @@ def foreign_options(distill: str | None, temperature: str | None) -> set[str]:
     return every - {key for table, name in tables for key in table.get(name, ())}
 
 
+def decisive(options: dict[str, Any], distill: str | None, temperature: str | None) -> dict[str, Any]:
+    """The options that can change the result of a run with this distiller and temperature."""
+    left_out = NEUTRAL_OPTIONS | foreign_options(distill, temperature)
+    return {key: value for key, value in options.items() if key not in left_out}
+
+
 def differing(there: dict[str, Any], here: dict[str, Any]) -> str:
     """What two runs have in common and do otherwise, as a text; empty if nothing. A hash that is not known here, where
     the data was not given, does not count."""
@@ -186,8 +192,8 @@ def _shown(run: Run) -> tuple[Any, ...]:
 def _configuration(run: Run) -> dict[str, Any]:
     """All that can change a run's result, but for the seed."""
     names = ("kind", "dataset", "model", "teacher", "teacher_sha256", "data_sha256", "distill", "temperature", "epochs")
-    left_out = NEUTRAL_OPTIONS | foreign_options(run.option("distill"), run.option("temperature")) | {"seed"}
-    told = {key: value for key, value in run.config["options"].items() if key not in left_out}
+    told = decisive(run.config["options"], run.option("distill"), run.option("temperature"))
+    told.pop("seed", None)
     return ADDED_OPTIONS | told | {name: run.config.get(name) for name in names}
 
 
