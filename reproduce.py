@@ -17,28 +17,30 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from helper.comparison import mean_and_spread
+import published
+from helper.comparison import REPORTS, mean_and_spread
 from helper.errors import Parser, RunError, UserError, run_main
-from helper.options import parse, resolve_pair, student_parser, teacher_parser
+from helper.options import given, parse, resolve_pair, student_parser, teacher_parser
 from helper.runs import ADDED_OPTIONS, decisive, differing, number
 from helper.tables import Table
 from published.rows import SHORT, TABLES, Row, left_out, rows
 
 HEADING = ["table", "pair", "method", "state", "n", "last", "published"]
 OUTPUT = Path("save/reproduce")  # what each run prints, where several are at work
-OURS = {  # flags that the list says
+OURS = {  # flags that the list says, beside those that its rows have
     "dataset", "seed", "trials", "run_dir", "experiments_dir", "experiments_name", "model", "model_s", "model_t",
-    "path_t", "epochs", "distill", "temperature", "dry_run", "overwrite",
+    "path_t", "lr", "gamma", "alpha", "beta", "kd_T", "have_mlp", "mlp_name", "dry_run", "overwrite",
 }  # fmt: skip
 MADE = {"done", "given"}  # states in which nothing is left to do
 PATIENCE = 5.0  # seconds between two looks at runs that are under way elsewhere
-FAILURES = 3  # one after the other that end it all
+FAILURES = 3  # of runs that were begun one after the other, that end it all
 
 
 class Job(NamedTuple):
@@ -71,7 +73,10 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
     add("--trials", action="store_true", help="all --seeds of a student in one process, for GPUs")
     words = sys.argv[1:]
     at = words.index("--") if "--" in words else len(words)
-    args, more = parser.parse_args(words[:at]), words[at + 1 :]
+    args, unknown = parser.parse_known_args(words[:at])
+    more = words[at + 1 :]
+    if unknown:
+        parser.error(f"there is no {unknown[0]} here: flags of train_student.py stand behind --")
     if unknown := [name for name in args.tables if name not in names]:
         parser.error(f"there is no table '{unknown[0]}'; the known ones are: {', '.join(names)}")
     for flag in ("seeds", "jobs"):
@@ -80,13 +85,16 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
     if args.trials and args.seeds == 1:
         parser.error("--trials trains several --seeds side by side: give --seeds 3, say")
     args.tables = args.tables or list(TABLES)
-    known = {f"{row.teacher}:{row.model}" for name in args.tables for row in rows(name) if row.teacher}
+    here = [row for name in args.tables for row in rows(name)]
+    known = {f"{row.teacher}:{row.model}" for row in here if row.teacher}
     if unknown := [pair for pair in args.pairs or () if pair not in known]:
-        parser.error(f"these tables have no pair {unknown[0]}; they have: {', '.join(sorted(known))}")
-    parse(student_parser(), more)  # so that what is wrong with it is said now
-    for flag in (word[2:].partition("=")[0].replace("-", "_") for word in more if word.startswith("--")):
-        if flag in OURS:
-            parser.error(f"--{flag} is the list's to say: leave it out, or call the training script itself")
+        parser.error(f"these tables have no pair {unknown[0]}; they have: {', '.join(sorted(known))}; and tables stand"
+                     " before --pairs")  # fmt: skip
+    student = student_parser()
+    student.prog = "train_student.py"
+    parse(student, more)  # so that what is wrong with it is said now
+    if ours := sorted(given(student, more) & OURS.union(*(row.options for row in here))):
+        parser.error(f"--{ours[0]} is the list's to say: leave it out, or call the training script itself")
     return args, more
 
 
@@ -94,9 +102,9 @@ def chosen(table: str, pairs: Sequence[str] | None) -> list[Row]:
     """The rows of a table; with pairs like `resnet56:resnet20` only theirs, and those of their networks alone."""
     if not pairs:
         return rows(table)
-    networks = {name for pair in pairs for name in pair.split(":")}
-    here = [row for row in rows(table) if row.teacher is None or f"{row.teacher}:{row.model}" in pairs]
-    return [row for row in here if row.teacher or row.model in networks]
+    taught = [row for row in rows(table) if f"{row.teacher}:{row.model}" in pairs]
+    networks = {name for row in taught for name in (row.teacher, row.model)}
+    return [row for row in rows(table) if row in taught or (row.teacher is None and row.model in networks)]
 
 
 def seeds_of(row: Row, among: Sequence[Row], seeds: int) -> range:
@@ -119,6 +127,8 @@ def state(folder: Path, model: str) -> tuple[str, float | None]:
         return "running", None
     except OSError:
         pass
+    if (folder / "last.pth").exists() and not (folder / "log.jsonl").exists():
+        return "0 epochs", None
     try:
         records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
         if records and (folder / f"{model}_last.pth").exists():  # what a run writes last
@@ -163,11 +173,21 @@ def listed(args: argparse.Namespace, more: list[str]) -> Iterator[str]:
             top1 = "–" if row.top1 is None else f"{row.top1:.2f}"
             cells.append([name, row.pair, row.method, told, str(len(last)), mean_and_spread(last), top1])
         notes += [f"{name}: {', '.join(methods)} are not here" for methods in [left_out(name)] if methods]
+        notes += [f"{name}: published is {reported(name)}"]
     yield Table(HEADING, cells).text()
     yield ""
     yield from notes
-    if SHORT in args.tables:
-        yield f"{SHORT}: published numbers are those of 240 epochs"
+    yield "of the runs in save/; results/README.md has those that came with the code"
+
+
+def reported(table: str) -> str:
+    """What the numbers of a table are."""
+    if table == SHORT:
+        return "of 240 epochs, read off a chart"
+    source, _ = TABLES[table]
+    told = {record["certainty"] for record in published.tables()["records"] if record["source_id"] == source}
+    reports = REPORTS[published.tables()["sources"][source]["reports"]]
+    return "; ".join([reports, *sorted(word for word in told if word.startswith("approximate"))])
 
 
 def jobs_of(args: argparse.Namespace) -> list[Job]:
@@ -200,31 +220,36 @@ class Runner:
         self.left, self.at_a_time, self.more = list(jobs), at_a_time, more
         self.count, self.ended, self.in_a_row = len(jobs), 0, 0
         self.failed: list[str] = []
+        self.orphans: list[str] = []  # runs whose teacher failed
         self.running: set[subprocess.Popen] = set()
         self.stopped = False
         self.lock = threading.Lock()  # of all of these
 
-    def __call__(self) -> list[str]:
-        """Do them all; returns the names of those that failed or could not begin.
+    def __call__(self) -> None:
+        """Do them all.
 
         Raises:
             KeyboardInterrupt: the process was asked to end; what was under way has been stopped, and saved.
+            RunError: some failed or could not begin.
         """
-        threads = [threading.Thread(target=self._work, args=[place]) for place in range(self.at_a_time)]
-        try:
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-        except KeyboardInterrupt:
-            with self.lock:
-                self.stopped = True
-                for process in self.running:
-                    process.terminate()
-            for thread in threads:
-                thread.join()
-            raise
-        return self.failed
+        with ThreadPoolExecutor(self.at_a_time) as pool:  # whose end waits for all its threads, unlike Thread.join
+            working = [pool.submit(self._work, place) for place in range(self.at_a_time)]
+            try:
+                wait(working)
+            except KeyboardInterrupt:
+                with self.lock:
+                    self.stopped = True
+                    for process in self.running:
+                        process.terminate()
+                raise
+        for each in working:
+            each.result()
+        if self.failed:
+            count = len(self.failed)
+            text = f"{count} run{'s' * (count > 1)} failed ({', '.join(self.failed)})"
+            text += f", {len(self.orphans)} not begun for want of a teacher" * bool(self.orphans)
+            text += f", and nothing else was begun after {FAILURES} in a row" * bool(self.left)
+            raise RunError(f"{text}: see {OUTPUT if self.at_a_time > 1 else 'above'}; the same command tries again")
 
     def _work(self, place: int) -> None:
         while not self.stopped and self.left:
@@ -249,7 +274,7 @@ class Runner:
             teacher = job.row.teacher_folder
             if MADE.issuperset(words):
                 self.left.remove(job)
-                self._ended(job, "done elsewhere", False)
+                self._say(job, "done elsewhere")
             elif "running" in words:
                 continue
             elif teacher is None or state(teacher, job.row.teacher)[0] in MADE:
@@ -257,18 +282,22 @@ class Runner:
                 return job
             elif teacher.name in self.failed:
                 self.left.remove(job)
-                self._ended(job, "not begun, since its teacher failed", True)
+                self.orphans.append(job.name)
+                self._say(job, "not begun, since its teacher failed")
         return None
 
     def _ended(self, job: Job, word: str, failed: bool) -> None:
-        self.ended += 1
         self.in_a_row = self.in_a_row + 1 if failed else 0
         if failed:
             self.failed.append(job.name)
-        if not self.stopped:
-            print(f"[{self.ended}/{self.count}] {job.name}: {word}", flush=True)
+        self._say(job, word)
         if self.in_a_row == FAILURES:
             self.stopped = True
+
+    def _say(self, job: Job, word: str) -> None:
+        self.ended += 1
+        if not self.stopped:
+            print(f"[{self.ended}/{self.count}] {job.name}: {word}", flush=True)
 
     def _do(self, job: Job, place: int) -> int:
         """Train, and return the exit status."""
@@ -304,22 +333,16 @@ def main() -> None:
         print(*listed(args, more), sep="\n")
         return
     jobs = jobs_of(args)
+    for job in jobs:
+        if other := otherwise(job, more):
+            raise UserError(f"{job.row.folder(job.seed)} is another run ({other}): move it, or give the same flags")
     if args.dry_run:
         for job in jobs:
             print(shlex.join(["python", *command(job, more)[1:]]))
         return
-    for job in jobs:
-        if other := otherwise(job, more):
-            raise UserError(f"{job.row.folder(job.seed)} is another run ({other}): move it, or give the same flags")
     at_a_time = args.jobs or max(1, torch.cuda.device_count())
     print(f"{len(jobs)} runs left to make, {at_a_time} at a time", flush=True)
-    runner = Runner(jobs, at_a_time, more)
-    if failed := runner():
-        many = f", and nothing else was begun after {FAILURES} in a row" if runner.left else ""
-        raise RunError(
-            f"{len(failed)} runs failed ({', '.join(failed)}){many}: see above or in {OUTPUT}; the same command tries"
-            " them again"
-        )
+    Runner(jobs, at_a_time, more)()
 
 
 if __name__ == "__main__":

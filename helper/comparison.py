@@ -3,7 +3,7 @@
 import math
 import textwrap
 from collections.abc import Iterable, Sequence
-from statistics import fmean, stdev
+from statistics import fmean, stdev, variance
 
 from scipy import stats
 
@@ -13,6 +13,7 @@ from helper.runs import OPTIONS_OF, Run, group_labels, group_runs, number, one_a
 from helper.tables import Table
 
 CONFIDENCE = 0.95
+FEWEST = 3  # degrees of freedom, from which on seeds tell how far a difference may be chance
 KD_WEIGHTS = (0.1, 0.9)  # of cross entropy and KD, in the published tables of CIFAR-100
 TEACHER_TOLERANCE = 0.5  # points of accuracy: further from the published teacher it is another experiment
 REPORTS = {
@@ -23,23 +24,28 @@ REPORTS = {
 }
 RECIPE = (  # what two configurations must share for one to be a gain over the other
     "epochs", "batch_size", "learning_rate", "lr_decay_epochs", "lr_decay_rate", "momentum", "weight_decay",
-    "train_subset", "image_size", "data_sha256", "teacher_sha256",
+    "train_subset", "image_size", "data_sha256",
 )  # fmt: skip
 # What no published protocol has otherwise, but those that say so. (DTKD's second weight belongs to it.)
 USUAL = {"precision": "fp32", "kd_warmup": 0, "sync_bn": False, "processes": 1}
 HEADING = [
-    "pair", "method", "teacher", "epochs", "n", "last", "best (on test)", "published", "Δ last", "Δ best", "verdict",
+    "pair", "method", "last", "best (on test)", "n", "published", "Δ last", "Δ best", "verdict", "teacher", "epochs",
 ]  # fmt: skip
-GAIN_HEADING = ["pair", "method", "epochs", "over", "n", "gain last", "p", "gain best (on test)", "p"]
+GAIN_HEADING = ["pair", "method", "over", "gain last", "gain best (on test)", "n", "epochs"]
 EXPLANATION = (
-    "Top-1 accuracy in percent, mean ± sample standard deviation over n seeds. teacher: the teacher's own, measured"
-    " before distilling. last: after the last epoch."
-    " best: the best epoch of each run, selected on the test set, hence optimistic. Δ: mean minus published."
-    " Verdict: whether the published number lies outside the 95 % prediction interval of one more run."
+    "Top-1 accuracy in percent, mean ± sample standard deviation over n seeds. last: after the last epoch. best: the"
+    " best epoch of each run, selected on the test set, hence optimistic. Δ: mean minus published, where the protocol"
+    " is the published one. Verdict: whether the published number lies outside the 95 % prediction interval of one more"
+    " run, widened by the published standard deviation where there is one; `within noise (±1.00)` confirms nothing"
+    " that is smaller than that. teacher: the teacher's own accuracy, measured before distilling."
 )
 GAIN_EXPLANATION = (
-    "Gain over KD, and over the same distiller at the same weights, with a fixed temperature in the same recipe:"
-    " difference of means; p of Welch's t-test."
+    "Gains: differences of means in the same recipe, over the student alone, over KD, and over the same distiller at"
+    " the same weights, KD and distiller with a fixed temperature. `other weights`: the loss weighs cross entropy and"
+    " KD otherwise, so that the gain is not the method's alone. ±: how far a difference may be chance (95 %), if all"
+    " configurations of a student and so many epochs spread alike over their seeds (Student's t with their pooled"
+    f" standard deviation; not told below {FEWEST} degrees of freedom). Gains over one baseline share its runs, and"
+    " with them its luck; and of many differences that are chance one in twenty exceeds its ±."
 )
 
 
@@ -61,28 +67,66 @@ def values(runs: Sequence[Run], which: str) -> list[float]:
     return [top1 for run in runs if (top1 := getattr(run, which)) is not None]
 
 
-def deviation(accuracies: Sequence[float], top1: float, std: float = 0.0) -> int:
-    """Where measured accuracies lie from a published one: 1 above it, -1 below it, 0 within the noise.
-
-    The noise is the 95 % prediction interval of one more run, Student's t times s * sqrt(1 + 1/n), with the published
-    standard deviation added in quadrature. Needs two accuracies or more.
+def margin(accuracies: Sequence[float], std: float = 0.0) -> float:
+    """Half the 95 % prediction interval of one more run: Student's t times s * sqrt(1 + 1/n), with a published standard
+    deviation added to that in quadrature. Needs two accuracies or more.
     """
     n = len(accuracies)
-    spread = math.hypot(stdev(accuracies) * math.sqrt(1 + 1 / n), std)
+    return stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * math.hypot(stdev(accuracies) * math.sqrt(1 + 1 / n), std)
+
+
+def deviation(accuracies: Sequence[float], top1: float, std: float = 0.0) -> int:
+    """Where measured accuracies lie from a published one: 1 above it, -1 below it, 0 within the noise."""
     difference = fmean(accuracies) - top1
-    if abs(difference) <= stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * spread:
+    if abs(difference) <= margin(accuracies, std):
         return 0
     return 1 if difference > 0 else -1
 
 
+def pooled(groups: Iterable[Sequence[Run]], which: str) -> tuple[float, int]:
+    """The standard deviation over seeds that configurations have in common, and its degrees of freedom.
+
+    Args:
+        which: `last` or `best`.
+    """
+    samples = [accuracies for group in groups if len(accuracies := values(group, which)) > 1]
+    freedom = sum(len(accuracies) - 1 for accuracies in samples)
+    squares = sum(variance(accuracies) * (len(accuracies) - 1) for accuracies in samples)
+    return math.sqrt(squares / max(1, freedom)), freedom
+
+
+def chance(groups: Iterable[Sequence[Run]], which: str, ours: int, theirs: int) -> float | None:
+    """How far the means of so many runs of one and the other configuration may differ by chance (95 %), if they spread
+    as these do; None if that is not known, for want of runs or of FEWEST degrees of freedom."""
+    spread, freedom = pooled(groups, which)
+    if freedom < FEWEST or not ours or not theirs:
+        return None
+    return stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * spread * math.sqrt(1 / ours + 1 / theirs)
+
+
+def alike(run: Run, groups: Iterable[Sequence[Run]]) -> list[Sequence[Run]]:
+    """The configurations that are taken to spread as a run's does: those of its student, data set and epochs."""
+
+    def kind(run: Run) -> list[object]:
+        return [run.dataset, *map(run.option, ("model", "epochs", "train_subset"))]
+
+    return [group for group in groups if kind(group[0]) == kind(run)]
+
+
 def verdict(runs: Sequence[Run], record: published.Record) -> str:
-    """`above`, `below` or `within noise` of a published number made by the same protocol; `one run` for one."""
+    """`above`, `below` or `within noise (±1.00)` of a published number made by the same protocol; `one run` for one.
+
+    Where it is not stated which epoch is published, the last and the best have to agree.
+    """
     reports = published.source(record)["reports"]
     counted = [values(runs, which) for which in ("last", "best") if reports in (which, "mean", "unstated")]
     if min(map(len, counted)) < 2:
         return "one run"
-    where = {deviation(accuracies, record["top1"], record.get("std", 0.0)) for accuracies in counted}
-    return {1: "above", -1: "below"}.get(where.pop() if len(where) == 1 else 0, "within noise")
+    std = record.get("std", 0.0)
+    where = {deviation(accuracies, record["top1"], std) for accuracies in counted}
+    if 0 in where:
+        return f"within noise (±{max(margin(accuracies, std) for accuracies in counted):.2f})"
+    return {1: "above", -1: "below"}[where.pop()] if len(where) == 1 else "between last and best"
 
 
 def differences(runs: Sequence[Run], record: published.Record) -> list[str]:
@@ -131,40 +175,33 @@ def source_note(record: published.Record) -> str:
 
 
 def mean_and_spread(accuracies: Sequence[float]) -> str:
-    """`71.19 ± 0.12`; a dash for what there is not."""
+    """`71.19 ± 0.12`, or `71.19` for one run; a dash for none."""
     if not accuracies:
         return "–"
-    return f"{fmean(accuracies):.2f} ± {f'{stdev(accuracies):.2f}' if len(accuracies) > 1 else '–'}"
+    return f"{fmean(accuracies):.2f}" + (f" ± {stdev(accuracies):.2f}" if len(accuracies) > 1 else "")
 
 
 def row(runs: Sequence[Run], label: str, notes: Notes) -> list[str]:
     """The cells of one configuration."""
     run, last, best = runs[0], values(runs, "last"), values(runs, "best")
     teacher = number(run.option("teacher_top1"))
-    cells = [run.pair, label, "–" if teacher is None else f"{teacher:.2f}", str(run.option("epochs")), str(len(runs))]
-    cells += [mean_and_spread(last), mean_and_spread(best)]
+    cells = [run.pair, label, mean_and_spread(last), mean_and_spread(best), str(len(runs))]
+    told = ["–" if teacher is None else f"{teacher:.2f}", str(run.option("epochs"))]
     records = find_published(run)
     if not records:
-        return [*cells, "–", "–", "–", "none published"]
+        return [*cells, "–", "–", "–", "none published", *told]
     same = (record for record in records if published.settings(record) and not differences(runs, record))
     record = next(same, records[0])
     spread = f" ± {record['std']:.2f}" if "std" in record else ""
     about = "≈" if record["certainty"].startswith("approximate") else ""
     cells.append(f"{about}{record['top1']:.2f}{spread} {notes.mark(source_note(record))}")
-    cells += [f"{fmean(ours) - record['top1']:+.2f}" if ours else "–" for ours in (last, best)]
     if not published.settings(record):
-        return [*cells, "protocol unknown"]
+        return [*cells, "–", "–", "protocol unknown", *told]
     if otherwise := differences(runs, record):
-        return [*cells, f"other protocol {notes.mark('Own protocol: ' + '; '.join(otherwise) + '.')}"]
-    return [*cells, verdict(runs, record)]
-
-
-def welch(ours: Sequence[float], base: Sequence[float]) -> str:
-    """The p-value of Welch's t-test; a dash where it is not defined."""
-    if min(len(ours), len(base)) < 2 or not stdev(ours) + stdev(base):
-        return "–"
-    moments = (fmean(ours), stdev(ours), len(ours), fmean(base), stdev(base), len(base))
-    return f"{stats.ttest_ind_from_stats(*moments, equal_var=False).pvalue:.2g}"
+        mark = notes.mark("Own protocol: " + "; ".join(otherwise) + ".")
+        return [*cells, "–", "–", f"other protocol {mark}", *told]
+    cells += [f"{fmean(ours) - record['top1']:+.2f}" if ours else "–" for ours in (last, best)]
+    return [*cells, verdict(runs, record), *told]
 
 
 def is_fixed(run: Run) -> bool:
@@ -178,39 +215,51 @@ def is_baseline(run: Run) -> bool:
 
 
 def order(run: Run) -> tuple[object, ...]:
-    """The place of a run's row: by data set, pair and length; KD first, and a fixed temperature before another; then by
-    the weight of the KD term."""
+    """The place of a run's row: by data set; networks alone first; by pair and length; KD first, and a fixed
+    temperature before another; then by the weight of the KD term."""
     method = not is_baseline(run), str(run.option("distill")), not is_fixed(run), run.method
     weight = number(run.option("alpha")) or 0.0
-    return str(run.dataset), run.pair, run.epochs, *method, weight
+    return str(run.dataset), run.option("distill") is not None, run.pair, run.epochs, *method, weight
+
+
+def weights(run: Run) -> tuple[object, object]:
+    """The weights of cross entropy and of KD at the temperature."""
+    return run.option("gamma"), run.option("alpha")
+
+
+def kd_weight(run: Run) -> float:
+    """The weight of KD, at the temperature and at a fixed one together."""
+    return round((number(run.option("alpha")) or 0.0) + (number(run.option("fixed_alpha")) or 0.0), 9)
 
 
 def baselines(runs: Sequence[Run], groups: Sequence[Sequence[Run]]) -> list[int]:
-    """Which groups of the same pair and recipe a group is compared with: KD, and its own loss, at a fixed tau.
+    """Which groups of the same recipe a group is compared with: its student alone, and at a fixed tau KD and its own
+    loss.
 
     KD has the weights 0.1 and 0.9, or else those of the group. Its own loss has the same distiller and the same
     weights; KD at tau and KD at a fixed temperature count together. Of several temperatures 4 is taken.
     """
 
+    def recipe(run: Run) -> list[object]:
+        return [run.dataset, *map(run.option, ("model", *RECIPE))]
+
     def setting(run: Run) -> list[object]:
-        return [run.pair, *map(run.option, RECIPE)]
+        return [*recipe(run), *map(run.option, ("teacher", "teacher_sha256"))]
 
     def method(run: Run) -> list[object]:
         own = OPTIONS_OF.get(run.option("distill"), ())
-        kd_weight = (number(run.option("alpha")) or 0) + (number(run.option("fixed_alpha")) or 0)
         told = [run.option(name) for name in ("distill", "gamma", "beta", *own)]
-        return [*told, round(kd_weight, 9), run.option("kd_warmup") or 0]
-
-    def weights(run: Run) -> tuple[object, object]:
-        return run.option("gamma"), run.option("alpha")
+        return [*told, kd_weight(run), run.option("kd_warmup") or 0]
 
     def rank(i: int) -> tuple[bool, bool, int]:
         return weights(groups[i][0]) == KD_WEIGHTS, groups[i][0].option("kd_T") == 4, len(groups[i])
 
     run, chosen = runs[0], []
+    alone = [i for i, (other, *_) in enumerate(groups) if other.option("distill") is None]
     fixed = [i for i, (other, *_) in enumerate(groups) if is_fixed(other)]
     here = [i for i in fixed if setting(groups[i][0]) == setting(run)]
     for bases in (
+        [i for i in alone if recipe(groups[i][0]) == recipe(run)],
         [i for i in here if is_baseline(groups[i][0]) and weights(groups[i][0]) in (KD_WEIGHTS, weights(run))],
         [i for i in here if not is_fixed(run) and method(groups[i][0]) == method(run)],
     ):
@@ -223,13 +272,19 @@ def gain_rows(groups: Sequence[Sequence[Run]], labels: Sequence[str]) -> list[li
     """What every method gains over its baselines."""
     rows = []
     for runs, label in zip(groups, labels, strict=True):
+        if runs[0].option("distill") is None:
+            continue
         for i in baselines(runs, groups):
-            base = groups[i]
-            cells = [runs[0].pair, label, str(runs[0].option("epochs")), labels[i], f"{len(runs)}, {len(base)}"]
+            base, here = groups[i], alike(runs[0], groups)
+            other = (base[0].option("gamma"), kd_weight(base[0])) != (runs[0].option("gamma"), kd_weight(runs[0]))
+            mark = ", other weights" * (other and base[0].option("distill") is not None)
+            cells = [runs[0].pair, label, labels[i] + mark]
             for which in ("last", "best"):
                 ours, theirs = values(runs, which), values(base, which)
-                cells += [f"{fmean(ours) - fmean(theirs):+.2f}" if ours and theirs else "–", welch(ours, theirs)]
-            rows.append(cells)
+                noise = chance(here, which, len(ours), len(theirs))
+                gain = f"{fmean(ours) - fmean(theirs):+.2f}" if ours and theirs else "–"
+                cells.append(gain if noise is None else f"{gain} ± {noise:.2f}")
+            rows.append([*cells, f"{len(runs)}, {len(base)}", str(runs[0].option("epochs"))])
     return rows
 
 

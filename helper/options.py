@@ -228,6 +228,13 @@ def _curriculum(text: str) -> str:
     return "cosine" if text == "1" else "linear"
 
 
+def given(parser: Parser, argv: list[str]) -> set[str]:
+    """The names of the options that a command line sets. Raises UserError for an unknown flag."""
+    unset, names = object(), vars(parser.parse_args([]))
+    told = parser.parse_args([_underscored(word) for word in argv], argparse.Namespace(**dict.fromkeys(names, unset)))
+    return {name for name, value in vars(told).items() if value is not unset}
+
+
 def parse(parser: Parser, argv: list[str] | None = None) -> dict[str, Any]:
     """The resolved options of a command line: checked, and with every default that depends on another filled in.
 

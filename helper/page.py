@@ -1,33 +1,32 @@
 """The results as README.md for the repository and as index.html, one file for any browser: both from the logs alone."""
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from statistics import fmean, variance
+from statistics import fmean
 from typing import NamedTuple
-
-from scipy import stats
+from urllib.parse import quote
 
 import published
 from helper.comparison import (
-    CONFIDENCE,
     EXPLANATION,
     GAIN_EXPLANATION,
     Notes,
+    alike,
+    chance,
     differences,
     find_published,
     finished_groups,
+    pooled,
     tables_of,
     unfinished,
-    values,
 )
 from helper.errors import UserError
+from helper.figures import Figure, figures
 from helper.files import write_atomically, writing
-from helper.plot import COLOURS
 from helper.runs import Run, find_runs, group_labels, number
-from helper.svg import Band, Curve, draw
 from helper.tables import Link, Table, in_html
+from published.rows import EPOCHS
 
 TITLE = "Results"
 ABOUT = (
@@ -35,9 +34,8 @@ ABOUT = (
     " and machine. This is made of them by `python compare.py --pages`, never by hand."
 )
 OURS = "python compare.py --pages"  # how our pages are known
-RUNS_HEADING = ("pair", "method", "seeds", "hours a run", "machine")
-FULL_FIGURE = 8  # curves in a picture at most
-DASHES = ("none", "7 4")
+READING = "How to read this"
+RUNS_HEADING = ("pair", "method", "γ, α, β", "seeds", "hours a run", "machine")
 LINES = {  # what each distiller and each temperature does
     "kd": "imitates the teacher's class probabilities, softened by tau",
     "pkt": "matches the cosine similarities of pooled features within a batch, as probabilities",
@@ -58,37 +56,43 @@ LINES = {  # what each distiller and each temperature does
 }
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; margin: 0 auto; padding: 1rem;
-  max-width: 62rem; }
+  max-width: 74rem; }
+p, ul, dl { max-width: 46rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.3rem; margin-top: 2.5rem; border-top: 1px solid #ccc; padding-top: 1rem; }
+summary { cursor: pointer; } summary h2 { display: inline; border: 0; } details { margin-top: 2.5rem;
+  border-top: 1px solid #ccc; padding-top: 1rem; }
 a { color: #224488; } .wide { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #ddd; }
-th { background: #f2f2f2; } .left { text-align: left; }
+th { background: #f2f2f2; } .left { text-align: left; white-space: normal; min-width: 6rem; }
 @media (max-width: 40rem) { th, td { padding: .25rem .35rem; font-size: .75rem; }
-  .left { white-space: normal; overflow-wrap: anywhere; min-width: 4.5rem; } }
+  .left { overflow-wrap: anywhere; min-width: 4.2rem; } }
 figure { margin: 1rem 0; } svg { width: 100%; max-width: 40rem; height: auto; }
 ul { padding-left: 1.3rem; } li { font-size: .9rem; } dt { font-weight: bold; } dd { margin: 0 0 .3rem 1rem; }
 """
 
 
-class Figure(NamedTuple):
-    """A picture: its file's name, what it shows, and its SVG."""
-
-    name: str
-    about: str
-    svg: str
-
-
 class Section(NamedTuple):
     """The runs of one folder."""
 
+    name: str  # of the folder
     title: str
-    epochs: int  # of its longest run
+    place: tuple[bool, int]  # the smallest stands first
+    summary: str  # a line for the contents
     texts: list[str]
     notes: list[Link]  # what people wrote about it
     tables: list[Table]
     figures: list[Figure]
     footnotes: list[str]
+
+
+class Page(NamedTuple):
+    """All that both pages say."""
+
+    texts: list[str]
+    sections: list[Section]
+    methods: dict[str, str]  # a line each
+    reading: list[str]
 
 
 def write_pages(root: Path) -> None:
@@ -122,36 +126,53 @@ def pages(root: Path) -> dict[str, str]:
     if not any(run.finished for run in runs):
         raise UserError(f"no run below {root} is finished yet, so there is nothing to show")
     sections = [_section(root, name, here) for name, here in by_folder.items()]
-    sections.sort(key=lambda section: -section.epochs)
+    sections.sort(key=lambda section: section.place)
     used = {run.option(role) for run in runs for role in ("distill", "temperature")}
-    lines = {name: line for name, line in LINES.items() if name in used}
-    texts = [ABOUT, _status(finished_groups(runs)), EXPLANATION, GAIN_EXPLANATION]
-    figures = {f"figures/{figure.name}": figure.svg for section in sections for figure in section.figures}
-    return {"README.md": _markdown(texts, sections, lines), "index.html": _html(texts, sections, lines)} | figures
+    methods = {name: line for name, line in LINES.items() if name in used}
+    page = Page([_status(finished_groups(runs)), ABOUT], sections, methods, [EXPLANATION, GAIN_EXPLANATION])
+    pictures = {f"figures/{figure.name}": figure.svg for section in sections for figure in section.figures}
+    return {"README.md": _markdown(page), "index.html": _html(page)} | pictures
 
 
 def _section(root: Path, name: str, runs: list[Run]) -> Section:
     groups, notes, written = finished_groups(runs), Notes(), root / name / "notes.md"
-    title = written.read_text().splitlines()[0].removeprefix("# ") if written.exists() else name
-    tables, figures = [], []
+    title, about = _written(written) if written.exists() else (name, [])
+    tables, drawn = [], []
     for dataset in dict.fromkeys(group[0].dataset for group in groups):
         here = [group for group in groups if group[0].dataset == dataset]
         labels = group_labels(here)
         tables += tables_of(here, labels, notes)
         rows = [_run_row(root, group, label) for group, label in zip(here, labels, strict=True)]
         tables.append(Table(RUNS_HEADING, rows))
-        figures += _figures(name, here, labels)
-    texts = [f"Protocol: {recipe}." for recipe in dict.fromkeys(_recipe(group[0]) for group in groups)]
+        drawn += figures(name, here, labels)
+    recipes = [f"Protocol: {recipe}." for recipe in dict.fromkeys(_recipe(group[0]) for group in groups)]
     return Section(
+        name,
         title,
-        max(run.epochs for run in runs),
-        [*texts, _noise(groups)],
+        (not any(run.dataset in published.DATASETS for run in runs), -max(run.epochs for run in runs)),
+        _summary(groups),
+        [*about, *recipes, *_noise(groups)],
         [Link("What we read from it", f"{name}/notes.md")] if written.exists() else [],
         tables,
-        figures,
+        drawn,
         [f"[{count}] {text}" for count, text in enumerate(notes.texts, 1)]
         + [line.replace(f"{root}/", "") for line in unfinished(runs)],
     )
+
+
+def _written(notes: Path) -> tuple[str, list[str]]:
+    """The title and the first paragraph of what people wrote, without marks of Markdown."""
+    title, *paragraphs = notes.read_text(encoding="utf-8").replace("**", "").replace("`", "").split("\n\n")
+    return title.removeprefix("# ").strip(), [" ".join(paragraph.split()) for paragraph in paragraphs[:1]]
+
+
+def _summary(groups: Sequence[Sequence[Run]]) -> str:
+    """What there is, in a line."""
+    if not groups:
+        return "no run is finished yet"
+    epochs = sorted({int(group[0].option("epochs")) for group in groups})
+    datasets = ", ".join(dict.fromkeys(str(group[0].dataset) for group in groups))
+    return f"{datasets}, {' or '.join(map(str, epochs))} epochs, {sum(map(len, groups))} runs"
 
 
 def _status(groups: Sequence[Sequence[Run]]) -> str:
@@ -169,29 +190,33 @@ def _status(groups: Sequence[Sequence[Run]]) -> str:
 
 
 def _recipe(run: Run) -> str:
-    decays = ", ".join(map(str, run.option("lr_decay_epochs")))
+    decays, usual = ", ".join(map(str, run.option("lr_decay_epochs"))), EPOCHS.get(str(run.dataset), ())
     images = f"{run.option('train_subset')} training images, " * bool(run.option("train_subset"))
+    instead = f" instead of {' or '.join(map(str, usual))}" * bool(usual and run.option("epochs") not in usual)
     return (
-        f"{run.dataset}, {images}{run.option('epochs')} epochs, batches of {run.option('batch_size')}, learning rate"
-        f" {run.option('learning_rate'):g}, times {run.option('lr_decay_rate'):g} after epochs {decays}"
+        f"{run.dataset}, {images}{run.option('epochs')} epochs{instead}, batches of {run.option('batch_size')},"
+        f" learning rate {run.option('learning_rate'):g}, times {run.option('lr_decay_rate'):g} after epochs {decays},"
+        f" momentum {run.option('momentum'):g}, weight decay {run.option('weight_decay'):g}"
     )
 
 
-def _noise(groups: Sequence[Sequence[Run]]) -> str:
-    """By how much two single runs must differ before that says anything."""
-    if not groups:
-        return "No run is finished yet."
-    samples = [last for group in groups if len(last := values(group, "last")) > 1]
-    if not samples:
-        return "Noise: not known, since no configuration has a second seed; no difference here is told from chance."
-    freedom = sum(len(last) - 1 for last in samples)
-    spread = math.sqrt(sum(variance(last) * (len(last) - 1) for last in samples) / freedom)
-    needed = stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * spread * math.sqrt(2)
-    return (
-        f"Noise: seeds spread by {spread:.2f} points (standard deviation of last, pooled over {len(samples)}"
-        f" configurations, {freedom} degrees of freedom). If all spread alike, two single runs of one pair and protocol"
-        f" that differ by less than {needed:.2f} points are not told from chance (95 %)."
-    )
+def _noise(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """By how much two single runs must differ before that says anything, for each student and number of epochs."""
+    texts = {}
+    for group in groups:
+        here = alike(group[0], groups)
+        spread, freedom = pooled(here, "last")
+        if freedom:
+            several, needed = sum(len(each) > 1 for each in here), chance(here, "last", 1, 1)
+            texts[f"{group[0].option('model')}, {group[0].option('epochs')} epochs"] = (
+                f"seeds spread by {spread:.2f} points (standard deviation of last; configurations with several seeds:"
+                f" {several}; degrees of freedom: {freedom}). "
+                + ("These are too few to tell differences from chance." if needed is None else
+                   f"Two single runs that differ by less than {needed:.2f} points are not told from chance (95 %).")
+            )  # fmt: skip
+    if not texts:
+        return ["Noise: not known, since no configuration has a second seed; no difference here is told from chance."]
+    return [f"Noise of {name}: {text}" for name, text in texts.items()]
 
 
 def _run_row(root: Path, group: Sequence[Run], label: str) -> list[str | list[Link]]:
@@ -199,10 +224,18 @@ def _run_row(root: Path, group: Sequence[Run], label: str) -> list[str | list[Li
     links = []
     for run in group:
         place = run.folder.relative_to(root)
-        links += [Link(str(run.option("seed")), f"{place}/log.jsonl"), Link("config", f"{place}/config.json")]
+        links += [Link(f"seed {run.option('seed')}", f"{place}/log.jsonl"), Link("config", f"{place}/config.json")]
     seconds = [sum(number(record.get("seconds")) or 0.0 for record in run.history) for run in group]
     machines = ", ".join(dict.fromkeys(map(_machine, group)))
-    return [group[0].pair, label, links, f"{fmean(seconds) / 3600:.2f}", machines]
+    return [group[0].pair, label, _weights(group[0]), links, f"{fmean(seconds) / 3600:.2f}", machines]
+
+
+def _weights(run: Run) -> str:
+    """Of cross entropy, of KD (at the temperature, and at a fixed one), and of the distiller's own term."""
+    if run.option("distill") is None:
+        return "–"
+    gamma, alpha, fixed, beta = (number(run.option(name)) or 0.0 for name in ("gamma", "alpha", "fixed_alpha", "beta"))
+    return f"{gamma:g}, {alpha:g}{f' + {fixed:g}' * bool(fixed)}, {beta:g}"
 
 
 def _machine(run: Run) -> str:
@@ -215,76 +248,53 @@ def _machine(run: Run) -> str:
     return ", ".join(parts)
 
 
-def _figures(section: str, groups: Sequence[Sequence[Run]], labels: Sequence[str]) -> Iterator[Figure]:
-    """Accuracy of each pair, and of all networks alone, and tau where it moves; a few curves in each picture."""
-    by_pair: dict[str, list[tuple[Sequence[Run], str]]] = {}
-    for group, label in zip(groups, labels, strict=True):
-        alone = group[0].option("distill") is None
-        named = (group, f"{group[0].pair}, {group[0].option('epochs')} epochs" if alone else label)
-        by_pair.setdefault("alone" if alone else group[0].pair, []).append(named)
-    for pair, here in by_pair.items():
-        moving = [(group, label) for group, label in here if _moves(group)]
-        for key, axis, shown in (("top1", "top-1 (%)", here), ("tau_mean", "tau", moving)):
-            for start in range(0, len(shown), FULL_FIGURE):
-                part = shown[start : start + FULL_FIGURE]
-                count = f"_{start // FULL_FIGURE + 1}" * (len(shown) > FULL_FIGURE)
-                name = f"{section}_{pair.replace(' → ', '_')}_{key}{count}.svg"
-                curves = [_curve(i, group, label, key) for i, (group, label) in enumerate(part)]
-                bands = [_paper_tau(part)] if key == "tau_mean" and any(_is_ctkd(group) for group, _ in part) else []
-                about = f"{pair}: {axis} by epoch"
-                yield Figure(name, about, draw(pair, axis, curves, bands))
-
-
-def _moves(group: Sequence[Run]) -> bool:
-    return any(len({number(record.get("tau_mean")) for record in run.history}) > 1 for run in group)
-
-
-def _is_ctkd(group: Sequence[Run]) -> bool:
-    run = group[0]
-    ctkd = str(run.option("temperature")).startswith("ctkd") and not run.option("logit_stand")
-    return ctkd and run.dataset == "cifar100"
-
-
-def _curve(index: int, group: Sequence[Run], label: str, key: str) -> Curve:
-    runs = [[(r["epoch"], value) for r in run.history if (value := number(r.get(key))) is not None] for run in group]
-    name = f"{label}: last {fmean(run[-1][1] for run in runs):.2f}" + f", mean of {len(runs)}" * (len(runs) > 1)
-    return Curve(name, COLOURS[index % len(COLOURS)], DASHES[index // len(COLOURS) % len(DASHES)], runs)
-
-
-def _paper_tau(shown: Sequence[tuple[Sequence[Run], str]]) -> Band:
-    """Where tau is in CTKD's figure, of four pairs: the first epoch's end, flat until the learning rate drops at 150 of
-    240 epochs, then slowly to its end."""
-    last = max(run.epochs for group, _ in shown for run in group)
-    flat, edge = 150 / 240 * last, [(1, 4.0), (1, 2.6)]
-    edge += [(flat, 2.6), (last, 3.4), (last, 4.0)]
-    return Band("CTKD's figure, of four other pairs, in proportion", edge)
-
-
-def _markdown(texts: Sequence[str], sections: Sequence[Section], lines: dict[str, str]) -> str:
-    parts = [f"# {TITLE}", *texts, "As one page for a browser: [index.html](index.html)."]
-    for section in sections:
-        parts += [f"## {escape(section.title, quote=False)}", *section.texts]
-        parts += [f"[{note.text}]({note.href})" for note in section.notes]
+def _markdown(page: Page) -> str:
+    contents = [f"- [{escape(each.title, quote=False)}](#{quote(each.name)}): {each.summary}" for each in page.sections]
+    parts = [f"# {TITLE}", *page.texts, "\n".join([*contents, f"- [{READING}](#reading)"])]
+    parts += ["As one page for a browser: [index.html](index.html)."]
+    for section in page.sections:
+        title = escape(section.title, quote=False)
+        parts += [f'<a id="{quote(section.name)}"></a>\n\n## {title}', *section.texts]
+        parts += [f"[{note.text}]({quote(note.href)})" for note in section.notes]
+        pictures = [(figure.leads, f"![{figure.about}](figures/{quote(figure.name)})") for figure in section.figures]
+        parts += [picture for leads, picture in pictures if leads]
         parts += [table.markdown() for table in section.tables]
-        parts += [f"![{figure.about}](figures/{figure.name})" for figure in section.figures]
+        parts += [picture for leads, picture in pictures if not leads]
         parts += ["\n".join(f"- {text}" for text in section.footnotes)] * bool(section.footnotes)
-    parts += ["## The methods", "\n".join(f"- `{name}`: {line}" for name, line in lines.items())]
+    parts += ["## The methods", "\n".join(f"- `{name}`: {line}" for name, line in page.methods.items())]
+    parts += [f'<a id="reading"></a>\n\n## {READING}', *page.reading]
     return "\n\n".join(parts) + "\n"
 
 
-def _html(texts: Sequence[str], sections: Sequence[Section], lines: dict[str, str]) -> str:
-    parts = [f"<h1>{TITLE}</h1>", *(f"<p>{escape(text.replace('`', ''))}</p>" for text in texts)]
-    for section in sections:
-        parts += [f"<h2>{escape(section.title)}</h2>", *(f"<p>{escape(text)}</p>" for text in section.texts)]
-        parts += [f"<p>{in_html(section.notes)}</p>"] * bool(section.notes)
-        parts += [f'<div class="wide" tabindex="0">\n{table.html()}\n</div>' for table in section.tables]
-        parts += [f"<figure>\n{figure.svg}</figure>" for figure in section.figures]
-        notes = "\n".join(f"<li>{escape(text)}</li>" for text in section.footnotes)
-        parts += [f"<ul>\n{notes}\n</ul>"] * bool(notes)
-    named = "\n".join(f"<dt>{name}</dt><dd>{escape(line)}</dd>" for name, line in lines.items())
+def _html(page: Page) -> str:
+    parts = [f"<h1>{TITLE}</h1>", *map(_paragraph, page.texts), "<ul>"]
+    for section in page.sections:
+        link = f'<a href="#{quote(section.name)}">{escape(section.title)}</a>'
+        parts.append(f"<li>{link}: {escape(section.summary)}</li>")
+    parts += [f'<li><a href="#reading">{READING}</a></li>', "</ul>"]
+    for i, section in enumerate(page.sections):
+        parts += ["<details open>" if i == 0 else "<details>"]
+        parts += [f'<summary id="{quote(section.name)}"><h2>{escape(section.title)}</h2></summary>']
+        parts += [*_section_in_html(section), "</details>"]
+    named = "\n".join(f"<dt>{name}</dt><dd>{escape(line)}</dd>" for name, line in page.methods.items())
     parts += [f"<h2>The methods</h2>\n<dl>\n{named}\n</dl>"]
+    parts += [f'<h2 id="reading">{READING}</h2>', *map(_paragraph, page.reading)]
     return "\n".join([
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{TITLE}</title>',
         f"<style>{STYLE}</style>\n</head>\n<body>", *parts, "</body>\n</html>\n",
     ])  # fmt: skip
+
+
+def _section_in_html(section: Section) -> list[str]:
+    pictures = [(figure.leads, f"<figure>\n{figure.svg}</figure>") for figure in section.figures]
+    parts = [*map(_paragraph, section.texts)] + [f"<p>{in_html(section.notes)}</p>"] * bool(section.notes)
+    parts += [picture for leads, picture in pictures if leads]
+    parts += [f'<div class="wide" tabindex="0">\n{table.html()}\n</div>' for table in section.tables]
+    parts += [picture for leads, picture in pictures if not leads]
+    notes = "\n".join(f"<li>{escape(text)}</li>" for text in section.footnotes)
+    return parts + [f"<ul>\n{notes}\n</ul>"] * bool(notes)
+
+
+def _paragraph(text: str) -> str:
+    return f"<p>{escape(text.replace('`', ''))}</p>"

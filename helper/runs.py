@@ -181,8 +181,13 @@ def group_labels(groups: Sequence[Sequence[Run]]) -> list[str]:
         run, own = group[0], _configuration(group[0])
         twins = [_configuration(other[0]) for other in groups if _shown(other[0]) == _shown(run)]
         telling = [key for key in sorted(set().union(*twins)) if any(twin.get(key) != own.get(key) for twin in twins)]
-        labels.append(", ".join([run.method, *(f"{key} {own.get(key)!s:.16}" for key in telling)]))
+        labels.append(", ".join([run.method, *(_told(key, own.get(key)) for key in telling)]))
     return labels
+
+
+def _told(key: str, value: Any) -> str:
+    """An option and its value, for a label."""
+    return f"teacher {value!s:.6}" if key == "teacher_sha256" else f"{key} {value!s:.16}"
 
 
 def _shown(run: Run) -> tuple[Any, ...]:

@@ -38,6 +38,14 @@ class Band(NamedTuple):
         return f'<rect x="{x}" y="{y - 5}" width="28" height="10" fill="#ccc"/>'
 
 
+class Dots(NamedTuple):
+    """The values of a row of dots, with its name."""
+
+    name: str
+    color: str
+    values: Sequence[float]
+
+
 def draw(title: str, axis: str, curves: Sequence[Curve], bands: Sequence[Band] = ()) -> str:
     """A picture of curves over epochs, with a legend below.
 
@@ -55,7 +63,7 @@ def draw(title: str, axis: str, curves: Sequence[Curve], bands: Sequence[Band] =
         y = HEIGHT - LINE * 2 - (HEIGHT - LINE * 2 - TOP) * (value - low) / (high - low)
         return f"{x:.1f},{y:.1f}"
 
-    parts = [f'<text x="{LEFT}" y="16" font-weight="bold">{escape(title)}</text>']
+    parts = []
     for value in ticks:
         x, y = place(0, value).split(",")
         parts.append(f'<path d="M{x},{y}H{WIDTH - RIGHT}" stroke="#ddd"/>')
@@ -63,7 +71,6 @@ def draw(title: str, axis: str, curves: Sequence[Curve], bands: Sequence[Band] =
     for epoch in (tick for tick in _ticks(0, last) if tick <= last):
         x, y = place(epoch, low).split(",")
         parts.append(f'<text x="{x}" y="{float(y) + 15:.1f}" text-anchor="middle">{epoch:g}</text>')
-    parts.append(f'<text x="{WIDTH - RIGHT}" y="16" text-anchor="end" fill="#555">{escape(axis)}, by epoch</text>')
     parts += [f'<polygon points="{" ".join(place(*at) for at in band.edge)}" fill="#ccc"/>' for band in bands]
     for curve in curves:
         parts += [f'<polyline points="{" ".join(place(*at) for at in run)}" {curve.look}/>' for run in curve.runs]
@@ -72,9 +79,51 @@ def draw(title: str, axis: str, curves: Sequence[Curve], bands: Sequence[Band] =
         y += LINE
         parts.append(each.sample(LEFT, y - 5))
         parts.append(f'<text x="{LEFT + 36}" y="{y}">{escape(each.name)}</text>')
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y + 10}" role="img" font-family="sans-serif"'
-    head += f' font-size="13">\n<title>{escape(title)}: {escape(axis)} by epoch</title>'
-    return "\n".join([head, '<rect width="100%" height="100%" fill="#fff"/>', *parts, "</svg>\n"])
+    return _picture(title, f"{axis}, by epoch", parts, y + 10)
+
+
+def draw_dots(
+    title: str, axis: str, rows: Sequence[Dots], mark: float | None = None, noise: float | None = None
+) -> str:
+    """A picture of values on a common axis, a row for each name.
+
+    Args:
+        title: above it. axis: what the values are.
+        mark: a value that a line marks, and noise: how far around it there is a grey band.
+    """
+    points = [value for row in rows for value in row.values]
+    points += [] if mark is None else [mark - (noise or 0.0), mark + (noise or 0.0)]
+    ticks = _ticks(min(points), max(points))
+    left = 14 + 6.5 * max(len(row.name) for row in rows)
+    bottom = TOP + LINE * len(rows) + 4
+
+    def place(value: float) -> float:
+        return left + (WIDTH - left - 2 * RIGHT) * (value - ticks[0]) / (ticks[-1] - ticks[0])
+
+    parts = []
+    if mark is not None and noise is not None:
+        width = place(mark + noise) - place(mark - noise)
+        parts.append(f'<rect x="{place(mark - noise):.1f}" y="{TOP}" width="{width:.1f}" height="{bottom - TOP}"'
+                     ' fill="#ddd"/>')  # fmt: skip
+    for value in ticks:
+        parts.append(f'<path d="M{place(value):.1f},{TOP}V{bottom}" stroke="#ddd"/>')
+        parts.append(f'<text x="{place(value):.1f}" y="{bottom + 15}" text-anchor="middle">{value:g}</text>')
+    if mark is not None:
+        parts.append(f'<path d="M{place(mark):.1f},{TOP}V{bottom}" stroke="#222" stroke-dasharray="3 3"/>')
+    for i, row in enumerate(rows):
+        y = TOP + LINE * (i + 0.5) + 2
+        parts.append(f'<text x="6" y="{y + 4}" font-size="12">{escape(row.name)}</text>')
+        parts += [f'<circle cx="{place(value):.1f}" cy="{y}" r="5" fill="{row.color}"/>' for value in row.values]
+    return _picture(title, axis, parts, bottom + 26)
+
+
+def _picture(title: str, axis: str, parts: Sequence[str], height: float) -> str:
+    """The whole of it, with its heading."""
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" font-family="sans-serif"'
+    head += f' font-size="13">\n<title>{escape(title)}: {escape(axis)}</title>'
+    heading = f'<text x="6" y="16" font-weight="bold">{escape(title)}</text>\n'
+    heading += f'<text x="{WIDTH - RIGHT}" y="16" text-anchor="end" fill="#555">{escape(axis)}</text>'
+    return "\n".join([head, '<rect width="100%" height="100%" fill="#fff"/>', heading, *parts, "</svg>\n"])
 
 
 def _ticks(low: float, high: float) -> list[float]:

@@ -5,7 +5,7 @@ from html import escape
 from typing import NamedTuple
 from urllib.parse import quote
 
-LEFT = frozenset(("table", "pair", "method", "state", "over", "verdict", "machine"))  # columns without numbers
+LEFT = frozenset(("table", "pair", "method", "state", "over", "verdict", "seeds", "machine"))  # columns without numbers
 
 
 class Link(NamedTuple):

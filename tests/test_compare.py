@@ -294,22 +294,29 @@ def test_verdict_takes_what_the_source_reports():
     def verdict(source, top1):
         return comparison.verdict(runs, {"source_id": source, "top1": top1})
 
-    assert verdict("S05", 70.1) == "within noise" and verdict("S05", 73.1) == "below"  # reports the last epoch
-    assert verdict("S09", 73.1) == "within noise" and verdict("S09", 70.1) == "above"  # the best one
+    assert verdict("S05", 70.1) == "within noise (±0.50)" and verdict("S05", 73.1) == "below"  # reports the last epoch
+    assert verdict("S09", 73.1) == "within noise (±0.50)" and verdict("S09", 70.1) == "above"  # the best one
     # it is not said which: both have to agree
     assert [verdict("S00", top1) for top1 in (60, 70.1, 72, 73.1, 80)] == [
-        "above", "within noise", "within noise", "within noise", "below",
+        "above", "within noise (±0.50)", "between last and best", "within noise (±0.50)", "below",
     ]  # fmt: skip
     # t(2) * 0.1 * sqrt(4 / 3) = 0.497, and 4.303 * hypot(0.115, 0.2) = 0.993 with the published 0.2
     assert comparison.verdict(runs, {"source_id": "S05", "top1": 69.5}) == "above"
-    assert comparison.verdict(runs, {"source_id": "S05", "top1": 69.5, "std": 0.2}) == "within noise"
+    assert comparison.verdict(runs, {"source_id": "S05", "top1": 69.5, "std": 0.2}) == "within noise (±0.99)"
     assert comparison.verdict(runs_with([70.0]), {"source_id": "S00", "top1": 60.0}) == "one run"
 
 
-def test_welch_agrees_with_scipy_on_samples():
+def test_chance_pools_the_spread_of_several_configurations():
+    """The half-width of the two-sample t interval, as scipy has it for the pooled samples."""
     ours, base = [71.0, 71.3, 71.5], [70.0, 70.6]
-    assert comparison.welch(ours, base) == f"{stats.ttest_ind(ours, base, equal_var=False).pvalue:.2g}"
-    assert comparison.welch([71.0], base) == "–" == comparison.welch([1.0, 1.0], [2.0, 2.0])
+    groups = [runs_with(ours), runs_with(base)]
+    interval = stats.ttest_ind(ours, base).confidence_interval()
+    assert comparison.chance(groups, "last", 3, 2) == pytest.approx((interval.high - interval.low) / 2)
+    spread, freedom = comparison.pooled([*groups, runs_with([60.0])], "last")  # one run has no spread
+    assert freedom == 3
+    assert spread == pytest.approx(math.sqrt((2 * statistics.variance(ours) + statistics.variance(base)) / 3))
+    assert comparison.chance(groups[:1], "last", 3, 2) is None  # two degrees of freedom
+    assert comparison.chance(groups, "last", 3, 0) is None
 
 
 # --- the table
@@ -321,18 +328,33 @@ def test_numbers_of_a_row_and_of_the_gain(tmp_path):
         write_run(tmp_path / f"ctkd{seed}", history(ctkd, ctkd + 0.2), seed, temperature="ctkd-global")
     text = comparison.report(find_runs([tmp_path]), markdown=True)
     pair = "resnet56 → resnet20"
-    # mean of 70.9, 71.0, 71.4 = 71.10; sample deviation = sqrt((0.04 + 0.01 + 0.09) / 2) = 0.26
+    # mean of 70.9, 71.0, 71.4 = 71.10; sample deviation = sqrt((0.04 + 0.01 + 0.09) / 2) = 0.26;
+    # 4.303 * 0.2646 * sqrt(4 / 3) = 1.31
     assert cells(text, "| kd, tau 4 ", "70.66") == [
-        pair, "kd, tau 4", "72.34", "240", "3", "71.10 ± 0.26", "71.40 ± 0.26", "70.66 [1]", "+0.44", "+0.74",
-        "within noise",
+        pair, "kd, tau 4", "71.10 ± 0.26", "71.40 ± 0.26", "3", "70.66 [1]", "+0.44", "+0.74", "within noise (±1.31)",
+        "72.34", "240",
     ]  # fmt: skip
     # 71.3, 71.4, 71.8: 71.50 and 0.26; published 71.19 in the same table, so by the same footnote
-    assert cells(text, "71.19")[5:] == ["71.50 ± 0.26", "71.70 ± 0.26", "71.19 [1]", "+0.31", "+0.51", "within noise"]
-    # gain 0.40 and 0.30; both t are gain / (0.2646 * sqrt(2 / 3)) with 4 degrees of freedom: 1.852, 1.389
+    assert cells(text, "71.19")[2:8] == ["71.50 ± 0.26", "71.70 ± 0.26", "3", "71.19 [1]", "+0.31", "+0.51"]
+    # gain 0.40 and 0.30, each ± t(4) * 0.2646 * sqrt(2 / 3) = 2.776 * 0.2160 = 0.60
     gain = cells(text, "3, 3")
-    assert gain == [pair, "kd, ctkd-global", "240", "kd, tau 4", "3, 3", "+0.40", "0.14", "+0.30", "0.24"]
+    assert gain == [pair, "kd, ctkd-global", "kd, tau 4", "+0.40 ± 0.60", "+0.30 ± 0.60", "3, 3", "240"]
     assert "- [1] CTKD, CIFAR-100 table: last or best epoch, not stated which." in text
     assert "selected on the test set" in text
+
+
+def test_gain_over_the_student_alone_and_with_other_weights(tmp_path):
+    write_run(tmp_path / "alone", history(69.0), distill=None)
+    write_run(tmp_path / "other", history(60.0), distill=None, epochs=5)
+    write_run(tmp_path / "kd", history(70.5))
+    write_run(tmp_path / "dkd", history(71.5), distill="dkd", gamma=1.0, alpha=0.0, beta=1.0)
+    text = comparison.report(find_runs([tmp_path]), markdown=True)
+    gains = [cells(line)[1:4] for line in text.splitlines() if "| 1, 1 |" in line]
+    assert gains == [
+        ["kd, tau 4", "alone", "+1.50"],
+        ["dkd, tau 4", "alone", "+2.50"],
+        ["dkd, tau 4", "kd, tau 4, other weights", "+1.00"],
+    ]
 
 
 def test_above_and_below(tmp_path):
@@ -340,24 +362,24 @@ def test_above_and_below(tmp_path):
         write_run(tmp_path / f"kd{seed}", history(71.5 + 0.01 * seed), seed)
         write_run(tmp_path / f"alone{seed}", history(68.0 + 0.02 * seed), seed, distill=None)
     text = comparison.report(find_runs([tmp_path]), markdown=True)
-    assert cells(text, "kd, tau 4")[-1] == "above"
-    assert cells(text, "alone") == [
-        "resnet20", "alone", "–", "240", "2", "68.03 ± 0.01", "68.03 ± 0.01", "69.06 [1]", "-1.03", "-1.03", "below",
+    assert cells(text, "kd, tau 4", "above")[8] == "above"
+    assert cells(text, "| resnet20 ") == [
+        "resnet20", "alone", "68.03 ± 0.01", "68.03 ± 0.01", "2", "69.06 [1]", "-1.03", "-1.03", "below", "–", "240",
     ]  # fmt: skip
 
 
 def test_a_row_of_one_run_and_a_printed_spread(tmp_path):
     write_run(tmp_path / "pkt", history(71.0), distill="pkt", beta=30000.0)
     text = comparison.report(find_runs([tmp_path]), markdown=True)
-    assert cells(text, "pkt+kd, tau 4")[4:] == [
-        "1", "71.00 ± –", "71.00 ± –", "70.85 ± 0.22 [1]", "+0.15", "+0.15", "one run",
+    assert cells(text, "pkt+kd, tau 4")[2:9] == [
+        "71.00", "71.00", "1", "70.85 ± 0.22 [1]", "+0.15", "+0.15", "one run",
     ]  # fmt: skip
 
 
 def test_a_method_without_the_kd_term_is_set_beside_one_without_it(tmp_path):
     write_run(tmp_path / "pkt", history(70.0), distill="pkt", gamma=1.0, alpha=0.0, beta=30000.0)
     text = comparison.report(find_runs([tmp_path]), markdown=True)
-    assert cells(text, "| pkt, tau 4 ")[7:] == ["70.34 [1]", "-0.34", "-0.34", "one run"]
+    assert cells(text, "| pkt, tau 4 ")[5:9] == ["70.34 [1]", "-0.34", "-0.34", "one run"]
     assert "RepDistiller README: the last epoch" in text
 
 
@@ -378,7 +400,7 @@ def test_another_protocol_makes_no_claim(tmp_path, other, told):
     for seed in (1, 2):
         write_run(tmp_path / str(seed), history(40.0 + seed / 100, epochs=other.get("epochs", 240)), seed, **other)
     text = comparison.report(find_runs([tmp_path]), markdown=True)
-    assert cells(text, "70.66")[-1] == "other protocol [2]"
+    assert cells(text, "70.66")[6:9] == ["–", "–", "other protocol [2]"]
     assert f"- [2] Own protocol: {told}" in text
 
 
@@ -388,8 +410,8 @@ def test_dtkd_is_marked_as_read_off_a_chart_and_its_loss_is_checked(tmp_path):
               dtkd_detach=False)  # fmt: skip
     write_run(tmp_path / "b", history(62.0), **pair)
     text = comparison.report(find_runs([tmp_path]), markdown=True)
-    assert cells(text, "| kd, dtkd, alpha 3.0")[7::3] == ["≈62.87 [1]", "one run"]
-    assert cells(text, "| kd, dtkd, alpha 0.9")[7::3] == ["≈62.87 [1]", "other protocol [2]"]
+    assert cells(text, "| kd, dtkd, alpha 3.0")[5:9:3] == ["≈62.87 [1]", "one run"]
+    assert cells(text, "| kd, dtkd, alpha 0.9")[5:9:3] == ["≈62.87 [1]", "other protocol [2]"]
     assert "The number is approximate (read off a chart)." in text
     assert "gamma 0.1 instead of 1; kd_warmup not recorded instead of 20" in text
 
@@ -398,8 +420,8 @@ def test_unknown_protocol_and_no_published_number(tmp_path):
     write_run(tmp_path / "a", history(73.0), temperature="ctkd-global", teacher="resnet32x4", model="resnet8x4")
     write_run(tmp_path / "b", history(73.0), temperature="ctkd-instance")
     text = comparison.report(find_runs([tmp_path]), markdown=True)
-    assert cells(text, "73.39")[-1] == "protocol unknown"
-    assert cells(text, "ctkd-instance")[7:] == ["–", "–", "–", "none published"]
+    assert cells(text, "73.39")[8] == "protocol unknown"
+    assert cells(text, "ctkd-instance")[5:9] == ["–", "–", "–", "none published"]
 
 
 def test_gain_needs_the_same_recipe_and_prefers_tau_4(tmp_path):
@@ -408,7 +430,7 @@ def test_gain_needs_the_same_recipe_and_prefers_tau_4(tmp_path):
         write_run(tmp_path / f"kd2-{seed}", history(70.0), seed, kd_T=2.0)
     write_run(tmp_path / "short", history(60.0, epochs=5), epochs=5, temperature="ctkd-global")
     text = comparison.report(find_runs([tmp_path]), markdown=True)
-    assert cells(text, "2, 1")[1:6] == ["kd, tau 2", "240", "kd, tau 4", "2, 1", "-1.00"]
+    assert cells(text, "2, 1")[1:] == ["kd, tau 2", "kd, tau 4", "-1.00", "-1.00", "2, 1", "240"]
     assert "1, 1" not in text  # the short run has no baseline
 
 
@@ -418,14 +440,14 @@ def test_a_distiller_under_ctkd_is_compared_with_kd_and_with_itself(tmp_path):
     write_run(tmp_path / "weak", history(60.0), distill="pkt", beta=1.0)
     write_run(tmp_path / "both", history(71.5), distill="pkt", beta=30000.0, temperature="ctkd-global")
     text = comparison.report(find_runs([tmp_path]), markdown=True)
-    gains = [cells(line)[1:6] for line in text.splitlines() if "| 1, 1 |" in line]
+    gains = [cells(line)[1:4] for line in text.splitlines() if "| 1, 1 |" in line]
     fixed = [f"pkt+kd, tau 4, beta {beta}" for beta in (30000.0, 1.0)]
     assert [gain[0] for gain in gains] == [*fixed, *["pkt+kd, ctkd-global"] * 2]
-    assert [gain[2:] for gain in gains] == [
-        ["kd, tau 4", "1, 1", "+1.00"],
-        ["kd, tau 4", "1, 1", "-10.00"],
-        ["kd, tau 4", "1, 1", "+1.50"],
-        ["pkt+kd, tau 4, beta 30000.0", "1, 1", "+0.50"],
+    assert [gain[1:] for gain in gains] == [
+        ["kd, tau 4", "+1.00"],
+        ["kd, tau 4", "-10.00"],
+        ["kd, tau 4", "+1.50"],
+        ["pkt+kd, tau 4, beta 30000.0", "+0.50"],
     ]
 
 
@@ -443,9 +465,9 @@ def test_dtkd_is_compared_with_kd_and_with_the_same_weight_at_a_fixed_tau(tmp_pa
     write_run(tmp_path / "c", history(73.0), **weights, temperature="dtkd", alpha=1.0, fixed_alpha=0.5)
     write_run(tmp_path / "d", history(74.0), logit_stand=True)  # at a fixed tau, but not at one for all samples
     text = comparison.report(find_runs([tmp_path]), markdown=True)
-    assert cells(text, "| kd, dtkd ", "kd, tau 4, alpha 0.9")[5] == "+3.00"
-    assert cells(text, "| kd, dtkd ", "kd, tau 4, alpha 1.5")[5] == "+1.00"
-    assert cells(text, "| kd, tau 4 on z-scores ", "kd, tau 4, alpha 0.9")[5] == "+4.00"
+    assert cells(text, "| kd, dtkd ", "| kd, tau 4, alpha 0.9, gamma 0.1, kd_warmup 0, other weights ")[3] == "+3.00"
+    assert cells(text, "| kd, dtkd ", "| kd, tau 4, alpha 1.5, gamma 1.0, kd_warmup 20 ")[3] == "+1.00"
+    assert cells(text, "| kd, tau 4 on z-scores ", "kd, tau 4, alpha 0.9")[3] == "+4.00"
 
 
 def test_options_of_another_temperature_and_new_ones_part_no_runs(tmp_path):
@@ -468,16 +490,16 @@ def test_a_crd_with_other_negatives_is_no_baseline(tmp_path):
 def test_the_published_number_of_the_same_protocol_is_preferred(tmp_path):
     dkd = {"distill": "dkd", "gamma": 1.0, "alpha": 0.0, "beta": 1.0, "dkd_alpha": 1.0, "dkd_beta": 2.0}
     write_run(tmp_path / "ctkd", history(71.0), **dkd, dkd_warmup=0)
-    assert cells(comparison.report(find_runs([tmp_path]), markdown=True), "dkd")[7] == "71.43 ± 0.13 [1]"
+    assert cells(comparison.report(find_runs([tmp_path]), markdown=True), "dkd")[5] == "71.43 ± 0.13 [1]"
     write_run(tmp_path / "mdistiller", history(71.9), **dkd, dkd_warmup=20)
-    assert cells(comparison.report(find_runs([tmp_path]), markdown=True), "dkd_warmup 20")[7] == "71.97 [2]"
+    assert cells(comparison.report(find_runs([tmp_path]), markdown=True), "dkd_warmup 20")[5] == "71.97 [2]"
 
 
 def test_unfinished_runs_are_listed_and_never_counted(tmp_path):
     write_run(tmp_path / "done", history(71.0), 1)
     write_run(tmp_path / "going", history(99.0)[:33], 2)
     text = comparison.report(find_runs([tmp_path]), markdown=True)
-    assert cells(text, "70.66")[4:6] == ["1", "71.00 ± –"]
+    assert cells(text, "70.66")[2:5] == ["71.00", "71.00", "1"]
     assert f"- unfinished (33/240 epochs): resnet56 → resnet20, kd, tau 4, {tmp_path / 'going'}" in text
     only = comparison.report(find_runs([tmp_path / "going"]))
     assert only.startswith("unfinished (33/240 epochs)") and "pair" not in only
@@ -505,7 +527,7 @@ def test_markdown_tables_are_well_formed(tmp_path):
 def test_screen_tables_are_aligned(tmp_path):
     heading, rule, *rows = comparison.report(find_runs([some_runs(tmp_path)])).splitlines()[2:6]
     ends = [end for end in range(len(rule)) if rule[end : end + 2] == "- "]
-    assert heading[ends[5] - 3 : ends[5] + 1] == "last"
+    assert heading[ends[2] - 3 : ends[2] + 1] == "last"
     for row in rows:
         assert all(row[end + 1 : end + 3] == "  " for end in ends)
 

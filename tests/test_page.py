@@ -13,7 +13,8 @@ import compare
 from distiller_zoo import distiller_dict
 from helper import page
 from helper.errors import UserError
-from helper.svg import Band, Curve, draw
+from helper.figures import FULL
+from helper.svg import Band, Curve, Dots, draw, draw_dots
 from helper.tables import Link, Table
 from temperature import temperature_dict
 
@@ -30,24 +31,28 @@ def results(tmp_path):
     short = {"teacher": "resnet110", "epochs": 5, "lr_decay_epochs": [3, 4]}
     write_run(root / "few/<one>", history(40.0, epochs=5), **short)
     write_run(root / "few/two", history(41.0, epochs=3), temperature="ctkd-global", **short)
-    (root / "few/notes.md").write_text("# A <few> epochs\n\nNothing to see.\n")
+    (root / "few/notes.md").write_text("# A <few> epochs\n\n**Nothing** to\nsee.\n\nMore.\n")
     return root
 
 
+SHAPES = ("rect", "path", "polygon", "polyline", "circle")  # tags that hold nothing
+
+
 class Page(HTMLParser):
-    """The tags that are open, the texts, and where links lead."""
+    """The tags that are open, the texts, where links lead, and the names that they may lead to."""
 
     def __init__(self):
         super().__init__()
-        self.open, self.texts, self.links = [], [], []
+        self.open, self.texts, self.links, self.names = [], [], [], []
 
     def handle_starttag(self, tag, attributes):
-        if tag not in ("meta", "rect", "path", "polygon", "polyline"):
+        if tag not in ("meta", *SHAPES):
             self.open.append(tag)
+        self.names += [value for key, value in attributes if key == "id"]
         self.links += [value for key, value in attributes if key in ("href", "src")]
 
     def handle_endtag(self, tag):
-        if tag not in ("rect", "path", "polygon", "polyline"):
+        if tag not in SHAPES:
             assert self.open.pop() == tag
 
     def handle_data(self, data):
@@ -62,14 +67,18 @@ def test_both_pages_show_the_same_and_lead_to_the_logs(results, monkeypatch, cap
     told.feed((results / "index.html").read_text())
     assert told.open == []
     text = " ".join(told.texts)
-    for words in ("70.60 ± 0.10", "70.66", "within noise", "a processor, 1 thread", "2.00",
+    for words in ("70.60 ± 0.10", "70.66", "within noise (±0.50)", "a processor, 1 thread", "2.00", "0.1, 0.9, 0",
                   "unfinished (3/5 epochs)", "1 of 3 configurations follow a published protocol"):  # fmt: skip
         assert words in text and words in shown, words
-    for links in (told.links, re.findall(r"\]\((.*?)\)", shown)):
-        links = {unquote(link) for link in links}
+    in_markdown = (re.findall(pattern, shown) for pattern in (r"\]\((.*?)\)", 'id="(.*?)"'))
+    for links, names in ((told.links, told.names), in_markdown):
+        within = {link[1:] for link in links if link.startswith("#")}
+        assert within == {"full", "few", "reading"} and within <= set(names)
+        links = {unquote(link) for link in links if not link.startswith("#")}
         assert {"full/kd-2/log.jsonl", "few/<one>/config.json", "few/notes.md"} <= links
         assert all((results / link).exists() for link in links)
     assert "A <few> epochs" in text and "## A &lt;few&gt; epochs" in shown
+    assert "Nothing to see." in text and "Nothing to see." in shown and "More." not in text + shown
     assert "http" not in "".join(told.links)  # all in one file
     assert str(results) not in shown + text
 
@@ -78,9 +87,38 @@ def test_longer_runs_stand_first_and_noise_is_told(results):
     shown = page.pages(results)["README.md"]
     assert shown.index("## full") < shown.index("## A &lt;few&gt; epochs")
     full, few = shown.split("## A &lt;few")
-    assert "seeds spread by 0.10 points" in full and "pooled over 1 configurations, 2 degrees of freedom" in full
-    assert "differ by less than 0.61 points" in full  # 4.303 * 0.1 * sqrt(2)
-    assert "Noise: not known" in few
+    assert "Noise of resnet20, 240 epochs: seeds spread by 0.10 points" in full and "degrees of freedom: 2" in full
+    assert "too few to tell differences from chance" in full and "± 0.6" not in full
+    assert "Noise: not known" in few and "5 epochs instead of 240" in few
+    write_run(results / "full/ctkd-2", history(71.3, tau=True), 2, temperature="ctkd-global", processes=2)
+    full, _ = page.pages(results)["README.md"].split("## A &lt;few")
+    # sqrt((2 * 0.01 + 0.005) / 3) = 0.0913; t(3) = 3.182: times sqrt(2) 0.41, times sqrt(1 / 2 + 1 / 3) 0.27
+    assert "spread by 0.09 points" in full and "differ by less than 0.41 points" in full and "| +0.65 ± 0.27 |" in full
+
+
+def test_other_data_than_the_published_stand_last(results):
+    write_run(results / "a/run", history(90.0, epochs=500), epochs=500, dataset="digits")
+    shown = page.pages(results)["README.md"]
+    assert shown.index("## full") < shown.index("## A &lt;few") < shown.index("## a\n")
+
+
+def test_pictures_of_a_pair(results):
+    write_run(results / "full/alone", history(69.0), distill=None)
+    records = [record | {"tau_teacher_mean": 5.0} for record in history(71.0, tau=True)]
+    write_run(results / "full/dtkd", records, temperature="dtkd")
+    for i in range(FULL):
+        write_run(results / f"full/pkt-{i}", history(70.0 + i), distill="pkt", beta=float(i))
+    made = {name.removeprefix("figures/full_"): text for name, text in page.pages(results).items() if "/full_" in name}
+    pair = "resnet56_resnet20"
+    assert made.keys() == {"alone_top1.svg", *(f"{pair}_{end}.svg" for end in
+                           ("last", "top1_1", "top1_2", "tau_ctkd", "tau_others"))}  # fmt: skip
+    for name, text in made.items():
+        told = [element.text for element in ElementTree.fromstring(text) if element.tag.endswith("text")]
+        if pair in name and "tau" not in name:  # what the others are to be compared with stands in each
+            assert any(line.startswith("resnet20 alone, 240 epochs") for line in told), name
+            assert any(line.startswith("kd, tau 4") for line in told), name
+        assert any("CTKD's figure" in line for line in told) == ("tau_ctkd" in name)
+        assert any("teacher's: last 5.00" in line for line in told) == ("tau_others" in name)
 
 
 def test_what_is_not_made_any_more_goes(results):
@@ -122,6 +160,20 @@ def test_a_picture_has_its_curves_where_they_belong():
     assert [element.text for element in root if element.tag.endswith("text")][-2:] == ["a < b", "paper"]
     labels = [element.text for element in root if element.tag.endswith("text")]
     assert {"10", "15", "20", "25", "30"} <= set(labels)
+
+
+def test_dots_stand_where_their_values_are():
+    rows = [Dots("a < b", "#123456", [10.0, 30.0]), Dots("c", "#654321", [20.0])]
+    root = ElementTree.fromstring(draw_dots("pair", "top-1", rows, 20.0, 5.0))
+    low, high, middle = (element for element in root if element.tag.endswith("circle"))
+    places = [float(dot.get("cx")) for dot in (low, middle, high)]
+    assert places == sorted(places) and places[1] == pytest.approx((places[0] + places[2]) / 2, abs=0.11)
+    assert low.get("cy") == high.get("cy") and float(middle.get("cy")) > float(low.get("cy"))
+    _, band = (element for element in root if element.tag.endswith("rect"))
+    assert float(band.get("width")) == pytest.approx((places[2] - places[0]) / 2, abs=0.11)
+    assert float(band.get("x")) == pytest.approx(places[1] - float(band.get("width")) / 2, abs=0.11)
+    ElementTree.fromstring(draw_dots("pair", "top-1", rows))
+    ElementTree.fromstring(draw_dots("pair", "top-1", rows[1:], 20.0))
 
 
 def test_a_picture_of_one_value():

@@ -101,6 +101,17 @@ def test_pairs_choose_rows_and_their_networks_alone():
     ]  # fmt: skip
 
 
+def test_a_pair_of_one_table_draws_no_row_of_another():
+    assert reproduce.chosen(SHORT, ["resnet56:resnet20"]) == []
+
+
+def test_the_control_of_dtkd_has_its_weights():
+    control, dtkd = (resolved(next(row for row in rows(SHORT) if row.method == name))
+                     for name in ("kd_tau-4_dtkd-weights", "kd_dtkd"))  # fmt: skip
+    assert control["alpha"] == dtkd["alpha"] + dtkd["fixed_alpha"] and control["fixed_alpha"] == 0
+    assert all(control[key] == dtkd[key] for key in ("gamma", "beta", "kd_warmup", "epochs", "lr_decay_epochs"))
+
+
 def test_the_short_table_is_short():
     assert {row.options["epochs"] for row in rows(SHORT)} == {40}
     assert {row.options["epochs"] for table in TABLES for row in rows(table)} == {240, 120, 100}
@@ -141,12 +152,13 @@ def test_runs_are_made_once_and_listed(place, monkeypatch, capfd):
     told = (place / "save/reproduce/digits_resnet8_vgg8_1-epochs_kd_seed-1.txt").read_text()
     assert "top-1 last" in told
     call(monkeypatch, "ctkd --list --seeds 2")
-    heading, _, teacher, alone, student, _, missing = capfd.readouterr().out.splitlines()
+    heading, _, teacher, alone, student, _, missing, reported, where = capfd.readouterr().out.splitlines()
     assert heading.split() == ["table", "pair", "method", "state", "n", "last", "published"]
     assert teacher.split()[:5] == ["ctkd", "resnet8", "alone", "done", "1"]  # it only teaches: one seed
     assert "1 done, 1 missing" in alone and alone.endswith("60.00")
     assert "1 done, 1 missing" in student and student.endswith("61.00")
     assert missing == "ctkd: AB are not here"
+    assert reported == "ctkd: published is last or best epoch, not stated which" and "results/README.md" in where
     call(monkeypatch, "ctkd --seeds 2 --dry_run")
     assert capfd.readouterr().out.count("--seed 2") == 2
     call(monkeypatch, "ctkd")
@@ -160,6 +172,8 @@ def test_what_a_run_is_at_is_read_from_its_folder(tmp_path):
     folder = tmp_path / "run"
     assert reproduce.state(folder, "resnet8") == ("missing", None)
     folder.mkdir()
+    (folder / "last.pth").touch()
+    assert reproduce.state(folder, "resnet8") == ("0 epochs", None)
     (folder / "log.jsonl").write_text(json.dumps({"epoch": 1, "top1": 12.5}) + "\n")
     (folder / ".lock").touch()
     assert reproduce.state(folder, "resnet8") == ("1 epochs", None)
@@ -202,7 +216,7 @@ folder.mkdir(parents=True)
 
 def test_what_fails_is_said_and_the_others_are_made(place, monkeypatch, capfd):
     stand_ins(place, monkeypatch, "import sys\nif 'vgg8' in sys.argv: sys.exit(2)" + DONE, "")
-    with pytest.raises(RunError, match=r"1 runs failed \(vgg8_vanilla_digits_1-epochs\): see above"):
+    with pytest.raises(RunError, match=r"1 run failed \(vgg8_vanilla_digits_1-epochs\): see above"):
         call(monkeypatch, "ctkd")
     out = capfd.readouterr().out
     assert "vgg8_vanilla_digits_1-epochs: failed with status 2 after 0 min" in out
@@ -211,10 +225,11 @@ def test_what_fails_is_said_and_the_others_are_made(place, monkeypatch, capfd):
 
 def test_students_of_a_teacher_that_failed_are_not_begun(place, monkeypatch, capfd):
     stand_ins(place, monkeypatch, "import sys; sys.exit(1)", "")
-    monkeypatch.setattr(reproduce, "rows", lambda table: [TABLE[0], TABLE[2]])
-    with pytest.raises(RunError, match="2 runs failed"):
+    students = [TABLE[2]._replace(method=f"kd{i}") for i in range(reproduce.FAILURES)]
+    monkeypatch.setattr(reproduce, "rows", lambda table: [TABLE[0], *students])
+    with pytest.raises(RunError, match=r"1 run failed \(resnet8_vanilla_digits_1-epochs\), 3 not begun for want of a"):
         call(monkeypatch, "ctkd --jobs 2")
-    assert "_kd_seed-1: not begun, since its teacher failed" in capfd.readouterr().out
+    assert "[4/4] digits_resnet8_vgg8_1-epochs_kd2_seed-1: not begun, since its teacher" in capfd.readouterr().out
 
 
 def test_after_three_failures_in_a_row_nothing_is_begun(place, monkeypatch):
@@ -253,7 +268,7 @@ def test_a_published_teacher_is_taken_as_it_is(place, monkeypatch, capfd):
 def test_what_cannot_be_written_is_said(place, monkeypatch, capfd):
     (place / "save").mkdir()
     (place / "save/reproduce").touch()
-    with pytest.raises(RunError, match="3 runs failed"):
+    with pytest.raises(RunError, match="2 runs failed .*, 1 not begun"):
         call(monkeypatch, "ctkd --jobs 2")
     assert "could not begin" in capfd.readouterr().out
 
@@ -261,30 +276,46 @@ def test_what_cannot_be_written_is_said(place, monkeypatch, capfd):
 def test_wrong_use(monkeypatch):
     for line, says in (("nothing", "no table 'nothing'"), ("--seeds 0", "--seeds must be 1"), ("--jobs 0", "--jobs"),
                        ("--trials", "--trials trains several --seeds"), ("-- --percision bf16", "percision"),
-                       ("-- --seed 2", "--seed is the list's to say"),
+                       ("-- --percision bf16", "python train_student.py --help"),
+                       ("-- --seed 2", "--seed is the list's to say"), ("-- -a 3", "--alpha is the list's to say"),
+                       ("-- --batch-size 8", "--batch_size is the list's to say"),
+                       ("--train_subset 64", "stand behind --"), ("--pairs a:b ctkd", "tables stand before --pairs"),
                        ("dtkd --pairs resnet56:resnet20", "these tables have no pair resnet56:resnet20")):  # fmt: skip
         monkeypatch.setattr(sys, "argv", ["reproduce.py", *line.split()])
         with pytest.raises(UserError, match=says):
             reproduce.parse_args()
 
 
+SAVES_SLOWLY = """
+import signal, sys, time
+from pathlib import Path
+def save(*_):
+    time.sleep(4)
+    Path("saved").touch()
+    sys.exit(143)
+signal.signal(signal.SIGTERM, save)
+Path("begun").touch()
+time.sleep(60)
+"""
+
+
 def test_when_it_is_asked_to_end_so_are_its_runs(place, monkeypatch):
-    """SIGTERM reaches the run that is under way, which saves; nothing else is begun."""
-    long = {"train_subset": 320, "batch_size": 16, "epochs": 500}
+    """SIGTERM reaches the run that is under way, which is waited for until it has saved; nothing else is begun."""
+    stand_ins(place, monkeypatch, SAVES_SLOWLY, "")
+    two = f"[Row('digits', name, None, 'alone', {TINY}, None) for name in ('vgg8', 'vgg13')]"
     (place / "few.py").write_text(
         "import reproduce\nfrom helper.errors import run_main\nfrom published.rows import Row\n"
-        f"reproduce.rows = lambda table: [Row('digits', 'resnet8', None, 'alone', {long}, None)]\n"
+        f"reproduce.rows = lambda table: {two}\n"
         "run_main(reproduce.main)\n"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    line = [sys.executable, "few.py", "ctkd", "--", "--device", "cpu"]
-    with subprocess.Popen(line, env=environment, text=True, stdout=subprocess.PIPE) as running:
-        folder = place / "save/models/resnet8_vanilla_digits_500-epochs"
+    with (place / "told").open("w") as told:
+        running = subprocess.Popen([sys.executable, "few.py", "ctkd"], env=environment, stdout=told)
         end = time.monotonic() + 60
-        while not (folder / "last.pth").exists():
+        while not (place / "begun").exists():
             assert time.monotonic() < end
             time.sleep(0.1)
         running.send_signal(signal.SIGTERM)
-        told, _ = running.communicate(timeout=60)
-    assert running.returncode == 143
-    assert "keeps the state after epoch" in told and "failed" not in told
+        assert running.wait(60) == 143
+    assert (place / "saved").exists()
+    assert (place / "told").read_text() == "2 runs left to make, 1 at a time\n"
