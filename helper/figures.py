@@ -11,7 +11,7 @@ from helper.svg import Band, Curve, Dots, draw, draw_dots
 
 FULL = 6  # curves in a picture at most, but for those that stand in each
 ALONE, BASELINE = "#999999", "#222222"  # the colours of the student alone and of KD
-FULL_LINE, DASHED = "none", "7 4"
+FULL_LINE, DASHED, DOTTED = "none", "7 4", "2 3"
 TAU_MEAN, TAU_TEACHER = "tau_mean", "tau_teacher_mean"
 
 
@@ -85,7 +85,8 @@ def _of_pair(name: str, pair: str, students: list[Shown], here: list[tuple[Seque
         always = [*students, methods[0]]
         methods = methods[1:]
     shown = [*always, *methods]
-    yield Figure(f"{name}_last.svg", f"{pair}: last top-1 of every run", _dots(pair, shown), leads=True)
+    if len(shown) > 1:
+        yield Figure(f"{name}_last.svg", f"{pair}: last top-1 of every run", _dots(pair, shown), leads=True)
     yield from _accuracies(name, pair, always, methods)
     moving = [each for each in shown if _moves(each.group)]
     ctkd = [each for each in moving if str(each.run.option("temperature")).startswith("ctkd")]
@@ -108,9 +109,13 @@ def _accuracies(name: str, title: str, always: list[Shown], methods: list[Shown]
 
 
 def _parts(shown: list[Shown]) -> Iterator[tuple[str, list[Shown]]]:
-    """As many as a picture holds, with the end of its file's name."""
+    """As many as a picture holds, with the end of its file's name; a colour's second line is dotted."""
     for start in range(0, len(shown), FULL):
-        yield f"_{start // FULL + 1}" * (len(shown) > FULL), shown[start : start + FULL]
+        part, colors = [], set()
+        for each in shown[start : start + FULL]:
+            part.append(each._replace(dash=DOTTED) if each.color in colors else each)
+            colors.add(each.color)
+        yield f"_{start // FULL + 1}" * (len(shown) > FULL), part
 
 
 def _dots(pair: str, shown: Sequence[Shown]) -> str:
