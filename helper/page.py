@@ -253,8 +253,8 @@ def _markdown(page: Page) -> str:
     parts = [f"# {TITLE}", *page.texts, "\n".join([*contents, f"- [{READING}](#reading)"])]
     parts += ["As one page for a browser: [index.html](index.html)."]
     for section in page.sections:
-        title = escape(section.title, quote=False)
-        parts += [f'<a id="{quote(section.name)}"></a>\n\n## {title}', *section.texts]
+        title, *texts = (escape(text, quote=False) for text in (section.title, *section.texts))
+        parts += [f'<a id="{quote(section.name)}"></a>\n\n## {title}', *texts]
         parts += [f"[{note.text}]({quote(note.href)})" for note in section.notes]
         pictures = [(figure.leads, f"![{figure.about}](figures/{quote(figure.name)})") for figure in section.figures]
         parts += [picture for leads, picture in pictures if leads]

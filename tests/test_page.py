@@ -31,7 +31,7 @@ def results(tmp_path):
     short = {"teacher": "resnet110", "epochs": 5, "lr_decay_epochs": [3, 4]}
     write_run(root / "few/<one>", history(40.0, epochs=5), **short)
     write_run(root / "few/two", history(41.0, epochs=3), temperature="ctkd-global", **short)
-    (root / "few/notes.md").write_text("# A <few> epochs\n\n**Nothing** to\nsee.\n\nMore.\n")
+    (root / "few/notes.md").write_text("# A <few> epochs\n\n**Nothing** to\nsee < all.\n\nMore.\n")
     return root
 
 
@@ -78,7 +78,7 @@ def test_both_pages_show_the_same_and_lead_to_the_logs(results, monkeypatch, cap
         assert {"full/kd-2/log.jsonl", "few/<one>/config.json", "few/notes.md"} <= links
         assert all((results / link).exists() for link in links)
     assert "A <few> epochs" in text and "## A &lt;few&gt; epochs" in shown
-    assert "Nothing to see." in text and "Nothing to see." in shown and "More." not in text + shown
+    assert "Nothing to see < all." in text and "Nothing to see &lt; all." in shown and "More." not in text + shown
     assert "http" not in "".join(told.links)  # all in one file
     assert str(results) not in shown + text
 
