@@ -302,7 +302,7 @@ def tables_of(groups: Sequence[Sequence[Run]], labels: Sequence[str], notes: Not
 
 
 def report(runs: Sequence[Run], markdown: bool = False) -> str:
-    """All tables, footnotes and unfinished runs as a text."""
+    """All tables, footnotes and remarks on runs as a text."""
     notes, lines, gains = Notes(), [], False
     groups = finished_groups(runs)
     for dataset in dict.fromkeys(group[0].dataset for group in groups):
@@ -313,18 +313,20 @@ def report(runs: Sequence[Run], markdown: bool = False) -> str:
         for table in tables:
             lines += [table.markdown() if markdown else table.text(), ""]
     texts = ([EXPLANATION] if groups else []) + ([GAIN_EXPLANATION] if gains else [])
-    texts += [f"[{count}] {text}" for count, text in enumerate(notes.texts, 1)] + unfinished(runs)
+    texts += [f"[{count}] {text}" for count, text in enumerate(notes.texts, 1)] + remarks(runs)
     lines += [f"- {text}" if markdown else textwrap.fill(text, 110, subsequent_indent="    ") for text in texts]
     return "\n".join(lines) + "\n"
 
 
-def unfinished(runs: Sequence[Run]) -> list[str]:
-    """A line for each run that is not at its end."""
-    return [
+def remarks(runs: Sequence[Run]) -> list[str]:
+    """A line for each run that is not at its end, and for each whose log is damaged."""
+    unfinished = [
         f"unfinished ({run.epochs}/{run.option('epochs') or '?'} epochs): {run.label}, {run.folder}"
         for run in runs
         if not run.finished
     ]
+    damaged = (f"{run.damaged} lines are no record: {run.folder / 'log.jsonl'}" for run in runs if run.damaged)
+    return [*unfinished, *damaged]
 
 
 def plotted(runs: Sequence[Run]) -> list[Run]:

@@ -18,8 +18,8 @@ from helper.comparison import (
     find_published,
     finished_groups,
     pooled,
+    remarks,
     tables_of,
-    unfinished,
 )
 from helper.errors import UserError
 from helper.figures import Figure, figures
@@ -156,7 +156,7 @@ def _section(root: Path, name: str, runs: list[Run]) -> Section:
         tables,
         drawn,
         [f"[{count}] {text}" for count, text in enumerate(notes.texts, 1)]
-        + [line.replace(f"{root}/", "") for line in unfinished(runs)],
+        + [line.replace(f"{root}/", "") for line in remarks(runs)],
     )
 
 

@@ -73,11 +73,13 @@ def differing(there: dict[str, Any], here: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """One run: its folder, the content of `config.json`, and an epoch a record from `log.jsonl`."""
+    """One run: its folder, the content of `config.json`, an epoch a record from `log.jsonl`, and how many lines of that
+    are none."""
 
     folder: Path
     config: dict[str, Any]
     history: list[dict[str, Any]]
+    damaged: int = 0
 
     def option(self, name: str) -> Any:
         """What the run was told about `name`; None if nothing."""
@@ -210,14 +212,15 @@ def _read_run(folder: Path) -> Run | None:
         return _warn(f"{folder} is left out: {error}")
     if not isinstance(config, dict) or not isinstance(config.setdefault("options", {}), dict):
         return _warn(f"{folder} is left out: its config.json describes no run")
-    history = {}
+    history, damaged = {}, 0
     for count, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
             history[int(record["epoch"])] = record  # an epoch that was run again counts as it was run last
         except (ValueError, TypeError, KeyError, OverflowError):
+            damaged += 1
             _warn(f"{folder / 'log.jsonl'}: line {count} is left out, it is no whole record of an epoch")
-    return Run(folder, config, [history[epoch] for epoch in sorted(history)])
+    return Run(folder, config, [history[epoch] for epoch in sorted(history)], damaged)
 
 
 def _warn(message: str) -> None:

@@ -501,6 +501,10 @@ def test_unfinished_runs_are_listed_and_never_counted(tmp_path):
     text = comparison.report(find_runs([tmp_path]), markdown=True)
     assert cells(text, "70.66")[2:5] == ["71.00", "71.00", "1"]
     assert f"- unfinished (33/240 epochs): resnet56 → resnet20, kd, tau 4, {tmp_path / 'going'}" in text
+    with (tmp_path / "done/log.jsonl").open("a") as log:
+        log.write('{"epoch": 2\n')
+    text = comparison.report(find_runs([tmp_path]), markdown=True)
+    assert f"- 1 lines are no record: {tmp_path / 'done/log.jsonl'}" in text and cells(text, "70.66")[2] == "71.00"
     only = comparison.report(find_runs([tmp_path / "going"]))
     assert only.startswith("unfinished (33/240 epochs)") and "pair" not in only
 
