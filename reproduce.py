@@ -25,10 +25,11 @@ from typing import Any, NamedTuple
 import torch
 
 import published
+from helper import stopping
 from helper.comparison import REPORTS, mean_and_spread
 from helper.errors import Parser, RunError, UserError, run_main
 from helper.options import given, parse, resolve_pair, student_parser, teacher_parser
-from helper.runs import ADDED_OPTIONS, decisive, differing, number
+from helper.runs import ADDED_OPTIONS, NEUTRAL_OPTIONS, decisive, differing, number
 from helper.tables import Table
 from published.rows import SHORT, TABLES, Row, left_out, rows
 
@@ -36,11 +37,12 @@ HEADING = ["table", "pair", "method", "state", "n", "last", "published"]
 OUTPUT = Path("save/reproduce")  # what each run prints, where several are at work
 OURS = {  # flags that the list says, beside those that its rows have
     "dataset", "seed", "trials", "run_dir", "experiments_dir", "experiments_name", "model", "model_s", "model_t",
-    "path_t", "lr", "gamma", "alpha", "beta", "kd_T", "have_mlp", "mlp_name", "dry_run", "overwrite",
+    "path_t", "lr", "gamma", "alpha", "beta", "fixed_alpha", "kd_T", "kd_warmup", "logit_stand", "have_mlp", "mlp_name",
+    "dry_run", "overwrite",
 }  # fmt: skip
 MADE = {"done", "given"}  # states in which nothing is left to do
 PATIENCE = 5.0  # seconds between two looks at runs that are under way elsewhere
-FAILURES = 3  # of runs that were begun one after the other, that end it all
+FAILURES = 3  # failures in a row after which nothing else is begun
 
 
 class Job(NamedTuple):
@@ -73,7 +75,7 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
     add("--trials", action="store_true", help="all --seeds of a student in one process, for GPUs")
     words = sys.argv[1:]
     at = words.index("--") if "--" in words else len(words)
-    args, unknown = parser.parse_known_args(words[:at])
+    args, unknown = parser.parse_known_intermixed_args(words[:at])
     more = words[at + 1 :]
     if unknown:
         parser.error(f"there is no {unknown[0]} here: flags of train_student.py stand behind --")
@@ -93,7 +95,7 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
     student = student_parser()
     student.prog = "train_student.py"
     parse(student, more)  # so that what is wrong with it is said now
-    if ours := sorted(given(student, more) & OURS.union(*(row.options for row in here))):
+    if ours := sorted(given(student, more) & OURS.union(*(row.options.keys() - NEUTRAL_OPTIONS for row in here))):
         parser.error(f"--{ours[0]} is the list's to say: leave it out, or call the training script itself")
     return args, more
 
@@ -183,7 +185,7 @@ def listed(args: argparse.Namespace, more: list[str]) -> Iterator[str]:
 def reported(table: str) -> str:
     """What the numbers of a table are."""
     if table == SHORT:
-        return "of 240 epochs, read off a chart"
+        return "of 240 epochs, for resnet8 read off a chart"
     source, _ = TABLES[table]
     told = {record["certainty"] for record in published.tables()["records"] if record["source_id"] == source}
     reports = REPORTS[published.tables()["sources"][source]["reports"]]
@@ -222,25 +224,29 @@ class Runner:
         self.failed: list[str] = []
         self.orphans: list[str] = []  # runs whose teacher failed
         self.running: set[subprocess.Popen] = set()
-        self.stopped = False
+        self.stopped = False  # nothing else is begun
+        self.silent = False
         self.lock = threading.Lock()  # of all of these
 
     def __call__(self) -> None:
         """Do them all.
 
         Raises:
-            KeyboardInterrupt: the process was asked to end; what was under way has been stopped, and saved.
+            KeyboardInterrupt: the process was asked to end; so were its runs, which have ended. What is asked again is
+                passed on.
             RunError: some failed or could not begin.
         """
-        with ThreadPoolExecutor(self.at_a_time) as pool:  # whose end waits for all its threads, unlike Thread.join
-            working = [pool.submit(self._work, place) for place in range(self.at_a_time)]
+        with ThreadPoolExecutor(self.at_a_time) as pool:
             try:
+                working = [pool.submit(self._work, place) for place in range(self.at_a_time)]
                 wait(working)
             except KeyboardInterrupt:
-                with self.lock:
-                    self.stopped = True
-                    for process in self.running:
-                        process.terminate()
+                self._stop()
+                try:
+                    wait(working)
+                except KeyboardInterrupt:
+                    self._stop()
+                stopping.ignore()  # a join that is interrupted would not wait when the pool ends
                 raise
         for each in working:
             each.result()
@@ -251,21 +257,31 @@ class Runner:
             text += f", and nothing else was begun after {FAILURES} in a row" * bool(self.left)
             raise RunError(f"{text}: see {OUTPUT if self.at_a_time > 1 else 'above'}; the same command tries again")
 
+    def _stop(self) -> None:
+        """Ask the runs that are under way to end, and begin no other."""
+        with self.lock:
+            self.stopped = self.silent = True
+            for process in self.running:
+                process.terminate()
+
     def _work(self, place: int) -> None:
-        while not self.stopped and self.left:
-            with self.lock:
-                job = self._next()
-            if job is None:
-                time.sleep(PATIENCE)
-                continue
-            start = time.monotonic()
-            try:
-                status = self._do(job, place)
-                word = f"failed with status {status}" if status else "done"
-            except OSError as error:
-                status, word = 1, f"could not begin ({error})"
-            with self.lock:
-                self._ended(job, f"{word} after {(time.monotonic() - start) / 60:.0f} min", bool(status))
+        while True:
+            with ExitStack() as stack:
+                with self.lock:
+                    if self.stopped or not self.left:
+                        return
+                    job = self._next()
+                    process = self._begin(job, place, stack) if job else None
+                if job is None:
+                    time.sleep(PATIENCE)
+                if process is None:
+                    continue
+                start = time.monotonic()
+                status = process.wait()
+                with self.lock:
+                    self.running.remove(process)
+                    word = f"failed with status {status}" if status else "done"
+                    self._tried(job, f"{word} after {(time.monotonic() - start) / 60:.0f} min", bool(status))
 
     def _next(self) -> Job | None:
         """The first job that can begin now, and is not under way or done elsewhere."""
@@ -274,7 +290,7 @@ class Runner:
             teacher = job.row.teacher_folder
             if MADE.issuperset(words):
                 self.left.remove(job)
-                self._say(job, "done elsewhere")
+                self._over(job, "done elsewhere")
             elif "running" in words:
                 continue
             elif teacher is None or state(teacher, job.row.teacher)[0] in MADE:
@@ -283,40 +299,37 @@ class Runner:
             elif teacher.name in self.failed:
                 self.left.remove(job)
                 self.orphans.append(job.name)
-                self._say(job, "not begun, since its teacher failed")
+                self._over(job, "not begun, since its teacher failed")
         return None
 
-    def _ended(self, job: Job, word: str, failed: bool) -> None:
-        self.in_a_row = self.in_a_row + 1 if failed else 0
-        if failed:
-            self.failed.append(job.name)
-        self._say(job, word)
-        if self.in_a_row == FAILURES:
-            self.stopped = True
-
-    def _say(self, job: Job, word: str) -> None:
-        self.ended += 1
-        if not self.stopped:
-            print(f"[{self.ended}/{self.count}] {job.name}: {word}", flush=True)
-
-    def _do(self, job: Job, place: int) -> int:
-        """Train, and return the exit status."""
-        with ExitStack() as stack:
-            environment, output = os.environ.copy(), None
+    def _begin(self, job: Job, place: int, stack: ExitStack) -> subprocess.Popen | None:
+        """The process that trains; None if there can be none."""
+        environment, output = os.environ.copy(), None
+        try:
             if self.at_a_time > 1:
                 environment |= self._part(place)
                 OUTPUT.mkdir(parents=True, exist_ok=True)
                 output = stack.enter_context((OUTPUT / f"{job.name}.txt").open("a"))
                 print(f"{job.name}: started, see {output.name}", flush=True)
-            with self.lock:
-                if self.stopped:
-                    return 1
-                process = subprocess.Popen(command(job, self.more), env=environment, stdout=output, stderr=output)
-                self.running.add(process)
-            status = process.wait()
-            with self.lock:
-                self.running.remove(process)
-            return status
+            process = subprocess.Popen(command(job, self.more), env=environment, stdout=output, stderr=output)
+        except OSError as error:
+            return self._tried(job, f"could not begin ({error})", failed=True)
+        self.running.add(process)
+        return process
+
+    def _tried(self, job: Job, word: str, failed: bool) -> None:
+        """A job has ended, well or not."""
+        self.in_a_row = self.in_a_row + 1 if failed else 0
+        if failed:
+            self.failed.append(job.name)
+        self._over(job, word)
+        self.stopped = self.stopped or self.in_a_row == FAILURES
+
+    def _over(self, job: Job, word: str) -> None:
+        """Nothing is left to do about a job."""
+        self.ended += 1
+        if not self.silent:
+            print(f"[{self.ended}/{self.count}] {job.name}: {word}", flush=True)
 
     def _part(self, place: int) -> dict[str, str]:
         """The part of the machine that is one run's of several: a GPU, and a share of the cores."""

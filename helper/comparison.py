@@ -13,7 +13,6 @@ from helper.runs import OPTIONS_OF, Run, group_labels, group_runs, number, one_a
 from helper.tables import Table
 
 CONFIDENCE = 0.95
-FEWEST = 3  # degrees of freedom, from which on seeds tell how far a difference may be chance
 KD_WEIGHTS = (0.1, 0.9)  # of cross entropy and KD, in the published tables of CIFAR-100
 TEACHER_TOLERANCE = 0.5  # points of accuracy: further from the published teacher it is another experiment
 REPORTS = {
@@ -37,15 +36,17 @@ EXPLANATION = (
     " best epoch of each run, selected on the test set, hence optimistic. Δ: mean minus published, where the protocol"
     " is the published one. Verdict: whether the published number lies outside the 95 % prediction interval of one more"
     " run, widened by the published standard deviation where there is one; `within noise (±1.00)` confirms nothing"
-    " that is smaller than that. teacher: the teacher's own accuracy, measured before distilling."
+    " that is smaller than that; where it is not said whether the last or the best epoch is published, it may be"
+    " `between last and best`. teacher: the teacher's own accuracy, measured before distilling."
 )
 GAIN_EXPLANATION = (
     "Gains: differences of means in the same recipe, over the student alone, over KD, and over the same distiller at"
     " the same weights, KD and distiller with a fixed temperature. `other weights`: the loss weighs cross entropy and"
     " KD otherwise, so that the gain is not the method's alone. ±: how far a difference may be chance (95 %), if all"
     " configurations of a student and so many epochs spread alike over their seeds (Student's t with their pooled"
-    f" standard deviation; not told below {FEWEST} degrees of freedom). Gains over one baseline share its runs, and"
-    " with them its luck; and of many differences that are chance one in twenty exceeds its ±."
+    " standard deviation). Gains over one baseline share its runs, and with them its luck; and of many differences that"
+    " are chance one in twenty exceeds its ±. In the pictures of what every run reached last the dashed line is KD's"
+    " mean, and the grey band how far from it one run may be by chance."
 )
 
 
@@ -68,8 +69,8 @@ def values(runs: Sequence[Run], which: str) -> list[float]:
 
 
 def margin(accuracies: Sequence[float], std: float = 0.0) -> float:
-    """Half the 95 % prediction interval of one more run: Student's t times s * sqrt(1 + 1/n), with a published standard
-    deviation added to that in quadrature. Needs two accuracies or more.
+    """Half the 95 % prediction interval of one more run: Student's t times s * sqrt(1 + 1/n), to which a published
+    standard deviation is added in quadrature before. Needs two accuracies or more.
     """
     n = len(accuracies)
     return stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * math.hypot(stdev(accuracies) * math.sqrt(1 + 1 / n), std)
@@ -97,9 +98,9 @@ def pooled(groups: Iterable[Sequence[Run]], which: str) -> tuple[float, int]:
 
 def chance(groups: Iterable[Sequence[Run]], which: str, ours: int, theirs: int) -> float | None:
     """How far the means of so many runs of one and the other configuration may differ by chance (95 %), if they spread
-    as these do; None if that is not known, for want of runs or of FEWEST degrees of freedom."""
+    as these do; None if that is not known, for want of runs or of seeds that differ."""
     spread, freedom = pooled(groups, which)
-    if freedom < FEWEST or not ours or not theirs:
+    if not spread or not ours or not theirs:
         return None
     return stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * spread * math.sqrt(1 / ours + 1 / theirs)
 
@@ -116,7 +117,8 @@ def alike(run: Run, groups: Iterable[Sequence[Run]]) -> list[Sequence[Run]]:
 def verdict(runs: Sequence[Run], record: published.Record) -> str:
     """`above`, `below` or `within noise (±1.00)` of a published number made by the same protocol; `one run` for one.
 
-    Where it is not stated which epoch is published, the last and the best have to agree.
+    Where it is not stated which epoch is published, last and best both count: `within noise` if one of them is,
+    `between last and best` if they lie on two sides.
     """
     reports = published.source(record)["reports"]
     counted = [values(runs, which) for which in ("last", "best") if reports in (which, "mean", "unstated")]
@@ -232,6 +234,22 @@ def kd_weight(run: Run) -> float:
     return round((number(run.option("alpha")) or 0.0) + (number(run.option("fixed_alpha")) or 0.0), 9)
 
 
+def recipe(run: Run) -> list[object]:
+    """What a network's runs must share to be compared at all."""
+    return [run.dataset, run.option("precision") or "fp32", *map(run.option, ("model", *RECIPE))]
+
+
+def setting(run: Run) -> list[object]:
+    """What runs must share to be compared as methods: the recipe, and the teacher."""
+    return [*recipe(run), *map(run.option, ("teacher", "teacher_sha256"))]
+
+
+def rank(runs: Sequence[Run]) -> tuple[bool, bool, bool, int]:
+    """How good a baseline a configuration is: that of KD has the usual weights, no warm-up, and tau 4."""
+    run = runs[0]
+    return weights(run) == KD_WEIGHTS, not run.option("kd_warmup"), run.option("kd_T") == 4, len(runs)
+
+
 def baselines(runs: Sequence[Run], groups: Sequence[Sequence[Run]]) -> list[int]:
     """Which groups of the same recipe a group is compared with: its student alone, and at a fixed tau KD and its own
     loss.
@@ -240,19 +258,14 @@ def baselines(runs: Sequence[Run], groups: Sequence[Sequence[Run]]) -> list[int]
     weights; KD at tau and KD at a fixed temperature count together. Of several temperatures 4 is taken.
     """
 
-    def recipe(run: Run) -> list[object]:
-        return [run.dataset, *map(run.option, ("model", *RECIPE))]
-
-    def setting(run: Run) -> list[object]:
-        return [*recipe(run), *map(run.option, ("teacher", "teacher_sha256"))]
-
     def method(run: Run) -> list[object]:
         own = OPTIONS_OF.get(run.option("distill"), ())
         told = [run.option(name) for name in ("distill", "gamma", "beta", *own)]
         return [*told, kd_weight(run), run.option("kd_warmup") or 0]
 
-    def rank(i: int) -> tuple[bool, bool, int]:
-        return weights(groups[i][0]) == KD_WEIGHTS, groups[i][0].option("kd_T") == 4, len(groups[i])
+    def comparable(other: Run) -> bool:
+        usual = weights(other) == KD_WEIGHTS and not other.option("kd_warmup")
+        return usual or (weights(other) == weights(run) and other.option("kd_warmup") == run.option("kd_warmup"))
 
     run, chosen = runs[0], []
     alone = [i for i, (other, *_) in enumerate(groups) if other.option("distill") is None]
@@ -260,11 +273,11 @@ def baselines(runs: Sequence[Run], groups: Sequence[Sequence[Run]]) -> list[int]
     here = [i for i in fixed if setting(groups[i][0]) == setting(run)]
     for bases in (
         [i for i in alone if recipe(groups[i][0]) == recipe(run)],
-        [i for i in here if is_baseline(groups[i][0]) and weights(groups[i][0]) in (KD_WEIGHTS, weights(run))],
+        [i for i in here if is_baseline(groups[i][0]) and comparable(groups[i][0])],
         [i for i in here if not is_fixed(run) and method(groups[i][0]) == method(run)],
     ):
         if bases:
-            chosen.append(max(bases, key=rank))
+            chosen.append(max(bases, key=lambda i: rank(groups[i])))
     return [i for i in dict.fromkeys(chosen) if groups[i] is not runs]
 
 
@@ -325,8 +338,8 @@ def remarks(runs: Sequence[Run]) -> list[str]:
         for run in runs
         if not run.finished
     ]
-    damaged = (f"{run.damaged} lines are no record: {run.folder / 'log.jsonl'}" for run in runs if run.damaged)
-    return [*unfinished, *damaged]
+    logs = [(run.folder / "log.jsonl", run.damaged) for run in runs if run.damaged]
+    return unfinished + [f"left out of {log}: lines without a record, {count}" for log, count in logs]
 
 
 def plotted(runs: Sequence[Run]) -> list[Run]:

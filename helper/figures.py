@@ -1,10 +1,11 @@
 """The pictures of a page of results: what every run reached, accuracy over the epochs, and tau beside CTKD's figure."""
 
+import math
 from collections.abc import Iterator, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from helper.comparison import alike, chance, is_baseline, values
+from helper.comparison import alike, chance, is_baseline, rank, recipe, setting, values
 from helper.plot import COLOURS
 from helper.runs import Run, number
 from helper.svg import Band, Curve, Dots, draw, draw_dots
@@ -37,75 +38,88 @@ class Shown(NamedTuple):
         """Any of its runs, to ask for options."""
         return self.group[0]
 
-    def curve(self, key: str, dash: str | None = None, name: str = "") -> Curve:
-        """What the logs have under a key."""
+    def curve(self, key: str, dash: str | None = None, name: str = "") -> list[Curve]:
+        """What the logs have under a key; nothing if they have nothing."""
         runs = [
             [(record["epoch"], value) for record in run.history if (value := number(record.get(key))) is not None]
             for run in self.group
         ]
+        runs = [run for run in runs if run]
+        if not runs:
+            return []
         told = f"{self.label}{name}: last {fmean(run[-1][1] for run in runs):.2f}"
-        return Curve(told + f", mean of {len(runs)}" * (len(runs) > 1), self.color, dash or self.dash, runs)
+        return [Curve(told + f", mean of {len(runs)}" * (len(runs) > 1), self.color, dash or self.dash, runs)]
 
 
 def figures(section: str, groups: Sequence[Sequence[Run]], labels: Sequence[str]) -> Iterator[Figure]:
-    """All pictures of one data set's configurations: of the networks alone, and of each pair.
+    """All pictures of one data set's configurations: of the networks alone, and of each pair, by recipe and teacher.
 
     Args:
         section: the beginning of their files' names.
     """
-    named = list(zip(groups, labels, strict=True))
-    alone = [(group, _alone(group)) for group, _ in named if group[0].option("distill") is None]
+    alone: list[tuple[Sequence[Run], str]] = []
+    pairs: dict[str, dict[str, list[tuple[Sequence[Run], str]]]] = {}
+    for group, label in zip(groups, labels, strict=True):
+        run = group[0]
+        if run.option("distill") is None:
+            alone.append((group, f"{run.pair} {label}, {run.option('epochs')} epochs"))
+        else:
+            pairs.setdefault(run.pair, {}).setdefault(str(setting(run)), []).append((group, label))
     if alone:
         shown = [Shown(group, label, _color(i)) for i, (group, label) in enumerate(alone)]
         yield from _accuracies(f"{section}_alone", "networks alone", [], shown)
-    for pair in dict.fromkeys(group[0].pair for group, _ in named if group[0].option("distill") is not None):
-        here = [(group, label) for group, label in named if group[0].pair == pair]
-        students = [
-            Shown(group, label, ALONE, DASHED)
-            for group, label in alone
-            if any(group in alike(other[0], groups) for other, _ in here)
-        ]
-        yield from _of_pair(f"{section}_{pair.replace(' → ', '_')}", pair, students, here)
-
-
-def _alone(group: Sequence[Run]) -> str:
-    return f"{group[0].pair} alone, {group[0].option('epochs')} epochs"
+    for pair, settings in pairs.items():
+        for i, here in enumerate(settings.values(), 1):
+            run, several = here[0][0][0], len(settings) > 1
+            told = f", {run.option('epochs')} epochs, teacher of {number(run.option('teacher_top1')) or math.nan:.2f}"
+            students = [each for each in alone if recipe(each[0][0]) == recipe(run)]
+            name = f"{section}_{pair.replace(' → ', '_')}" + f"_{i}" * several
+            yield from _of_pair(name, pair + told * several, students, here, groups)
 
 
 def _color(index: int) -> str:
     return COLOURS[index % len(COLOURS)]
 
 
-def _of_pair(name: str, pair: str, students: list[Shown], here: list[tuple[Sequence[Run], str]]) -> Iterator[Figure]:
-    """Of its students alone and its configurations: KD stands first if there is a run of it."""
+def _of_pair(
+    name: str,
+    title: str,
+    students: Sequence[tuple[Sequence[Run], str]],
+    here: Sequence[tuple[Sequence[Run], str]],
+    groups: Sequence[Sequence[Run]],
+) -> Iterator[Figure]:
+    """Of its students alone and its configurations; the former, and KD, stand in every picture of accuracy."""
     methods = [Shown(group, label, _color(i)) for i, (group, label) in enumerate(here)]
-    always = students
-    if is_baseline(methods[0].run):
-        methods[0] = methods[0]._replace(color=BASELINE)
-        always = [*students, methods[0]]
-        methods = methods[1:]
+    always = [Shown(group, label, ALONE, DASHED) for group, label in students]
+    plain = [each for each in methods if is_baseline(each.run)]
+    if plain:
+        kd = max(plain, key=lambda each: rank(each.group))
+        methods.remove(kd)
+        always.append(kd._replace(color=BASELINE))
     shown = [*always, *methods]
-    if len(shown) > 1:
-        yield Figure(f"{name}_last.svg", f"{pair}: last top-1 of every run", _dots(pair, shown), leads=True)
-    yield from _accuracies(name, pair, always, methods)
+    ended = [each for each in shown if values(each.group, "last")]
+    if len(ended) > 1:
+        base = next((each.group for each in ended if each.color == BASELINE), None)
+        drawn = _dots(title, ended, base, groups)
+        yield Figure(f"{name}_last.svg", f"{title}: last top-1 of every run", drawn, leads=True)
+    yield from _accuracies(name, title, always, methods)
     moving = [each for each in shown if _moves(each.group)]
     ctkd = [each for each in moving if str(each.run.option("temperature")).startswith("ctkd")]
     others = [each for each in moving if each not in ctkd]
     for kind, which in (("ctkd", ctkd), ("others", others)):
-        for number_of, part in _parts(which):
-            curves = [each.curve(TAU_MEAN) for each in part]
-            apart = [each for each in part if any(TAU_TEACHER in record for record in each.run.history)]
-            curves += [each.curve(TAU_TEACHER, DASHED, ", teacher's") for each in apart]
-            bands = [_paper_tau(part)] if kind == "ctkd" and any(_is_as_published(each.run) for each in part) else []
-            about = f"{pair}: tau by epoch" + number_of.replace("_", ", part ")
-            yield Figure(f"{name}_tau_{kind}{number_of}.svg", about, draw(pair, "tau (mean)", curves, bands))
+        for part_of, part in _parts(which):
+            curves = [curve for each in part for curve in each.curve(TAU_MEAN)]
+            curves += [curve for each in part for curve in each.curve(TAU_TEACHER, DASHED, ", teacher's")]
+            bands = [_paper_tau(part)] if kind == "ctkd" and any(_is_like_the_papers(each.run) for each in part) else []
+            about = f"{title}: tau by epoch" + part_of.replace("_", ", part ")
+            yield Figure(f"{name}_tau_{kind}{part_of}.svg", about, draw(title, "tau (mean)", curves, bands))
 
 
 def _accuracies(name: str, title: str, always: list[Shown], methods: list[Shown]) -> Iterator[Figure]:
-    for number_of, part in _parts(methods) if methods else [("", [])]:
-        curves = [each.curve("top1") for each in (*always, *part)]
-        about = f"{title}: top-1 by epoch" + number_of.replace("_", ", part ")
-        yield Figure(f"{name}_top1{number_of}.svg", about, draw(title, "top-1 (%)", curves))
+    for part_of, part in _parts(methods) if methods else [("", [])]:
+        if curves := [curve for each in (*always, *part) for curve in each.curve("top1")]:
+            about = f"{title}: top-1 by epoch" + part_of.replace("_", ", part ")
+            yield Figure(f"{name}_top1{part_of}.svg", about, draw(title, "top-1 (%)", curves))
 
 
 def _parts(shown: list[Shown]) -> Iterator[tuple[str, list[Shown]]]:
@@ -118,22 +132,21 @@ def _parts(shown: list[Shown]) -> Iterator[tuple[str, list[Shown]]]:
         yield f"_{start // FULL + 1}" * (len(shown) > FULL), part
 
 
-def _dots(pair: str, shown: Sequence[Shown]) -> str:
+def _dots(title: str, shown: Sequence[Shown], base: Sequence[Run] | None, groups: Sequence[Sequence[Run]]) -> str:
     """The last top-1 of every run, and around KD's mean how far one run may be from it by chance."""
     rows = [Dots(each.label, each.color, values(each.group, "last")) for each in shown]
-    base = next((each for each in shown if is_baseline(each.run)), None)
     if base is None:
-        return draw_dots(pair, "last top-1 (%)", rows)
-    ours = values(base.group, "last")
-    noise = chance(alike(base.run, [each.group for each in shown]), "last", 1, len(ours))
-    return draw_dots(pair, "last top-1 (%)", rows, fmean(ours), noise)
+        return draw_dots(title, "last top-1 (%)", rows)
+    ours = values(base, "last")
+    return draw_dots(title, "last top-1 (%)", rows, fmean(ours), chance(alike(base[0], groups), "last", 1, len(ours)))
 
 
 def _moves(group: Sequence[Run]) -> bool:
     return any(len({number(record.get(TAU_MEAN)) for record in run.history}) > 1 for run in group)
 
 
-def _is_as_published(run: Run) -> bool:
+def _is_like_the_papers(run: Run) -> bool:
+    """Whether its tau is what CTKD's figure shows: on CIFAR-100, of the logits themselves."""
     return run.dataset == "cifar100" and not run.option("logit_stand")
 
 

@@ -138,13 +138,14 @@ def _section(root: Path, name: str, runs: list[Run]) -> Section:
     groups, notes, written = finished_groups(runs), Notes(), root / name / "notes.md"
     title, about = _written(written) if written.exists() else (name, [])
     tables, drawn = [], []
-    for dataset in dict.fromkeys(group[0].dataset for group in groups):
+    datasets = dict.fromkeys(group[0].dataset for group in groups)
+    for dataset in datasets:
         here = [group for group in groups if group[0].dataset == dataset]
         labels = group_labels(here)
         tables += tables_of(here, labels, notes)
         rows = [_run_row(root, group, label) for group, label in zip(here, labels, strict=True)]
         tables.append(Table(RUNS_HEADING, rows))
-        drawn += figures(name, here, labels)
+        drawn += figures(f"{name}_{dataset}".replace(" ", "-") if len(datasets) > 1 else name, here, labels)
     recipes = [f"Protocol: {recipe}." for recipe in dict.fromkeys(_recipe(group[0]) for group in groups)]
     return Section(
         name,
@@ -172,7 +173,7 @@ def _summary(groups: Sequence[Sequence[Run]]) -> str:
         return "no run is finished yet"
     epochs = sorted({int(group[0].option("epochs")) for group in groups})
     datasets = ", ".join(dict.fromkeys(str(group[0].dataset) for group in groups))
-    return f"{datasets}, {' or '.join(map(str, epochs))} epochs, {sum(map(len, groups))} runs"
+    return f"{datasets}, {' or '.join(map(str, epochs))} epochs, finished runs: {sum(map(len, groups))}"
 
 
 def _status(groups: Sequence[Sequence[Run]]) -> str:
@@ -205,17 +206,17 @@ def _noise(groups: Sequence[Sequence[Run]]) -> list[str]:
     texts = {}
     for group in groups:
         here = alike(group[0], groups)
-        spread, freedom = pooled(here, "last")
-        if freedom:
-            several, needed = sum(len(each) > 1 for each in here), chance(here, "last", 1, 1)
-            texts[f"{group[0].option('model')}, {group[0].option('epochs')} epochs"] = (
+        (spread, freedom), needed = pooled(here, "last"), chance(here, "last", 1, 1)
+        if needed is not None:
+            several = sum(len(each) > 1 for each in here)
+            images, epochs = f"{group[0].option('train_subset') or 'all'} images", f"{group[0].option('epochs')} epochs"
+            texts[f"{group[0].option('model')} on {group[0].dataset}, {images}, {epochs}"] = (
                 f"seeds spread by {spread:.2f} points (standard deviation of last; configurations with several seeds:"
-                f" {several}; degrees of freedom: {freedom}). "
-                + ("These are too few to tell differences from chance." if needed is None else
-                   f"Two single runs that differ by less than {needed:.2f} points are not told from chance (95 %).")
-            )  # fmt: skip
+                f" {several}; degrees of freedom: {freedom}). Two single runs that differ by less than {needed:.2f}"
+                " points are not told from chance (95 %)."
+            )
     if not texts:
-        return ["Noise: not known, since no configuration has a second seed; no difference here is told from chance."]
+        return ["Noise: not known, since no configuration has seeds that differ; no difference here is told from chance."]
     return [f"Noise of {name}: {text}" for name, text in texts.items()]
 
 

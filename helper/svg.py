@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 WIDTH, HEIGHT = 480, 300  # of the picture, in units that scale with it
 LEFT, RIGHT, TOP, LINE = 48, 12, 30, 18  # margins; height of a line of the legend
+LONGEST = 42  # letters of a row's name
 
 
 class Curve(NamedTuple):
@@ -94,7 +95,7 @@ def draw_dots(
     points = [value for row in rows for value in row.values]
     points += [] if mark is None else [mark - (noise or 0.0), mark + (noise or 0.0)]
     ticks = _ticks(min(points), max(points))
-    left = 14 + 6.5 * max(len(row.name) for row in rows)
+    left = 14 + 6.5 * min(LONGEST, max(len(row.name) for row in rows))
     bottom = TOP + LINE * len(rows) + 4
 
     def place(value: float) -> float:
@@ -112,7 +113,8 @@ def draw_dots(
         parts.append(f'<path d="M{place(mark):.1f},{TOP}V{bottom}" stroke="#222" stroke-dasharray="3 3"/>')
     for i, row in enumerate(rows):
         y = TOP + LINE * (i + 0.5) + 2
-        parts.append(f'<text x="6" y="{y + 4}" font-size="12">{escape(row.name)}</text>')
+        name = row.name if len(row.name) <= LONGEST else row.name[: LONGEST - 1] + "…"
+        parts.append(f'<text x="6" y="{y + 4}" font-size="12">{escape(name)}</text>')
         parts += [f'<circle cx="{place(value):.1f}" cy="{y}" r="5" fill="{row.color}"/>' for value in row.values]
     return _picture(title, axis, parts, bottom + 26)
 

@@ -315,7 +315,7 @@ def test_chance_pools_the_spread_of_several_configurations():
     spread, freedom = comparison.pooled([*groups, runs_with([60.0])], "last")  # one run has no spread
     assert freedom == 3
     assert spread == pytest.approx(math.sqrt((2 * statistics.variance(ours) + statistics.variance(base)) / 3))
-    assert comparison.chance(groups[:1], "last", 3, 2) is None  # two degrees of freedom
+    assert comparison.chance([runs_with([60.0]), runs_with([61.0, 61.0])], "last", 3, 2) is None
     assert comparison.chance(groups, "last", 3, 0) is None
 
 
@@ -504,7 +504,8 @@ def test_unfinished_runs_are_listed_and_never_counted(tmp_path):
     with (tmp_path / "done/log.jsonl").open("a") as log:
         log.write('{"epoch": 2\n')
     text = comparison.report(find_runs([tmp_path]), markdown=True)
-    assert f"- 1 lines are no record: {tmp_path / 'done/log.jsonl'}" in text and cells(text, "70.66")[2] == "71.00"
+    assert f"- left out of {tmp_path / 'done/log.jsonl'}: lines without a record, 1" in text
+    assert cells(text, "70.66")[2] == "71.00"
     only = comparison.report(find_runs([tmp_path / "going"]))
     assert only.startswith("unfinished (33/240 epochs)") and "pair" not in only
 

@@ -11,9 +11,11 @@ from test_compare import history, write_run
 
 import compare
 from distiller_zoo import distiller_dict
-from helper import page
+from helper import comparison, page
+from helper.comparison import finished_groups
 from helper.errors import UserError
-from helper.figures import FULL
+from helper.figures import FULL, figures
+from helper.runs import find_runs, group_labels
 from helper.svg import Band, Curve, Dots, draw, draw_dots
 from helper.tables import Link, Table
 from temperature import temperature_dict
@@ -87,11 +89,18 @@ def test_longer_runs_stand_first_and_noise_is_told(results):
     shown = page.pages(results)["README.md"]
     assert shown.index("## full") < shown.index("## A &lt;few&gt; epochs")
     full, few = shown.split("## A &lt;few")
-    assert "Noise of resnet20, 240 epochs: seeds spread by 0.10 points" in full and "degrees of freedom: 2" in full
-    assert "too few to tell differences from chance" in full and "± 0.6" not in full
+    # t(2) = 4.303: times 0.1 * sqrt(2) 0.61, times 0.1 * sqrt(1 + 1 / 3) 0.50
+    assert "Noise of resnet20 on cifar100, all images, 240 epochs: seeds spread by 0.10 points" in full
+    assert "degrees of freedom: 2" in full and "differ by less than 0.61 points" in full and "| +0.60 ± 0.50 |" in full
     assert "Noise: not known" in few and "5 epochs instead of 240" in few
     write_run(results / "full/ctkd-2", history(71.3, tau=True), 2, temperature="ctkd-global", processes=2)
+    write_run(results / "full/other-1", history(60.0), 1, model="resnet32")  # another student, whose seeds spread more
+    write_run(results / "full/other-2", history(66.0), 2, model="resnet32")
+    write_run(results / "full/subset-1", history(50.0), 1, train_subset=100)
+    write_run(results / "full/subset-2", history(56.0), 2, train_subset=100)
     full, _ = page.pages(results)["README.md"].split("## A &lt;few")
+    assert "Noise of resnet32 on cifar100, all images, 240 epochs: seeds spread by 4.24 points" in full
+    assert "Noise of resnet20 on cifar100, 100 images, 240 epochs: seeds spread by 4.24 points" in full
     # sqrt((2 * 0.01 + 0.005) / 3) = 0.0913; t(3) = 3.182: times sqrt(2) 0.41, times sqrt(1 / 2 + 1 / 3) 0.27
     assert "spread by 0.09 points" in full and "differ by less than 0.41 points" in full and "| +0.65 ± 0.27 |" in full
 
@@ -162,6 +171,52 @@ def test_a_picture_has_its_curves_where_they_belong():
     assert {"10", "15", "20", "25", "30"} <= set(labels)
 
 
+def dots(svg):
+    """The names, the values' places, the line's place and the band of a picture of dots."""
+    parts = list(ElementTree.fromstring(svg))
+    (line,) = [float(part.get("d")[1:].split(",")[0]) for part in parts if part.get("stroke-dasharray")]
+    bands = [part for part in parts if part.tag.endswith("rect")][1:]
+    centres = {round(float(part.get("cx")), 1) for part in parts if part.tag.endswith("circle")}
+    return [part.text for part in parts if part.get("font-size")], centres, line, bands
+
+
+def test_the_picture_of_last_top1_marks_the_kd_of_the_same_teacher_and_recipe(tmp_path):
+    few = {"epochs": 5, "lr_decay_epochs": [3, 4]}
+    write_run(tmp_path / "kd-5", history(40.0, epochs=5), **few)
+    write_run(tmp_path / "ctkd-5", history(41.0, epochs=5), temperature="ctkd-global", **few)
+    write_run(tmp_path / "kd-tau2", history(70.0), kd_T=2.0)
+    for seed, last in enumerate((71.0, 71.2, 71.6), 1):
+        write_run(tmp_path / f"kd-tau4-{seed}", history(last), seed)
+    write_run(tmp_path / "better", history(75.0), teacher_sha256="0123456789")
+    write_run(tmp_path / "dkd", history(73.0), distill="dkd")
+    groups = finished_groups(find_runs([tmp_path]))
+    made = {figure.name: figure.svg for figure in figures("s", groups, group_labels(groups)) if figure.leads}
+    assert len(made) == 2  # a run is no picture
+    names, centres, line, _ = dots(made["s_resnet56_resnet20_1_last.svg"])
+    assert len(names) == 2 and line in centres
+    names, centres, line, (band,) = dots(made["s_resnet56_resnet20_2_last.svg"])
+    assert [name.split(",")[1] for name in names] == [" tau 4", " tau 2", " tau 4"]  # KD at tau 4, KD at tau 2, DKD
+    assert sorted(centres)[0] < line < sorted(centres)[-1] and line not in centres  # a mean of three
+    noise = comparison.chance(groups, "last", 1, 3)
+    scale = (sorted(centres)[-1] - sorted(centres)[0]) / (73.0 - 70.0)
+    assert float(band.get("width")) == pytest.approx(2 * noise * scale, rel=0.02)
+
+
+def test_several_data_sets_in_a_section_have_their_own_pictures(results):
+    write_run(results / "few/digits", history(90.0, epochs=5), epochs=5, dataset="digits")
+    made = {name for name in page.pages(results) if name.startswith("figures/few")}
+    assert made == {"figures/few_digits_resnet56_resnet20_top1.svg", "figures/few_cifar100_resnet110_resnet20_top1.svg"}
+
+
+def test_incomplete_logs_leave_out_what_they_do_not_have(tmp_path):
+    write_run(tmp_path / "a/kd", [{"epoch": 240}])
+    for seed, tau in ((1, True), (2, False)):
+        write_run(tmp_path / f"a/ctkd-{seed}", history(70.0, tau=tau), seed, temperature="ctkd-global")
+    made = page.pages(tmp_path)
+    assert made.keys() == {"README.md", "index.html", *(f"figures/a_resnet56_resnet20_{end}.svg"
+                                                        for end in ("top1", "tau_ctkd"))}  # fmt: skip
+
+
 def test_dots_stand_where_their_values_are():
     rows = [Dots("a < b", "#123456", [10.0, 30.0]), Dots("c", "#654321", [20.0])]
     root = ElementTree.fromstring(draw_dots("pair", "top-1", rows, 20.0, 5.0))
@@ -174,6 +229,9 @@ def test_dots_stand_where_their_values_are():
     assert float(band.get("x")) == pytest.approx(places[1] - float(band.get("width")) / 2, abs=0.11)
     ElementTree.fromstring(draw_dots("pair", "top-1", rows))
     ElementTree.fromstring(draw_dots("pair", "top-1", rows[1:], 20.0))
+    root = ElementTree.fromstring(draw_dots("pair", "top-1", [Dots("n" * 100, "#123456", [1.0, 2.0])]))
+    first, second = (float(element.get("cx")) for element in root if element.tag.endswith("circle"))
+    assert first + 100 < second
 
 
 def test_a_picture_of_one_value():

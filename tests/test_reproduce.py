@@ -278,23 +278,29 @@ def test_wrong_use(monkeypatch):
                        ("--trials", "--trials trains several --seeds"), ("-- --percision bf16", "percision"),
                        ("-- --percision bf16", "python train_student.py --help"),
                        ("-- --seed 2", "--seed is the list's to say"), ("-- -a 3", "--alpha is the list's to say"),
-                       ("-- --batch-size 8", "--batch_size is the list's to say"),
+                       ("-- --batch-size 8", "--batch_size is the list's to say"), ("-- --logit-stand", "logit_stand"),
+                       ("-- --fixed_alpha 2", "--fixed_alpha is the list's to say"),
                        ("--train_subset 64", "stand behind --"), ("--pairs a:b ctkd", "tables stand before --pairs"),
                        ("dtkd --pairs resnet56:resnet20", "these tables have no pair resnet56:resnet20")):  # fmt: skip
         monkeypatch.setattr(sys, "argv", ["reproduce.py", *line.split()])
         with pytest.raises(UserError, match=says):
             reproduce.parse_args()
+    line = ["reproduce.py", "ctkd", "--jobs", "2", "ctkd-imagenet", "--", "--num_workers", "4"]
+    monkeypatch.setattr(sys, "argv", line)
+    args, more = reproduce.parse_args()
+    assert args.tables == ["ctkd", "ctkd-imagenet"] and more == ["--num_workers", "4"]
 
 
 SAVES_SLOWLY = """
 import signal, sys, time
 from pathlib import Path
+name = sys.argv[sys.argv.index("--model") + 1]
 def save(*_):
     time.sleep(4)
-    Path("saved").touch()
+    Path(name + "_saved").touch()
     sys.exit(143)
 signal.signal(signal.SIGTERM, save)
-Path("begun").touch()
+Path(name + "_begun").touch()
 time.sleep(60)
 """
 
@@ -302,20 +308,20 @@ time.sleep(60)
 def test_when_it_is_asked_to_end_so_are_its_runs(place, monkeypatch):
     """SIGTERM reaches the run that is under way, which is waited for until it has saved; nothing else is begun."""
     stand_ins(place, monkeypatch, SAVES_SLOWLY, "")
-    two = f"[Row('digits', name, None, 'alone', {TINY}, None) for name in ('vgg8', 'vgg13')]"
+    three = f"[Row('digits', name, None, 'alone', {TINY}, None) for name in ('vgg8', 'vgg13', 'vgg19')]"
     (place / "few.py").write_text(
         "import reproduce\nfrom helper.errors import run_main\nfrom published.rows import Row\n"
-        f"reproduce.rows = lambda table: {two}\n"
+        f"reproduce.rows = lambda table: {three}\n"
         "run_main(reproduce.main)\n"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with (place / "told").open("w") as told:
-        running = subprocess.Popen([sys.executable, "few.py", "ctkd"], env=environment, stdout=told)
+        running = subprocess.Popen([sys.executable, "few.py", "ctkd", "--jobs", "2"], env=environment, stdout=told)
         end = time.monotonic() + 60
-        while not (place / "begun").exists():
+        while not all((place / f"{name}_begun").exists() for name in ("vgg8", "vgg13")):
             assert time.monotonic() < end
             time.sleep(0.1)
         running.send_signal(signal.SIGTERM)
         assert running.wait(60) == 143
-    assert (place / "saved").exists()
-    assert (place / "told").read_text() == "2 runs left to make, 1 at a time\n"
+    assert all((place / f"{name}_saved").exists() for name in ("vgg8", "vgg13"))
+    assert [line.split()[1] for line in (place / "told").read_text().splitlines()] == ["runs", "started,", "started,"]
