@@ -216,7 +216,7 @@ def _noise(groups: Sequence[Sequence[Run]]) -> list[str]:
                 " points are not told from chance (95 %)."
             )
     if not texts:
-        return ["Noise: not known, since no configuration has seeds that differ; no difference here is told from chance."]
+        return ["Noise: not known, since no configuration has seeds that differ; nothing here is told from chance."]
     return [f"Noise of {name}: {text}" for name, text in texts.items()]
 
 
