@@ -104,9 +104,10 @@ def chosen(table: str, pairs: Sequence[str] | None) -> list[Row]:
     """The rows of a table; with pairs like `resnet56:resnet20` only theirs, and those of their networks alone."""
     if not pairs:
         return rows(table)
-    taught = [row for row in rows(table) if f"{row.teacher}:{row.model}" in pairs]
+    here = rows(table)
+    taught = [row for row in here if f"{row.teacher}:{row.model}" in pairs]
     networks = {name for row in taught for name in (row.teacher, row.model)}
-    return [row for row in rows(table) if row in taught or (row.teacher is None and row.model in networks)]
+    return [row for row in here if row.teacher is None and row.model in networks] + taught
 
 
 def seeds_of(row: Row, among: Sequence[Row], seeds: int) -> range:

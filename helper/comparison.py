@@ -287,8 +287,9 @@ def gain_rows(groups: Sequence[Sequence[Run]], labels: Sequence[str]) -> list[li
     for runs, label in zip(groups, labels, strict=True):
         if runs[0].option("distill") is None:
             continue
+        here = alike(runs[0], groups)
         for i in baselines(runs, groups):
-            base, here = groups[i], alike(runs[0], groups)
+            base = groups[i]
             other = (base[0].option("gamma"), kd_weight(base[0])) != (runs[0].option("gamma"), kd_weight(runs[0]))
             mark = ", other weights" * (other and base[0].option("distill") is not None)
             cells = [runs[0].pair, label, labels[i] + mark]

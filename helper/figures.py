@@ -92,15 +92,14 @@ def _of_pair(
     methods = [Shown(group, label, _color(i)) for i, (group, label) in enumerate(here)]
     always = [Shown(group, label, ALONE, DASHED) for group, label in students]
     plain = [each for each in methods if is_baseline(each.run)]
-    if plain:
-        kd = max(plain, key=lambda each: rank(each.group))
+    kd = max(plain, key=lambda each: rank(each.group), default=None)
+    if kd:
         methods.remove(kd)
         always.append(kd._replace(color=BASELINE))
     shown = [*always, *methods]
     ended = [each for each in shown if values(each.group, "last")]
     if len(ended) > 1:
-        base = next((each.group for each in ended if each.color == BASELINE), None)
-        drawn = _dots(title, ended, base, groups)
+        drawn = _dots(title, ended, kd.group if kd else [], groups)
         yield Figure(f"{name}_last.svg", f"{title}: last top-1 of every run", drawn, leads=True)
     yield from _accuracies(name, title, always, methods)
     moving = [each for each in shown if _moves(each.group)]
@@ -132,12 +131,12 @@ def _parts(shown: list[Shown]) -> Iterator[tuple[str, list[Shown]]]:
         yield f"_{start // FULL + 1}" * (len(shown) > FULL), part
 
 
-def _dots(title: str, shown: Sequence[Shown], base: Sequence[Run] | None, groups: Sequence[Sequence[Run]]) -> str:
+def _dots(title: str, shown: Sequence[Shown], base: Sequence[Run], groups: Sequence[Sequence[Run]]) -> str:
     """The last top-1 of every run, and around KD's mean how far one run may be from it by chance."""
     rows = [Dots(each.label, each.color, values(each.group, "last")) for each in shown]
-    if base is None:
-        return draw_dots(title, "last top-1 (%)", rows)
     ours = values(base, "last")
+    if not ours:
+        return draw_dots(title, "last top-1 (%)", rows)
     return draw_dots(title, "last top-1 (%)", rows, fmean(ours), chance(alike(base[0], groups), "last", 1, len(ours)))
 
 

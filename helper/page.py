@@ -81,8 +81,9 @@ class Section(NamedTuple):
     summary: str  # a line for the contents
     texts: list[str]
     notes: list[Link]  # what people wrote about it
+    leading: list[Figure]  # before the tables
     tables: list[Table]
-    figures: list[Figure]
+    figures: list[Figure]  # after them
     footnotes: list[str]
 
 
@@ -130,7 +131,8 @@ def pages(root: Path) -> dict[str, str]:
     used = {run.option(role) for run in runs for role in ("distill", "temperature")}
     methods = {name: line for name, line in LINES.items() if name in used}
     page = Page([_status(finished_groups(runs)), ABOUT], sections, methods, [EXPLANATION, GAIN_EXPLANATION])
-    pictures = {f"figures/{figure.name}": figure.svg for section in sections for figure in section.figures}
+    drawn = [figure for section in sections for figure in (*section.leading, *section.figures)]
+    pictures = {f"figures/{figure.name}": figure.svg for figure in drawn}
     return {"README.md": _markdown(page), "index.html": _html(page)} | pictures
 
 
@@ -154,8 +156,9 @@ def _section(root: Path, name: str, runs: list[Run]) -> Section:
         _summary(groups),
         [*about, *recipes, *_noise(groups)],
         [Link("What we read from it", f"{name}/notes.md")] if written.exists() else [],
+        [figure for figure in drawn if figure.leads],
         tables,
-        drawn,
+        [figure for figure in drawn if not figure.leads],
         [f"[{count}] {text}" for count, text in enumerate(notes.texts, 1)]
         + [line.replace(f"{root}/", "") for line in remarks(runs)],
     )
@@ -257,14 +260,17 @@ def _markdown(page: Page) -> str:
         title, *texts = (escape(text, quote=False) for text in (section.title, *section.texts))
         parts += [f'<a id="{quote(section.name)}"></a>\n\n## {title}', *texts]
         parts += [f"[{note.text}]({quote(note.href)})" for note in section.notes]
-        pictures = [(figure.leads, f"![{figure.about}](figures/{quote(figure.name)})") for figure in section.figures]
-        parts += [picture for leads, picture in pictures if leads]
+        parts += [_picture(figure) for figure in section.leading]
         parts += [table.markdown() for table in section.tables]
-        parts += [picture for leads, picture in pictures if not leads]
+        parts += [_picture(figure) for figure in section.figures]
         parts += ["\n".join(f"- {text}" for text in section.footnotes)] * bool(section.footnotes)
     parts += ["## The methods", "\n".join(f"- `{name}`: {line}" for name, line in page.methods.items())]
     parts += [f'<a id="reading"></a>\n\n## {READING}', *page.reading]
     return "\n\n".join(parts) + "\n"
+
+
+def _picture(figure: Figure) -> str:
+    return f"![{figure.about}](figures/{quote(figure.name)})"
 
 
 def _html(page: Page) -> str:
@@ -288,11 +294,10 @@ def _html(page: Page) -> str:
 
 
 def _section_in_html(section: Section) -> list[str]:
-    pictures = [(figure.leads, f"<figure>\n{figure.svg}</figure>") for figure in section.figures]
     parts = [*map(_paragraph, section.texts)] + [f"<p>{in_html(section.notes)}</p>"] * bool(section.notes)
-    parts += [picture for leads, picture in pictures if leads]
+    parts += [f"<figure>\n{figure.svg}</figure>" for figure in section.leading]
     parts += [f'<div class="wide" tabindex="0">\n{table.html()}\n</div>' for table in section.tables]
-    parts += [picture for leads, picture in pictures if not leads]
+    parts += [f"<figure>\n{figure.svg}</figure>" for figure in section.figures]
     notes = "\n".join(f"<li>{escape(text)}</li>" for text in section.footnotes)
     return parts + [f"<ul>\n{notes}\n</ul>"] * bool(notes)
 
