@@ -113,12 +113,16 @@ def fold_batch_norm(model: Model) -> Model:
 
 
 def _newest(path: Path) -> Path | None:
-    """The file itself, or the `ckpt_epoch_<n>.pth` with the highest n of a folder in which no run is under way."""
+    """The file itself, or of a folder in which no run is under way the `ckpt_epoch_<n>.pth` with the highest n.
+
+    A folder without one, such as a student's, has `<name>_last.pth`.
+    """
     if not path.is_dir():
         return path if path.exists() else None
-    if (path / "config.json").exists() and not any(path.glob("*_last.pth")):
+    last = min(path.glob("*_last.pth"), default=None)
+    if (path / "config.json").exists() and last is None:
         return None
-    return max(path.glob("ckpt_epoch_*.pth"), key=_epoch, default=None)
+    return max(path.glob("ckpt_epoch_*.pth"), key=_epoch, default=last)
 
 
 def _epoch(path: Path) -> int:

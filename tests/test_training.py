@@ -599,6 +599,15 @@ def test_an_unfinished_teacher_is_finished_before_it_teaches(tmp_path, monkeypat
     assert (folder / "resnet8_last.pth").exists()
 
 
+def test_the_folder_of_a_student_is_a_teacher_too(teacher, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    distil(f"--path-t {teacher} --model_s resnet8 --epochs 1 --run_dir {first}")
+    distil(f"--path-t {first} --model_s resnet8 --epochs 1 --run_dir {second}")
+    config = json.loads((second / "config.json").read_text())
+    assert config["teacher_sha256"] == checkpoint.file_hash(first / "resnet8_last.pth")
+    assert config["teacher_top1"] == pytest.approx(read_log(first)[-1]["top1"])
+
+
 def test_a_teacher_of_another_data_set_is_refused(tmp_path, teacher):
     torch.save(create_model("resnet8", 100).state_dict(), tmp_path / "teacher.pth")
     with pytest.raises(UserError, match="trained for 100 classes and this data set has 10"):
