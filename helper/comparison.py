@@ -291,7 +291,7 @@ def gain_rows(groups: Sequence[Sequence[Run]], labels: Sequence[str]) -> list[li
         for i in baselines(runs, groups):
             base = groups[i]
             other = (base[0].option("gamma"), kd_weight(base[0])) != (runs[0].option("gamma"), kd_weight(runs[0]))
-            mark = ", other weights" * (other and base[0].option("distill") is not None)
+            mark = " (other weights)" * (other and base[0].option("distill") is not None)
             cells = [runs[0].pair, label, labels[i] + mark]
             for which in ("last", "best"):
                 ours, theirs = values(runs, which), values(base, which)

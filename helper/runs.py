@@ -45,6 +45,9 @@ ADDED_OPTIONS = {
     "teacher_precision": "fp32", "sync_bn": False,
 }  # fmt: skip
 
+# KD's weights in every published table: `kd, tau 4` without more.
+USUAL_KD = {"gamma": 0.1, "alpha": 0.9, "kd_warmup": 0}
+
 
 def foreign_options(distill: str | None, temperature: str | None) -> set[str]:
     """The options that mean nothing to a run with this distiller and temperature, since they are another's."""
@@ -177,18 +180,25 @@ def one_a_seed(runs: Sequence[Run]) -> list[Run]:
 
 
 def group_labels(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """A group's method, and where that does not tell it from its neighbours the options that do."""
+    """A group's method, and where that does not tell it from its neighbours the options that do.
+
+    KD at a fixed tau leaves out those in which it is as usual.
+    """
     labels = []
     for group in groups:
         run, own = group[0], _configuration(group[0])
         twins = [_configuration(other[0]) for other in groups if _shown(other[0]) == _shown(run)]
         telling = [key for key in sorted(set().union(*twins)) if any(twin.get(key) != own.get(key) for twin in twins)]
+        usual = USUAL_KD if (own["distill"], own["temperature"]) == ("kd", "fixed") else {}
+        telling = [key for key in telling if key not in usual or own.get(key) != usual[key]]
         labels.append(", ".join([run.method, *(_told(key, own.get(key)) for key in telling)]))
     return labels
 
 
 def _told(key: str, value: Any) -> str:
     """An option and its value, for a label."""
+    if isinstance(value, float):
+        return f"{key} {value:.16g}"
     return f"teacher {value!s:.6}" if key == "teacher_sha256" else f"{key} {value!s:.16}"
 
 
