@@ -9,11 +9,11 @@ from scipy import stats
 
 import published
 from helper.errors import UserError
-from helper.runs import OPTIONS_OF, Run, group_labels, group_runs, number, one_a_seed
+from helper.runs import OPTIONS_OF, USUAL_KD, Run, group_labels, group_runs, number, one_a_seed
 from helper.tables import Table
 
 CONFIDENCE = 0.95
-KD_WEIGHTS = (0.1, 0.9)  # of cross entropy and KD, in the published tables of CIFAR-100
+KD_WEIGHTS = (USUAL_KD["gamma"], USUAL_KD["alpha"])
 TEACHER_TOLERANCE = 0.5  # points of accuracy: further from the published teacher it is another experiment
 REPORTS = {
     "last": "the last epoch",
