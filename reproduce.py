@@ -28,6 +28,7 @@ import published
 from helper import stopping
 from helper.comparison import REPORTS, mean_and_spread
 from helper.errors import Parser, RunError, UserError, run_main
+from helper.log import read_log
 from helper.options import given, parse, resolve_pair, student_parser, teacher_parser
 from helper.runs import ADDED_OPTIONS, NEUTRAL_OPTIONS, decisive, differing, number
 from helper.tables import Table
@@ -35,7 +36,7 @@ from published.rows import SHORT, TABLES, Row, left_out, rows
 
 HEADING = ["table", "pair", "method", "state", "n", "last", "published"]
 OUTPUT = Path("save/reproduce")  # what each run prints, where several are at work
-OURS = {  # flags that the list says, beside those that its rows have
+OURS = {  # flags that the list has, beside those that its rows have
     "dataset", "seed", "trials", "run_dir", "experiments_dir", "experiments_name", "model", "model_s", "model_t",
     "path_t", "lr", "gamma", "alpha", "beta", "fixed_alpha", "kd_T", "kd_warmup", "logit_stand", "have_mlp", "mlp_name",
     "dry_run", "overwrite",
@@ -96,7 +97,7 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
     student.prog = "train_student.py"
     parse(student, more)  # so that what is wrong with it is said now
     if ours := sorted(given(student, more) & OURS.union(*(row.options.keys() - NEUTRAL_OPTIONS for row in here))):
-        parser.error(f"--{ours[0]} is the list's to say: leave it out, or call the training script itself")
+        parser.error(f"--{ours[0]} is what the tables say: leave it out, or call the training script itself")
     return args, more
 
 
@@ -119,7 +120,7 @@ def seeds_of(row: Row, among: Sequence[Row], seeds: int) -> range:
 def state(folder: Path, model: str) -> tuple[str, float | None]:
     """How far a run is, and top-1 in percent of one that is done.
 
-    It is `missing`, `running`, `done`, after `17 epochs`, or `given`: a checkpoint from elsewhere.
+    It is `missing`, `running`, `done`, after `17 epochs`, `damaged` (its log), or `given`: a checkpoint from elsewhere.
     """
     if not (folder / "config.json").exists() and any(folder.glob("ckpt_epoch_*.pth")):
         return "given", None
@@ -130,25 +131,23 @@ def state(folder: Path, model: str) -> tuple[str, float | None]:
         return "running", None
     except OSError:
         pass
-    if (folder / "last.pth").exists() and not (folder / "log.jsonl").exists():
-        return "0 epochs", None
-    try:
-        records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-        if records and (folder / f"{model}_last.pth").exists():  # what a run writes last
-            return "done", number(records[-1]["top1"])
-    except (OSError, ValueError, KeyError):
-        return "missing", None
-    return f"{len(records)} epochs", None
+    records, log = read_log(folder), folder / "log.jsonl"
+    if records and (folder / f"{model}_last.pth").exists():  # what a run writes last
+        return "done", number(records[-1]["top1"])
+    if not records and log.exists() and log.stat().st_size:
+        return "damaged", None
+    return (f"{len(records)} epochs" if (folder / "last.pth").exists() or records else "missing"), None
 
 
-def otherwise(job: Job, more: list[str]) -> str:
-    """What the run that is there was told otherwise than it would be now; empty if nothing, or if there is none."""
+def otherwise(row: Row, seed: int, more: list[str]) -> str:
+    """Which folder holds a run that was told otherwise than it would be now; empty if none does."""
     try:
-        there = json.loads((job.row.folder(job.seed) / "config.json").read_text())["options"]
+        there = json.loads((row.folder(seed) / "config.json").read_text())["options"]
     except (OSError, ValueError, KeyError):
         return ""
-    here = options_of(job, more)
-    return differing(ADDED_OPTIONS | there, decisive(here, here.get("distill"), here.get("temperature")))
+    here = options_of(Job(row, seed), more)
+    told = differing(ADDED_OPTIONS | there, decisive(here, here.get("distill"), here.get("temperature")))
+    return f"{row.folder(seed)} is another run ({told})" if told else ""
 
 
 def options_of(job: Job, more: list[str]) -> dict[str, Any]:
@@ -167,8 +166,8 @@ def listed(args: argparse.Namespace, more: list[str]) -> Iterator[str]:
             words, last = [], []
             for seed in seeds_of(row, here, args.seeds):
                 word, top1 = state(row.folder(seed), row.model)
-                other = otherwise(Job(row, seed), more)
-                notes += [f"{row.folder(seed)} is another run: {other}"] if other else []
+                other = otherwise(row, seed, more)
+                notes += [other] if other else []
                 words.append("other options" if other else word)
                 last += [top1] if word == "done" and top1 is not None and not other else []
             counts = Counter(words).items()
@@ -179,7 +178,7 @@ def listed(args: argparse.Namespace, more: list[str]) -> Iterator[str]:
         notes += [f"{name}: published is {reported(name)}"]
     yield Table(HEADING, cells).text()
     yield ""
-    yield from notes
+    yield from dict.fromkeys(notes)
     yield "of the runs in save/; results/README.md has those that came with the code"
 
 
@@ -193,18 +192,29 @@ def reported(table: str) -> str:
     return "; ".join([reports, *sorted(word for word in told if word.startswith("approximate"))])
 
 
-def jobs_of(args: argparse.Namespace) -> list[Job]:
-    """What is left to do, or under way elsewhere; teachers first."""
+def jobs_of(args: argparse.Namespace, more: list[str]) -> list[Job]:
+    """What is left to do, or under way elsewhere; teachers first.
+
+    Raises:
+        UserError: a run that is not at its end was told otherwise than it would be now.
+    """
     jobs: dict[Path, Job] = {}
+    notes: dict[str, None] = {}
     for name in args.tables:
         here = chosen(name, args.pairs)
         for row in here:
             wanted = seeds_of(row, here, args.seeds)
             left = [seed for seed in wanted if state(row.folder(seed), row.model)[0] not in MADE]
+            for seed in wanted:
+                if (other := otherwise(row, seed, more)) and seed in left:
+                    raise UserError(f"{other}: move it, or give the same flags")
+                notes |= {f"note: {other}, and is left as it is": None} if other else {}
             if left and args.trials and row.teacher:
                 jobs[row.folder(1)] = Job(row, 1, args.seeds)
             else:
                 jobs |= {row.folder(seed): Job(row, seed) for seed in left}
+    for note in notes:
+        print(note, file=sys.stderr)
     return sorted(jobs.values(), key=lambda job: job.row.teacher is not None)
 
 
@@ -346,10 +356,7 @@ def main() -> None:
     if args.list:
         print(*listed(args, more), sep="\n")
         return
-    jobs = jobs_of(args)
-    for job in jobs:
-        if other := otherwise(job, more):
-            raise UserError(f"{job.row.folder(job.seed)} is another run ({other}): move it, or give the same flags")
+    jobs = jobs_of(args, more)
     if args.dry_run:
         for job in jobs:
             print(shlex.join(["python", *command(job, more)[1:]]))

@@ -111,7 +111,8 @@ def _of_pair(
             curves += [curve for each in part for curve in each.curve(TAU_TEACHER, DASHED, ", teacher's")]
             bands = [_paper_tau(part)] if kind == "ctkd" and any(_is_like_the_papers(each.run) for each in part) else []
             about = f"{title}: tau by epoch" + part_of.replace("_", ", part ")
-            yield Figure(f"{name}_tau_{kind}{part_of}.svg", about, draw(title, "tau (mean)", curves, bands))
+            drawn = draw(title, "tau (mean over an epoch)", curves, bands)
+            yield Figure(f"{name}_tau_{kind}{part_of}.svg", about, drawn)
 
 
 def _accuracies(name: str, title: str, always: list[Shown], methods: list[Shown]) -> Iterator[Figure]:
@@ -155,4 +156,4 @@ def _paper_tau(shown: Sequence[Shown]) -> Band:
     last = max(run.epochs for each in shown for run in each.group)
     drop = 150 / 240 * last
     edge = [(1, 2.6), (drop, 2.6), (last, 3.4), (last, 4.0), (drop, 4.4), (1, 4.4)]
-    return Band("about where CTKD's figure has it, for four pairs", edge)
+    return Band("about where CTKD's figure has it (ends of epochs, four pairs)", edge)

@@ -33,7 +33,8 @@ ABOUT = (
     "Every number of ours stands in a log beside it, next to the config.json that names its command, commit, versions"
     " and machine. This is made of them by `python compare.py --pages`, never by hand."
 )
-OURS = "python compare.py --pages"  # how our pages are known
+MARK = "<!-- Made of the logs by compare.py (pages): what is written in here by hand is lost. -->"  # in our files
+RECIPE = ("epochs", "batch_size", "learning_rate", "lr_decay_rate", "lr_decay_epochs", "momentum", "weight_decay")
 READING = "How to read this"
 RUNS_HEADING = ("pair", "method", "γ, α, β", "seeds", "hours a run", "machine")
 LINES = {  # what each distiller and each temperature does
@@ -97,23 +98,27 @@ class Page(NamedTuple):
 
 
 def write_pages(root: Path) -> None:
-    """Make README.md, index.html and figures/, which holds nothing else, of all runs below a folder, of which each
-    subfolder is a section.
+    """Make README.md, index.html and figures/ of all runs below a folder, of which each subfolder is a section.
+    Pictures from here that are not made any more are removed.
 
     Raises:
-        UserError: it is no folder, holds no run, or has a README.md or index.html that is not from here.
+        UserError: it is no folder, holds no run, or has a file under one of these names that is not from here.
     """
-    made, index = pages(root), root / "index.html"
-    for name in ("README.md", "index.html"):
-        if (root / name).exists() and OURS not in (root / name).read_text(errors="replace"):
-            raise UserError(f"{root / name} was not made by --pages, and would be lost: move it, or give another DIR")
-    old = set((root / "figures").glob("*.svg")) if index.exists() else set()
+    made = pages(root)
+    for path in (root / name for name in made):
+        if path.exists() and not _is_ours(path):
+            raise UserError(f"{path} was not made by --pages, and would be lost: move it, or give another DIR")
+    old = {path for path in (root / "figures").glob("*.svg") if _is_ours(path)}
     with writing(root / "figures"):
         (root / "figures").mkdir(exist_ok=True)
     for name, text in made.items():
         write_atomically(root / name, text.encode())
     for path in old - {root / name for name in made}:
         path.unlink()
+
+
+def _is_ours(path: Path) -> bool:
+    return MARK in path.read_text(errors="replace").splitlines()[:2]
 
 
 def pages(root: Path) -> dict[str, str]:
@@ -132,7 +137,7 @@ def pages(root: Path) -> dict[str, str]:
     methods = {name: line for name, line in LINES.items() if name in used}
     page = Page([_status(finished_groups(runs)), ABOUT], sections, methods, [EXPLANATION, GAIN_EXPLANATION])
     drawn = [figure for section in sections for figure in (*section.leading, *section.figures)]
-    pictures = {f"figures/{figure.name}": figure.svg for figure in drawn}
+    pictures = {f"figures/{figure.name}": f"{MARK}\n{figure.svg}" for figure in drawn}
     return {"README.md": _markdown(page), "index.html": _html(page)} | pictures
 
 
@@ -165,9 +170,12 @@ def _section(root: Path, name: str, runs: list[Run]) -> Section:
 
 
 def _written(notes: Path) -> tuple[str, list[str]]:
-    """The title and the first paragraph of what people wrote, without marks of Markdown."""
-    title, *paragraphs = notes.read_text(encoding="utf-8").replace("**", "").replace("`", "").split("\n\n")
-    return title.removeprefix("# ").strip(), [" ".join(paragraph.split()) for paragraph in paragraphs[:1]]
+    """The title (the folder's name where there is none) and the first paragraph of what people wrote, without marks of
+    Markdown."""
+    text = notes.read_text(encoding="utf-8").replace("**", "").replace("`", "").strip()
+    title, _, rest = text.partition("\n") if text.startswith("# ") else (notes.parent.name, "", text)
+    paragraph = " ".join(rest.strip().split("\n\n")[0].split())
+    return title.removeprefix("# ").strip(), [paragraph] * bool(paragraph)
 
 
 def _summary(groups: Sequence[Sequence[Run]]) -> str:
@@ -194,6 +202,8 @@ def _status(groups: Sequence[Sequence[Run]]) -> str:
 
 
 def _recipe(run: Run) -> str:
+    if any(run.option(name) is None for name in RECIPE):
+        return "not said in full by config.json"
     decays, usual = ", ".join(map(str, run.option("lr_decay_epochs"))), EPOCHS.get(str(run.dataset), ())
     images = f"{run.option('train_subset')} training images, " * bool(run.option("train_subset"))
     instead = f" instead of {' or '.join(map(str, usual))}" * bool(usual and run.option("epochs") not in usual)
@@ -254,7 +264,7 @@ def _machine(run: Run) -> str:
 
 def _markdown(page: Page) -> str:
     contents = [f"- [{escape(each.title, quote=False)}](#{quote(each.name)}): {each.summary}" for each in page.sections]
-    parts = [f"# {TITLE}", *page.texts, "\n".join([*contents, f"- [{READING}](#reading)"])]
+    parts = [f"{MARK}\n\n# {TITLE}", *page.texts, "\n".join([*contents, f"- [{READING}](#reading)"])]
     parts += ["As one page for a browser: [index.html](index.html)."]
     for section in page.sections:
         title, *texts = (escape(text, quote=False) for text in (section.title, *section.texts))
@@ -287,7 +297,7 @@ def _html(page: Page) -> str:
     parts += [f"<h2>The methods</h2>\n<dl>\n{named}\n</dl>"]
     parts += [f'<h2 id="reading">{READING}</h2>', *map(_paragraph, page.reading)]
     return "\n".join([
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+        f'<!doctype html>\n{MARK}\n<html lang="en">\n<head>\n<meta charset="utf-8">',
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{TITLE}</title>',
         f"<style>{STYLE}</style>\n</head>\n<body>", *parts, "</body>\n</html>\n",
     ])  # fmt: skip

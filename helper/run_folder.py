@@ -22,7 +22,7 @@ from helper import checkpoint, processes
 from helper.device import cpu_info
 from helper.errors import UserError
 from helper.files import write_atomically
-from helper.log import Record, RunLog
+from helper.log import Record, RunLog, read_log
 from helper.runs import ADDED_OPTIONS, decisive, differing
 
 IDENTITY = ("kind", "model", "teacher", "teacher_sha256", "data_sha256")  # what a run is, beside its options
@@ -54,13 +54,14 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether the run that is there already ended; the bare weights are what a run writes last."""
+        """Whether the run that is there already ended; the bare weights are what a run writes last. One whose log is
+        damaged has not where `last.pth` can make it anew."""
         return processes.first(self._finished)
 
     def _finished(self) -> bool:
-        log = self.folder / "log.jsonl"
-        over = (self.folder / f"{self.model}_last.pth").exists() and log.exists() and log.stat().st_size > 0
-        return over and not self.overwrite
+        if self.overwrite or not (self.folder / f"{self.model}_last.pth").exists():
+            return False
+        return bool(read_log(self.folder)) or not (self.folder / "last.pth").exists()
 
     def told_finished(self) -> bool:
         """Whether it is finished, and if so a line on the screen that says it."""
@@ -228,8 +229,10 @@ class RunFolder:
         return processes.first(self._summary)
 
     def _summary(self) -> str:
-        lines = (self.folder / "log.jsonl").read_text().splitlines()
-        history = [json.loads(line) for line in lines]
+        history = read_log(self.folder)
+        if not history:
+            raise UserError(f"{self.folder / 'log.jsonl'} is lost or damaged, with no last.pth to make it of: add"
+                            " --overwrite to train that run anew")  # fmt: skip
         last, best = history[-1], max(history, key=lambda record: record["top1"])
         return (
             f"{self.title}: top-1 last {last['top1']:.2f} (epoch {last['epoch']}),"

@@ -152,10 +152,10 @@ def find_runs(paths: Iterable[str | Path]) -> list[Run]:
     for path in map(Path, paths):
         if not path.is_dir():
             raise UserError(f"{path} is no folder: give folders of runs, like save/student_model")
-        folders = (config.parent for config in path.rglob("config.json") if config.with_name("log.jsonl").exists())
+        folders = (config.parent for config in path.rglob("config.json"))
         found = {folder.resolve(): run for folder in folders if (run := _read_run(folder)) is not None}
         if not found:
-            raise UserError(f"{path} holds no run (a folder with a readable config.json and a log.jsonl)")
+            raise UserError(f"{path} holds no run (a folder with a readable config.json of a training)")
         runs = found | runs
     return [runs[folder] for folder in sorted(runs)]
 
@@ -215,9 +215,12 @@ def _configuration(run: Run) -> dict[str, Any]:
 
 
 def _read_run(folder: Path) -> Run | None:
+    log = folder / "log.jsonl"  # written with the first epoch
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        lines = (folder / "log.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
+        if not log.exists() and not (isinstance(config, dict) and "kind" in config):
+            return None  # somebody else's config.json
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
     except (OSError, ValueError) as error:
         return _warn(f"{folder} is left out: {error}")
     if not isinstance(config, dict) or not isinstance(config.setdefault("options", {}), dict):
@@ -229,7 +232,7 @@ def _read_run(folder: Path) -> Run | None:
             history[int(record["epoch"])] = record  # an epoch that was run again counts as it was run last
         except (ValueError, TypeError, KeyError, OverflowError):
             damaged += 1
-            _warn(f"{folder / 'log.jsonl'}: line {count} is left out, it is no whole record of an epoch")
+            _warn(f"{log}: line {count} is left out, it is no whole record of an epoch")
     return Run(folder, config, [history[epoch] for epoch in sorted(history)], damaged)
 
 

@@ -133,16 +133,24 @@ def test_pictures_of_a_pair(results):
 def test_what_is_not_made_any_more_goes(results):
     page.write_pages(results)
     before = {path: path.read_bytes() for path in results.rglob("*") if path.is_file()}
-    (results / "figures/old.svg").write_text("")
+    (results / "figures/old.svg").write_text((results / "figures/full_resnet56_resnet20_tau_ctkd.svg").read_text())
     page.write_pages(results)
     assert {path: path.read_bytes() for path in results.rglob("*") if path.is_file()} == before
 
 
 def test_what_is_not_ours_is_not_overwritten(results, monkeypatch):
-    (results / "README.md").write_text("# Somebody's\n")
-    with pytest.raises(UserError, match="README.md was not made by --pages, and would be lost"):
-        page.write_pages(results)
-    assert (results / "README.md").read_text() == "# Somebody's\n" and not (results / "figures").exists()
+    readme, picture = results / "README.md", results / "figures/full_resnet56_resnet20_last.svg"
+    (results / "figures").mkdir()
+    (results / "figures/mine.svg").write_text("<svg/>")
+    about_us = f"# Somebody's\n\n`python compare.py --pages results` makes pages.\n\n{page.MARK}\n"
+    for path, text in ((readme, "# Somebody's\n"), (readme, about_us), (picture, "<svg/>")):
+        path.write_text(text)
+        with pytest.raises(UserError, match=f"{path.name} was not made by --pages, and would be lost"):
+            page.write_pages(results)
+        assert path.read_text() == text and not (results / "index.html").exists()
+        path.unlink()
+    page.write_pages(results)
+    assert (results / "figures/mine.svg").read_text() == "<svg/>"
     with pytest.raises(UserError, match="is a run itself: give the folder"):
         page.write_pages(results / "full/ctkd")
     monkeypatch.setattr(sys, "argv", ["compare.py", "save/models", "--pages", "results"])
@@ -154,6 +162,29 @@ def test_only_what_is_finished_is_shown(tmp_path):
     write_run(tmp_path / "a/run", history(40.0, epochs=3), epochs=5)
     with pytest.raises(UserError, match="no run below .* is finished"):
         page.pages(tmp_path)
+
+
+def test_a_run_without_a_log_or_a_protocol_is_said(results):
+    (results / "full/ctkd/log.jsonl").unlink()
+    (results / "full/config.json").write_text('{"somebody": "else"}')
+    for seed in (1, 2, 3):
+        path = results / f"full/kd-{seed}/config.json"
+        path.write_text(path.read_text().replace('"momentum": 0.9', '"momentum": null'))
+    shown = page.pages(results)["README.md"]
+    assert "- unfinished (0/240 epochs): resnet56 → resnet20, kd, ctkd-global, full/ctkd\n" in shown
+    assert "Protocol: not said in full by config.json." in shown and "70.60 ± 0.10" in shown
+
+
+@pytest.mark.parametrize(("text", "title", "about"), [
+    ("", "few", ""), ("Only a\ntext.\n", "few", "Only a text."),
+    ("# A title\nand a\ntext.\n\nMore.", "A title", "and a text."),
+    ("\n# A title\n", "A title", ""),
+])  # fmt: skip
+def test_notes_without_a_title_or_a_paragraph(results, text, title, about):
+    (results / "few/notes.md").write_text(text)
+    shown = page.pages(results)["README.md"]
+    assert f"- [{title}](#few): " in shown and f"\n## {title}\n\n{about}" in shown
+    assert ("\n\n\n" in shown, "More" in shown) == (False, False)
 
 
 def test_every_method_has_its_line():

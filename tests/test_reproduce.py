@@ -19,7 +19,7 @@ from helper.comparison import find_published
 from helper.errors import RunError, UserError
 from helper.options import parse, resolve_pair, student_parser, teacher_parser
 from helper.runs import NEUTRAL_OPTIONS, Run, foreign_options
-from published.rows import SHORT, TABLES, Row, left_out, rows
+from published.rows import IMAGENET, SHORT, TABLES, Row, left_out, rows
 
 ROOT = Path(reproduce.__file__).parent
 
@@ -40,7 +40,10 @@ def test_a_row_is_a_run_that_is_set_beside_its_published_number(table):
         found = find_published(Run(row.folder(1), config, []))
         if row.top1 is not None and (row.teacher or source == "S05"):
             record = next(r for r in found if r["source_id"] == source and r["top1"] == row.top1)
-            for key, value in published.settings(record).items():
+            known = IMAGENET[source] if row.dataset == "imagenet" else None
+            protocol = published.settings(record, known)
+            assert protocol, row
+            for key, value in protocol.items():
                 assert options[key] == value, (row, key)
 
 
@@ -165,7 +168,34 @@ def test_runs_are_made_once_and_listed(place, monkeypatch, capfd):
     assert capfd.readouterr().out == "0 runs left to make, 1 at a time\n"
     call(monkeypatch, "ctkd --list -- --precision bf16")  # other runs, which are not there
     told = capfd.readouterr().out
-    assert told.count("other options") == 3 and "is another run: precision fp32 instead of bf16" in told
+    assert told.count("other options") == 3 and "is another run (precision fp32 instead of bf16)" in told
+    call(monkeypatch, "ctkd -- --precision bf16")
+    told = capfd.readouterr()
+    assert told.out == "0 runs left to make, 1 at a time\n"
+    assert told.err.count("is another run (precision fp32 instead of bf16") == 3 and "is left as it is\n" in told.err
+    folder = TABLE[2].folder(1)
+    folder.rename(folder.with_name("kd_seed-2"))  # a seed that is not what it says, and not at its end
+    (folder.with_name("kd_seed-2") / "vgg8_last.pth").unlink()
+    with pytest.raises(UserError, match="kd_seed-2 is another run .*: move it, or give the same flags"):
+        call(monkeypatch, "ctkd --seeds 3 --trials")
+
+
+def test_a_finished_run_with_a_damaged_log_is_mended(place, monkeypatch, capfd):
+    call(monkeypatch, "ctkd -- --device cpu --skip_validation")
+    folder = TABLE[2].folder(1)
+    log = (folder / "log.jsonl").read_text()
+    for damaged in ("torn", "", '{"epoch": 1}\n'):
+        (folder / "log.jsonl").write_text(damaged)
+        call(monkeypatch, "ctkd -- --device cpu --skip_validation")
+        assert (folder / "log.jsonl").read_text() == log
+    (folder / "log.jsonl").write_text("torn")
+    (folder / "last.pth").unlink()
+    capfd.readouterr()
+    with pytest.raises(RunError, match="1 run failed"):
+        call(monkeypatch, "ctkd -- --device cpu --skip_validation")
+    assert "log.jsonl is lost or damaged, with no last.pth to make it of: add --overwrite" in capfd.readouterr().err
+    call(monkeypatch, "ctkd --list")
+    assert "  damaged  " in capfd.readouterr().out and (folder / "vgg8_last.pth").exists()
 
 
 def test_what_a_run_is_at_is_read_from_its_folder(tmp_path):
@@ -183,7 +213,7 @@ def test_what_a_run_is_at_is_read_from_its_folder(tmp_path):
     (folder / "resnet8_last.pth").touch()
     assert reproduce.state(folder, "resnet8") == ("done", 12.5)
     (folder / "log.jsonl").write_text("torn")
-    assert reproduce.state(folder, "resnet8") == ("missing", None)
+    assert reproduce.state(folder, "resnet8") == ("damaged", None)
 
 
 def test_all_seeds_of_a_student_in_one_process(place, monkeypatch, capsys):
@@ -274,12 +304,14 @@ def test_what_cannot_be_written_is_said(place, monkeypatch, capfd):
 
 
 def test_wrong_use(monkeypatch):
-    for line, says in (("nothing", "no table 'nothing'"), ("--seeds 0", "--seeds must be 1"), ("--jobs 0", "--jobs"),
+    for line, says in (("nothing", "no table 'nothing'"), ("--seeds 0", "--seeds must be 1"),
+                       ("--jobs 0", "--jobs must be 1"),
                        ("--trials", "--trials trains several --seeds"), ("-- --percision bf16", "percision"),
                        ("-- --percision bf16", "python train_student.py --help"),
-                       ("-- --seed 2", "--seed is the list's to say"), ("-- -a 3", "--alpha is the list's to say"),
-                       ("-- --batch-size 8", "--batch_size is the list's to say"), ("-- --logit-stand", "logit_stand"),
-                       ("-- --fixed_alpha 2", "--fixed_alpha is the list's to say"),
+                       ("-- --seed 2", "--seed is what the tables say"), ("-- -a 3", "--alpha is what the tables say"),
+                       ("-- --batch-size 8", "--batch_size is what the tables say"),
+                       ("-- --logit-stand", "logit_stand"),
+                       ("-- --fixed_alpha 2", "--fixed_alpha is what the tables say"),
                        ("--train_subset 64", "stand behind --"), ("--pairs a:b ctkd", "tables stand before --pairs"),
                        ("dtkd --pairs resnet56:resnet20", "these tables have no pair resnet56:resnet20")):  # fmt: skip
         monkeypatch.setattr(sys, "argv", ["reproduce.py", *line.split()])
