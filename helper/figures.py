@@ -123,13 +123,15 @@ def _accuracies(name: str, title: str, always: list[Shown], methods: list[Shown]
 
 
 def _parts(shown: list[Shown]) -> Iterator[tuple[str, list[Shown]]]:
-    """As many as a picture holds, with the end of its file's name; a colour's second line is dotted."""
-    for start in range(0, len(shown), FULL):
+    """As many as a picture holds, each about as many, with the end of its file's name; a colour's second line is
+    dotted."""
+    pictures = math.ceil(len(shown) / FULL)
+    for i in range(pictures):
         part, colors = [], set()
-        for each in shown[start : start + FULL]:
+        for each in shown[len(shown) * i // pictures : len(shown) * (i + 1) // pictures]:
             part.append(each._replace(dash=DOTTED) if each.color in colors else each)
             colors.add(each.color)
-        yield f"_{start // FULL + 1}" * (len(shown) > FULL), part
+        yield f"_{i + 1}" * (pictures > 1), part
 
 
 def _dots(title: str, shown: Sequence[Shown], base: Sequence[Run], groups: Sequence[Sequence[Run]]) -> str:
