@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -151,7 +152,7 @@ def test_runs_are_made_once_and_listed(place, monkeypatch, capfd):
     call(monkeypatch, "ctkd --jobs 2 -- --device cpu --skip_validation")
     out = capfd.readouterr().out
     assert out.startswith("3 runs left to make, 2 at a time\n")
-    assert "[3/3] digits_resnet8_vgg8_1-epochs_kd_seed-1: done after 0 min" in out
+    assert re.search(r"\[3/3\] digits_resnet8_vgg8_1-epochs_kd_seed-1: done after \d+ min", out)
     told = (place / "save/reproduce/digits_resnet8_vgg8_1-epochs_kd_seed-1.txt").read_text()
     assert "top-1 last" in told
     call(monkeypatch, "ctkd --list --seeds 2")
