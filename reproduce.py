@@ -28,9 +28,8 @@ import published
 from helper import stopping
 from helper.comparison import REPORTS, mean_and_spread
 from helper.errors import Parser, RunError, UserError, run_main
-from helper.log import read_log
 from helper.options import given, parse, resolve_pair, student_parser, teacher_parser
-from helper.runs import ADDED_OPTIONS, NEUTRAL_OPTIONS, decisive, differing, number
+from helper.runs import ADDED_OPTIONS, NEUTRAL_OPTIONS, decisive, differing, number, read_log
 from helper.tables import Table
 from published.rows import SHORT, TABLES, Row, left_out, rows
 

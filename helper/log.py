@@ -38,15 +38,6 @@ class RunLog:
                     self.tensorboard.log_value(name, value, int(record["epoch"]))
 
 
-def read_log(folder: Path) -> list[Record]:
-    """The epochs in the `log.jsonl` of a run's folder; none if there is no log, or one with a damaged line."""
-    try:
-        records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-        return records if all("top1" in record for record in records) else []
-    except (OSError, ValueError, TypeError):
-        return []
-
-
 # heading, key of the record, width, decimals
 _COLUMNS = [
     ("epoch", "epoch", 5, 0),

@@ -22,8 +22,8 @@ from helper import checkpoint, processes
 from helper.device import cpu_info
 from helper.errors import UserError
 from helper.files import write_atomically
-from helper.log import Record, RunLog, read_log
-from helper.runs import ADDED_OPTIONS, decisive, differing
+from helper.log import Record, RunLog
+from helper.runs import ADDED_OPTIONS, decisive, differing, read_log
 
 IDENTITY = ("kind", "model", "teacher", "teacher_sha256", "data_sha256")  # what a run is, beside its options
 

@@ -214,6 +214,15 @@ def _configuration(run: Run) -> dict[str, Any]:
     return ADDED_OPTIONS | told | {name: run.config.get(name) for name in names}
 
 
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The epochs in the `log.jsonl` of a run's folder; none if there is no log, or one with a damaged line."""
+    try:
+        records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        return records if all("top1" in record for record in records) else []
+    except (OSError, ValueError, TypeError):
+        return []
+
+
 def _read_run(folder: Path) -> Run | None:
     log = folder / "log.jsonl"  # written with the first epoch
     try:
