@@ -2,7 +2,7 @@
 
 import torch
 
-from dataset import cifar100, digits
+from dataset import cifar100, digits, tree
 from dataset.base import Batch, Dataset, Loader, balanced_subset
 from dataset.memory import ImageSet, MemoryLoader
 from helper.errors import UserError, unknown
@@ -94,9 +94,7 @@ def identify_data(name: str, data_dir: str | None) -> str | None:
     """What tells one data set of this name from another; None where there is only one, as of CIFAR-100."""
     if name not in ("folder", "imagenet"):
         return None
-    from dataset import folder
-
-    return folder.fingerprint(data_dir, every_file=name == "folder")
+    return tree.fingerprint(data_dir)
 
 
 def _load(name: str, data_dir: str | None, image_size: int, num_workers: int) -> ImageSet:

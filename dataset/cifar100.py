@@ -12,11 +12,13 @@ import torch
 
 from dataset.memory import ImageSet
 from helper.errors import UserError
+from helper.files import open_regular
 
 MEAN = (0.5071, 0.4867, 0.4408)
 STD = (0.2675, 0.2565, 0.2761)
 URL, ARCHIVE = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz", "cifar-100-python.tar.gz"
 FOLDER = "cifar-100-python"
+MOST = 2**29  # bytes of an official file, with room to spare
 MD5 = {  # of the official files
     ARCHIVE: "eb9058c3a382ffc7106e4002c42a8d85",
     "train": "16019d7e3df5f24257cddd939b257f8d",
@@ -35,10 +37,10 @@ def load(data_dir: str | None = None, **_: object) -> ImageSet:
     Raises:
         UserError: the files are neither there nor to be had, or one of them is not the official one.
     """
-    root = Path(os.path.abspath(Path(data_dir or os.environ.get("CIFAR100_DIR") or "data").expanduser()))
+    root = Path(os.path.abspath(os.path.expanduser(data_dir or os.environ.get("CIFAR100_DIR") or "data")))
     if root.name == FOLDER:
         root = root.parent
-    if not (root / FOLDER).exists():
+    if not os.path.exists(root / FOLDER):
         _fetch(root)
     files = _read(root / FOLDER)
     return ImageSet(
@@ -57,7 +59,7 @@ def _read(folder: Path) -> dict[str, bytes]:
     advice = f"move {folder} away and unpack the official {ARCHIVE} in its place"
     files = {}
     for name in ("train", "test", "meta"):
-        if not (folder / name).exists():
+        if not os.path.exists(folder / name):
             raise UserError(f"CIFAR-100 is incomplete, {folder / name} is missing; {advice}")
         files[name] = _official(folder / name, advice)
     return files
@@ -65,7 +67,8 @@ def _read(folder: Path) -> dict[str, bytes]:
 
 def _official(file: Path, advice: str) -> bytes:
     try:
-        content = file.read_bytes()
+        with open_regular(file) as opened:
+            content = opened.read(MOST)
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror}); make it readable, or {advice}") from error
     if hashlib.md5(content).hexdigest() != MD5[file.name]:
@@ -78,15 +81,15 @@ def _fetch(root: Path) -> None:
     from torchvision.datasets.utils import download_and_extract_archive  # takes seconds, and is hardly ever needed
 
     archive = root / ARCHIVE
-    if archive.exists():
+    if os.path.exists(archive):
         _official(archive, "remove it and start again to download it anew")
-    is_new = not root.exists()
+    is_new = not os.path.exists(root)
     try:
         root.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root) as scratch:
             download_and_extract_archive(
                 URL,
-                download_root=root if archive.exists() else scratch,
+                download_root=root if os.path.exists(archive) else scratch,
                 extract_root=scratch,
                 filename=ARCHIVE,
                 md5=MD5[ARCHIVE],

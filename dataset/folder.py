@@ -1,39 +1,96 @@
 """A data set of one's own: any tree of images train/<class>/* and val/<class>/*."""
 
-import hashlib
+import os
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader
-from torchvision.datasets import ImageFolder
+from torch.utils.data import Dataset as TorchDataset
 from torchvision.transforms import CenterCrop, Compose, PILToTensor, Resize
 from tqdm import tqdm
 
 from dataset.memory import ImageSet
+from dataset.tree import EXTENSIONS, Split, list_split
 from helper.errors import UserError
+from helper.files import open_regular
 from helper.processes import is_first
 
 EXPECTED = "--dataset folder expects images in train/<class> and val/<class> of --data_dir"
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet
 STD = (0.229, 0.224, 0.225)
 MEMORY_LIMIT = 8 * 2**30  # bytes of pixels
+BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of a TIFF file
 
 
-class Tree(ImageFolder):
-    """Images [3, S, S] uint8, each with an empty text, or with its path where the file cannot be read."""
+def read_image(path: str) -> Image.Image:
+    """The image in a file, in RGB with 8 bits a channel.
 
-    def __init__(self, root: Path, image_size: int) -> None:
-        square = Compose([Resize(image_size), CenterCrop(image_size), PILToTensor()])
-        super().__init__(root, transform=square, allow_empty=True)
-        self.image_size = image_size
+    Pillow scales colours of 16 bits to 8, and drops what is transparent or of further channels. Grey images of more
+    than 8 bits it would cut off at 255: they are scaled here, from the range of their unsigned integers.
+
+    Raises:
+        UserError: the file is no regular one, or nothing says which of the image's values is white: they are
+            floating-point numbers, or integers with a sign.
+        Exception: nearly any, from a broken file.
+    """
+    with open_regular(Path(path)) as file:
+        image = Image.open(file)
+        if image.mode in ("I", "F") or image.mode.startswith("I;"):
+            image = Image.fromarray(_scaled(image))
+        return image.convert("RGB")
+
+
+def _scaled(image: Image.Image) -> np.ndarray:
+    """A deep grey image [H, W] as uint8: 0 stays 0, and the largest number of its type becomes 255."""
+    bits = 16  # PNG, PGM, JPEG 2000; others that Pillow opens in the mode "I" have a sign
+    is_known = image.mode.startswith("I;") or image.format in ("PNG", "PPM")
+    tags = image.tag_v2 if image.format == "TIFF" else {}
+    if tags:
+        (bits,) = tags[BITS_PER_SAMPLE]
+        is_known = tags.get(SAMPLE_FORMAT, (1,)) == (1,)  # unsigned integers
+    if not is_known:
+        kind = "floating-point numbers" if image.mode == "F" else "integers with a sign"
+        raise UserError(f"its values are {kind}, and nothing says which is white: save it with 8 or 16 bits")
+    most = 2**bits - 1
+    pixels = np.asarray(image).astype(np.int64) & most  # Pillow reads unsigned integers of 32 bits as signed ones
+    shares = (most - pixels if tags.get(PHOTOMETRIC) == 0 else pixels) / most
+    return (255 * shares).round().astype(np.uint8)
+
+
+def why(path: str, error: Exception) -> str:
+    """What is wrong with a file, from the error of reading it, in a few words."""
+    if isinstance(error, UnidentifiedImageError):
+        return "it is no image that Pillow knows"
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(text.removeprefix(path).partition(": give")[0].split())[:200]
+
+
+class Tree(TorchDataset):
+    """Images [3, S, S] uint8, each with an empty text, or one that says which file cannot be read and why."""
+
+    def __init__(self, root: Path, split: Split, image_size: int) -> None:
+        self.root, self.image_size = root, image_size
+        self.classes, self.samples = split.classes, split.samples
+        self.targets = [number for _, number in split.samples]
+        self.transform = Compose([Resize(image_size), CenterCrop(image_size), PILToTensor()])
+
+    def __len__(self) -> int:
+        return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Tensor, str]:
         path = self.samples[index][0]
         try:
-            return self.transform(self.loader(path)), ""
-        except Exception:  # a broken file makes Pillow raise nearly anything
-            return torch.zeros(3, self.image_size, self.image_size, dtype=torch.uint8), path
+            return self.transform(read_image(path)), ""
+        except Exception as error:  # a broken file makes Pillow raise nearly anything
+            return self.unreadable(path, error)
+
+    def unreadable(self, path: str, error: Exception) -> tuple[Tensor, str]:
+        """What stands for an image that cannot be read."""
+        black = torch.zeros(3, self.image_size, self.image_size, dtype=torch.uint8)
+        return black, f"the image {path} cannot be read ({why(path, error)}); mend or remove it"
 
 
 def load(data_dir: str | None, image_size: int, num_workers: int) -> ImageSet:
@@ -47,9 +104,7 @@ def load(data_dir: str | None, image_size: int, num_workers: int) -> ImageSet:
     Raises:
         UserError: the tree is not as described, an image cannot be read, or the set is too large for memory.
     """
-    if data_dir is None:
-        raise UserError(f"--data_dir is missing; {EXPECTED}")
-    train, val = open_splits(Path(data_dir).expanduser(), image_size, EXPECTED)
+    train, val = open_splits(data_dir, image_size, EXPECTED)
     _check_size(train, val)
     return ImageSet(
         _decode(train, num_workers),
@@ -63,44 +118,51 @@ def load(data_dir: str | None, image_size: int, num_workers: int) -> ImageSet:
     )
 
 
-def fingerprint(data_dir: str | None, every_file: bool = True) -> str | None:
-    """A sha256 over the names and sizes of all files below a folder, or else over its classes and how many files each
-    has; None where there is no such folder."""
-    root = Path(data_dir or "").expanduser()
-    if not data_dir or not root.is_dir():
-        return None
-    if every_file:
-        files = sorted((str(path.relative_to(root)), path.stat().st_size) for path in root.rglob("*") if path.is_file())
-    else:
-        folders = (path for split in ("train", "val") for path in (root / split).glob("*") if path.is_dir())
-        files = sorted((str(path.relative_to(root)), sum(1 for _ in path.iterdir())) for path in folders)
-    return hashlib.sha256(repr(files).encode()).hexdigest()
+def open_splits(data_dir: str | None, image_size: int, expected: str) -> tuple[Tree, Tree]:
+    """Training and validation images of a tree, with a line about the files that are left out.
 
-
-def open_splits(root: Path, image_size: int, expected: str) -> tuple[Tree, Tree]:
-    """Training and validation images of a tree; `expected` says what it should look like.
+    Args:
+        data_dir: the folder that holds `train` and `val`.
+        expected: what it should look like.
 
     Raises:
-        UserError: it does not.
+        UserError: it does not, or is not given.
     """
-    train, val = (_open(root / split, image_size, expected) for split in ("train", "val"))
+    if not data_dir:
+        raise UserError(f"--data_dir is missing; {expected}")
+    root = Path(os.path.expanduser(data_dir))
+    splits = [_list(root / name, expected) for name in ("train", "val")]
+    train, val = (Tree(root / name, split, image_size) for name, split in zip(("train", "val"), splits, strict=True))
     if train.classes != val.classes:
         differing = sorted(set(train.classes) ^ set(val.classes))
         raise UserError(f"{root}: train and val hold different classes, only one has {_some(differing)}")
+    _tell_left_out(root, splits)
     return train, val
 
 
-def _open(folder: Path, image_size: int, expected: str) -> Tree:
-    if not folder.is_dir():
+def _list(folder: Path, expected: str) -> Split:
+    if not os.path.isdir(folder):
         raise UserError(f"there is no folder {folder}; {expected}")
-    try:
-        tree = Tree(folder, image_size)
-    except FileNotFoundError as error:
-        raise UserError(f"there are no images in {folder}, which holds no folders; {expected}") from error
-    empty = sorted(set(tree.classes) - {tree.classes[number] for number in tree.targets})
-    if empty:
-        raise UserError(f"there are no images in {folder} of {_some(empty)}; {expected}")
-    return tree
+    split = list_split(folder)
+    if not split.classes:
+        raise UserError(f"there are no images in {folder}, which holds no folders; {expected}")
+    filled = {number for _, number in split.samples}
+    if empty := [name for number, name in enumerate(split.classes) if number not in filled]:
+        skipped = f" ({len(split.skipped)} files there have other names than {_ENDINGS})" if split.skipped else ""
+        raise UserError(f"there are no images in {folder} of {_some(empty)}{skipped}; {expected}")
+    return split
+
+
+_ENDINGS = ", ".join(f"*{extension}" for extension in EXTENSIONS)
+
+
+def _tell_left_out(root: Path, splits: list[Split]) -> None:
+    """Say how many files and folders of a tree are no part of the data set."""
+    hidden, skipped = ([os.path.relpath(path, root) for split in splits for path in split[i]] for i in (2, 3))
+    if hidden:
+        print(f"note: {len(hidden)} hidden files or folders in {root} are ignored: {_some(sorted(hidden))}")
+    if skipped:
+        print(f"note: {len(skipped)} files in {root} are skipped, for images are {_ENDINGS}: {_some(sorted(skipped))}")
 
 
 def _some(names: list[str]) -> str:
@@ -125,7 +187,7 @@ def _decode(tree: Tree, num_workers: int) -> Tensor:
     with tqdm(total=len(tree), desc=f"decoding {Path(tree.root).name}", unit="image", disable=not is_first()) as bar:
         for pixels, unreadable in DataLoader(tree, batch_size=64, num_workers=num_workers):
             if any(unreadable):
-                raise UserError(f"the image {next(filter(None, unreadable))} cannot be read; mend or remove it")
+                raise UserError(next(filter(None, unreadable)))
             images[done : done + len(pixels)] = pixels
             done += len(pixels)
             bar.update(len(pixels))

@@ -10,7 +10,6 @@ import random
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2.functional import center_crop, horizontal_flip, resize
 
 from dataset.base import Batch, Dataset, balanced_subset
-from dataset.folder import MEAN, STD, Tree, open_splits
+from dataset.folder import MEAN, STD, Tree, open_splits, read_image
 from helper import processes
 from helper.errors import UserError
 
@@ -70,9 +69,9 @@ class Images(TorchDataset):
         everybodys = torch.default_generator.get_state()
         torch.default_generator.manual_seed(seed)  # what torchvision draws from; torch.manual_seed would reach GPUs too
         try:
-            return self.cut(self.tree.loader(path), self.tree.image_size), ""
-        except Exception:  # a broken file makes Pillow raise nearly anything
-            return torch.zeros(3, self.tree.image_size, self.tree.image_size, dtype=torch.uint8), path
+            return self.cut(read_image(path), self.tree.image_size), ""
+        except Exception as error:  # a broken file makes Pillow raise nearly anything
+            return self.tree.unreadable(path, error)
         finally:
             torch.default_generator.set_state(everybodys)
 
@@ -155,7 +154,7 @@ class StreamLoader:
         workers = self._workers()
         for (pixels, unreadable), (_, index, count) in zip(workers, shares, strict=True):
             if any(unreadable):
-                raise UserError(f"the image {next(filter(None, unreadable))} cannot be read; mend or remove it")
+                raise UserError(next(filter(None, unreadable)))
             images = pixels.to(self.target.device, non_blocking=True).float().sub_(self.mean).div_(self.std)
             index = index.to(self.target.device, non_blocking=True)
             yield Batch(images.contiguous(memory_format=torch.channels_last), self.target[index], index, None, count)
@@ -207,9 +206,7 @@ def build(
     Raises:
         UserError: the tree is not as described.
     """
-    if data_dir is None:
-        raise UserError(f"--data_dir is missing; {EXPECTED}")
-    train, val = open_splits(Path(data_dir).expanduser(), image_size, EXPECTED)
+    train, val = open_splits(data_dir, image_size, EXPECTED)
     if train_subset > len(train):
         raise UserError(f"--train_subset {train_subset} is more than the {len(train)} training images there are")
     if train_subset:

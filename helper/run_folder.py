@@ -23,7 +23,7 @@ from helper.device import cpu_info
 from helper.errors import UserError
 from helper.files import write_atomically
 from helper.log import Record, RunLog
-from helper.runs import ADDED_OPTIONS, decisive, differing, read_log
+from helper.runs import ADDED_OPTIONS, decisive, differing, hash_version, read_log
 
 IDENTITY = ("kind", "model", "teacher", "teacher_sha256", "data_sha256")  # what a run is, beside its options
 
@@ -134,6 +134,11 @@ class RunFolder:
         if not self.path.exists():
             text = json.dumps(self.config | _provenance(), indent=2) + "\n"
             write_atomically(self.path, text.encode())
+            return
+        there, here = json.loads(self.path.read_text()).get("data_sha256"), self.config.get("data_sha256")
+        if there and here and hash_version(there) != hash_version(here):
+            print("note: this run's hash of the data is from an older version, so whether they are still the same is not"
+                  " checked")  # fmt: skip
 
     def resume(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Put module, optimizer, random states and the log back to the end of the last whole epoch, if there is one."""

@@ -64,14 +64,20 @@ def decisive(options: dict[str, Any], distill: str | None, temperature: str | No
 
 def differing(there: dict[str, Any], here: dict[str, Any]) -> str:
     """What two runs have in common and do otherwise, as a text; empty if nothing. A hash that is not known here, where
-    the data was not given, does not count."""
+    the data was not given, or that was made by another version of the formula, does not count."""
     both = sorted(key for key in there.keys() & here.keys() if there[key] != here[key])
     hashes = {"data_sha256": "other data", "teacher_sha256": "another teacher"}
     return "; ".join(
         hashes.get(key, f"{key} {there[key]} instead of {here[key]}")
         for key in both
-        if key not in hashes or here[key] is not None
+        if key not in hashes or here[key] is not None and hash_version(there[key]) == hash_version(here[key])
     )
+
+
+def hash_version(value: Any) -> str:
+    """Which version of the formula made a hash: what stands before its colon, and "1" where there is none. Hashes of
+    two versions say nothing about whether two data sets are the same; see dataset/tree.py."""
+    return value.partition(":")[0] if isinstance(value, str) and ":" in value else "1"
 
 
 @dataclass(frozen=True)

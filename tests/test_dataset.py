@@ -447,7 +447,7 @@ def test_cifar100_with_an_unreadable_file(no_download, tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(cifar100, "open_regular", refuse)
     assert "train cannot be read (Permission denied)" in error_of(cifar100.load, str(tmp_path))
 
 

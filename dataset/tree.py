@@ -1,0 +1,120 @@
+"""Trees of images, train/<class>/* and val/<class>/*: which files are samples, and what tells two trees apart."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from helper.errors import UserError
+from helper.files import open_regular
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
+SMALL = 2**28  # bytes of image files, up to which a fingerprint covers what is in them
+
+
+class Split(NamedTuple):
+    """What is in a folder of classes. Samples are in torchvision's order: by class, by folder, by name."""
+
+    classes: list[str]
+    samples: list[tuple[str, int]]  # path and class
+    hidden: list[str]  # paths that are ignored for their names
+    skipped: list[str]  # paths of files that are no images by their extensions
+
+
+def list_split(folder: Path) -> Split:
+    """The samples of a folder of classes, in all folders below; symbolic links are followed.
+
+    Raises:
+        UserError: a folder cannot be read, or a symbolic link leads back to a folder that it is in.
+    """
+    split = Split([], [], [], [])
+    folders, files = _entries(str(folder), split.hidden)
+    split.classes.extend(sorted(os.path.basename(path) for path in folders))
+    split.skipped.extend(files)
+    for number, name in enumerate(split.classes):
+        for _, inside in sorted(_walk(os.path.join(folder, name), split.hidden)):
+            for path in sorted(inside):
+                if path.lower().endswith(EXTENSIONS):
+                    split.samples.append((path, number))
+                else:
+                    split.skipped.append(path)
+    return split
+
+
+def fingerprint(data_dir: str | None) -> str | None:
+    """A hash of the samples of train and val: of their names below `data_dir`, their sizes and, where all of them
+    together are small, their contents. None where there are no such folders.
+
+    The "2:" before it is the version of this formula. Version 1 has none: it covered all files but those behind
+    symbolic links, and not their contents.
+
+    Raises:
+        UserError: as `list_split`, or a sample cannot be read.
+    """
+    root = os.path.expanduser(data_dir or "")
+    folders = [os.path.join(root, split) for split in ("train", "val")]
+    if not root or not all(os.path.isdir(folder) for folder in folders):
+        return None
+    paths = [path for folder in folders for path, _ in list_split(Path(folder)).samples]
+    try:
+        sizes = [os.stat(path).st_size for path in paths]
+        is_small, known = sum(sizes) <= SMALL, hashlib.sha256()
+        for path, size in zip(paths, sizes, strict=True):
+            known.update(os.fsencode(os.path.relpath(path, root)) + b"\0%d\0" % size)
+            if is_small:
+                with open_regular(Path(path)) as file:
+                    known.update(hashlib.file_digest(file, "sha256").digest())
+    except OSError as error:
+        raise UserError(f"the image {error.filename} cannot be read ({error.strerror}); mend or remove it") from error
+    return f"2:{known.hexdigest()}"
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a name is one of those that systems and editors leave behind: .DS_Store, .ipynb_checkpoints, __MACOSX."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _walk(folder: str, hidden: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """Every folder in and below a folder, with the paths of the files in it."""
+    todo = [(folder, frozenset([_place(os.path.dirname(folder))]))]
+    while todo:
+        path, above = todo.pop()
+        place = _place(path)
+        if place in above:
+            raise UserError(f"{path} leads back to a folder that it is in: remove that symbolic link")
+        folders, files = _entries(path, hidden)
+        todo.extend((inner, above | {place}) for inner in folders)
+        yield path, files
+
+
+def _entries(folder: str, hidden: list[str]) -> tuple[list[str], list[str]]:
+    """The paths of folders and of all else in a folder, but for the hidden ones, which are added to `hidden`."""
+    folders, files = [], []
+    with _reading(folder), os.scandir(folder) as entries:
+        for entry in entries:
+            if _is_hidden(entry.name):
+                hidden.append(entry.path)
+            elif os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
+                folders.append(entry.path)
+            else:
+                files.append(entry.path)
+    return folders, files
+
+
+def _place(folder: str) -> tuple[int, int]:
+    """What is the same of all paths to a folder: its device and number."""
+    with _reading(folder):
+        status = os.stat(folder)
+        return status.st_dev, status.st_ino
+
+
+@contextmanager
+def _reading(folder: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"the folder {folder} cannot be read ({error.strerror}): make it readable, or remove it"
+        ) from error
