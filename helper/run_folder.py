@@ -137,8 +137,7 @@ class RunFolder:
             return
         there, here = json.loads(self.path.read_text()).get("data_sha256"), self.config.get("data_sha256")
         if there and here and hash_version(there) != hash_version(here):
-            print("note: this run's hash of the data is from an older version, so whether they are still the same is not"
-                  " checked")  # fmt: skip
+            print("note: the hash of this run's data is of an older version: it is not checked that they are the same")
 
     def resume(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Put module, optimizer, random states and the log back to the end of the last whole epoch, if there is one."""

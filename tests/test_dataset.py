@@ -1,7 +1,10 @@
 """The data sets: that augmentation is torchvision's, that an epoch is fixed by its seed, that errors speak."""
 
 import hashlib
+import os
 import pickle
+import shutil
+import struct
 import tarfile
 from pathlib import Path
 from urllib.error import URLError
@@ -12,12 +15,24 @@ import torch
 import torchvision.transforms.functional as TF
 from PIL import Image
 from scipy.stats import chisquare
-from torchvision.datasets import CIFAR100, utils
+from torchvision.datasets import CIFAR100, ImageFolder, utils
+from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import Compose, RandomCrop, RandomHorizontalFlip
 
-from dataset import balanced_subset, cifar100, create_dataset, dataset_dict, dataset_names, digits, folder
+from dataset import (
+    balanced_subset,
+    cifar100,
+    create_dataset,
+    dataset_dict,
+    dataset_names,
+    digits,
+    folder,
+    identify_data,
+    tree,
+)
 from dataset.memory import MemoryLoader, count_views, crop
 from helper.errors import UserError
+from helper.run_folder import RunFolder
 
 IMAGENETTE = Path(__file__).resolve().parents[2] / "shared" / "data" / "imagenette_small"
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
@@ -333,6 +348,210 @@ def test_folder_reads_imagenette(tmp_path):
     assert abs(pixels.mean()) < 0.5 and 0.7 < pixels.std() < 1.3
 
 
+RAMP = np.linspace(0, 65535, 48 * 40).round().astype(np.uint16).reshape(40, 48)
+
+
+def as_pgm(path):
+    path.write_bytes(b"P5 48 40 1023\n" + (RAMP >> 6).astype(">u2").tobytes())
+
+
+def as_tiff(path, bits, sample_format, photometric, pixels):
+    """A grey picture of 48x40 as Pillow does not write it."""
+    values = (48, 40, bits, 1, photometric, 122, 1, len(pixels), sample_format)
+    tags = zip((256, 257, 258, 259, 262, 273, 277, 279, 339), values, strict=True)
+    entries = b"".join(struct.pack("<HHII", tag, 4 if tag in (273, 279) else 3, 1, value) for tag, value in tags)
+    path.write_bytes(b"II*\0" + struct.pack("<IH", 8, 9) + entries + bytes(4) + pixels)
+
+
+DEEP = {
+    "1.png": lambda path: Image.fromarray(RAMP).save(path),
+    "1.tif": lambda path: Image.fromarray(RAMP).save(path),
+    "2.tif": lambda path: Image.fromarray(RAMP.astype(">u2")).save(path),
+    "3.tif": lambda path: as_tiff(path, 32, 1, 1, (RAMP * np.uint32(65537)).tobytes()),
+    "4.tif": lambda path: as_tiff(path, 16, 1, 0, (65535 - RAMP).tobytes()),  # white is 0
+    "1.pgm": as_pgm,
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_deep_grey_images_are_scaled_by_the_range_of_their_type(tmp_path, name):
+    DEEP[name](tmp_path / name)
+    pixels = np.asarray(folder.read_image(str(tmp_path / name)))
+    assert pixels.dtype == np.uint8
+    assert np.abs(pixels.astype(float) - RAMP[:, :, None] / 257).max() < (0.51 if name != "1.pgm" else 1)
+
+
+UNCLEAR = {
+    "1.tif": lambda path: Image.fromarray(RAMP.astype(np.float32)).save(path),
+    "2.tif": lambda path: Image.fromarray(RAMP.astype(np.int32)).save(path),
+    "3.tif": lambda path: as_tiff(path, 16, 2, 1, RAMP.tobytes()),
+}
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("dataset", ["folder", "imagenet"])
+def test_images_are_read_alike_in_both_data_sets_and_splits(tmp_path, dataset, split):
+    """Deep ones are scaled; those without a range, and what is no regular file, are refused and named."""
+    write_tree(tmp_path, TREE)
+    image = tmp_path / split / "ant" / "1.png"
+    Image.fromarray(np.full((40, 48), 40000, np.uint16)).save(image)
+
+    def first():
+        data = create_dataset(dataset, batch_size=4, seed=0, device="cpu", data_dir=str(tmp_path), image_size=32)
+        images, _, index, _, _ = next(iter(getattr(data, split)))
+        return images[index.tolist().index(0)] * torch.tensor(folder.STD)[:, None, None] + torch.tensor(
+            folder.MEAN
+        ).view(3, 1, 1)
+
+    assert abs(255 * first()[:, 16, 16] - 40000 / 257).max() < 0.51
+    image.unlink()
+    for make, reason in (
+        (UNCLEAR["1.tif"], "its values are floating-point numbers"),
+        (UNCLEAR["2.tif"], "its values are integers with a sign"),
+        (UNCLEAR["3.tif"], "its values are integers with a sign"),
+        (os.mkfifo, "is no regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "is no regular file"),
+    ):
+        path = image.with_suffix(".tif")
+        make(path)
+        message = error_of(first)
+        assert f"the image {path} cannot be read ({reason}" in message and message.endswith("; mend or remove it")
+        path.unlink()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr"])
+def test_images_of_other_modes_become_rgb(tmp_path, mode):
+    path = tmp_path / f"1.{'tif' if mode in ('CMYK', 'YCbCr') else 'png'}"
+    Image.new("RGB", (8, 8), (255, 255, 255)).convert(mode).save(path)
+    assert (np.asarray(folder.read_image(str(path))) > 250).all()
+
+
+def test_hidden_names_are_no_classes_and_no_images(tmp_path, capsys):
+    write_tree(tmp_path, TREE)
+    before = folder.load(str(tmp_path), 32, 0)
+    assert capsys.readouterr().out == ""
+    names = (".ipynb_checkpoints/1.png", "__MACOSX/1.png", "cat/.1.png", "cat/.cache/1.png", "cat/__MACOSX/1.png")
+    write_tree(tmp_path, {f"{split}/{name}": RED for split in ("train", "val") for name in names})
+    (tmp_path / "train" / ".DS_Store").touch()
+    after = folder.load(str(tmp_path), 32, 0)
+    assert after.num_classes == 2 and torch.equal(after.train_images, before.train_images)
+    told = capsys.readouterr().out
+    assert told.count("\n") == 1 and "11 hidden files or folders" in told and "train/.DS_Store" in told
+
+
+def test_files_of_other_names_are_counted(tmp_path, capsys):
+    write_tree(tmp_path, TREE | {"train/cat/3.gif": RED, "val/cat/notes.gif": RED, "train/1.png": RED})
+    for name in ("4.jfif", "5"):
+        (tmp_path / "train" / "cat" / name).write_bytes((tmp_path / "train/cat/1.png").read_bytes())
+    assert len(folder.load(str(tmp_path), 32, 0).train_target) == 3
+    told = capsys.readouterr().out
+    assert told.count("\n") == 1 and f"5 files in {tmp_path} are skipped, for images are *.jpg, *.jpeg" in told
+    (tmp_path / "train/cat/1.png").unlink()
+    (tmp_path / "train/cat/2.png").unlink()
+    assert "of cat (4 files there have other names than *.jpg" in error_of(folder.load, str(tmp_path), 32, 0)
+
+
+def test_samples_are_those_of_torchvision_in_its_order(tmp_path):
+    paths = ["b/2.png", "b/10.png", "b/x/1.JPG", "b/x y/1.jpeg", "b/x/a/1.bmp", "b.c/1.webp", "a/1.txt.png", "B/1.tif"]
+    for path in paths:
+        (tmp_path / "train" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "train" / path).touch()
+    (tmp_path / "train" / "linked").symlink_to(tmp_path / "train" / "b")
+    theirs = ImageFolder(tmp_path / "train")
+    ours = tree.list_split(tmp_path / "train")
+    assert tree.EXTENSIONS == IMG_EXTENSIONS
+    assert (ours.classes, ours.samples) == (theirs.classes, theirs.samples)
+    assert len(ours.samples) == len(paths) + 5
+
+
+def test_a_data_set_is_known_by_the_samples_that_are_read(tmp_path, monkeypatch):
+    write_tree(tmp_path / "data", TREE)
+    write_tree(tmp_path, {"elsewhere/1.png": RED, "elsewhere/2.png": RED})
+
+    def known(place="data"):
+        return identify_data("folder", str(tmp_path / place))
+
+    first = known()
+    assert first.startswith("2:") and known() == first == identify_data("imagenet", str(tmp_path / "data"))
+    for name in (".DS_Store", "train/.DS_Store", "train/cat/.DS_Store", "train/cat/notes.txt", "README", "test.png"):
+        (tmp_path / "data" / name).touch()
+    write_tree(tmp_path / "data", {"train/.ipynb_checkpoints/1.png": RED})
+    assert known() == first
+    shutil.copytree(tmp_path / "data", tmp_path / "copy")
+    assert known("copy") == first
+    for split in ("train", "val"):
+        (tmp_path / "data" / split / "dog").symlink_to(tmp_path / "elsewhere")
+    linked = known()
+    assert linked != first
+    (tmp_path / "elsewhere" / "2.png").rename(tmp_path / "elsewhere" / "3.png")
+    renamed = known()
+    assert renamed not in (first, linked)
+    image = tmp_path / "elsewhere" / "1.png"
+    content = image.read_bytes()
+    image.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    changed = known()
+    assert changed != renamed
+    monkeypatch.setattr(tree, "SMALL", 100)
+    large = known()
+    image.write_bytes(content)
+    assert known() == large
+    image.write_bytes(content + b"x")
+    assert known() != large
+
+
+def test_a_run_with_a_hash_of_an_older_formula_is_not_taken_for_one_of_other_data(tmp_path, capsys):
+    def claim(data_sha256, place):
+        config = {"kind": "teacher", "data_sha256": data_sha256, "options": {"seed": 1}}
+        with RunFolder(tmp_path / place, "resnet8", config, overwrite=False).open():
+            return capsys.readouterr().out
+
+    assert claim("a" * 64, "old") == ""
+    assert "hash of this run's data is of an older version" in claim("2:b", "old")
+    assert claim("a" * 64, "old") == ""
+    assert claim("2:b", "new") == claim("2:b", "new") == claim(None, "new") == ""
+    assert "holds a run with other options (other data)" in error_of(claim, "2:c", "new")
+    assert "holds a run with other options (other data)" in error_of(claim, "b" * 64, "old")
+
+
+def test_only_folders_of_images_have_a_hash(tmp_path):
+    for name, data_dir in (("digits", str(tmp_path)), ("folder", None), ("folder", str(tmp_path)), ("folder", "")):
+        assert identify_data(name, data_dir) is None
+
+
+def test_folders_that_cannot_be_read_or_lead_nowhere(tmp_path, monkeypatch):
+    def errors(data_dir):
+        """Of the hash, where there is one to make, and of the loader."""
+        load = error_of(folder.load, data_dir, 32, 0)
+        return {load} | ({error_of(identify_data, "folder", data_dir)} if os.path.isdir(f"{data_dir}/train") else set())
+
+    write_tree(tmp_path, TREE)
+    file = str(tmp_path / "train/cat/1.png")
+    for wrong in ("/proc", file, "~no-such-user-here", str(tmp_path / ("x" * 300))):
+        assert errors(wrong) == {f"there is no folder {wrong}/train; {folder.EXPECTED}"}
+    broken = tmp_path / "train/cat/0.png"
+    for target, reason in (("nowhere", "No such file or directory"), ("0.png", "Too many levels of symbolic links")):
+        broken.symlink_to(target)
+        assert errors(str(tmp_path)) == {f"the image {broken} cannot be read ({reason}); mend or remove it"}
+        broken.unlink()
+    for link in ("train/cat/loop", "train/loop"):
+        (tmp_path / link).symlink_to(tmp_path / "train")
+        assert errors(str(tmp_path)) == {
+            f"{tmp_path / link} leads back to a folder that it is in: remove that symbolic link"
+        }
+        (tmp_path / link).unlink()
+    scandir = os.scandir
+    refused = str(tmp_path / "val" / "cat")
+
+    def refuse(path):
+        if path == refused:
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    message = f"the folder {refused} cannot be read (Permission denied): make it readable, or remove it"
+    assert errors(str(tmp_path)) == {message}
+
+
 def test_folder_without_a_place_or_a_split(tmp_path):
     options = {"batch_size": 2, "seed": 0, "device": "cpu"}
     assert "--data_dir is missing" in error_of(create_dataset, "folder", **options)
@@ -438,6 +657,21 @@ def test_cifar100_with_a_damaged_or_missing_file(cifar100_dir, no_download, tmp_
     (files / name).unlink()
     assert f"{files / name} is missing" in error_of(cifar100.load, str(tmp_path))
     assert len(list(files.iterdir())) == 2
+
+
+@pytest.mark.parametrize("name", ["train", "cifar-100-python.tar.gz"])
+def test_cifar100_waits_for_no_fifo(no_download, tmp_path, name):
+    path = tmp_path / name if "." in name else tmp_path / "cifar-100-python" / name
+    path.parent.mkdir(exist_ok=True)
+    os.mkfifo(path)
+    assert f"{path} is no regular file" in error_of(cifar100.load, str(tmp_path))
+
+
+@pytest.mark.parametrize("data_dir", ["~no-such-user-here", "x" * 300])
+def test_cifar100_in_an_impossible_place(no_download, data_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "~no-such-user-here").touch()
+    assert "CIFAR-100 is not in" in error_of(cifar100.load, data_dir)
 
 
 def test_cifar100_with_an_unreadable_file(no_download, tmp_path, monkeypatch):
