@@ -130,10 +130,11 @@ def loss_in_words(options: dict[str, Any]) -> str:
 
 def distillation(options: dict[str, Any], student: Model, teacher: Model, train_target: Tensor) -> Distillation:
     """All that learns, on the student's device; `train_target` [N] holds the class of each training image."""
+    maps = distiller_dict[options["distill"]].needs == "maps"
     known = options | {
+        "student_widths": feature_widths(student, options["image_size"], maps),
+        "teacher_widths": feature_widths(teacher, options["image_size"], maps),
         "num_classes": student.classifier.out_features,
-        "student_widths": feature_widths(student, options["image_size"]),
-        "teacher_widths": feature_widths(teacher, options["image_size"]),
         "teacher_classifier": teacher.classifier,
         "train_target": train_target,
     }

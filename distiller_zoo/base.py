@@ -48,3 +48,13 @@ def warmed_up(epoch: int, epochs: int) -> float:
 def at_least_float32(x: Tensor) -> Tensor:
     """Losses are computed in float32 or better, whatever the networks compute in."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def to_unit_scale(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x in float32 or better, divided by the power of two (a scalar, without gradient) at or below its largest
+    magnitude, and that power. So products of its elements neither overflow nor underflow; digits are not changed."""
+    x = at_least_float32(x)
+    largest = x.detach().abs().amax()
+    scale = largest / (2 * largest.frexp().mantissa)  # exact: the mantissa is from 0.5 to 1
+    scale = torch.where(scale.isfinite() & (scale > 0), scale, 1)
+    return x / scale, scale

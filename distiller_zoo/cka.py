@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from distiller_zoo.base import at_least_float32
+from distiller_zoo.base import to_unit_scale
 
 SMALLEST = 4  # samples of which the unbiased HSIC can be estimated
 ROUNDING = 10  # features that vary by less than so many units in the last place do not vary
@@ -31,7 +31,7 @@ def linear_cka(x: Tensor, y: Tensor) -> Tensor:
     """
     if len(x) != len(y):
         raise ValueError(f"CKA compares features of the same samples, not of {len(x)} and {len(y)}")
-    x, y = (_divided(each, each.norm()) for each in (_centred(x), _centred(y)))  # no scale overflows below
+    x, y = (_divided(each, each.norm()) for each in (_centred(x)[0], _centred(y)[0]))  # no scale overflows below
     return _divided(_cross(x, y), _cross(x, x).sqrt() * _cross(y, y).sqrt())
 
 
@@ -43,10 +43,11 @@ def minibatch_cka(batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     Raises:
         ValueError: no batch, one of fewer than 4 samples, or x and y of different numbers of them.
     """
-    terms = [hsic_terms(x, y) for x, y in batches]
-    if not terms:
+    found = [_scaled_terms(x, y) for x, y in batches]
+    if not found:
         raise ValueError("minibatch CKA needs a batch or more, not none")
-    return cka_of_hsic(torch.stack(terms).mean(0))
+    terms, scales = map(torch.stack, zip(*found, strict=True))
+    return cka_of_hsic((terms * scales).mean(0)).to(terms.dtype)
 
 
 def hsic_terms(x: Tensor, y: Tensor) -> Tensor:
@@ -58,14 +59,28 @@ def hsic_terms(x: Tensor, y: Tensor) -> Tensor:
     Args:
         x, y: [B, ...] each, B at least 4.
 
+    Returns:
+        [3] of the type of the features, float32 at least. They are of the order of the features' fourth power, so in
+        float32 they are 0 or infinite for features below 1e-9 or above 1e9; `minibatch_cka` is right for those too.
+
     Raises:
         ValueError: fewer than 4 samples, or different numbers of them.
+    """
+    terms, scales = _scaled_terms(x, y)
+    return terms * scales.to(terms.dtype)
+
+
+def _scaled_terms(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """`hsic_terms` of features on a unit scale, and [3] float64 by which those of the features themselves are larger.
+
+    (Fourth powers of whatever float32 holds are within float64.)
     """
     samples = len(x)
     if samples < SMALLEST or len(y) != samples:
         raise ValueError(f"the unbiased HSIC needs {SMALLEST} samples or more of both, not {samples} and {len(y)}")
-    x, y = _kernel(x), _kernel(y)
-    return torch.stack([(x * y).sum(), (x * x).sum(), (y * y).sum()]) / (samples * (samples - 3))
+    (x, scale_x), (y, scale_y) = _kernel(x), _kernel(y)
+    terms = torch.stack([(x * y).sum(), (x * x).sum(), (y * y).sum()]) / (samples * (samples - 3))
+    return terms, torch.stack([scale_x * scale_y, scale_x.square(), scale_y.square()])
 
 
 def cka_of_hsic(terms: Tensor) -> Tensor:
@@ -78,11 +93,12 @@ def _divided(x: Tensor, scale: Tensor) -> Tensor:
     return x / torch.where(scale > 0, scale, 1)
 
 
-def _centred(x: Tensor) -> Tensor:
-    """Features [N, P] less their means; exactly 0 where nothing but rounding would be left."""
-    x = at_least_float32(x).flatten(1)
+def _centred(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Features [N, P] less their means, on a unit scale, and that scale; exactly 0 where nothing but rounding would be
+    left."""
+    x, scale = to_unit_scale(x.flatten(1))
     centred = x - x.mean(0)
-    return centred * (centred.norm() > ROUNDING * torch.finfo(x.dtype).eps * x.norm())
+    return centred * (centred.norm() > ROUNDING * torch.finfo(x.dtype).eps * x.norm()), scale
 
 
 def _cross(x: Tensor, y: Tensor) -> Tensor:
@@ -92,11 +108,12 @@ def _cross(x: Tensor, y: Tensor) -> Tensor:
     return (y.T @ x).square().sum()
 
 
-def _kernel(x: Tensor) -> Tensor:
-    """The linear kernel [B, B] without its diagonal, centred so that the sums of its rows and columns are 0."""
+def _kernel(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The linear kernel [B, B] without its diagonal, centred so that the sums of its rows and columns are 0; and the
+    scale, float64, that it is to be multiplied with."""
     n = len(x)
-    x = _centred(x)  # changes nothing below, but large means would cost digits
+    x, scale = _centred(x)  # changes nothing below, but large means would cost digits
     off_diagonal = 1 - torch.eye(n, dtype=x.dtype, device=x.device)
     kernel = (x @ x.T / x.shape[1]) * off_diagonal
     rows = kernel.sum(1, keepdim=True) / (n - 2)
-    return (kernel - rows - rows.T + kernel.sum() / ((n - 1) * (n - 2))) * off_diagonal
+    return (kernel - rows - rows.T + kernel.sum() / ((n - 1) * (n - 2))) * off_diagonal, scale.double().square()

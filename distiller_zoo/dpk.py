@@ -56,7 +56,7 @@ def share_schedule(text: str) -> float | str:
     if text in ("dynamic", "linear"):
         return text
     try:
-        share = float(text.removeprefix("fixed:"))
+        share = float(f"{float(text.removeprefix('fixed:')):g}")  # six digits, as it is written down
     except ValueError:
         share = -1.0
     if not text.startswith("fixed:") or not 0 <= share <= 1:

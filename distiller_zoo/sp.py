@@ -4,7 +4,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from distiller_zoo.base import Distiller, at_least_float32
+from distiller_zoo.base import Distiller, to_unit_scale
 from models import Output
 from temperature import Tau
 
@@ -21,7 +21,7 @@ def sp_loss(g_s: Tensor, g_t: Tensor) -> Tensor:
 
 
 def _similarities(maps: Tensor) -> Tensor:
-    flat = at_least_float32(maps).flatten(1)
+    flat, _ = to_unit_scale(maps.flatten(1))  # no scale changes the similarities
     return F.normalize(flat @ flat.T, dim=1)
 
 

@@ -353,6 +353,17 @@ def test_a_distiller_compares_the_layers_it_says(distill, uses):
         assert leaf.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("scale", [1e-18, 1e-7, 1e18])
+def test_sp_does_not_depend_on_the_scale_of_the_maps(scale):
+    g_s, g_t = (positive(i, 6, 18).float().view(6, 2, 3, 3).requires_grad_() for i in (0, 1))
+    scaled = (scale * g_s.detach()).requires_grad_()
+    sp_loss(g_s, g_t).backward()
+    loss = sp_loss(scaled, scale * g_t)
+    loss.backward()
+    assert loss.item() == pytest.approx(sp_loss(g_s, g_t).item(), rel=1e-5)
+    assert torch.allclose(scale * scaled.grad, g_s.grad, rtol=1e-3, atol=1e-7)
+
+
 @pytest.mark.parametrize("loss", [pkt_loss, lambda a, b: sp_loss(a.view(4, 2, 3, 3), b.view(4, 2, 3, 3))])
 def test_dead_features_give_no_nan(loss):
     student, teacher = positive(0, 4, 18).float(), positive(1, 4, 18).float()

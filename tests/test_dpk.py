@@ -69,6 +69,25 @@ def test_no_scale_overflows(scale):
     assert linear_cka(scale * x, x).item() == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.parametrize("scale", [1e-37, 1e-18, 1e18, 1e37])
+def test_no_scale_that_float32_holds_changes_cka(scale):
+    x = draw(64, 48).float()
+    y = x[:, :30] + draw(64, 30, seed=1).float()
+    for ours, theirs in ((scale * x, y), (scale * x, scale * y), (scale * x, y / scale)):
+        assert linear_cka(ours, theirs).item() == pytest.approx(linear_cka(x, y).item(), rel=1e-5)
+        found = minibatch_cka(zip(ours.split(16), theirs.split(16), strict=True)).item()
+        assert found == pytest.approx(minibatch_cka(zip(x.split(16), y.split(16), strict=True)).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.float16, 3e4), (torch.float16, 1e-4), (torch.bfloat16, 1e30)])
+def test_cka_of_half_precision_is_computed_in_float32(dtype, scale):
+    x = (scale * draw(64, 48).clamp(-2, 2)).to(dtype)
+    y = x[:, :30] + (scale * draw(64, 30, seed=1).clamp(-0.1, 0.1)).to(dtype)
+    for measure in (linear_cka, lambda *both: minibatch_cka([both])):
+        assert measure(x, y).item() == pytest.approx(measure(x.double(), y.double()).item(), rel=1e-4)
+        assert measure(x, y).dtype == torch.float32
+
+
 def test_independent_features_are_not_alike():
     x, y = draw(6400, 20).float(), draw(6400, 30, seed=1).float()
     assert 0 < linear_cka(x, y) < 0.01

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from common import Tiny, fixed_batch, make
 from torch import nn
 
 from helper.errors import UserError
-from models import Model, Output, create_model, model_dict
+from models import Model, Output, create_model, feature_widths, model_dict
 
 GOLDEN_FILE = Path(__file__).resolve().parents[2] / "shared/parity/models.json"
 GOLDEN = json.loads(GOLDEN_FILE.read_text()) if GOLDEN_FILE.exists() else {}
@@ -169,3 +170,61 @@ def test_unknown_name_lists_the_known():
         create_model("resnet57", 100)
     assert "resnet57" in str(error.value)
     assert all(name in str(error.value) for name in model_dict)
+
+
+class Odd(Tiny):
+    """A network whose features are what a test makes of Tiny's."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+
+    def extract(self, x):
+        return self.change(super().extract(x))
+
+
+ONLY_POOLED = {"pooled": lambda f: f[-1:], "stem": lambda f: [f[0], f[-1]], "flat": lambda f: [f[0].flatten(1), *f[1:]]}
+
+
+@pytest.mark.parametrize("distill", ["sp", "vid", "dpk"])
+@pytest.mark.parametrize("features", ONLY_POOLED)
+@pytest.mark.parametrize("role", ["student", "expert"])
+def test_a_network_without_maps_is_refused_where_they_are_compared(distill, features, role):
+    with pytest.raises(UserError, match="the network Odd has no maps of a stem and one stage or more") as error:
+        make(distill=distill, **{role: Odd(ONLY_POOLED[features])})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("distill", ["kd", "dkd", "pkt", "crd", "srrl"])
+def test_a_network_without_maps_serves_where_none_are_compared(distill):
+    student, teacher = (Odd(ONLY_POOLED["pooled"]) for _ in range(2))
+    batch = fixed_batch()
+    step = make(distill=distill, student=student, expert=teacher)(batch, teacher(batch.images, is_feat=True))
+    assert step.loss.isfinite()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda f: f[:-1], r"do not end with the pooled vector \[B, 16\].*but are \[B, 8, 16, 16\], \[B, 16, 8, 8\]:"),
+        (lambda f: [*f[:-1], f[-1][:, :, None, None]], r"do not end with the pooled vector.*\[B, 16, 1, 1\]:"),
+        (lambda f: [*f[:-1], f[-1][:, :4]], r"do not end with the pooled vector.*\[B, 4\]:"),
+        (lambda f: [], "but are no list of tensors: have `extract` return the stem, the stages and that"),
+        (lambda f: f[-1], "but are no list of tensors"),
+        (lambda f: {"pooled": f[-1]}, "but are no list of tensors"),
+    ],
+)
+def test_features_that_break_the_contract_are_said(change, says):
+    with pytest.raises(UserError, match=says) as error:
+        feature_widths(Odd(change))
+    assert "\n" not in str(error.value)
+
+
+def test_a_network_without_a_classifier_is_refused():
+    model = Tiny()
+    model.classifier = nn.Identity()
+    with pytest.raises(UserError, match="the network Tiny has no `classifier`"):
+        feature_widths(model)
+    del model.classifier
+    with pytest.raises(UserError, match="the network Tiny has no `classifier`"):
+        feature_widths(model)
