@@ -26,6 +26,7 @@ import torch
 
 import published
 from helper import stopping
+from helper.bounds import check_numbers
 from helper.comparison import REPORTS, mean_and_spread
 from helper.errors import Parser, RunError, UserError, run_main
 from helper.options import given, parse, resolve_pair, student_parser, teacher_parser
@@ -81,9 +82,7 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
         parser.error(f"there is no {unknown[0]} here: flags of train_student.py stand behind --")
     if unknown := [name for name in args.tables if name not in names]:
         parser.error(f"there is no table '{unknown[0]}'; the known ones are: {', '.join(names)}")
-    for flag in ("seeds", "jobs"):
-        if (value := getattr(args, flag)) is not None and value < 1:
-            parser.error(f"--{flag} must be 1 or more, not {value}")
+    check_numbers({"seeds": args.seeds, "jobs": args.jobs})
     if args.trials and args.seeds == 1:
         parser.error("--trials trains several --seeds side by side: give --seeds 3, say")
     args.tables = args.tables or list(TABLES)

@@ -16,7 +16,7 @@ from helper.answers import Live, TeacherTable
 from helper.device import device_of, place, seed_everything, start_together
 from helper.errors import run_main
 from helper.loops import Distillation, Training, evaluate, make_optimizer
-from helper.options import parse, resolve_pair, run_folder, student_parser, taken_by
+from helper.options import parse, proportions_in_words, resolve_pair, run_folder, student_parser, taken_by
 from helper.run_folder import RunFolder
 from helper.runs import OPTIONS_OF, TEMPERATURE_OPTIONS_OF
 from helper.teacher import FoundTeacher, find_teacher, load_teacher
@@ -84,6 +84,8 @@ def open_run(options: dict[str, Any], found: FoundTeacher) -> RunFolder:
 def tell(options: dict[str, Any]) -> None:
     """Say what the loss is made of, and the options of distiller and temperature."""
     print(loss_in_words(options))
+    if told := proportions_in_words(options):
+        print(told)
     for name, table in ((options["distill"], OPTIONS_OF), (options["temperature"], TEMPERATURE_OPTIONS_OF)):
         if own := table.get(name):
             print(f"{name}: " + ", ".join(f"{key} {options[key]}" for key in own if options[key] is not None))

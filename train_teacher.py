@@ -15,7 +15,7 @@ from helper import processes
 from helper.device import device_of, place, seed_everything, start_together
 from helper.errors import run_main
 from helper.loops import Alone, Training, make_optimizer
-from helper.options import parse, run_folder, taken_by, teacher_parser
+from helper.options import parse, proportions_in_words, run_folder, taken_by, teacher_parser
 from helper.run_folder import RunFolder
 from helper.trials import Turn, fit_trials, make_stepper, trials_of
 from models import create_model
@@ -36,6 +36,8 @@ def _train(options: dict[str, Any], device: torch.device) -> list[Path]:
     # 1. the runs: what they are, and what there is of them already
     runs = [(open_run(trial), trial) for trial in trials_of(options)]
     folders = [run.folder for run, _ in runs]
+    if told := proportions_in_words(options):
+        print(told)
     runs = [(run, trial) for run, trial in runs if not options["dry_run"] and not run.told_finished()]
     if not runs:
         return folders

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from dataset.memory import ImageSet
 from dataset.tree import EXTENSIONS, Split, list_split
+from helper.bounds import memory
 from helper.errors import UserError
 from helper.files import open_regular
 from helper.processes import is_first
@@ -173,10 +174,11 @@ def _check_size(train: Tree, val: Tree) -> None:
     """Pixels are counted as they are kept, the training images with the border that random crops need."""
     size = train.image_size
     needed = 3 * (len(train) * (size + 2 * (size // 8)) ** 2 + len(val) * size**2)
-    if needed > MEMORY_LIMIT:
+    limit = min(MEMORY_LIMIT, memory())
+    if needed > limit:
         raise UserError(
             f"the images of {train.root} and val would take {needed / 2**30:.1f} GiB of memory, and the limit is "
-            f"{MEMORY_LIMIT / 2**30:.0f} GiB; choose an --image_size below {size}, or fewer images"
+            f"{limit / 2**30:.0f} GiB; choose an --image_size below {size}, or fewer images"
         )
 
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distiller_zoo.base import Distiller, at_least_float32
+from helper.bounds import check_fits
 from helper.errors import UserError
 from models import Output
 from temperature import Tau
@@ -60,8 +61,9 @@ class Contrast(nn.Module):
         super().__init__()
         self.nce_t, self.nce_m = nce_t, nce_m
         self.seen: tuple[Tensor, Tensor, Tensor] | None = None
-        size = 2 * num_samples * feat_dim * 4 / 1e6
-        print(f"CRD: two memory banks of {num_samples} x {feat_dim} float32, {size:.1f} MB together", flush=True)
+        banks, size = f"two memory banks of {num_samples} x {feat_dim} float32", 2 * num_samples * feat_dim * 4
+        print(f"CRD: {banks}, {size / 1e6:.1f} MB together", flush=True)
+        check_fits(f"CRD's {banks}", size, "--feat_dim")
         bound = math.sqrt(3 / feat_dim)  # vectors of about length one
         for name in ("memory_v1", "memory_v2"):  # of the student, of the teacher
             self.register_buffer(name, torch.empty(num_samples, feat_dim).uniform_(-bound, bound))

@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from distiller_zoo.base import Distiller, at_least_float32
 from distiller_zoo.cka import SMALLEST, cka_of_hsic, hsic_terms
 from distiller_zoo.maps import pair_stages, same_size
+from helper.bounds import TRAINED, check_fits, in_words
 from helper.errors import UserError
 from models import Output
 from temperature import Tau
@@ -122,6 +123,15 @@ class Stitching(nn.Module):
         return F.pixel_shuffle(self.decoder(torch.where(given, f_t, f_s)), self.patch)[..., :height, :width]
 
 
+def _check_size(stages: list[tuple[int, ...]]) -> None:
+    """Say how large `Stitching` is for these arguments. Raises UserError where it would not fit into memory."""
+    with torch.device("meta"):  # without memory
+        parameters = [parameter for stage in stages for parameter in Stitching(*stage).parameters()]
+    size = TRAINED * sum(parameter.numel() for parameter in parameters)
+    print(f"DPK: encoders and decoders take {in_words(size)} to train")
+    check_fits("DPK's encoders and decoders", size, "--dpk_width, --dpk_encoder_depth or --dpk_decoder_depth")
+
+
 class DPK(Distiller):
     """The mean squared error of the teacher's maps as reconstructed from the stitched features, a term a stage.
 
@@ -167,11 +177,13 @@ class DPK(Distiller):
         self.epochs, self.momentum = epochs, dpk_momentum
         pairs = list(enumerate(pair_stages(len(student_widths) - 2, len(teacher_widths) - 2)))
         self.pairs = [(s + 1, t + 1) for s, t in pairs[-dpk_stages:]]  # places in the lists of features; [-0:] is all
-        self.stages = nn.ModuleList()
+        stages = []
         for s, t in self.pairs:
             widths = student_widths[s], teacher_widths[t]
             between = dpk_width or min(*widths, MAX_WIDTH)
-            self.stages.append(Stitching(*widths, dpk_patch, between, dpk_encoder_depth, dpk_decoder_depth))
+            stages.append((*widths, dpk_patch, between, dpk_encoder_depth, dpk_decoder_depth))
+        _check_size(stages)
+        self.stages = nn.ModuleList(Stitching(*stage) for stage in stages)
         chosen = ", ".join(f"{s} from {t}" for s, t in self.pairs)
         print(f"DPK: stages of the student, and of the teacher that they learn from: {chosen}")
         count = len(self.pairs)

@@ -5,10 +5,10 @@ Where a flag has several names the first is ours. A hyphen may stand for each un
 
 import argparse
 import inspect
-import math
 import os
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,32 @@ from dataset import check_dataset, dataset_names
 from distiller_zoo import distiller_dict, dkd, dpk
 from distiller_zoo.cka import SMALLEST
 from helper import processes
+from helper.bounds import BOUNDS, TRAINED, check_fits, check_numbers, check_sizes
 from helper.device import PRECISIONS
 from helper.errors import Parser, UserError, unknown
-from models import networks
+from models import create_model, networks
 from temperature import annealing, dtkd, policy, temperature_dict
-from temperature.ctkd import CURRICULA
+from temperature.ctkd import CURRICULA, curriculum_lambda
 
 # The published scripts give these networks a learning rate of their own, whatever --learning_rate says.
 LEARNING_RATES = {"MobileNetV2": 0.01, "ShuffleV1": 0.01, "ShuffleV2": 0.01}
 LEARNING_RATE = 0.05
 DECAYS = (150 / 240, 180 / 240, 210 / 240)  # where the published schedule of 240 epochs lowers the learning rate
+MOST_GIVEN = 0.99  # of DPK's patches, where the share is fixed
 PUBLISHED_TEMPERATURES = {"global": "ctkd-global", "instance": "ctkd-instance"}  # --mlp_name
+# What other codes call what is here: RepDistiller and CTKD a distiller, mdistiller a network for ImageNet. (mdistiller
+# writes its distillers in capitals, which are taken too.)
+PUBLISHED_NAMES = {"similarity": "sp", "mobilenetv1": "MobileNetV1_Imagenet"}
+NOT_HERE = {  # distillers by the names that RepDistiller and mdistiller give them
+    "hint": "FitNet", "fitnet": "FitNet", "attention": "AT", "at": "AT", "correlation": "CC", "rkd": "RKD",
+    "abound": "AB", "factor": "FT", "fsp": "FSP", "nst": "NST", "kdsvd": "KDSVD", "ofd": "OFD",
+    "reviewkd": "ReviewKD", "mlkd": "MLKD",
+}  # fmt: skip
+# Numbers that a temperature's constructor checks as well, which knows what belongs together: it speaks first.
+_OF_TEMPERATURES = (
+    "tau_init", "tau_range", "lambda_min", "lambda_max", "lambda_epochs", "rl_tau_min", "rl_tau_max", "random_mean",
+    "random_std", "anneal_from", "anneal_to", "base_tau",
+)  # fmt: skip
 
 
 class _Help(argparse.HelpFormatter):
@@ -248,18 +263,24 @@ def parse(parser: Parser, argv: list[str] | None = None) -> dict[str, Any]:
         options["data_dir"] = os.environ.get("IMAGENET_DIR")
     if options["image_size"] is None:
         options["image_size"] = 224 if options["dataset"] == "imagenet" else 32
+    check_numbers(options, [key for key in BOUNDS if key not in ("lr_decay_epochs", *_OF_TEMPERATURES)])
+    check_numbers({"learning_rate": options["lr"]})
     known = networks(options["dataset"])
-    if "model" in options and options["model"] not in known:
-        raise unknown("model", options["model"], known)
+    for key in ("model", "model_s", "model_t"):
+        if options.get(key) is not None:
+            options[key] = _known("model", options[key], known)
     if "model_s" in options:
         _resolve_student(options)
     _resolve_schedule(options)
-    _check_numbers(options)
+    _check_together(options)
+    check_sizes(options)
+    _check_trials(options)
     _resolve_speed(options)
     _resolve_processes(options)
     if "temperature" in options:  # their own checks, before any work is done
         factory = temperature_dict[options["temperature"]]
         factory(**taken_by(factory, options | {"num_classes": 1, "train_target": torch.zeros(1)}))
+        check_numbers(options, _OF_TEMPERATURES)
         _resolve_dpk(options)
         _check_teacher_weights(options)
     return options
@@ -310,22 +331,35 @@ def _resolve_table(options: dict[str, Any]) -> None:
 def _underscored(word: str) -> str:
     """`--path-t` as `--path_t`; values keep their hyphens."""
     flag, equals, value = word.partition("=")
+    if flag.startswith("--") and value == "--":  # argparse would drop it
+        raise UserError(f"{flag} needs a value, and {value} is none")
     return flag[:2] + flag[2:].replace("-", "_") + equals + value if flag.startswith("--") else word
 
 
+def _known(kind: str, name: str, known: Iterable[str]) -> str:
+    """The name that a network or distiller has here, from that or a published one. Raises UserError for any other."""
+    named = {other.lower(): other for other in known}
+    found = name if name in known else named.get(PUBLISHED_NAMES.get(name.lower(), name).lower())
+    if found is not None:
+        return found
+    if kind == "distiller" and name.lower() == "dtkd":
+        raise UserError(f"--distill {name} is a temperature here: give --temperature dtkd instead")
+    if kind == "distiller" and name.lower() in NOT_HERE:
+        raise UserError(f"--distill {name}, {NOT_HERE[name.lower()]}, is not here yet; there are: {', '.join(known)}")
+    raise unknown(kind, name, known)
+
+
 def _resolve_student(options: dict[str, Any]) -> None:
-    models = networks(options["dataset"])
-    for kind, key, known in (
-        ("model", "model_s", models), ("model", "model_t", models), ("distiller", "distill", distiller_dict)
-    ):  # fmt: skip
-        if options[key] is not None and options[key] not in known:
-            raise unknown(kind, options[key], known)
+    options["distill"] = _known("distiller", options["distill"], distiller_dict)
     published = PUBLISHED_TEMPERATURES[options.pop("mlp_name", "global")] if options.pop("have_mlp", 0) else None
     options.pop("mlp_name", None)
     options["temperature"] = options["temperature"] or published or "fixed"
     if options["temperature"] not in temperature_dict:
         raise unknown("temperature", options["temperature"], temperature_dict)
     distiller = distiller_dict[options["distill"]]
+    if options["gamma"] is None and options["alpha"] == 0 and options["distill"] not in ("kd", "dkd"):
+        print(f"note: the cross entropy's weight is {distiller.weights[0]:g}, as in CTKD; RepDistiller's commands leave"
+              " -r out and mean -r 1")  # fmt: skip
     own = temperature_dict[options["temperature"]].weights if options["distill"] == "kd" else None
     weights = (*own, 0.0) if own else distiller.weights
     for key, default in zip(("gamma", "alpha", "beta"), weights, strict=True):
@@ -377,6 +411,10 @@ def _in_proportion(epochs: int, options: dict[str, Any]) -> int:
     return round(epochs / 240 * options["epochs"])
 
 
+def _phase(options: dict[str, Any]) -> int:
+    return max(1, _in_proportion(policy.PHASE, options))
+
+
 def _resolve_dkd(options: dict[str, Any], teacher: str) -> dict[str, Any]:
     pair, published = (teacher, options["model_s"]), options["dkd_weights"] == "mdistiller"
     beta, warmup = options["dkd_beta"], options["dkd_warmup"]
@@ -403,6 +441,11 @@ def _resolve_dpk(options: dict[str, Any]) -> None:
             "with all of its patches the teacher's, the student would learn nothing from DPK: give a share below 1"
             + ", or more --epochs than 1" * (share == "linear")
         )
+    if isinstance(share, float) and share > MOST_GIVEN:
+        raise UserError(
+            f"--dpk_schedule fixed:{share:g} leaves the student one patch of {1 / (1 - share):,.0f} to learn from: give"
+            f" a share of {MOST_GIVEN} or less"
+        )
     for key in ("batch_size", "train_subset"):
         if 0 < options[key] < SMALLEST:
             raise UserError(
@@ -425,39 +468,76 @@ def _resolve_schedule(options: dict[str, Any]) -> None:
               f" --lr {asked} insists")  # fmt: skip
     for phase in ("rl_warmup", "rl_epoch", "aug_epoch"):
         if phase in options and options[phase] is None:
-            options[phase] = max(1, _in_proportion(policy.PHASE, options))
+            options[phase] = _phase(options)
     if options["lr_decay_epochs"] is None:
-        options["lr_decay_epochs"] = [round(share * options["epochs"]) for share in DECAYS]
-    else:
-        try:
-            options["lr_decay_epochs"] = [int(epoch) for epoch in options["lr_decay_epochs"].split(",")]
-        except ValueError as error:
-            asked = options["lr_decay_epochs"]
-            raise UserError(f"--lr_decay_epochs takes epochs and commas, like 150,180,210; not {asked}") from error
+        options["lr_decay_epochs"] = _decays(options["epochs"])
+        return
+    try:
+        options["lr_decay_epochs"] = [int(epoch) for epoch in options["lr_decay_epochs"].split(",")]
+    except ValueError as error:
+        asked = options["lr_decay_epochs"]
+        raise UserError(f"--lr_decay_epochs takes epochs and commas, like 150,180,210; not {asked}") from error
+    check_numbers(options, ["lr_decay_epochs"])
+    if repeated := [epoch for epoch, count in Counter(options["lr_decay_epochs"]).items() if count > 1]:
+        print(f"note: --lr_decay_epochs names epoch {repeated[0]} more than once, so the rate drops as often there")
 
 
-_AT_LEAST = {
-    "epochs": 1, "batch_size": 1, "print_freq": 1, "image_size": 8, "num_workers": 0, "train_subset": 0, "seed": 0,
-    "save_freq": 0, "momentum": 0, "weight_decay": 0, "gamma": 0, "alpha": 0, "beta": 0, "dkd_alpha": 0, "dkd_beta": 0,
-    "dkd_warmup": 0, "feat_dim": 1, "nce_k": 1, "nce_m": 0, "fixed_alpha": 0, "kd_warmup": 0, "rl_warmup": 1,
-    "rl_epoch": 1, "aug_epoch": 0, "rl_rollout": 2, "dpk_stages": 0, "dpk_patch": 1, "dpk_width": 1,
-    "dpk_encoder_depth": 0, "dpk_decoder_depth": 0, "dpk_momentum": 0, "trials": 1,
-}  # fmt: skip
-_ABOVE_ZERO = ("learning_rate", "lr_decay_rate", "kd_T", "nce_t", "dist_timeout")
+def _decays(epochs: int) -> list[int]:
+    """The published milestones in a run of this length, in which some may coincide: then the rate drops once there."""
+    return sorted({round(share * epochs) for share in DECAYS})
 
 
-def _check_numbers(options: dict[str, Any]) -> None:
-    for key, least in _AT_LEAST.items():
-        if options.get(key) is not None and not least <= options[key] < math.inf:
-            raise UserError(f"--{key} must be {least} or more, not {options[key]}")
-    for key in _ABOVE_ZERO:
-        if key in options and not 0 < options[key] < math.inf:
-            raise UserError(f"--{key} must be above 0, not {options[key]}")
-    for key in ("nce_m", "dpk_momentum"):
-        if options.get(key, 0) >= 1:
-            raise UserError(f"--{key} must be below 1, not {options[key]}: what keeps all of itself never learns")
-    if options["seed"] >= 2**63:
-        raise UserError(f"--seed must be below 2^63, not {options['seed']}")
+def proportions_in_words(options: dict[str, Any]) -> str | None:
+    """What of a run that is shorter than the published 240 epochs is scaled in proportion and what is not, with the
+    flags that change it; None if there is nothing to say."""
+    epochs, temperature = options["epochs"], options.get("temperature")
+    scaled, kept = [], []
+    if options["lr_decay_epochs"] == _decays(epochs):
+        scaled.append(f"the learning rate's drops, after {_listed(options['lr_decay_epochs'])} (--lr_decay_epochs)")
+    for key, name, published in (("kd_warmup", "KD", dtkd.WARMUP), ("dkd_warmup", "DKD", dkd.WARMUP)):
+        if (warmup := options.get(key)) and (key == "kd_warmup" or options["distill"] == "dkd"):
+            reached = f", which reaches {epochs / warmup:.0%} of the weight" if warmup > epochs else ""
+            is_scaled = warmup == _in_proportion(published, options)
+            (scaled if is_scaled else kept).append(f"{name}'s warm-up over {warmup} epochs{reached} (--{key})")
+    if temperature == "dtkd" and options["distill"] == "kd" and options["kd_warmup"] == 0:
+        scaled.append("KD's warm-up, of which nothing is left (--kd_warmup)")
+    phases = {"random": ("rl_warmup", "aug_epoch"), "rlkd": ("rl_warmup", "rl_epoch", "aug_epoch")}.get(temperature, ())
+    if phases and all(options[phase] == _phase(options) for phase in phases):
+        flags = ", ".join(f"--{phase}" for phase in phases)
+        scaled.append(f"the phases' lengths in epochs, {_phase(options)} ({flags})")
+    if temperature in ("ctkd-global", "ctkd-instance"):
+        curriculum = (options[key] for key in ("curriculum", "lambda_min", "lambda_max", "lambda_epochs"))
+        reached = curriculum_lambda(epochs, *curriculum)
+        rise = f"over {options['lambda_epochs']:g} epochs, here to {reached:.2g}"
+        kept.append(f"lambda's rise {rise} (--lambda_epochs)")
+    told = [f"{how}: {'; '.join(what)}" for how, what in (("in proportion", scaled), ("not", kept)) if what]
+    return f"{epochs} epochs instead of 240; {'; '.join(told)}" if told and epochs < 240 else None
+
+
+def _listed(numbers: list[int]) -> str:
+    return " and ".join(", ".join(map(str, numbers)).rsplit(", ", 1))
+
+
+def _check_trials(options: dict[str, Any]) -> None:
+    """Raise UserError where the networks of --trials, which are trained side by side, do not fit into memory."""
+    if options["trials"] == 1:
+        return
+    with torch.device("meta"):  # without memory
+        model = create_model(options.get("model_s") or options["model"], 1, options["dataset"])
+    size = TRAINED * options["trials"] * sum(parameter.numel() for parameter in model.parameters())
+    check_fits(f"{options['trials']} networks, trained side by side,", size, "--trials")
+
+
+def _check_together(options: dict[str, Any]) -> None:
+    """Raise UserError for numbers that make no sense together."""
+    if options["seed"] + options["trials"] > 2**63:
+        raise UserError(f"the seeds of --trials must be below 2^63 as well, not from {options['seed']} on")
+    for key in ("kd_warmup", "dkd_warmup", "lambda_epochs"):
+        if (options.get(key) or 0) > 100 * options["epochs"]:
+            raise UserError(
+                f"--{key} {options[key]:g} is more than a hundred times --epochs {options['epochs']}, so what grows"
+                " over it would come to practically nothing: choose less, or more epochs"
+            )
     if options.get("distill") == "dkd" and options["dkd_alpha"] == options["dkd_beta"] == 0:
         raise UserError("--dkd_alpha and --dkd_beta are both 0, so nothing would be left of DKD: give one of them")
     if "alpha" in options and options["alpha"] == options["beta"] == (options["fixed_alpha"] or 0) == 0:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from helper.bounds import TRAINED, check_fits
 from helper.errors import UserError
 from temperature.base import Tau, Temperature
 
@@ -123,6 +124,11 @@ class CTKDInstance(CTKD):
         super().__init__(**bounds_and_curriculum)
         if instance_width < 1:
             raise UserError(f"--instance_width must be 1 or more, not {instance_width}")
+        check_fits(
+            f"--instance_width {instance_width} for {num_classes} classes",
+            TRAINED * (2 * num_classes + 2) * instance_width,
+            "--instance_width",
+        )
         self.network = nn.Sequential(
             nn.Conv2d(2 * num_classes, instance_width, 1), nn.ReLU(), nn.Conv2d(instance_width, 1, 1)
         )

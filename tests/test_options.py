@@ -1,14 +1,21 @@
 """Command lines: the published flags and their traps, our own names, and everything that is refused."""
 
+import itertools
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from distiller_zoo import DPK
+from distiller_zoo.crd import Contrast
+from helper import bounds
 from helper.errors import UserError
-from helper.options import parse, resolve_pair, run_folder, student_parser, teacher_parser
+from helper.loops import decayed
+from helper.options import parse, proportions_in_words, resolve_pair, run_folder, student_parser, teacher_parser
+from temperature.ctkd import CTKDInstance
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -212,6 +219,153 @@ def test_light_networks_get_their_published_rate_and_it_is_said(model, capsys):
 def test_decays_follow_the_length_of_the_schedule():
     assert teacher("--epochs 40")["lr_decay_epochs"] == [25, 30, 35]
     assert teacher("--epochs 40 --lr_decay_epochs 10,20")["lr_decay_epochs"] == [10, 20]
+
+
+def test_milestones_that_coincide_are_one():
+    for epochs in range(1, 300):
+        milestones = teacher(f"--epochs {epochs}")["lr_decay_epochs"]
+        assert milestones == sorted(set(milestones)) and milestones[-1] <= epochs
+        rates = [decayed(0.1, epoch, milestones, 0.1) for epoch in range(1, epochs + 1)]
+        assert all(later > 0.09 * earlier for earlier, later in itertools.pairwise(rates))
+    assert teacher("--epochs 3")["lr_decay_epochs"] == [2, 3]
+    assert teacher("--epochs 240")["lr_decay_epochs"] == [150, 180, 210]
+
+
+def test_milestones_that_are_given_are_kept_as_they_are(capsys):
+    """Also those of a run from before milestones were merged, which so goes on."""
+    assert teacher("--epochs 3 --lr_decay_epochs 2,2,3")["lr_decay_epochs"] == [2, 2, 3]
+    assert "--lr_decay_epochs names epoch 2 more than once, so the rate drops as often there" in capsys.readouterr().out
+    assert teacher("--lr_decay_epochs 180,150")["lr_decay_epochs"] == [180, 150]
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("--epochs 3 --temperature ctkd-global", "3 epochs instead of 240; in proportion: the learning rate's drops,"
+         " after 2 and 3 (--lr_decay_epochs); not: lambda's rise over 10 epochs, here to 0.21 (--lambda_epochs)"),
+        ("--epochs 40 --temperature dtkd", "40 epochs instead of 240; in proportion: the learning rate's drops, after"
+         " 25, 30 and 35 (--lr_decay_epochs); KD's warm-up over 3 epochs (--kd_warmup)"),
+        ("--epochs 5 --temperature dtkd --lr_decay_epochs 3", "5 epochs instead of 240; in proportion: KD's warm-up, of"
+         " which nothing is left (--kd_warmup)"),
+        ("--epochs 60 --temperature rlkd --lr_decay_epochs 3", "60 epochs instead of 240; in proportion: the phases'"
+         " lengths in epochs, 5 (--rl_warmup, --rl_epoch, --aug_epoch)"),
+        ("--epochs 60 --distill dkd --dkd_weights mdistiller --model_s resnet20 --lr_decay_epochs 3", "60 epochs"
+         " instead of 240; in proportion: DKD's warm-up over 5 epochs (--dkd_warmup)"),
+        ("--epochs 5 --kd_warmup 20 --lr_decay_epochs 3", "5 epochs instead of 240; not: KD's warm-up over 20 epochs,"
+         " which reaches 25% of the weight (--kd_warmup)"),
+        ("--epochs 120 --lr_decay_epochs 30,60,90", None),
+        ("--temperature ctkd-instance", None),
+    ],
+)  # fmt: skip
+def test_what_a_short_run_scales_is_said_with_the_flags(line, says):
+    assert proportions_in_words(resolve_pair(student(line), "resnet56")) == says
+
+
+def test_what_a_short_run_of_a_teacher_scales_is_said():
+    told = "1 epochs instead of 240; in proportion: the learning rate's drops, after 1 (--lr_decay_epochs)"
+    assert proportions_in_words(teacher("--epochs 1")) == told
+
+
+@pytest.mark.parametrize(
+    ("published", "ours"),
+    [
+        ("--distill similarity", "--distill sp"), ("--distill SP", "--distill sp"), ("--distill KD", "--distill kd"),
+        ("--distill DKD", "--distill dkd"), ("--distill PKT", "--distill pkt"), ("--distill VID", "--distill vid"),
+        ("--distill CRD", "--distill crd"), ("--model_s MOBILENETV2", "--model_s MobileNetV2"),
+        ("--dataset imagenet --model_s MobileNetV1", "--dataset imagenet --model_s MobileNetV1_Imagenet"),
+    ],
+)  # fmt: skip
+def test_names_of_the_original_codes_are_taken(published, ours):
+    assert student(published) == student(ours)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["hint", "attention", "correlation", "kdsvd", "fsp", "rkd", "abound", "factor", "nst",  # RepDistiller's
+     "AT", "OFD", "RKD", "FITNET", "KDSVD", "NST", "REVIEWKD", "MLKD"],
+)  # fmt: skip
+def test_distillers_of_the_original_codes_that_are_missing_are_said_to_be(name):
+    with pytest.raises(UserError, match=f"--distill {name}, [A-Za-z]+, is not here yet; there are: kd, pkt, sp"):
+        student(f"--distill {name}")
+
+
+def test_dtkd_is_a_temperature():
+    with pytest.raises(UserError, match="--distill DTKD is a temperature here: give --temperature dtkd instead"):
+        student("--distill DTKD")
+
+
+def test_the_weight_that_repdistillers_commands_leave_out_is_said(capsys):
+    command = "--path_t ./save/models/resnet32x4_vanilla/ckpt_epoch_240.pth --model_s resnet8x4 --trial 1"
+    assert student(f"{command} --distill similarity -a 0 -b 3000")["gamma"] == 0.1
+    assert "RepDistiller's commands leave -r out and mean -r 1" in capsys.readouterr().out
+    student(f"{command} --distill kd -r 0.1 -a 0.9 -b 0")
+    student(f"{command} --distill similarity -r 1 -a 0 -b 3000")
+    assert capsys.readouterr().out == ""
+
+
+NINES = "9" * 30
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (f"--trials {NINES} --dry_run", f"--trials must be 1,000 or less, not {NINES}"),
+        ("--trials 1000 --model_s vgg19", "1000 networks, trained side by side, would take .* a smaller --trials"),
+        ("--seed 9223372036854775807 --trials 2", "the seeds of --trials must be below 2\\^63 as well"),
+        ("--temperature ctkd-instance --instance_width 1000000000", "--instance_width must be 65,536 or less"),
+        ("--distill crd --nce_k 10000000000", "--nce_k must be 1,000,000,000 or less"),
+        ("--distill crd --nce_k 100000000", "CRD's negatives of a batch would take 238.4 GiB, .* --nce_k or"),
+        ("--distill crd --feat_dim 100000", "--feat_dim must be 65,536 or less"),
+        ("--distill dpk --dpk_width 100000", "--dpk_width must be 65,536 or less"),
+        ("--distill dpk --dpk_decoder_depth 100000", "--dpk_decoder_depth must be 1,000 or less"),
+        ("--image_size 8000 --batch_size 100000", "a batch of 100000 images would take .* --batch_size or"),
+        (f"--fixed_alpha 1 --kd_warmup {NINES}", "--kd_warmup must be 100,000 or less"),
+        ("--kd_warmup 24001", "--kd_warmup 24001 is more than a hundred times --epochs 240"),
+        ("--distill dkd --dkd_warmup 501 --epochs 5", "--dkd_warmup 501 is more than a hundred times --epochs 5"),
+        ("--have_mlp 1 --decay_loops 5e6", "--lambda_epochs 5e\\+06 is more than a hundred times --epochs 240"),
+        ("--alpha 1e-320", "--alpha must be 0, or 1e-06 or more, not 1e-320"),
+        ("--beta 1e30 --distill sp", "--beta must be 1e\\+09 or less, not 1e\\+30"),
+        ("--momentum 1e30", "--momentum must be 0.9999 or less"),
+        ("--lr_decay_rate 1e30", "--lr_decay_rate must be 1 or less"),
+        ("--lr_decay_rate 0", "--lr_decay_rate must be above 0"),
+        ("--lr_decay_epochs 1,-5", "--lr_decay_epochs must be 0 or more, not -5"),
+        (f"--lr_decay_epochs {NINES}", "--lr_decay_epochs must be 100,000 or less"),
+        ("--hint_layer -1", "--hint_layer must be 0 or more"),
+        ("--hint_layer 5", "--hint_layer must be 4 or less"),
+        ("--lr 1e-320", "--learning_rate must be 1e-09 or more, not 1e-320"),
+        ("--kd_T 1e-320", "--kd_T must be 0.01 or more, not 1e-320"),
+        ("--kd_T 1e30", "--kd_T must be 1000 or less"),
+        ("--base_tau 1e30", "--base_tau must be 1000 or less"),
+        ("--rl_tau_min 1e-30", "--rl_tau_min must be 0.01 or more"),
+        ("--decay_max nan", "--lambda_min must be 0 or more, not nan"),
+        ("--random_mean inf", "--random_mean must be -100 or more, not inf"),
+        ("--dist_timeout 1e30", "--dist_timeout must be 1e\\+07 or less"),
+        ("--num_workers 1000", "--num_workers must be 512 or less"),
+        ("--distill dpk --dpk_schedule fixed:0.99999999", "would learn nothing from DPK: give a share below 1$"),
+        ("--distill dpk --dpk_schedule fixed:0.9999", "one patch of 10,000 to learn from: give a share of 0.99"),
+        ("--distill dpk --dpk_schedule fixed:nan", "a share from 0 to 1 like fixed:0.5; not fixed:nan"),
+        ("--beta=--", "--beta needs a value, and -- is none"),
+    ],
+)
+def test_numbers_have_two_bounds_and_sizes_fit_into_memory(line, says, monkeypatch):
+    monkeypatch.setattr(bounds, "memory", lambda: 2**34)
+    with pytest.raises(UserError, match=says) as error:
+        student(line)
+    assert "\n" not in str(error.value)
+
+
+def test_what_does_not_fit_is_refused_before_it_is_allocated(monkeypatch):
+    monkeypatch.setattr(bounds, "memory", lambda: 10**6)
+    meta = torch.device("meta")
+    for make, says in (
+        (lambda: CTKDInstance(100, 5000), "--instance_width 5000 for 100 classes would take 12.1 MB.*a smaller"),
+        (lambda: Contrast(10**12, 128), "CRD's two memory banks.*would take 953,674.3 GiB.*smaller --feat_dim$"),
+        (lambda: DPK([16] * 5, [16] * 5, epochs=1, dpk_width=10**6), "encoders and decoders would take.*--dpk_width"),
+        (lambda: DPK([16] * 5, [16] * 5, epochs=1, dpk_decoder_depth=100), "--dpk_decoder_depth$"),
+    ):
+        with pytest.raises(UserError, match=says), meta:
+            make()
 
 
 @pytest.mark.parametrize(

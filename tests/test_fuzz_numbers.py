@@ -1,0 +1,117 @@
+"""Every number and every name on the command lines, by nonsense: refused in a sentence, or accepted within bounds."""
+
+import math
+import sys
+
+import pytest
+
+import reproduce
+from distiller_zoo import distiller_dict
+from helper.bounds import BOUNDS
+from helper.errors import UserError
+from helper.options import parse, student_parser, teacher_parser
+from helper.runs import OPTIONS_OF, TEMPERATURE_OPTIONS_OF
+from models import networks
+
+NONSENSE = (
+    "nan", "-nan", "inf", "-inf", "infinity", "-1", "-0", "0", "-1e-300", "1e-320", "5e-324", "1e-30", "1e30", "1e308",
+    "-1e308", "1e999", "9" * 30, "-" + "9" * 30, "9" * 400, "9" * 5000, "1" + "0" * 309, "0.99999999", "", " ", "1e",
+    "0x10", "1_000", "1,5", "٣", "１６", "²", "½", "one", "None", "True", "\x00", "\ud800", "1\n2", "--", "%s", "{0}",
+)  # fmt: skip
+NAMES = (
+    "", " ", "KD ", "kd\n", "Ａ", "ſp", "../kd", "kd,sp", "0", "nan", "None", "\x00", "\ud800", "%s", "{0}",
+    "x" * 10_000,
+)  # fmt: skip
+PARSERS = {"teacher": teacher_parser, "student": student_parser}
+
+
+def flags(parser, wanted):
+    return [action for action in parser._actions if action.option_strings and action.nargs is None and wanted(action)]
+
+
+def is_numeric(action):
+    return action.type is not None and action.choices is None or action.dest in ("lr_decay_epochs", "dpk_schedule")
+
+
+def context(dest):
+    """What makes a run to which an option means something."""
+    distill = next((name for name, keys in OPTIONS_OF.items() if dest in keys and name in distiller_dict), "kd")
+    temperature = next((name for name, keys in TEMPERATURE_OPTIONS_OF.items() if dest in keys), "fixed")
+    return ["--distill", distill, "--temperature", temperature]
+
+
+def outcome(parser, argv):
+    """The resolved options, or None where they are refused as people can read it."""
+    try:
+        return parse(parser, argv)
+    except UserError as error:
+        assert error.status == 2
+        assert str(error)
+        return None
+
+
+@pytest.mark.parametrize("name", PARSERS)
+def test_numbers_are_refused_or_bounded(name):
+    parser = PARSERS[name]()
+    numeric = flags(parser, is_numeric)
+    assert len(numeric) > (50 if name == "student" else 15)
+    accepted = 0
+    for action in numeric:
+        before = context(action.dest) if name == "student" else []
+        for text in NONSENSE:
+            options = outcome(parser, [*before, f"{action.option_strings[0]}={text}"])
+            accepted += options is not None
+            for key, value in (options or {}).items():
+                for number in value if isinstance(value, list) else [value]:
+                    if isinstance(number, int | float):
+                        assert math.isfinite(number) and abs(number) < 2**63, (action.dest, text, key)
+                        vanishes = 0 < abs(number) < 1e-9  # in float32, beside what it is used with
+                        assert not vanishes or key == "random_mean", (action.dest, text, key)
+    assert accepted > 50  # 0, 1_000 and digits of other scripts are numbers
+
+
+@pytest.mark.parametrize("name", PARSERS)
+def test_every_number_has_two_bounds(name):
+    parser = PARSERS[name]()
+    for action in flags(parser, lambda action: action.type in (int, float) and action.choices is None):
+        least, most, _ = BOUNDS["learning_rate" if action.dest == "lr" else action.dest]
+        assert -math.inf < least < most < math.inf
+        for text in (str(most * 2), str(least - 1), "nan"):
+            number = text.partition(".")[0] if action.type is int else text
+            with pytest.raises(UserError) as error:
+                parse(parser, [*(context(action.dest) if name == "student" else []), f"--{action.dest}={number}"])
+            assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", PARSERS)
+def test_names_are_refused(name):
+    parser = PARSERS[name]()
+    free = {"data_dir", "trial", "experiments_dir", "experiments_name", "run_dir", "path_t", "table_dir", "device",
+            "gpu_id", "dist_url"}  # fmt: skip
+    named = flags(parser, lambda action: not is_numeric(action) and action.dest not in free)
+    assert len(named) > (10 if name == "student" else 3)
+    for action in named:
+        for text in NAMES:
+            argv = [f"{action.option_strings[0]}={text}"]
+            if action.dest in ("curriculum", "anneal_shape"):
+                argv += context(action.dest)
+            if action.dest == "temperature" and not text:  # as if it were left out
+                continue
+            assert outcome(parser, argv) is None or (action.dest, text) == ("have_mlp", "0"), (action.dest, text)
+
+
+def test_names_of_networks_and_distillers_may_be_written_in_any_case():
+    parser = student_parser()
+    for dataset in ("cifar100", "imagenet"):
+        for known in networks(dataset):
+            line = ["--dataset", dataset, "--model_s", known.upper(), "--model_t", known.lower()]
+            options = parse(parser, line)
+            assert (options["model_s"], options["model_t"]) == (known, known)
+
+
+@pytest.mark.parametrize("flag", ["--seeds", "--jobs"])
+@pytest.mark.parametrize("text", ["0", "-1", "9" * 30, "1e3", "nan", "", "1025"])
+def test_reproduce_has_bounds_too(flag, text, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", f"{flag}={text}"])
+    with pytest.raises(UserError, match=flag):
+        reproduce.parse_args()
