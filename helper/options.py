@@ -82,7 +82,7 @@ def _add_common(parser: Parser) -> None:
     add("--learning_rate", type=float, metavar="LR",
         help=f"the same, but as published {', '.join(LEARNING_RATES)} get 0.01 (default: {LEARNING_RATE})")  # fmt: skip
     add("--lr_decay_epochs", metavar="E,E", help="the epochs after which the learning rate drops"
-        " (default: 150,180,210 of 240, in proportion to --epochs)")  # fmt: skip
+        " (default: 150,180,210 of 240, in proportion to --epochs; those that coincide are one)")  # fmt: skip
     add("--lr_decay_rate", type=float, default=0.1, help="what it is multiplied with there")
     add("--momentum", type=float, default=0.9, help="of SGD")
     add("--weight_decay", type=float, default=5e-4, help="of SGD, for all that learns")

@@ -554,8 +554,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(t
 
 
 def test_weights_that_explode_in_the_last_step_are_not_saved(teacher, tmp_path):
+    options = parse(student_parser(), f"{DATA}--path-t {teacher} --epochs 1 --run_dir {tmp_path / 'run'}".split())
     with pytest.raises(RunError, match="not finite.*of epoch 1; no epoch was finished yet"):
-        distil(f"--path-t {teacher} --epochs 1 --lr 1e30 --run_dir {tmp_path / 'run'}")
+        train_student.distil(options | {"learning_rate": 1e30})  # which the command line refuses
     assert not (tmp_path / "run/last.pth").exists()
 
 
