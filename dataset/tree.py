@@ -53,16 +53,20 @@ def fingerprint(data_dir: str | None) -> str | None:
     Raises:
         UserError: as `list_split`, or a sample cannot be read.
     """
-    root = os.path.expanduser(data_dir or "")
-    folders = [os.path.join(root, split) for split in ("train", "val")]
-    if not root or not all(os.path.isdir(folder) for folder in folders):
+    root = Path(os.path.expanduser(data_dir or ""))
+    folders = [root / split for split in ("train", "val")]
+    if not data_dir or not all(os.path.isdir(folder) for folder in folders):
         return None
-    paths = [path for folder in folders for path, _ in list_split(Path(folder)).samples]
+    samples = [  # name below `root`, path
+        (folder.name + path.removeprefix(str(folder)), path)
+        for folder in folders
+        for path, _ in list_split(folder).samples
+    ]
     try:
-        sizes = [os.stat(path).st_size for path in paths]
+        sizes = [os.stat(path).st_size for _, path in samples]
         is_small, known = sum(sizes) <= SMALL, hashlib.sha256()
-        for path, size in zip(paths, sizes, strict=True):
-            known.update(os.fsencode(os.path.relpath(path, root)) + b"\0%d\0" % size)
+        for (name, path), size in zip(samples, sizes, strict=True):
+            known.update(os.fsencode(name) + b"\0%d\0" % size)
             if is_small:
                 with open_regular(Path(path)) as file:
                     known.update(hashlib.file_digest(file, "sha256").digest())

@@ -478,7 +478,8 @@ def test_a_data_set_is_known_by_the_samples_that_are_read(tmp_path, monkeypatch)
     write_tree(tmp_path / "data", {"train/.ipynb_checkpoints/1.png": RED})
     assert known() == first
     shutil.copytree(tmp_path / "data", tmp_path / "copy")
-    assert known("copy") == first
+    monkeypatch.chdir(tmp_path / "copy")
+    assert known("copy") == known("data/../copy//") == identify_data("folder", ".") == first
     for split in ("train", "val"):
         (tmp_path / "data" / split / "dog").symlink_to(tmp_path / "elsewhere")
     linked = known()
