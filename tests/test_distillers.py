@@ -131,6 +131,21 @@ def test_pkt_is_the_published_loss(batch, classes, seed):
     check_golden(loss, f_s, golden(batch, classes, seed, "pkt"))
 
 
+@pytest.mark.parametrize("size", [1.0, 1e-3, 1e-7])
+def test_pkt_adds_a_small_number_to_a_norm_as_published(size):
+    """At a weight of 30000 the difference to a norm with a lower bound shows after some steps."""
+    f_s, f_t = size * positive(0, 8, 64), positive(1, 8, 128)
+
+    def similarities(features):
+        unit = features / (features.square().sum(1, keepdim=True).sqrt() + 1e-7)
+        similarity = (unit @ unit.T + 1) / 2
+        return similarity / similarity.sum(1, keepdim=True)
+
+    p_s, p_t = similarities(f_s), similarities(f_t)
+    expected = (p_t * torch.log((p_t + 1e-7) / (p_s + 1e-7))).mean()
+    assert pkt_loss(f_s, f_t).item() == pytest.approx(expected.item(), rel=1e-12)
+
+
 @needs_golden
 @cases
 def test_sp_is_the_published_loss(batch, classes, seed):
