@@ -6,6 +6,9 @@
     python compare.py save/student_model/resnet56_resnet20 --plot curves.png
 """
 
+import helper.environment  # noqa: F401 (before PyTorch)
+
+# isort: split
 import argparse
 from pathlib import Path
 

@@ -6,6 +6,9 @@ skipped, and what was stopped goes on; so the same command may be given again an
     python reproduce.py short -- --teacher_table     # what stands behind -- goes to every run
 """
 
+import helper.environment  # noqa: F401 (before PyTorch)
+
+# isort: split
 import argparse
 import fcntl
 import json
