@@ -21,7 +21,7 @@ from helper import processes
 from helper.device import PRECISIONS
 from helper.errors import Parser, UserError, unknown
 from models import networks
-from temperature import annealing, dtkd, policy, temperature_dict
+from temperature import annealing, dtkd, policy, rlkd, temperature_dict
 from temperature.ctkd import CURRICULA
 
 # The published scripts give these networks a learning rate of their own, whatever --learning_rate says.
@@ -197,6 +197,10 @@ def _add_temperature(parser: Parser) -> None:
     add("--rl_epoch", type=int, help=f"RLKD: it learns in every so many-th epoch {scaled}")
     add("--aug_epoch", type=int, help=f"RLKD, random: every so many-th epoch mixes images; 0 for none {scaled}")
     add("--rl_rollout", type=int, default=16, help="RLKD: batches an update of the agent (our choice)")
+    add("--rl_calibration", choices=rlkd.CALIBRATIONS, default="even", help="RLKD: how a batch's reward is spread over"
+        " its samples; learned drifts to a bound of tau (see temperature/rlkd.py)")  # fmt: skip
+    add("--rl_max_kl", type=float, default=rlkd.MAX_KL, help="RLKD: how far an update may move the policy, as a KL"
+        " divergence; 0 for no limit (our choice)")  # fmt: skip
     add("--rl_tau_min", type=float, default=1.0, help="RLKD, random: lower bound of tau")
     add("--rl_tau_max", type=float, default=10.0, help="RLKD, random: upper bound of tau")
     add("--random_mean", type=float, default=0.0, help="random: mean of the actions; tau is their sigmoid, from"
@@ -440,7 +444,7 @@ _AT_LEAST = {
     "epochs": 1, "batch_size": 1, "print_freq": 1, "image_size": 8, "num_workers": 0, "train_subset": 0, "seed": 0,
     "save_freq": 0, "momentum": 0, "weight_decay": 0, "gamma": 0, "alpha": 0, "beta": 0, "dkd_alpha": 0, "dkd_beta": 0,
     "dkd_warmup": 0, "feat_dim": 1, "nce_k": 1, "nce_m": 0, "fixed_alpha": 0, "kd_warmup": 0, "rl_warmup": 1,
-    "rl_epoch": 1, "aug_epoch": 0, "rl_rollout": 2, "dpk_stages": 0, "dpk_patch": 1, "dpk_width": 1,
+    "rl_epoch": 1, "aug_epoch": 0, "rl_rollout": 2, "rl_max_kl": 0, "dpk_stages": 0, "dpk_patch": 1, "dpk_width": 1,
     "dpk_encoder_depth": 0, "dpk_decoder_depth": 0, "dpk_momentum": 0, "trials": 1,
 }  # fmt: skip
 _ABOVE_ZERO = ("learning_rate", "lr_decay_rate", "kd_T", "nce_t", "dist_timeout")

@@ -34,7 +34,7 @@ TEMPERATURE_OPTIONS_OF = {
     "ctkd-global": _CTKD,
     "ctkd-instance": (*_CTKD, "instance_width"),
     "dtkd": ("dtkd_detach",),
-    "rlkd": (*_POLICY, "rl_epoch", "rl_rollout"),
+    "rlkd": (*_POLICY, "rl_epoch", "rl_rollout", "rl_calibration", "rl_max_kl"),
     "random": (*_POLICY, "random_mean", "random_std"),
     "annealing": ("anneal_from", "anneal_to", "anneal_shape"),
     "standardised": ("base_tau",),
@@ -42,7 +42,7 @@ TEMPERATURE_OPTIONS_OF = {
 # Options that there were not always, and what a run without them did.
 ADDED_OPTIONS = {
     "fixed_alpha": 0.0, "kd_warmup": 0, "logit_stand": False, "precision": "fp32", "table_dtype": "float32",
-    "teacher_precision": "fp32", "sync_bn": False,
+    "teacher_precision": "fp32", "sync_bn": False, "rl_calibration": "learned", "rl_max_kl": 0.0,
 }  # fmt: skip
 
 # KD in the published tables of CIFAR-100: weights of cross entropy and KD, and no warm-up.
