@@ -273,7 +273,7 @@ def test_a_table_in_three_forms():
     table = Table(["pair", "n"], [["a|b <c>", "1"], [[Link("x", "y/z")], "20"]])
     assert table.text() == "pair       n\n-------  ---\na|b <c>    1\nx         20"
     assert table.markdown().splitlines() == [
-        "| pair     |   n |", "| -------- | --: |", r"| a\|b <c> |   1 |", "| [x](y/z) |  20 |",
+        "| pair           |   n |", "| -------------- | --: |", r"| a\|b &lt;c&gt; |   1 |", "| [x](y/z)       |  20 |",
     ]  # fmt: skip
     assert "<thead><tr><th scope=col class=left>pair</th><th scope=col>n</th></tr></thead>" in table.html()
     assert "<td class=left>a|b &lt;c&gt;</td><td>1</td>" in table.html()
