@@ -57,7 +57,7 @@ LARGEST_CONFIG = 2**20  # bytes of a config.json
 # The values in config.json that are shown or calculated with: at its top, in its options or its machine. Any of them
 # may be missing or null. All other values are only compared.
 FIELDS = {
-    "a text": (
+    "a short text": (
         "kind", "dataset", "model", "teacher", "teacher_sha256", "data_sha256", "distill", "temperature", "precision",
         "processor",
     ),
@@ -71,15 +71,15 @@ FIELDS = {
     ),
     "true or false": ("logit_stand", "sync_bn"),
     "a list of whole numbers": ("lr_decay_epochs",),
-    "a list of texts": ("gpus",),
+    "a list of short texts": ("gpus",),
 }  # fmt: skip
 KINDS = {
-    "a text": lambda value: isinstance(value, str) and len(value) <= LONGEST,
+    "a short text": lambda value: isinstance(value, str) and len(value) <= LONGEST,
     "a number": lambda value: number(value) is not None,
     "a whole number": lambda value: number(value) is not None and isinstance(value, int),
     "true or false": lambda value: isinstance(value, bool),
     "a list of whole numbers": lambda value: isinstance(value, list) and all(map(KINDS["a whole number"], value)),
-    "a list of texts": lambda value: isinstance(value, list) and all(map(KINDS["a text"], value)),
+    "a list of short texts": lambda value: isinstance(value, list) and all(map(KINDS["a short text"], value)),
 }
 
 # KD in the published tables of CIFAR-100: weights of cross entropy and KD, and no warm-up.
@@ -193,12 +193,25 @@ def find_runs(paths: Iterable[str | Path]) -> list[Run]:
     for path in map(Path, paths):
         if not os.path.isdir(path):
             raise UserError(f"{path} is no folder: give folders of runs, like save/student_model")
-        folders = (Path(folder) for folder, _, files in os.walk(path) if "config.json" in files)
-        found = {folder.resolve(): run for folder in folders if (run := _read_run(folder)) is not None}
+        found = {folder.resolve(): run for folder in _folders(path) if (run := _read_run(folder)) is not None}
         if not found:
             raise UserError(f"{path} holds no run (a folder with a readable config.json of a training)")
         runs = found | runs
     return [runs[folder] for folder in sorted(runs)]
+
+
+def _folders(root: Path) -> Iterator[Path]:
+    """The folders in and below a folder that hold a config.json; what cannot be looked into is passed over."""
+    left = [str(root)]
+    while left:
+        folder = left.pop()
+        try:
+            entries = list(os.scandir(folder))
+            left += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+        except OSError:
+            continue
+        if any(entry.name == "config.json" for entry in entries):
+            yield Path(folder)
 
 
 def group_runs(runs: Iterable[Run]) -> list[list[Run]]:

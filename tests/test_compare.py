@@ -112,13 +112,13 @@ def test_a_damaged_config_leaves_out_that_run_only(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("told", "why"), [
-    ({"distill": []}, "distill in its config.json is not a text"),
+    ({"distill": []}, "distill in its config.json is not a short text"),
     ({"seed": []}, "seed .* is not a whole number"), ({"seed": True}, "seed"), ({"epochs": 240.5}, "epochs"),
     ({"momentum": "3"}, "momentum .* is not a number"), ({"alpha": math.nan}, "alpha"), ({"kd_T": 10**400}, "kd_T"),
     ({"learning_rate": -math.inf}, "learning_rate"), ({"logit_stand": 1}, "logit_stand .* is not true or false"),
     ({"lr_decay_epochs": 3}, "lr_decay_epochs"), ({"lr_decay_epochs": ["3"]}, "lr_decay_epochs"),
     ({"machine": []}, None), ({"machine": None}, None), ({"machine": {"processor": None, "threads": None}}, None),
-    ({"machine": [1]}, "no machine"), ({"machine": {"gpus": [None]}}, "gpus .* is not a list of texts"),
+    ({"machine": [1]}, "no machine"), ({"machine": {"gpus": [None]}}, "gpus .* is not a list of short texts"),
     ({"machine": {"threads": "1"}}, "threads"), ({"model": "m" * 10**6}, "model"), ({"teacher": {}}, "teacher"),
     ({"teacher_top1": "72"}, "teacher_top1"), ({"processes": None}, None), ({"image_size": "x"}, "image_size"),
     ({"further": [[[[]]]]}, None), ({"further": 10**400}, None), ({"further": math.nan}, None),
@@ -157,6 +157,20 @@ def test_pipes_and_devices_are_left_out(tmp_path, capsys, name):
     write_run(tmp_path / "good", history(71.0))
     assert [run.folder.name for run in find_runs([tmp_path])] == ["good"]
     assert capsys.readouterr().err.count("is no regular file") >= 2
+
+
+def test_runs_are_found_beside_folders_that_are_nested_deep_or_closed(tmp_path, monkeypatch):
+    folder = write_run(tmp_path / "run", history(71.0))
+    (tmp_path / "round").symlink_to(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2500):
+        os.mkdir("d")
+        os.chdir("d")
+    os.chdir(tmp_path)
+    try:
+        assert [run.folder for run in find_runs([tmp_path])] == [folder]
+    finally:
+        subprocess.run(["rm", "-r", "d"], check=True)  # shutil, with which pytest tidies up, does not get that deep
 
 
 def test_what_a_terminal_would_obey_is_not_shown(tmp_path, capsys):
