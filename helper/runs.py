@@ -48,6 +48,8 @@ ADDED_OPTIONS = {
     "teacher_precision": "fp32", "sync_bn": False,
 }  # fmt: skip
 
+Record = dict[str, float]  # an epoch of a log: `epoch`, a whole number from 1 on, and whatever else is a number
+
 LARGEST = 1e19  # of numbers: above any seed, and far from where sums and pictures overflow
 MOST_EPOCHS = 10_000_000
 LONGEST = 200  # letters of a name
@@ -109,9 +111,6 @@ def differing(there: dict[str, Any], here: dict[str, Any]) -> str:
         for key in both
         if key not in hashes or here[key] is not None
     )
-
-
-Record = dict[str, float]  # an epoch of a log: `epoch`, a whole number from 1 on, and whatever else is a number
 
 
 @dataclass(frozen=True)
