@@ -47,13 +47,14 @@ def main() -> None:
         print(f"pages: {args.pages / 'README.md'}, {args.pages / 'index.html'}")
         return
     runs = find_runs(args.runs)
+    shown = plotted(runs) if args.plot else []
     text = report(runs, args.markdown)
     if args.output:
         write_atomically(args.output, text.encode())
     else:
         print(text, end="")
     if args.plot:
-        plot_compare(plotted(runs), args.plot)
+        plot_compare(shown, args.plot)
         print(f"picture: {args.plot}")
 
 
