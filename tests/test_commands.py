@@ -14,7 +14,7 @@ import pytest
 import compare
 import train_student
 import train_teacher
-from benchmarks import bench, cka_bias, cost, growth, loading, operations, startup
+from benchmarks import bench, cka_bias, cost, growth, loading, operations, sharing, startup
 from distiller_zoo import distiller_dict
 from helper import page
 from helper.errors import UserError, run_main
@@ -65,7 +65,7 @@ def test_the_readme_has_commands_of_every_kind():
 
 
 BENCHMARKS = {f"benchmarks/{module.__name__.split('.')[1]}.py": module for module in
-              (bench, cka_bias, cost, growth, loading, operations, startup)}  # fmt: skip
+              (bench, cka_bias, cost, growth, loading, operations, sharing, startup)}  # fmt: skip
 
 
 @pytest.mark.parametrize("command", PYTHON_COMMANDS)
