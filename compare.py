@@ -6,6 +6,9 @@
     python compare.py save/student_model/resnet56_resnet20 --plot curves.png
 """
 
+import helper.environment  # noqa: F401 (before PyTorch)
+
+# isort: split
 import argparse
 from pathlib import Path
 
@@ -44,13 +47,14 @@ def main() -> None:
         print(f"pages: {args.pages / 'README.md'}, {args.pages / 'index.html'}")
         return
     runs = find_runs(args.runs)
+    shown = plotted(runs) if args.plot else []
     text = report(runs, args.markdown)
     if args.output:
         write_atomically(args.output, text.encode())
     else:
         print(text, end="")
     if args.plot:
-        plot_compare(plotted(runs), args.plot)
+        plot_compare(shown, args.plot)
         print(f"picture: {args.plot}")
 
 

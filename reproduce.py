@@ -6,11 +6,14 @@ skipped, and what was stopped goes on; so the same command may be given again an
     python reproduce.py short -- --teacher_table     # what stands behind -- goes to every run
 """
 
+import helper.environment  # noqa: F401 (before PyTorch)
+
+# isort: split
 import argparse
 import fcntl
-import json
 import os
 import shlex
+import stat
 import subprocess
 import sys
 import threading
@@ -18,7 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,9 +31,10 @@ import published
 from helper import stopping
 from helper.bounds import check_numbers
 from helper.comparison import REPORTS, mean_and_spread
-from helper.errors import Parser, RunError, UserError, run_main
+from helper.errors import InUse, Parser, RunError, UserError, run_main
+from helper.files import open_regular
 from helper.options import given, parse, resolve_pair, student_parser, teacher_parser
-from helper.runs import ADDED_OPTIONS, NEUTRAL_OPTIONS, decisive, differing, number, read_log
+from helper.runs import ADDED_OPTIONS, NEUTRAL_OPTIONS, decisive, differing, read_config, read_log, warn
 from helper.tables import Table
 from published.rows import SHORT, TABLES, Row, left_out, rows
 
@@ -59,6 +63,10 @@ class Job(NamedTuple):
         folder = self.row.folder(self.seed)
         name = f"{folder.parent.name}_{folder.name}" if self.row.teacher else folder.name
         return name + f"-{self.seed + self.trials - 1}" * (self.trials > 1)
+
+    def states(self) -> list[str]:
+        """How far its runs are, one a seed; see `state`."""
+        return [state(self.row.folder(self.seed + i), self.row.model)[0] for i in range(self.trials)]
 
 
 def parse_args() -> tuple[argparse.Namespace, list[str]]:
@@ -120,32 +128,38 @@ def state(folder: Path, model: str) -> tuple[str, float | None]:
 
     It is `missing`, `running`, `done`, after `17 epochs`, `damaged` (its log), or `given`: a checkpoint from elsewhere.
     """
-    if not (folder / "config.json").exists() and any(folder.glob("ckpt_epoch_*.pth")):
+    if not os.path.exists(folder / "config.json") and any(folder.glob("ckpt_epoch_*.pth")):
         return "given", None
     try:
-        with (folder / ".lock").open() as lock:
+        with open_regular(folder / ".lock") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return "running", None
-    except OSError:
+    except (OSError, UserError):
         pass
     records, log = read_log(folder), folder / "log.jsonl"
-    if records and (folder / f"{model}_last.pth").exists():  # what a run writes last
-        return "done", number(records[-1]["top1"])
-    if not records and log.exists() and log.stat().st_size:
-        return "damaged", None
-    return (f"{len(records)} epochs" if (folder / "last.pth").exists() or records else "missing"), None
+    if records and os.path.exists(folder / f"{model}_last.pth"):  # what a run writes last
+        return "done", records[-1]["top1"]
+    with suppress(OSError):
+        told = log.stat()
+        if not records and (told.st_size or not stat.S_ISREG(told.st_mode)):
+            return "damaged", None
+    return (f"{len(records)} epochs" if records or os.path.exists(folder / "last.pth") else "missing"), None
 
 
 def otherwise(row: Row, seed: int, more: list[str]) -> str:
     """Which folder holds a run that was told otherwise than it would be now; empty if none does."""
+    folder = row.folder(seed)
     try:
-        there = json.loads((row.folder(seed) / "config.json").read_text())["options"]
-    except (OSError, ValueError, KeyError):
+        there = read_config(folder)["options"]
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except (OSError, UserError, ValueError) as error:
+        warn(f"{folder} may be another run: {error}")
         return ""
     here = options_of(Job(row, seed), more)
     told = differing(ADDED_OPTIONS | there, decisive(here, here.get("distill"), here.get("temperature")))
-    return f"{row.folder(seed)} is another run ({told})" if told else ""
+    return f"{folder} is another run ({told})" if told else ""
 
 
 def options_of(job: Job, more: list[str]) -> dict[str, Any]:
@@ -289,14 +303,18 @@ class Runner:
                 status = process.wait()
                 with self.lock:
                     self.running.remove(process)
-                    word = f"failed with status {status}" if status else "done"
-                    self._tried(job, f"{word} after {(time.monotonic() - start) / 60:.0f} min", bool(status))
+                    if status == InUse.status:  # begun by another process after we looked
+                        self.left.insert(0, job)
+                        print(f"{job.name}: under way elsewhere, which is waited for", flush=True)
+                        continue
+                    failed = bool(status) and not MADE.issuperset(job.states())
+                    word = f"failed with status {status}" if failed else "done"
+                    self._tried(job, f"{word} after {(time.monotonic() - start) / 60:.0f} min", failed)
 
     def _next(self) -> Job | None:
         """The first job that can begin now, and is not under way or done elsewhere."""
         for job in list(self.left):
-            words = [state(job.row.folder(job.seed + i), job.row.model)[0] for i in range(job.trials)]
-            teacher = job.row.teacher_folder
+            words, teacher = job.states(), job.row.teacher_folder
             if MADE.issuperset(words):
                 self.left.remove(job)
                 self._over(job, "done elsewhere")

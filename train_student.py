@@ -3,6 +3,9 @@
     python train_student.py --path-t save/models/resnet56_vanilla --model_s resnet20 --temperature ctkd-global
 """
 
+import helper.environment  # noqa: F401 (before PyTorch)
+
+# isort: split
 from pathlib import Path
 from typing import Any
 

@@ -4,6 +4,9 @@
     python train_teacher.py --model resnet20 --dataset digits --epochs 10
 """
 
+import helper.environment  # noqa: F401 (before PyTorch)
+
+# isort: split
 from pathlib import Path
 from typing import Any
 

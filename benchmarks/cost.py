@@ -16,6 +16,9 @@ from statistics import median, quantiles
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import helper.environment  # noqa: F401 (before PyTorch)
+
+# isort: split
 import torch
 from tqdm import trange
 

@@ -14,6 +14,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import helper.environment  # noqa: F401 (before PyTorch)
+
+# isort: split
 import torch
 from torch.profiler import ProfilerActivity, profile
 

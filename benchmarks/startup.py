@@ -13,6 +13,9 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import helper.environment  # noqa: F401 (before PyTorch)
+
+# isort: split
 from tqdm import trange
 
 from helper.errors import Parser, RunError, UserError, run_main

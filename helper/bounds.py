@@ -48,8 +48,9 @@ BOUNDS = {
     "kd_T": _TAU, "tau_init": Bounds(0.01, 1000.0, or_zero=True), "tau_range": _TAU, "lambda_min": _LAMBDA,
     "lambda_max": _LAMBDA, "lambda_epochs": Bounds(0.001, 1e7), "instance_width": Bounds(1, 65_536),
     "rl_warmup": Bounds(1, EPOCHS), "rl_epoch": Bounds(1, EPOCHS), "aug_epoch": Bounds(0, EPOCHS),
-    "rl_rollout": Bounds(2, 100_000), "rl_tau_min": _TAU, "rl_tau_max": _TAU, "random_mean": Bounds(-100, 100.0),
-    "random_std": Bounds(1e-6, 100.0, or_zero=True), "anneal_from": _TAU, "anneal_to": _TAU, "base_tau": _TAU,
+    "rl_rollout": Bounds(2, 100_000), "rl_max_kl": Bounds(1e-6, 1000.0, or_zero=True), "rl_tau_min": _TAU,
+    "rl_tau_max": _TAU, "random_mean": Bounds(-100, 100.0), "random_std": Bounds(1e-6, 100.0, or_zero=True),
+    "anneal_from": _TAU, "anneal_to": _TAU, "base_tau": _TAU,
     # reproduce.py
     "seeds": Bounds(1, 1000), "jobs": Bounds(1, 1024),
 }  # fmt: skip

@@ -8,9 +8,9 @@ from statistics import fmean, stdev, variance
 from scipy import stats
 
 import published
-from helper.errors import UserError
-from helper.runs import OPTIONS_OF, USUAL_KD, Run, group_labels, group_runs, number, one_a_seed
-from helper.tables import Table
+from helper.errors import UserError, printable
+from helper.runs import OPTIONS_OF, USUAL_KD, Run, group_labels, group_runs, one_a_seed
+from helper.tables import Table, in_markdown
 
 CONFIDENCE = 0.95
 KD_WEIGHTS = (USUAL_KD["gamma"], USUAL_KD["alpha"])
@@ -144,7 +144,7 @@ def differences(runs: Sequence[Run], record: published.Record) -> list[str]:
             found.append(f"{name} {ours} instead of {usual}")
     if runs[0].option("train_subset"):
         found.append(f"{runs[0].option('train_subset')} training images instead of all")
-    teachers = sorted({top1 for run in runs if (top1 := number(run.option("teacher_top1"))) is not None})
+    teachers = sorted({top1 for run in runs if (top1 := run.option("teacher_top1")) is not None})
     theirs = record.get("teacher_acc")
     if theirs and not teachers:
         found.append(f"a teacher of unmeasured accuracy instead of {theirs:.2f}")
@@ -161,8 +161,8 @@ def find_published(run: Run) -> list[published.Record]:
         run.option("model"),
         run.option("distill"),
         str(run.option("temperature")) + published.ON_Z_SCORES * bool(run.option("logit_stand")),
-        number(run.option("kd_T")),
-        kd_term=bool(number(run.option("alpha"))),
+        run.option("kd_T"),
+        kd_term=bool(run.option("alpha")),
     )
 
 
@@ -186,7 +186,7 @@ def mean_and_spread(accuracies: Sequence[float]) -> str:
 def row(runs: Sequence[Run], label: str, notes: Notes) -> list[str]:
     """The cells of one configuration."""
     run, last, best = runs[0], values(runs, "last"), values(runs, "best")
-    teacher = number(run.option("teacher_top1"))
+    teacher = run.option("teacher_top1")
     cells = [run.pair, label, mean_and_spread(last), mean_and_spread(best), str(len(runs))]
     told = ["–" if teacher is None else f"{teacher:.2f}", str(run.option("epochs"))]
     records = find_published(run)
@@ -220,7 +220,7 @@ def order(run: Run) -> tuple[object, ...]:
     """The place of a run's row: by data set; networks alone first; by pair and length; KD first, and a fixed
     temperature before another; then by the weight of the KD term."""
     method = not is_baseline(run), str(run.option("distill")), not is_fixed(run), run.method
-    weight = number(run.option("alpha")) or 0.0
+    weight = run.option("alpha") or 0.0
     return str(run.dataset), run.option("distill") is not None, run.pair, run.epochs, *method, weight
 
 
@@ -231,7 +231,7 @@ def weights(run: Run) -> tuple[object, object]:
 
 def kd_weight(run: Run) -> float:
     """The weight of KD, at the temperature and at a fixed one together."""
-    return round((number(run.option("alpha")) or 0.0) + (number(run.option("fixed_alpha")) or 0.0), 9)
+    return round((run.option("alpha") or 0.0) + (run.option("fixed_alpha") or 0.0), 9)
 
 
 def recipe(run: Run) -> list[object]:
@@ -323,23 +323,26 @@ def report(runs: Sequence[Run], markdown: bool = False) -> str:
         here = [group for group in groups if group[0].dataset == dataset]
         tables = tables_of(here, group_labels(here), notes)
         gains = gains or len(tables) > 1
-        lines += [f"## {dataset}" if markdown else str(dataset), ""]
+        lines += [f"## {in_markdown(str(dataset))}" if markdown else str(dataset), ""]
         for table in tables:
             lines += [table.markdown() if markdown else table.text(), ""]
     texts = ([EXPLANATION] if groups else []) + ([GAIN_EXPLANATION] if gains else [])
-    texts += [f"[{count}] {text}" for count, text in enumerate(notes.texts, 1)] + remarks(runs)
-    lines += [f"- {text}" if markdown else textwrap.fill(text, 110, subsequent_indent="    ") for text in texts]
+    told = [f"[{count}] {text}" for count, text in enumerate(notes.texts, 1)] + remarks(runs)
+    if markdown:
+        lines += [f"- {text}" for text in (*texts, *map(in_markdown, told))]
+    else:
+        lines += [textwrap.fill(text, 110, subsequent_indent="    ") for text in (*texts, *told)]
     return "\n".join(lines) + "\n"
 
 
 def remarks(runs: Sequence[Run]) -> list[str]:
     """A line for each run that is not at its end, and for each whose log is damaged."""
     unfinished = [
-        f"unfinished ({run.epochs}/{run.option('epochs') or '?'} epochs): {run.label}, {run.folder}"
+        f"unfinished ({run.epochs}/{run.option('epochs') or '?'} epochs): {run.label}, {printable(str(run.folder))}"
         for run in runs
         if not run.finished
     ]
-    logs = [(run.folder / "log.jsonl", run.damaged) for run in runs if run.damaged]
+    logs = [(printable(str(run.folder / "log.jsonl")), run.damaged) for run in runs if run.damaged]
     return unfinished + [f"left out of {log}: lines without a record, {count}" for log, count in logs]
 
 

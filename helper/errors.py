@@ -1,12 +1,15 @@
 """Errors meant for people: one sentence that says what is wrong and what to do, and no traceback."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO, TypeVar
 
 from helper import stopping
+
+T = TypeVar("T")
 
 
 class UserError(Exception):
@@ -20,6 +23,12 @@ class RunError(UserError):
     """A run that cannot go on although it was asked for rightly: a full disk, a loss that is NaN. Exit status 1."""
 
     status = 1
+
+
+class InUse(UserError):
+    """Another process is at the same work: try again later. Exit status 75, which sysexits.h calls EX_TEMPFAIL."""
+
+    status = 75
 
 
 class Diverged(RunError):
@@ -48,27 +57,79 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     return UserError(f"unknown {kind} '{name}'; the known ones are: {', '.join(known)}")
 
 
+def printable(text: str) -> str:
+    """Return the text as one line without anything that a terminal would obey instead of showing it.
+
+    Blanks and line ends become spaces; control characters, marks of writing direction and halves of characters
+    (surrogates) become �.
+    """
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else " " if letter.isspace() else "�" for letter in text)
+
+
 def run_main(main: Callable[[], None]) -> None:
     """Run a script's main function and end the process as a shell expects.
 
     A UserError becomes one line on stderr and its status; of several processes on a machine the first one says it (what
     only another one knows is said in helper/processes.py). SIGTERM, as a scheduler sends it, is treated like Ctrl-C;
-    the statuses are then 143 and 130.
+    the statuses are then 143 and 130. Output that cannot be written stops nothing; where the script succeeds otherwise,
+    its status is then 1, and 141 where the reader of a pipe has left.
     """
+    sys.stdout, sys.stderr = _Output(sys.stdout), _Output(sys.stderr)
     stopping.listen()
+    status = 0
     try:
         main()
-        sys.stdout.flush()
     except UserError as error:
         stopping.ignore()
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.status)
+            print(f"error: {printable(str(error))}", file=sys.stderr)
+        status = error.status
     except KeyboardInterrupt as interrupt:
         stopping.ignore()
-        sys.exit(143 if isinstance(interrupt, stopping.Terminated) else 130)
-    except BrokenPipeError:  # whoever read our output has left, `head`, say
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+        status = 143 if isinstance(interrupt, stopping.Terminated) else 130
+    except BrokenPipeError:
+        status = 141
+    except SystemExit as end:  # of --help, say
+        status = end.code
+    sys.stdout.flush()
+    failed = sys.stdout.error
+    if failed and not status:
+        status = 141 if isinstance(failed, BrokenPipeError) else 1
+        if status == 1:
+            print(f"error: the output cannot be written ({failed.strerror}); all else is done", file=sys.stderr)
+    if status:
+        sys.exit(status)
 
 
+class _Output:
+    """A text stream whose failures stop nothing: letters that its encoding lacks become question marks, and what cannot
+    be written is lost, with all that follows.
+
+    Args:
+        stream: stdout or stderr, or None where that is closed.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self.stream = stream or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        self.error: OSError | None = None  # the first failure
+        if isinstance(self.stream, io.TextIOWrapper):
+            self.stream.reconfigure(errors="replace")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        return self._try(lambda: self.stream.write(text)) or 0
+
+    def flush(self) -> None:
+        self._try(self.stream.flush)
+
+    def _try(self, work: Callable[[], T]) -> T | None:
+        try:
+            return work()
+        except OSError as error:
+            self.error = self.error or error
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+            return None

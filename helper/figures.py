@@ -1,13 +1,15 @@
 """The pictures of a page of results: what every run reached, accuracy over the epochs, and tau beside CTKD's figure."""
 
 import math
+import re
 from collections.abc import Iterator, Sequence
+from hashlib import sha256
 from statistics import fmean
 from typing import NamedTuple
 
 from helper.comparison import alike, chance, is_baseline, rank, recipe, setting, values
 from helper.plot import COLOURS
-from helper.runs import Run, number
+from helper.runs import Run
 from helper.svg import Band, Curve, Dots, draw, draw_dots
 
 FULL = 6  # curves in a picture at most, but for those that stand in each
@@ -40,10 +42,7 @@ class Shown(NamedTuple):
 
     def curve(self, key: str, dash: str | None = None, name: str = "") -> list[Curve]:
         """What the logs have under a key; nothing if they have nothing."""
-        runs = [
-            [(record["epoch"], value) for record in run.history if (value := number(record.get(key))) is not None]
-            for run in self.group
-        ]
+        runs = [[(record["epoch"], record[key]) for record in run.history if key in record] for run in self.group]
         runs = [run for run in runs if run]
         if not runs:
             return []
@@ -67,14 +66,20 @@ def figures(section: str, groups: Sequence[Sequence[Run]], labels: Sequence[str]
             pairs.setdefault(run.pair, {}).setdefault(str(setting(run)), []).append((group, label))
     if alone:
         shown = [Shown(group, label, _color(i)) for i, (group, label) in enumerate(alone)]
-        yield from _accuracies(f"{section}_alone", "networks alone", [], shown)
+        yield from _accuracies(_file_name(f"{section}_alone"), "networks alone", [], shown)
     for pair, settings in pairs.items():
         for i, here in enumerate(settings.values(), 1):
             run, several = here[0][0][0], len(settings) > 1
-            told = f", {run.option('epochs')} epochs, teacher of {number(run.option('teacher_top1')) or math.nan:.2f}"
+            told = f", {run.option('epochs')} epochs, teacher of {run.option('teacher_top1') or math.nan:.2f}"
             students = [each for each in alone if recipe(each[0][0]) == recipe(run)]
-            name = f"{section}_{pair.replace(' → ', '_')}" + f"_{i}" * several
+            name = _file_name(f"{section}_{pair.replace(' → ', '_')}" + f"_{i}" * several)
             yield from _of_pair(name, pair + told * several, students, here, groups)
+
+
+def _file_name(text: str) -> str:
+    """A text as the beginning of a file's name; one that is long, or has other characters, is told apart by a hash."""
+    name = re.sub(r"[^A-Za-z0-9_+.-]", "-", text)[:100]
+    return name if name == text else f"{name}-{sha256(text.encode(errors='surrogatepass')).hexdigest()[:8]}"
 
 
 def _color(index: int) -> str:
@@ -144,7 +149,7 @@ def _dots(title: str, shown: Sequence[Shown], base: Sequence[Run], groups: Seque
 
 
 def _moves(group: Sequence[Run]) -> bool:
-    return any(len({number(record.get(TAU_MEAN)) for record in run.history}) > 1 for run in group)
+    return any(len({record.get(TAU_MEAN) for record in run.history}) > 1 for run in group)
 
 
 def _is_like_the_papers(run: Run) -> bool:

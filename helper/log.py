@@ -4,7 +4,8 @@ import json
 import os
 from pathlib import Path
 
-os.environ.setdefault("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "python")  # tensorboard_logger predates protobuf 4
+# tensorboard_logger predates protobuf 4 and works with its Python implementation only, whatever the user set.
+os.environ["PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION"] = "python"
 import tensorboard_logger
 
 from helper.files import writing

@@ -22,7 +22,7 @@ from helper.bounds import BOUNDS, TRAINED, check_fits, check_numbers, check_size
 from helper.device import PRECISIONS
 from helper.errors import Parser, UserError, unknown
 from models import create_model, networks
-from temperature import annealing, dtkd, policy, temperature_dict
+from temperature import annealing, dtkd, policy, rlkd, temperature_dict
 from temperature.ctkd import CURRICULA, curriculum_lambda
 
 # The published scripts give these networks a learning rate of their own, whatever --learning_rate says.
@@ -212,6 +212,10 @@ def _add_temperature(parser: Parser) -> None:
     add("--rl_epoch", type=int, help=f"RLKD: it learns in every so many-th epoch {scaled}")
     add("--aug_epoch", type=int, help=f"RLKD, random: every so many-th epoch mixes images; 0 for none {scaled}")
     add("--rl_rollout", type=int, default=16, help="RLKD: batches an update of the agent (our choice)")
+    add("--rl_calibration", choices=rlkd.CALIBRATIONS, default="even", help="RLKD: how a batch's reward is spread over"
+        " its samples; learned drifts to a bound of tau (see temperature/rlkd.py)")  # fmt: skip
+    add("--rl_max_kl", type=float, default=rlkd.MAX_KL, help="RLKD: how far an update may move the policy, as a KL"
+        " divergence; 0 for no limit (our choice)")  # fmt: skip
     add("--rl_tau_min", type=float, default=1.0, help="RLKD, random: lower bound of tau")
     add("--rl_tau_max", type=float, default=10.0, help="RLKD, random: upper bound of tau")
     add("--random_mean", type=float, default=0.0, help="random: mean of the actions; tau is their sigmoid, from"

@@ -1,11 +1,13 @@
 """The results as README.md for the repository and as index.html, one file for any browser: both from the logs alone."""
 
+import os
 from collections.abc import Sequence
 from html import escape
+from io import TextIOWrapper
 from pathlib import Path
 from statistics import fmean
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
-from urllib.parse import quote
 
 import published
 from helper.comparison import (
@@ -21,11 +23,11 @@ from helper.comparison import (
     remarks,
     tables_of,
 )
-from helper.errors import UserError
+from helper.errors import UserError, printable
 from helper.figures import Figure, figures
-from helper.files import write_atomically, writing
-from helper.runs import Run, find_runs, group_labels, number
-from helper.tables import Link, Table, in_html
+from helper.files import open_regular, write_atomically, writing
+from helper.runs import Run, find_runs, group_labels, warn
+from helper.tables import Link, Table, address, in_html, in_markdown
 from published.rows import EPOCHS
 
 TITLE = "Results"
@@ -99,26 +101,36 @@ class Page(NamedTuple):
 
 def write_pages(root: Path) -> None:
     """Make README.md, index.html and figures/ of all runs below a folder, of which each subfolder is a section.
-    Pictures from here that are not made any more are removed.
+    Pictures from here that are not made any more are removed. Where anything cannot be written, all stays as it was.
 
     Raises:
         UserError: it is no folder, holds no run, or has a file under one of these names that is not from here.
+        RunError: the disk is full, or the like.
     """
-    made = pages(root)
+    made, pictures = pages(root), root / "figures"
+    if pictures.is_symlink():
+        raise UserError(f"{pictures} is a symbolic link, and leads elsewhere: remove it, or give another DIR")
     for path in (root / name for name in made):
-        if path.exists() and not _is_ours(path):
+        if os.path.lexists(path) and not _is_ours(path):
             raise UserError(f"{path} was not made by --pages, and would be lost: move it, or give another DIR")
-    old = {path for path in (root / "figures").glob("*.svg") if _is_ours(path)}
-    with writing(root / "figures"):
-        (root / "figures").mkdir(exist_ok=True)
-    for name, text in made.items():
-        write_atomically(root / name, text.encode())
-    for path in old - {root / name for name in made}:
-        path.unlink()
+    old = {path for path in pictures.glob("*.svg") if _is_ours(path)}
+    with writing(root), TemporaryDirectory(prefix=".pages-", dir=root) as beside:
+        (Path(beside) / "figures").mkdir()
+        for name, text in made.items():
+            write_atomically(Path(beside) / name, text.encode())
+        pictures.mkdir(exist_ok=True)
+        for name in sorted(made, key=lambda name: "/" not in name):  # the pages last: the pictures' place may be closed
+            os.replace(Path(beside) / name, root / name)
+        for path in old - {root / name for name in made}:
+            path.unlink()
 
 
 def _is_ours(path: Path) -> bool:
-    return MARK in path.read_text(errors="replace").splitlines()[:2]
+    try:
+        with open_regular(path) as file:
+            return MARK.encode() in file.read(1000).splitlines()[:2]
+    except (OSError, UserError):
+        return False
 
 
 def pages(root: Path) -> dict[str, str]:
@@ -142,8 +154,8 @@ def pages(root: Path) -> dict[str, str]:
 
 
 def _section(root: Path, name: str, runs: list[Run]) -> Section:
-    groups, notes, written = finished_groups(runs), Notes(), root / name / "notes.md"
-    title, about = _written(written) if written.exists() else (name, [])
+    groups, notes, written = finished_groups(runs), Notes(), _read_notes(root / name / "notes.md")
+    title, about = _title_and_paragraph(written or "", name)
     tables, drawn = [], []
     datasets = dict.fromkeys(group[0].dataset for group in groups)
     for dataset in datasets:
@@ -160,7 +172,7 @@ def _section(root: Path, name: str, runs: list[Run]) -> Section:
         (not any(run.dataset in published.DATASETS for run in runs), -max(run.epochs for run in runs)),
         _summary(groups),
         [*about, *recipes, *_noise(groups)],
-        [Link("What we read from it", f"{name}/notes.md")] if written.exists() else [],
+        [Link("What we read from it", f"{name}/notes.md")] if written is not None else [],
         [figure for figure in drawn if figure.leads],
         tables,
         [figure for figure in drawn if not figure.leads],
@@ -169,13 +181,24 @@ def _section(root: Path, name: str, runs: list[Run]) -> Section:
     )
 
 
-def _written(notes: Path) -> tuple[str, list[str]]:
-    """The title (the folder's name where there is none) and the first paragraph of what people wrote, without marks of
+def _read_notes(path: Path) -> str | None:
+    """What people wrote; None where they did not, or where it cannot be read."""
+    try:
+        with TextIOWrapper(open_regular(path), encoding="utf-8") as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
+    except (OSError, UserError, ValueError) as error:
+        return warn(f"{path} is left out: {error}")
+
+
+def _title_and_paragraph(text: str, name: str) -> tuple[str, list[str]]:
+    """The title of what people wrote (the folder's name where there is none) and its first paragraph, without marks of
     Markdown."""
-    text = notes.read_text(encoding="utf-8").replace("**", "").replace("`", "").strip()
-    title, _, rest = text.partition("\n") if text.startswith("# ") else (notes.parent.name, "", text)
-    paragraph = " ".join(rest.strip().split("\n\n")[0].split())
-    return title.removeprefix("# ").strip(), [paragraph] * bool(paragraph)
+    text = text.replace("**", "").replace("`", "").strip()
+    title, _, rest = text.partition("\n") if text.startswith("# ") else (name, "", text)
+    paragraph = printable(" ".join(rest.strip().split("\n\n")[0].split()))
+    return printable(title.removeprefix("# ").strip()), [paragraph] * bool(paragraph)
 
 
 def _summary(groups: Sequence[Sequence[Run]]) -> str:
@@ -239,7 +262,7 @@ def _run_row(root: Path, group: Sequence[Run], label: str) -> list[str | list[Li
     for run in group:
         place = run.folder.relative_to(root)
         links += [Link(f"seed {run.option('seed')}", f"{place}/log.jsonl"), Link("config", f"{place}/config.json")]
-    seconds = [sum(number(record.get("seconds")) or 0.0 for record in run.history) for run in group]
+    seconds = [sum(record.get("seconds", 0.0) for record in run.history) for run in group]
     machines = ", ".join(dict.fromkeys(map(_machine, group)))
     return [group[0].pair, label, _weights(group[0]), links, f"{fmean(seconds) / 3600:.2f}", machines]
 
@@ -248,50 +271,51 @@ def _weights(run: Run) -> str:
     """Of cross entropy, of KD (at the temperature, and at a fixed one), and of the distiller's own term."""
     if run.option("distill") is None:
         return "–"
-    gamma, alpha, fixed, beta = (number(run.option(name)) or 0.0 for name in ("gamma", "alpha", "fixed_alpha", "beta"))
+    gamma, alpha, fixed, beta = (run.option(name) or 0.0 for name in ("gamma", "alpha", "fixed_alpha", "beta"))
     return f"{gamma:g}, {alpha:g}{f' + {fixed:g}' * bool(fixed)}, {beta:g}"
 
 
 def _machine(run: Run) -> str:
-    told = run.config.get("machine", {})
-    gpus, threads = told.get("gpus") or [], told.get("threads")
+    told = run.config.get("machine") or {}
+    gpus, threads, processes = told.get("gpus") or [], told.get("threads"), run.config.get("processes") or 1
     if gpus:
         return f"{len(gpus)} × {gpus[0]}" if len(gpus) > 1 else gpus[0]
-    parts = [told.get("processor", "?"), f"{threads} thread" + "s" * (threads != 1)]
-    parts += [f"{run.config['processes']} processes"] if run.config.get("processes", 1) > 1 else []
-    return ", ".join(parts)
+    parts = [told.get("processor") or "?", f"{threads or '?'} thread" + "s" * (threads != 1)]
+    return ", ".join(parts + [f"{processes} processes"] * (processes > 1))
 
 
 def _markdown(page: Page) -> str:
-    contents = [f"- [{escape(each.title, quote=False)}](#{quote(each.name)}): {each.summary}" for each in page.sections]
+    contents = [
+        f"- [{in_markdown(each.title)}](#{address(each.name)}): {in_markdown(each.summary)}" for each in page.sections
+    ]
     parts = [f"{MARK}\n\n# {TITLE}", *page.texts, "\n".join([*contents, f"- [{READING}](#reading)"])]
     parts += ["As one page for a browser: [index.html](index.html)."]
     for section in page.sections:
-        title, *texts = (escape(text, quote=False) for text in (section.title, *section.texts))
-        parts += [f'<a id="{quote(section.name)}"></a>\n\n## {title}', *texts]
-        parts += [f"[{note.text}]({quote(note.href)})" for note in section.notes]
+        title, *texts = map(in_markdown, (section.title, *section.texts))
+        parts += [f'<a id="{address(section.name)}"></a>\n\n## {title}', *texts]
+        parts += [in_markdown([note]) for note in section.notes]
         parts += [_picture(figure) for figure in section.leading]
         parts += [table.markdown() for table in section.tables]
         parts += [_picture(figure) for figure in section.figures]
-        parts += ["\n".join(f"- {text}" for text in section.footnotes)] * bool(section.footnotes)
+        parts += ["\n".join(f"- {in_markdown(text)}" for text in section.footnotes)] * bool(section.footnotes)
     parts += ["## The methods", "\n".join(f"- `{name}`: {line}" for name, line in page.methods.items())]
     parts += [f'<a id="reading"></a>\n\n## {READING}', *page.reading]
     return "\n\n".join(parts) + "\n"
 
 
 def _picture(figure: Figure) -> str:
-    return f"![{figure.about}](figures/{quote(figure.name)})"
+    return f"![{in_markdown(figure.about)}](figures/{address(figure.name)})"
 
 
 def _html(page: Page) -> str:
     parts = [f"<h1>{TITLE}</h1>", *map(_paragraph, page.texts), "<ul>"]
     for section in page.sections:
-        link = f'<a href="#{quote(section.name)}">{escape(section.title)}</a>'
+        link = f'<a href="#{address(section.name)}">{escape(section.title)}</a>'
         parts.append(f"<li>{link}: {escape(section.summary)}</li>")
     parts += [f'<li><a href="#reading">{READING}</a></li>', "</ul>"]
     for i, section in enumerate(page.sections):
         parts += ["<details open>" if i == 0 else "<details>"]
-        parts += [f'<summary id="{quote(section.name)}"><h2>{escape(section.title)}</h2></summary>']
+        parts += [f'<summary id="{address(section.name)}"><h2>{escape(section.title)}</h2></summary>']
         parts += [*_section_in_html(section), "</details>"]
     named = "\n".join(f"<dt>{name}</dt><dd>{escape(line)}</dd>" for name, line in page.methods.items())
     parts += [f"<h2>The methods</h2>\n<dl>\n{named}\n</dl>"]

@@ -1,17 +1,21 @@
 """Pictures of runs: the curves of one, and several of one pair beside each other."""
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from helper.files import write_atomically
 from helper.runs import Run, group_labels, group_runs, number
+
+rcParams["text.parse_math"] = False  # a dollar in a name begins no formula
 
 History = Sequence[Mapping[str, Any]]  # an epoch a record, as in log.jsonl
 
@@ -91,9 +95,10 @@ def plot_compare(runs: Sequence[Run], path: str | Path) -> None:
 def _draw_panel(axes: Axes, history: History, key: str) -> None:
     """One of PANELS."""
     if key.startswith("dpk"):
-        for name in (name for name in history[-1] if name.startswith(key)):
-            stage = int(name.removeprefix(f"{key}_stage"))  # the student's, from 1
-            axes.plot(*_curve(history, name), color=COLOURS[stage], label=f"stage {stage}", **_dots(history))
+        for name in history[-1]:
+            if found := re.fullmatch(rf"{key}_stage([1-9]\d?)", name):  # the student's, from 1
+                look = {"color": COLOURS[int(found[1]) % len(COLOURS)], "label": f"stage {found[1]}"}
+                axes.plot(*_curve(history, name), **look, **_dots(history))
         axes.set_ylim(min(axes.get_ylim()[0], -0.05), 1.05)
         return
     epochs, values = _curve(history, key)
@@ -108,8 +113,9 @@ def _draw_panel(axes: Axes, history: History, key: str) -> None:
     if key == "lambda":
         axes.set_ylim(bottom=0)
     if key == "rl_action_mean":
-        spread = _curve(history, "rl_action_std")[1]
-        edges = [[value + sign * std for value, std in zip(values, spread, strict=True)] for sign in (-1, 1)]
+        both = [record for record in history if None not in map(number, (record.get(key), record.get("rl_action_std")))]
+        (epochs, means), (_, spread) = _curve(both, key), _curve(both, "rl_action_std")
+        edges = [[mean + sign * std for mean, std in zip(means, spread, strict=True)] for sign in (-1, 1)]
         axes.fill_between(epochs, *edges, color=COLOURS[0], alpha=0.15, linewidth=0, label="± standard deviation")
 
 

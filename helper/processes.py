@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from helper.errors import RunError, UserError
+from helper.errors import RunError, UserError, printable
 from helper.runs import differing
 
 T = TypeVar("T")
@@ -93,7 +93,7 @@ def joined(device: torch.device, timeout: float) -> Iterator[None]:
             store = dist.PrefixStore(f"start {restarts()}", store)
         dist.init_process_group(backend, store=store, rank=own, world_size=count, timeout=wait)
         if not is_first():
-            stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+            stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w", encoding="utf-8"))))
         if size() > 1:
             threads = f", with {torch.get_num_threads()} threads" * (device.type == "cpu")
             print(f"{size()} processes train together, each on its share of every batch{threads}")
@@ -113,7 +113,7 @@ def own_errors_said() -> Iterator[None]:
         yield
     except UserError as error:
         if told_local_rank() and not error.known_to_all:
-            print(f"error in process {told_rank()}: {error}", file=sys.stderr)
+            print(f"error in process {told_rank()}: {printable(str(error))}", file=sys.stderr)
             error.known_to_all = True  # said
         raise
 

@@ -20,7 +20,7 @@ from torch import nn
 
 from helper import checkpoint, processes
 from helper.device import cpu_info
-from helper.errors import UserError
+from helper.errors import InUse, UserError
 from helper.files import write_atomically
 from helper.log import Record, RunLog
 from helper.runs import ADDED_OPTIONS, decisive, differing, hash_version, read_log
@@ -79,9 +79,10 @@ class RunFolder:
         """Raise UserError where the folder holds anything that this run would replace or mix with."""
         if self.overwrite:
             return
+        files = self._files()  # looked for before config.json, which a run that begins elsewhere now writes first
         if self.path.exists():
             self._check_same_run()
-        elif files := self._files():
+        elif files:
             raise UserError(
                 f"{self.folder} holds {files[0].name}, which is not from a run of this program: give another --run_dir,"
                 " or add --overwrite to replace it"
@@ -110,7 +111,7 @@ class RunFolder:
         """Create the folder and write `config.json`; a second process is kept out until the end.
 
         Raises:
-            UserError: it cannot be written, or another process trains in it.
+            UserError: it cannot be written. InUse: another process trains in it.
         """
         with ExitStack() as stack:
             processes.first(lambda: self._claim(stack))
@@ -122,7 +123,7 @@ class RunFolder:
             lock = stack.enter_context((self.folder / ".lock").open("a"))
             _lock(lock)
         except BlockingIOError as error:
-            raise UserError(f"another process is training in {self.folder}: wait for it, or stop it") from error
+            raise InUse(f"another process is training in {self.folder}: wait for it, or stop it") from error
         except OSError as error:
             raise UserError(
                 f"{self.folder} cannot be written ({error.strerror}): give another place with --run_dir"

@@ -1,14 +1,17 @@
 """Reading what runs left behind: their configuration, their history, and which of them repeat one another."""
 
 import json
-import math
+import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from helper.errors import UserError
+from helper.errors import UserError, printable
+from helper.files import open_regular
 
 # Options that name, place or show a run and leave its result alone. The seed is none of them.
 NEUTRAL_OPTIONS = frozenset((
@@ -34,7 +37,7 @@ TEMPERATURE_OPTIONS_OF = {
     "ctkd-global": _CTKD,
     "ctkd-instance": (*_CTKD, "instance_width"),
     "dtkd": ("dtkd_detach",),
-    "rlkd": (*_POLICY, "rl_epoch", "rl_rollout"),
+    "rlkd": (*_POLICY, "rl_epoch", "rl_rollout", "rl_calibration", "rl_max_kl"),
     "random": (*_POLICY, "random_mean", "random_std"),
     "annealing": ("anneal_from", "anneal_to", "anneal_shape"),
     "standardised": ("base_tau",),
@@ -42,8 +45,44 @@ TEMPERATURE_OPTIONS_OF = {
 # Options that there were not always, and what a run without them did.
 ADDED_OPTIONS = {
     "fixed_alpha": 0.0, "kd_warmup": 0, "logit_stand": False, "precision": "fp32", "table_dtype": "float32",
-    "teacher_precision": "fp32", "sync_bn": False,
+    "teacher_precision": "fp32", "sync_bn": False, "rl_calibration": "learned", "rl_max_kl": 0.0,
 }  # fmt: skip
+
+Record = dict[str, float]  # an epoch of a log: `epoch`, a whole number from 1 on, and whatever else is a number
+
+LARGEST = 1e19  # of numbers: above any seed, and far from where sums and pictures overflow
+MOST_EPOCHS = 10_000_000
+LONGEST = 200  # letters of a name
+DEEPEST = 20  # lists and objects within one another in a config.json
+LARGEST_CONFIG = 2**20  # bytes of a config.json
+
+# The values in config.json that are shown or calculated with: at its top, in its options or its machine. Any of them
+# may be missing or null. All other values are only compared.
+FIELDS = {
+    "a short text": (
+        "kind", "dataset", "model", "teacher", "teacher_sha256", "data_sha256", "distill", "temperature", "precision",
+        "processor",
+    ),
+    "a number": (
+        "learning_rate", "lr_decay_rate", "momentum", "weight_decay", "gamma", "alpha", "beta", "fixed_alpha", "kd_T",
+        "teacher_top1",
+    ),
+    "a whole number": (
+        "seed", "epochs", "num_classes", "processes", "threads", "batch_size", "train_subset", "image_size",
+        "kd_warmup",
+    ),
+    "true or false": ("logit_stand", "sync_bn"),
+    "a list of whole numbers": ("lr_decay_epochs",),
+    "a list of short texts": ("gpus",),
+}  # fmt: skip
+KINDS = {
+    "a short text": lambda value: isinstance(value, str) and len(value) <= LONGEST,
+    "a number": lambda value: number(value) is not None,
+    "a whole number": lambda value: number(value) is not None and isinstance(value, int),
+    "true or false": lambda value: isinstance(value, bool),
+    "a list of whole numbers": lambda value: isinstance(value, list) and all(map(KINDS["a whole number"], value)),
+    "a list of short texts": lambda value: isinstance(value, list) and all(map(KINDS["a short text"], value)),
+}
 
 # KD in the published tables of CIFAR-100: weights of cross entropy and KD, and no warm-up.
 USUAL_KD = {"gamma": 0.1, "alpha": 0.9, "kd_warmup": 0}
@@ -82,12 +121,12 @@ def hash_version(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """One run: its folder, the content of `config.json`, an epoch a record from `log.jsonl`, and how many lines of that
-    are none."""
+    """One run: its folder, the content of `config.json` (see FIELDS), an epoch a record from `log.jsonl`, and how many
+    lines of that are none."""
 
     folder: Path
     config: dict[str, Any]
-    history: list[dict[str, Any]]
+    history: list[Record]
     damaged: int = 0
 
     def option(self, name: str) -> Any:
@@ -102,7 +141,7 @@ class Run:
 
     @property
     def epochs(self) -> int:
-        """How many epochs are in the log."""
+        """The last epoch in the log."""
         return int(self.history[-1]["epoch"]) if self.history else 0
 
     @property
@@ -113,12 +152,12 @@ class Run:
     @property
     def last(self) -> float | None:
         """Top-1 accuracy after the last epoch, in percent."""
-        return number(self.history[-1].get("top1")) if self.history else None
+        return self.history[-1].get("top1") if self.history else None
 
     @property
     def best(self) -> float | None:
         """Highest top-1 accuracy of all epochs, in percent; so the epoch is selected on the test set."""
-        return max((top1 for record in self.history if (top1 := number(record.get("top1"))) is not None), default=None)
+        return max((record["top1"] for record in self.history if "top1" in record), default=None)
 
     @property
     def pair(self) -> str:
@@ -132,9 +171,9 @@ class Run:
         distill, temperature = self.option("distill"), self.option("temperature")
         if distill is None:
             return "alone"
-        if distill != "kd" and number(self.option("alpha")):
+        if distill != "kd" and self.option("alpha"):
             distill += "+kd"
-        tau, z = number(self.option("kd_T")), " on z-scores" * bool(self.option("logit_stand"))
+        tau, z = self.option("kd_T"), " on z-scores" * bool(self.option("logit_stand"))
         return f"{distill}, {f'tau {tau:g}' if temperature == 'fixed' and tau else temperature or '?'}{z}"
 
     @property
@@ -144,8 +183,9 @@ class Run:
 
 
 def number(value: Any) -> float | None:
-    """A finite number as it is, anything else as None."""
-    return value if isinstance(value, int | float) and math.isfinite(value) else None
+    """A finite number that is not huge as it is, anything else as None."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number and abs(value) <= LARGEST else None
 
 
 def find_runs(paths: Iterable[str | Path]) -> list[Run]:
@@ -156,14 +196,27 @@ def find_runs(paths: Iterable[str | Path]) -> list[Run]:
     """
     runs = {}
     for path in map(Path, paths):
-        if not path.is_dir():
+        if not os.path.isdir(path):
             raise UserError(f"{path} is no folder: give folders of runs, like save/student_model")
-        folders = (config.parent for config in path.rglob("config.json"))
-        found = {folder.resolve(): run for folder in folders if (run := _read_run(folder)) is not None}
+        found = {folder.resolve(): run for folder in _folders(path) if (run := _read_run(folder)) is not None}
         if not found:
             raise UserError(f"{path} holds no run (a folder with a readable config.json of a training)")
         runs = found | runs
     return [runs[folder] for folder in sorted(runs)]
+
+
+def _folders(root: Path) -> Iterator[Path]:
+    """The folders in and below a folder that hold a config.json; what cannot be looked into is passed over."""
+    left = [str(root)]
+    while left:
+        folder = left.pop()
+        try:
+            entries = list(os.scandir(folder))
+            left += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+        except OSError:
+            continue
+        if any(entry.name == "config.json" for entry in entries):
+            yield Path(folder)
 
 
 def group_runs(runs: Iterable[Run]) -> list[list[Run]]:
@@ -181,7 +234,7 @@ def one_a_seed(runs: Sequence[Run]) -> list[Run]:
         seed = run.option("seed")
         first = kept.setdefault(run.folder if seed is None else seed, run)
         if first is not run:
-            _warn(f"{run.folder} is left out: {first.folder} has the same seed, {seed}")
+            warn(f"{run.folder} is left out: {first.folder} has the same seed, {seed}")
     return list(kept.values())
 
 
@@ -220,36 +273,94 @@ def _configuration(run: Run) -> dict[str, Any]:
     return ADDED_OPTIONS | told | {name: run.config.get(name) for name in names}
 
 
-def read_log(folder: Path) -> list[dict[str, Any]]:
+def read_log(folder: Path) -> list[Record]:
     """The epochs in the `log.jsonl` of a run's folder; none if there is no log, or one with a damaged line."""
     try:
-        records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-        return records if all("top1" in record for record in records) else []
-    except (OSError, ValueError, TypeError):
+        records = list(_records(folder))
+    except (OSError, UserError):
         return []
+    return records if all(record and "top1" in record for record in records) else []
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The content of the `config.json` in a run's folder, in which all FIELDS are what they should be.
+
+    Raises:
+        OSError, UserError, ValueError: it cannot be read, or describes no run.
+    """
+    return _checked(_read_json(folder / "config.json"))
+
+
+def _checked(config: Any) -> dict[str, Any]:
+    if not isinstance(config, dict) or not isinstance(config.setdefault("options", {}), dict):
+        raise ValueError("its config.json describes no run")
+    for part in (config, config["options"], config.get("machine") or {}):
+        if not isinstance(part, dict):
+            raise ValueError("its config.json describes no machine")
+        for kind, names in FIELDS.items():
+            for name in names:
+                if part.get(name) is not None and not KINDS[kind](part[name]):
+                    raise ValueError(f"{name} in its config.json is not {kind}")
+    return config
+
+
+def _read_json(path: Path) -> Any:
+    with open_regular(path) as file:
+        content = file.read(LARGEST_CONFIG + 1)
+    if len(content) > LARGEST_CONFIG:
+        raise ValueError(f"its {path.name} is too large")
+    try:
+        return _printable(json.loads(content.decode()))
+    except RecursionError as error:
+        raise ValueError(f"its {path.name} is nested too deeply") from error
+
+
+def _printable(value: Any, depth: int = 0) -> Any:
+    """Return what was read as JSON with printable texts only; RecursionError where it is nested deeper than DEEPEST."""
+    if depth > DEEPEST:
+        raise RecursionError
+    if isinstance(value, dict):
+        return {printable(key): _printable(each, depth + 1) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_printable(each, depth + 1) for each in value]
+    return printable(value) if isinstance(value, str) else value
+
+
+def _records(folder: Path) -> Iterator[Record | None]:
+    """The lines of a log, and None for each that is no record of an epoch."""
+    with TextIOWrapper(open_regular(folder / "log.jsonl"), encoding="utf-8", errors="replace") as log:
+        for line in log:
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                record = None
+            epoch = record.get("epoch") if isinstance(record, dict) else None
+            if KINDS["a whole number"](epoch) and 1 <= epoch <= MOST_EPOCHS:
+                yield {key: value for key, value in record.items() if number(value) is not None}
+            else:
+                yield None
 
 
 def _read_run(folder: Path) -> Run | None:
-    log = folder / "log.jsonl"  # written with the first epoch
+    has_log = os.path.exists(folder / "log.jsonl")  # written with the first epoch
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if not log.exists() and not (isinstance(config, dict) and "kind" in config):
+        config = _read_json(folder / "config.json")
+        if not has_log and not (isinstance(config, dict) and "kind" in config):
             return None  # somebody else's config.json
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
-    except (OSError, ValueError) as error:
-        return _warn(f"{folder} is left out: {error}")
-    if not isinstance(config, dict) or not isinstance(config.setdefault("options", {}), dict):
-        return _warn(f"{folder} is left out: its config.json describes no run")
-    history, damaged = {}, 0
-    for count, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-            history[int(record["epoch"])] = record  # an epoch that was run again counts as it was run last
-        except (ValueError, TypeError, KeyError, OverflowError):
-            damaged += 1
-            _warn(f"{log}: line {count} is left out, it is no whole record of an epoch")
-    return Run(folder, config, [history[epoch] for epoch in sorted(history)], damaged)
+        config = _checked(config)
+        records = list(_records(folder)) if has_log else []
+    except (OSError, UserError, ValueError) as error:
+        return warn(f"{folder} is left out: {error}")
+    # an epoch that was run again counts as it was run last
+    history = {record["epoch"]: record for record in records if record}
+    damaged = [line for line, record in enumerate(records, 1) if not record]
+    if damaged:
+        more = f" and {len(damaged) - 1} more" if damaged[1:] else ""
+        warn(f"{folder / 'log.jsonl'}: line {damaged[0]}{more} is left out, no whole record of an epoch")
+    return Run(folder, config, [history[epoch] for epoch in sorted(history)], len(damaged))
 
 
-def _warn(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+@cache
+def warn(message: str) -> None:
+    """Say it on stderr, and no second time."""
+    print(f"warning: {printable(message)}", file=sys.stderr)

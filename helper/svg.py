@@ -130,7 +130,8 @@ def _picture(title: str, axis: str, parts: Sequence[str], height: float) -> str:
 
 def _ticks(low: float, high: float) -> list[float]:
     """Round numbers, from below the lowest value to above the highest, about five of them."""
-    rough = (high - low or 1.0) / 5
+    alike = 1e-9 * max(1.0, abs(low), abs(high))  # values that differ by less are one, as far as a picture shows
+    rough = (high - low if high - low > alike else max(1.0, alike)) / 5
     unit = 10 ** math.floor(math.log10(rough))
     step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough)
     first = math.floor(low / step)

@@ -1,11 +1,17 @@
 """Tables for the screen, in Markdown and in HTML."""
 
+import os
+import re
 from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 from urllib.parse import quote
 
 LEFT = frozenset(("table", "pair", "method", "state", "over", "verdict", "seeds", "machine"))  # columns without numbers
+
+_MARKUP = re.compile(  # what Markdown may take for markup; footnotes' marks and lists of numbers it does not
+    r"(?P<as_it_is>\[\d+(?:, \d+)*\](?![\[(:]))|[\\`*~$|#\[\]]|(?<![^\W_])_|_(?![^\W_])"
+)
 
 
 class Link(NamedTuple):
@@ -32,7 +38,7 @@ class Table(NamedTuple):
 
     def markdown(self) -> str:
         """For a Markdown text, aligned for the eye too."""
-        cells = [[_in_markdown(cell).replace("|", r"\|") for cell in row] for row in self._all]
+        cells = [[in_markdown(cell) for cell in row] for row in self._all]
         lines, widths = self._aligned(cells)
         sides = zip(widths, self.heading, strict=True)
         rule = ["-" * width if name in LEFT else "-" * (width - 1) + ":" for width, name in sides]
@@ -63,8 +69,17 @@ def in_html(cell: Cell) -> str:
     """A text, or links, as HTML."""
     if isinstance(cell, str):
         return escape(cell)
-    return ", ".join(f'<a href="{quote(link.href)}">{escape(link.text)}</a>' for link in cell)
+    return ", ".join(f'<a href="{address(link.href)}">{escape(link.text)}</a>' for link in cell)
 
 
-def _in_markdown(cell: Cell) -> str:
-    return cell if isinstance(cell, str) else ", ".join(f"[{link.text}]({quote(link.href)})" for link in cell)
+def in_markdown(cell: Cell) -> str:
+    """A text in which nothing is markup, or links, as Markdown."""
+    if not isinstance(cell, str):
+        return ", ".join(f"[{in_markdown(link.text)}]({address(link.href)})" for link in cell)
+    text = _MARKUP.sub(lambda found: found["as_it_is"] or "\\" + found[0], escape(cell, quote=False))
+    return re.sub(r"^(\d*)(?=[-+=.)](?:\W|$))", r"\1\\", text)  # what would begin a list or underline a heading
+
+
+def address(path: str) -> str:
+    """A path on the disk as a relative link."""
+    return quote(os.fsencode(path))

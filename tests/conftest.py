@@ -6,6 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import helper.environment  # noqa: F401 (before PyTorch)
+
+# isort: split
 import pytest
 from common import train
 

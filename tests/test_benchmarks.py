@@ -1,11 +1,12 @@
 """The benchmarks run, and measure what they say."""
 
 import json
+import os
 import sys
 
 import pytest
 
-from benchmarks import bench, cka_bias, cost, growth, operations
+from benchmarks import bench, cka_bias, cost, growth, operations, sharing
 from distiller_zoo import distiller_dict
 from helper.errors import UserError
 from temperature import temperature_dict
@@ -139,3 +140,28 @@ def test_the_profile_adds_up(monkeypatch, capsys):
         values = [float(cells[column]) for kind, cells in shares.items() if kind != "all"]
         assert sum(values) == pytest.approx(float(shares["all"][column]), abs=0.5)
         assert float(shares["convolutions, backward"][column]) > 0
+
+
+def test_sharing_measures_every_setting_alone_and_beside_another(monkeypatch, capsys):
+    line = "--pair resnet8:resnet8 --images 16 --batch_size 8 --rounds 1 --threads 1"
+    chosen = dict(list(sharing.SETTINGS.items())[-2:])
+    monkeypatch.setattr(sharing, "SETTINGS", chosen)
+    monkeypatch.setattr(sys, "argv", ["sharing.py", *line.split()])
+    before = dict(os.environ)
+    sharing.main()
+    assert dict(os.environ) == before
+    machine, heading, *rows = capsys.readouterr().out.splitlines()
+    assert "1 threads" in machine
+    assert len(rows) == len(chosen) and {len(row) for row in rows} == {len(heading)}
+    for row, name in zip(rows, chosen, strict=True):
+        assert row.startswith(name)
+        alone, shared, ratio = map(float, row.removeprefix(name).split())
+        assert alone > 0 and shared > 0 and ratio == pytest.approx(shared / alone, rel=0.1)
+
+
+def test_the_settings_of_sharing_replace_those_of_the_user(monkeypatch):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    with sharing.environment({"GOMP_SPINCOUNT": "7"}, threads=3):
+        assert os.environ["GOMP_SPINCOUNT"] == "7" and os.environ["OMP_NUM_THREADS"] == "3"
+        assert "OMP_WAIT_POLICY" not in os.environ
+    assert os.environ["OMP_WAIT_POLICY"] == "active"

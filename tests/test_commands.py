@@ -14,9 +14,10 @@ import pytest
 import compare
 import train_student
 import train_teacher
-from benchmarks import bench, cka_bias, cost, growth, loading, operations, startup
+from benchmarks import bench, cka_bias, cost, growth, loading, operations, sharing, startup
 from distiller_zoo import distiller_dict
 from helper import page
+from helper.errors import UserError, run_main
 from helper.options import parse, resolve_pair, student_parser, teacher_parser
 from published.rows import TABLES, rows
 from temperature import temperature_dict
@@ -64,7 +65,7 @@ def test_the_readme_has_commands_of_every_kind():
 
 
 BENCHMARKS = {f"benchmarks/{module.__name__.split('.')[1]}.py": module for module in
-              (bench, cka_bias, cost, growth, loading, operations, startup)}  # fmt: skip
+              (bench, cka_bias, cost, growth, loading, operations, sharing, startup)}  # fmt: skip
 
 
 @pytest.mark.parametrize("command", PYTHON_COMMANDS)
@@ -255,6 +256,55 @@ def test_the_environment_is_made_once_and_only_where_needed(tmp_path):
     assert use() == ["hello"]
     (tmp_path / "requirements.txt").write_text("another\n")
     assert use() == [install, "hello"]
+
+
+# --- output that cannot be written
+
+SPEAKS = """
+import sys
+from helper.errors import run_main
+def main():
+    for _ in range(3):
+        print("a → b", flush=True)
+        print("progress", file=sys.stderr)
+    open("went on", "w")
+run_main(main)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
+@pytest.mark.parametrize(("how", "status", "told"), [
+    ("", 0, "progress"), (">&-", 0, "progress"), ("2>&-", 0, ""), (">&- 2>&- <&-", 0, ""), ("2> /dev/full", 0, ""),
+    ("> /dev/full", 1, "error: the output cannot be written (No space left on device)"), ("> /dev/full 2>&1", 1, ""),
+    ("| true", 141, "progress"),
+])  # fmt: skip
+def test_output_that_cannot_be_written_stops_nothing(how, status, told, tmp_path):
+    line = f"{shlex.join([sys.executable, '-c', SPEAKS])} {how}; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"})  # fmt: skip
+    assert done.returncode == status and (tmp_path / "went on").exists()
+    assert told in done.stderr and "Traceback" not in done.stderr and "ignored" not in done.stderr
+    assert done.stdout == "a ? b\n" * 3 * (how in ("", "2>&-", "2> /dev/full"))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
+def test_a_training_goes_on_without_its_output(tmp_path, monkeypatch, capfd):
+    line = f"--model resnet8 --dataset digits --train_subset 32 --batch_size 16 --epochs 1 --run_dir {tmp_path / 'run'}"
+    monkeypatch.setattr(sys, "argv", ["train_teacher.py", *line.split()])
+    with open("/dev/full", "w", encoding="ascii") as full, pytest.raises(SystemExit) as end:
+        monkeypatch.setattr(sys, "stdout", full)
+        run_main(train_teacher.main)
+    assert end.value.code == 1 and (tmp_path / "run/resnet8_last.pth").exists()
+    assert "error: the output cannot be written" in capfd.readouterr().err
+
+
+def test_errors_are_one_line_that_a_terminal_shows(capfd):
+    def main():
+        raise UserError("a\x1b[31m\u202e\nb\ud800")
+
+    with pytest.raises(SystemExit):
+        run_main(main)
+    assert capfd.readouterr().err == "error: a�[31m� b�\n"
 
 
 def test_the_pages_of_the_results_are_what_compare_makes_of_the_logs():

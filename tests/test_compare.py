@@ -1,8 +1,11 @@
 """compare.py and what it stands on: reading runs, the published tables, the verdicts, the pictures."""
 
 import errno
+import functools
+import io
 import json
 import math
+import os
 import re
 import statistics
 import subprocess
@@ -16,7 +19,7 @@ from scipy import stats
 
 import compare
 import published
-from helper import comparison, plot
+from helper import comparison, page, plot
 from helper.errors import RunError, UserError
 from helper.plot import plot_compare, plot_run
 from helper.runs import NEUTRAL_OPTIONS, Run, find_runs, group_labels, group_runs
@@ -106,6 +109,98 @@ def test_a_damaged_config_leaves_out_that_run_only(tmp_path, capsys):
         (write_run(tmp_path / name, history(71.0)) / "config.json").write_text(text)
     assert [run.folder.name for run in find_runs([tmp_path])] == ["good"]
     assert capsys.readouterr().err.count("\n") == 3
+
+
+@pytest.mark.parametrize(("told", "why"), [
+    ({"distill": []}, "distill in its config.json is not a short text"),
+    ({"seed": []}, "seed .* is not a whole number"), ({"seed": True}, "seed"), ({"epochs": 240.5}, "epochs"),
+    ({"momentum": "3"}, "momentum .* is not a number"), ({"alpha": math.nan}, "alpha"), ({"kd_T": 10**400}, "kd_T"),
+    ({"learning_rate": -math.inf}, "learning_rate"), ({"logit_stand": 1}, "logit_stand .* is not true or false"),
+    ({"lr_decay_epochs": 3}, "lr_decay_epochs"), ({"lr_decay_epochs": ["3"]}, "lr_decay_epochs"),
+    ({"machine": []}, None), ({"machine": None}, None), ({"machine": {"processor": None, "threads": None}}, None),
+    ({"machine": [1]}, "no machine"), ({"machine": {"gpus": [None]}}, "gpus .* is not a list of short texts"),
+    ({"machine": {"threads": "1"}}, "threads"), ({"model": "m" * 10**6}, "model"), ({"teacher": {}}, "teacher"),
+    ({"teacher_top1": "72"}, "teacher_top1"), ({"processes": None}, None), ({"image_size": "x"}, "image_size"),
+    ({"further": [[[[]]]]}, None), ({"further": 10**400}, None), ({"further": math.nan}, None),
+    ({"further": functools.reduce(lambda inner, _: [inner], range(50), 0)}, "nested too deeply"),
+])  # fmt: skip
+def test_a_config_with_a_value_of_another_kind_leaves_out_that_run_only(tmp_path, capsys, told, why):
+    write_run(tmp_path / "s/good", history(71.0))
+    write_run(tmp_path / "s/odd", history(71.0), **{"seed": 2} | told)
+    runs = find_runs([tmp_path])
+    assert [run.folder.name for run in runs] == ["good", "odd"][: 1 + (why is None)]
+    comparison.report(runs)
+    page.pages(tmp_path)
+    said = capsys.readouterr().err
+    assert re.fullmatch(f"warning: .*odd is left out: .*{why}.*\n", said) if why else said == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 10**5 + "]" * 10**5, '{"a":' * 10**5, "null", "[]", '"kind"', "\ud800", " " * 2**21 + "{}", "9" * 5000],
+    ids=range(8),
+)
+def test_what_is_no_config_leaves_out_that_run_only(tmp_path, capsys, text):
+    write_run(tmp_path / "good", history(71.0))
+    (write_run(tmp_path / "odd", history(71.0)) / "config.json").write_bytes(text.encode(errors="surrogatepass"))
+    assert [run.folder.name for run in find_runs([tmp_path])] == ["good"]
+    assert re.fullmatch("warning: .*odd is left out: .*\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("name", ["config.json", "log.jsonl"])
+def test_pipes_and_devices_are_left_out(tmp_path, capsys, name):
+    kinds = {"pipe": os.mkfifo, "device": lambda path: path.symlink_to("/dev/zero"), "folder": Path.mkdir}
+    for kind, make in kinds.items():
+        path = write_run(tmp_path / kind, history(71.0)) / name
+        path.unlink()
+        make(path)
+    write_run(tmp_path / "good", history(71.0))
+    assert [run.folder.name for run in find_runs([tmp_path])] == ["good"]
+    assert capsys.readouterr().err.count("is no regular file") >= 2
+
+
+def test_runs_are_found_beside_folders_that_are_nested_deep_or_closed(tmp_path, monkeypatch):
+    folder = write_run(tmp_path / "run", history(71.0))
+    (tmp_path / "round").symlink_to(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2500):
+        os.mkdir("d")
+        os.chdir("d")
+    os.chdir(tmp_path)
+    try:
+        assert [run.folder for run in find_runs([tmp_path])] == [folder]
+    finally:
+        subprocess.run(["rm", "-r", "d"], check=True)  # shutil, with which pytest tidies up, does not get that deep
+
+
+def test_what_a_terminal_would_obey_is_not_shown(tmp_path, capsys):
+    odd = "\x1b[31m\u202e\ud800\r\n\x07"
+    folder = tmp_path / "a\x1b[2Jb\n"
+    write_run(folder, history(71.0)[:3], teacher=odd, machine={"gpus": [odd]}, further=odd, **{odd: odd})
+    write_run(tmp_path / "odd\x1b", [], model=[])
+    runs = find_runs([tmp_path])
+    told = comparison.report(runs) + comparison.report(runs, markdown=True) + capsys.readouterr().err
+    assert told.replace("\n", "").isprintable() and told.count("\n") == len(told.splitlines())
+    assert "�[31m���→" in "".join(told.split()) and "/a�[2Jb" in "".join(told.split())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 10**400, -1e300, True, "99", None, [99]])
+def test_what_is_no_number_of_a_log_does_not_count(tmp_path, value):
+    records = history(71.0, tau=True)
+    records[10] |= {"top1": value, "tau_mean": value, "seconds": value}
+    write_run(tmp_path / "s/run", records)
+    write_run(tmp_path / "s/other", history(72.0, tau=True), 2)
+    runs = find_runs([tmp_path])
+    assert [run.best for run in runs] == [72.0, 71.0] and "top1" not in runs[1].history[10]
+    assert "nan" not in comparison.report(runs) + "".join(page.pages(tmp_path).values())
+
+
+@pytest.mark.parametrize("epoch", [-1, 0, 10**400, 1e9, 3.5, "3", True, math.nan])
+def test_what_is_no_epoch_is_no_record(tmp_path, epoch, capsys):
+    write_run(tmp_path / "run", [*history(71.0), {"epoch": epoch, "top1": 99.0}, {"epoch": epoch, "top1": 98.0}])
+    (run,) = find_runs([tmp_path])
+    assert (run.last, run.best, run.damaged, len(run.history)) == (71.0, 71.0, 2, 240)
+    assert capsys.readouterr().err.count("\n") == 1  # a line for a log, not for each of its lines
 
 
 def test_an_epoch_logged_twice_counts_once(tmp_path):
@@ -606,6 +701,24 @@ def test_a_picture_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypat
     assert path.read_text() == "old"
 
 
+@pytest.mark.parametrize("name", ["$", "$\\frac$", "a$b$c", "\\$x$", "_y", "é<&>"])
+def test_names_in_pictures_are_no_formulas(tmp_path, name):
+    write_run(tmp_path / "a", history(71.0, epochs=3), teacher=name, epochs=3)
+    write_run(tmp_path / "b", history(72.0, epochs=3), teacher=name, epochs=3, dkd=name)
+    plot_compare(find_runs([tmp_path]), tmp_path / "x.png")
+    plot_run(history(71.0, epochs=3), name, tmp_path / "y.png")
+    assert is_picture(tmp_path / "x.png") and is_picture(tmp_path / "y.png")
+
+
+def test_a_picture_of_an_incomplete_or_odd_log(tmp_path):
+    records = history(71.0, epochs=20)
+    records[3] |= {"rl_action_mean": 0.1}
+    records[4] |= {"rl_action_mean": 0.1, "rl_action_std": 0.6}
+    records[-1] |= {f"dpk_ratio{end}": 0.5 for end in ("", "_stagex", "_stage99", "_stage" + "9" * 5000)}
+    plot_run(records, "a run", tmp_path / "run.png")
+    assert is_picture(tmp_path / "run.png")
+
+
 # --- the command line
 
 
@@ -642,6 +755,7 @@ def test_a_plot_holds_one_pair_and_its_student_alone(tmp_path):
     ("words", "told"),
     [
         (["nowhere"], "nowhere is no folder"),
+        (["n" * 300], "nnn is no folder"),
         (["empty"], "empty holds no run"),
         ([], "save is no folder"),
         (["runs", "empty"], "empty holds no run"),
@@ -661,6 +775,21 @@ def test_wrong_use_is_one_sentence_and_status_2(tmp_path, monkeypatch, capsys, w
         compare.run_main(compare.main)
     assert stop.value.code == 2
     assert told in capsys.readouterr().err
+
+
+def test_a_picture_that_cannot_be_made_leaves_the_table_as_it_was(tmp_path, monkeypatch):
+    (tmp_path / "t.md").write_text("old")
+    with pytest.raises(UserError, match="draws one pair"):
+        call(monkeypatch, some_runs(tmp_path), "--output", tmp_path / "t.md", "--plot", tmp_path / "p.png")
+    assert (tmp_path / "t.md").read_text() == "old"
+
+
+def test_an_encoding_without_our_letters_is_enough(tmp_path, monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    monkeypatch.setattr(sys, "argv", ["compare.py", str(some_runs(tmp_path))])
+    compare.run_main(compare.main)
+    assert b"resnet56 ? resnet20" in written.getvalue()
 
 
 def test_the_script_runs_from_elsewhere(tmp_path):

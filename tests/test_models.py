@@ -14,8 +14,7 @@ from torch import nn
 from helper.errors import UserError
 from models import Model, Output, create_model, feature_widths, model_dict
 
-GOLDEN_FILE = Path(__file__).resolve().parents[2] / "shared/parity/models.json"
-GOLDEN = json.loads(GOLDEN_FILE.read_text()) if GOLDEN_FILE.exists() else {}
+GOLDEN = json.loads((Path(__file__).parent / "golden/models.json").read_text())
 
 
 def filled(state):
@@ -38,13 +37,6 @@ def filled(state):
     }
 
 
-@pytest.fixture
-def golden():
-    if not GOLDEN:
-        pytest.skip("the golden numbers, shared/parity/models.json beside the repository, are absent")
-    return GOLDEN
-
-
 @pytest.fixture(scope="module", params=model_dict)
 def network(request):
     """(name, filled network of 100 classes in eval mode)."""
@@ -59,21 +51,21 @@ def images():
     return torch.as_tensor(np.random.default_rng(2023).standard_normal((2, 3, 32, 32)), dtype=torch.float32)
 
 
-def test_registry_is_complete(golden):
-    assert set(model_dict) == set(golden)
+def test_registry_is_complete():
+    assert set(model_dict) == set(GOLDEN)
 
 
-def test_state_dict_is_the_published_one(network, golden):
+def test_state_dict_is_the_published_one(network):
     name, model = network
-    golden = golden[name]
+    golden = GOLDEN[name]
     assert [[key, list(value.shape)] for key, value in model.state_dict().items()] == golden["state_dict"]
     assert sum(p.numel() for p in model.parameters()) == golden["params"]
 
 
 @torch.no_grad()
-def test_outputs_are_the_published_ones(network, images, golden):
+def test_outputs_are_the_published_ones(network, images):
     name, model = network
-    golden = golden[name]
+    golden = GOLDEN[name]
     features, logits = model(images, is_feat=True)
     assert [list(f.shape) for f in features] == golden["features"]
     assert logits.shape == (2, 100)

@@ -1,5 +1,6 @@
 """The pages that compare.py makes of logs."""
 
+import os
 import re
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -11,13 +12,13 @@ from test_compare import history, write_run
 
 import compare
 from distiller_zoo import distiller_dict
-from helper import comparison, page
+from helper import comparison, page, svg
 from helper.comparison import finished_groups
-from helper.errors import UserError
+from helper.errors import RunError, UserError
 from helper.figures import FULL, figures
 from helper.runs import find_runs, group_labels
 from helper.svg import Band, Curve, Dots, draw, draw_dots
-from helper.tables import Link, Table
+from helper.tables import Link, Table, in_markdown
 from temperature import temperature_dict
 
 
@@ -45,9 +46,10 @@ class Page(HTMLParser):
 
     def __init__(self):
         super().__init__()
-        self.open, self.texts, self.links, self.names = [], [], [], []
+        self.open, self.texts, self.links, self.names, self.seen = [], [], [], [], set()
 
     def handle_starttag(self, tag, attributes):
+        self.seen.add(tag)
         if tag not in ("meta", *SHAPES):
             self.open.append(tag)
         self.names += [value for key, value in attributes if key == "id"]
@@ -187,6 +189,117 @@ def test_notes_without_a_title_or_a_paragraph(results, text, title, about):
     assert ("\n\n\n" in shown, "More" in shown) == (False, False)
 
 
+@pytest.mark.parametrize("make", [
+    lambda path: path.write_bytes(b"# Title \xff"), lambda path: path.write_text("# Title", encoding="utf-16"),
+    os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.mkdir(),
+], ids=["latin-1", "utf-16", "pipe", "device", "folder"])  # fmt: skip
+def test_notes_that_cannot_be_read_are_left_out(results, capsys, make):
+    (results / "few/notes.md").unlink()
+    make(results / "few/notes.md")
+    shown = page.pages(results)["README.md"]
+    assert "\n## few\n\nProtocol" in shown and "notes.md" not in shown
+    assert re.fullmatch("warning: .*few/notes.md is left out: .*\n", capsys.readouterr().err)
+
+
+# --- what runs say is text
+
+
+@pytest.mark.parametrize(("text", "shown"), [
+    ("kd_warmup 20, beta 0.5 [1], lr_decay_epochs [25, 30] instead of 3", None), ("-0.44", None), ("+0.1 ± 0.2", None),
+    ("<b> & <!--", "&lt;b&gt; &amp; &lt;!--"), ("&lt;", "&amp;lt;"), ("a|b", r"a\|b"), ("a\\", "a\\\\"),
+    ("[x](javascript:alert(1))", r"\[x\](javascript:alert(1))"), ("![x](y)", r"!\[x\](y)"), ("[1](y)", r"\[1\](y)"),
+    ("[1]: javascript:alert(1)", r"\[1\]: javascript:alert(1)"), ("*a* _b_ __c__", r"\*a\* \_b\_ \_\_c\_\_"),
+    ("`a` ~~b~~ $c$", r"\`a\` \~\~b\~\~ \$c\$"), ("# a", r"\# a"), ("- a", r"\- a"), ("1. a", r"1\. a"),
+    ("---", r"\---"),
+])  # fmt: skip
+def test_a_text_in_markdown_is_no_markup(text, shown):
+    assert in_markdown(text) == (shown or text)
+
+
+HOSTILE = ("<script>alert(1)</script>", "[x](javascript:alert(1))", '"><img src=x onerror=alert(1)>', "a`*b*`|$c$ ]]>")
+
+
+def test_what_runs_say_is_no_markup(results):
+    for i, text in enumerate(HOSTILE):
+        told = {"dataset": text, "teacher": text, "machine": {"processor": text, "gpus": [text, text]}, "further": text}
+        write_run(results / f"<i>{i}/one", history(70.0), **told, model=text, distill=text)
+        write_run(results / f"<i>{i}/two", history(70.0), **told, model=text, distill=text, temperature=text)
+        write_run(results / f"<i>{i}/[x](y)", history(70.0)[:3], **told, model=text)
+        (results / f"<i>{i}/notes.md").write_text(f"# {text}\n\n{text} {text}")
+    page.write_pages(results)
+    told, shown = Page(), (results / "README.md").read_text()
+    told.feed((results / "index.html").read_text())
+    assert told.open == [] and not {"script", "img", "i"} & set(told.seen)
+    assert not re.search(r"<(?!!-- Made|a id=|/a>)", shown)
+    assert not re.search(r"(?<!\\)\]\((?!figures/|#|few/|full/|%3Ci%3E|index.html)", shown)
+    assert all((results / unquote(link)).exists() for link in told.links if not link.startswith("#"))
+    for picture in (results / "figures").glob("*.svg"):
+        assert not {"script", "img", "i"} & {element.tag for element in ElementTree.parse(picture).iter()}
+
+
+# --- files
+
+
+def files(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", ["/../../../OUT", "..", "a/b", "é" * 150, "\x00"])
+def test_names_of_runs_lead_to_no_other_folder(results, name):
+    write_run(results / "few/more", history(40.0, epochs=5), epochs=5, dataset=name, model=name, teacher="t")
+    before = files(results.parent)
+    page.write_pages(results)
+    made = {path.relative_to(results) for path in files(results.parent).keys() - before.keys()}
+    assert {str(path) for path in made if path.parent.name != "figures"} == {"README.md", "index.html"}
+    ours = [path.name for path in made if path.parent.name == "figures" and "resnet" not in path.name]
+    assert len(ours) == 1 and re.fullmatch(r"few_[A-Za-z0-9_.+-]{,105}_top1.svg", ours[0])
+
+
+def test_where_a_file_cannot_be_written_all_stays_as_it_was(results, monkeypatch):
+    page.write_pages(results)
+    write_run(results / "full/more", history(75.0), distill=None)
+    before, real = files(results), page.write_atomically
+
+    def full_after_the_first(path, content):
+        if path.suffix == ".svg":
+            raise RunError("No space left on device")
+        real(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(page, "write_atomically", full_after_the_first)
+        with pytest.raises(RunError, match="No space left"):
+            page.write_pages(results)
+    assert files(results) == before and not list(results.glob(".pages*"))
+    page.write_pages(results)
+    assert files(results).keys() > before.keys()
+
+
+def test_a_place_of_pictures_that_is_elsewhere_or_no_folder_is_refused(results, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (results / "figures").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="figures is a symbolic link, and leads elsewhere"):
+        page.write_pages(results)
+    (results / "figures").unlink()
+    (results / "figures").write_text("mine")
+    with pytest.raises(RunError, match="cannot be written"):
+        page.write_pages(results)
+    assert not list((tmp_path / "elsewhere").iterdir()) and not (results / "README.md").exists()
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.mkdir(), lambda path: path.symlink_to("nowhere")])
+def test_what_is_no_file_is_not_replaced(results, make):
+    make(results / "README.md")
+    with pytest.raises(UserError, match="README.md was not made by --pages"):
+        page.write_pages(results)
+    assert not (results / "index.html").exists()
+
+
+@pytest.mark.parametrize("ends", [(1e-30, 2e-30), (0, 5e-324), (1e19, 1e19), (-1e19, 1e19), (4.0, 4.0), (7.1, 7.10001)])
+def test_ticks_are_distinct_and_around_the_values(ends):
+    ticks = svg._ticks(*ends)
+    assert ticks[0] <= ends[0] and ends[1] <= ticks[-1] and len(set(ticks)) == len(ticks) < 20
+
+
 def test_every_method_has_its_line():
     assert page.LINES.keys() == {*distiller_dict, *temperature_dict}
 
@@ -273,7 +386,7 @@ def test_a_table_in_three_forms():
     table = Table(["pair", "n"], [["a|b <c>", "1"], [[Link("x", "y/z")], "20"]])
     assert table.text() == "pair       n\n-------  ---\na|b <c>    1\nx         20"
     assert table.markdown().splitlines() == [
-        "| pair     |   n |", "| -------- | --: |", r"| a\|b <c> |   1 |", "| [x](y/z) |  20 |",
+        "| pair           |   n |", "| -------------- | --: |", r"| a\|b &lt;c&gt; |   1 |", "| [x](y/z)       |  20 |",
     ]  # fmt: skip
     assert "<thead><tr><th scope=col class=left>pair</th><th scope=col>n</th></tr></thead>" in table.html()
     assert "<td class=left>a|b &lt;c&gt;</td><td>1</td>" in table.html()

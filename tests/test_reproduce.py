@@ -17,9 +17,10 @@ import pytest
 import published
 import reproduce
 from helper.comparison import find_published
-from helper.errors import RunError, UserError
+from helper.errors import InUse, RunError, UserError
 from helper.options import parse, resolve_pair, student_parser, teacher_parser
-from helper.runs import NEUTRAL_OPTIONS, Run, foreign_options
+from helper.run_folder import RunFolder
+from helper.runs import NEUTRAL_OPTIONS, Run, foreign_options, read_config, read_log, warn
 from published.rows import IMAGENET, SHORT, TABLES, Row, left_out, rows
 
 ROOT = Path(reproduce.__file__).parent
@@ -140,6 +141,7 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "rows", lambda table: TABLE)
     monkeypatch.setattr(reproduce, "left_out", lambda table: ["AB"])
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    warn.cache_clear()  # what another test has said of the same relative path
     return tmp_path
 
 
@@ -213,8 +215,31 @@ def test_what_a_run_is_at_is_read_from_its_folder(tmp_path):
         assert reproduce.state(folder, "resnet8") == ("running", None)
     (folder / "resnet8_last.pth").touch()
     assert reproduce.state(folder, "resnet8") == ("done", 12.5)
-    (folder / "log.jsonl").write_text("torn")
-    assert reproduce.state(folder, "resnet8") == ("damaged", None)
+    for log in ("torn", '"top1"\n', '{"epoch": 1, "top1": NaN}\n', '["epoch", "top1"]', "[" * 10**5):
+        (folder / "log.jsonl").write_text(log)
+        assert reproduce.state(folder, "resnet8") == ("damaged", None)
+
+
+def test_pipes_in_a_runs_folder_are_not_waited_for(tmp_path):
+    for name in (".lock", "config.json", "log.jsonl"):
+        os.mkfifo(tmp_path / name)
+    assert reproduce.state(tmp_path, "resnet8") == ("damaged", None)
+    assert read_log(tmp_path) == []
+    with pytest.raises(UserError, match="config.json is no regular file"):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize("config", ["[]", "null", "torn", '{"options": []}', '{"momentum": "3"}', "[" * 10**5])
+def test_a_config_that_describes_no_run_stops_no_list(place, monkeypatch, capsys, config):
+    folder = TABLE[2].folder(1)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(config)
+    call(monkeypatch, "ctkd --list")
+    told = capsys.readouterr()
+    assert told.err.count("\n") == 1 and f"{folder} may be another run: " in told.err
+    assert "resnet8 → vgg8" in told.out
+    call(monkeypatch, "ctkd --dry_run")
+    assert len(capsys.readouterr().out.splitlines()) == 3
 
 
 def test_all_seeds_of_a_student_in_one_process(place, monkeypatch, capsys):
@@ -240,7 +265,7 @@ import sys
 from pathlib import Path
 folder = Path(sys.argv[sys.argv.index("--run_dir") + 1])
 folder.mkdir(parents=True)
-(folder / "log.jsonl").write_text('{"top1": 1.0}')
+(folder / "log.jsonl").write_text('{"epoch": 1, "top1": 1.0}')
 (folder / (sys.argv[sys.argv.index("--model") + 1] + "_last.pth")).touch()
 """
 
@@ -273,7 +298,7 @@ def test_what_is_under_way_elsewhere_is_waited_for(place, monkeypatch, capfd):
     stand_ins(place, monkeypatch, DONE, "")
     folder = TABLE[0].folder(1)
     folder.mkdir(parents=True)
-    (folder / "log.jsonl").write_text('{"top1": 2.0}\n')
+    (folder / "log.jsonl").write_text('{"epoch": 1, "top1": 2.0}\n')
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         runner = threading.Thread(target=call, args=[monkeypatch, "ctkd"])
@@ -284,6 +309,77 @@ def test_what_is_under_way_elsewhere_is_waited_for(place, monkeypatch, capfd):
     runner.join(60)
     out = capfd.readouterr().out
     assert "resnet8_vanilla_digits_1-epochs: done elsewhere" in out and "_kd_seed-1: done after" in out
+
+
+MEETS_A_LOCK = f"""
+import fcntl, sys
+from pathlib import Path
+folder = Path(sys.argv[sys.argv.index("--run_dir") + 1])
+if (folder / ".lock").exists():
+    try:
+        fcntl.flock((folder / ".lock").open(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        Path("met").touch()
+        sys.exit({InUse.status})
+"""
+
+
+def test_a_run_that_another_process_begins_after_we_looked_is_waited_for(place, monkeypatch, capfd):
+    stand_ins(place, monkeypatch, MEETS_A_LOCK + DONE, "")
+    folder, real, looks = TABLE[0].folder(1), reproduce.state, []
+
+    def looked_too_early(at, model):
+        looks.extend([at] if at == folder else [])
+        return ("missing", None) if len(looks) <= 2 and at == folder else real(at, model)
+
+    monkeypatch.setattr(reproduce, "state", looked_too_early)
+    monkeypatch.setattr(reproduce, "rows", lambda table: [TABLE[0], TABLE[2]])
+    folder.mkdir(parents=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        runner = threading.Thread(target=call, args=[monkeypatch, "ctkd"])
+        runner.start()
+        while not (place / "met").exists():
+            assert runner.is_alive()
+        (folder / "log.jsonl").write_text('{"epoch": 1, "top1": 2.0}\n')
+        (folder / "resnet8_last.pth").touch()
+    runner.join(60)
+    told = capfd.readouterr().out
+    assert "resnet8_vanilla_digits_1-epochs: under way elsewhere" in told and "failed" not in told
+    assert "[1/2] resnet8_vanilla_digits_1-epochs: done elsewhere" in told
+    assert "[2/2] digits_resnet8_vgg8_1-epochs_kd_seed-1: done after" in told
+
+
+def test_a_training_that_meets_another_in_its_folder_has_a_status_of_its_own(tmp_path):
+    config = {"kind": "teacher", "options": {}}
+    run = RunFolder(tmp_path, "resnet8", config, overwrite=False)
+    with (tmp_path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(InUse, match="another process is training in") as error, run.open():
+            pass
+    assert error.value.status == 75
+
+
+def test_a_run_that_begins_elsewhere_while_we_look_is_the_same_run(tmp_path, monkeypatch):
+    config, real = {"kind": "teacher", "options": {}}, Path.exists
+
+    def begun_after_a_look(path):
+        found = real(path)
+        if path.name == "config.json" and not found:
+            path.write_text(json.dumps(config))
+        return found
+
+    monkeypatch.setattr(Path, "exists", begun_after_a_look)
+    RunFolder(tmp_path, "resnet8", config, overwrite=False)
+    assert (tmp_path / "config.json").is_file()
+
+
+def test_a_run_that_is_at_its_end_is_done_whatever_its_status(place, monkeypatch, capfd):
+    """Such as 1 where its output could not be written."""
+    stand_ins(place, monkeypatch, DONE + "sys.exit(1)", "")
+    monkeypatch.setattr(reproduce, "rows", lambda table: TABLE[:2])
+    call(monkeypatch, "ctkd")
+    assert "[2/2] vgg8_vanilla_digits_1-epochs: done after" in capfd.readouterr().out
 
 
 def test_a_published_teacher_is_taken_as_it_is(place, monkeypatch, capfd):

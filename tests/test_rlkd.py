@@ -10,6 +10,7 @@ from torch import Tensor
 
 from distiller_zoo import create_distiller
 from helper.answers import Live
+from helper.errors import UserError
 from helper.loops import PROBE, Distillation, make_optimizer, train_step
 from temperature import rlkd
 from temperature.policy import ACTION_STD, Policy, Random, entropy
@@ -18,6 +19,7 @@ from temperature.rlkd import (
     LAMBDA,
     RLKD,
     advantages,
+    divergence,
     log_probability,
     ppo_loss,
     redistribute,
@@ -29,11 +31,11 @@ from tests.test_training import Tiny, fixed_batch
 IMAGES = 64
 
 
-def make(cls=RLKD, images=IMAGES, **options):
+def make(cls=RLKD, images=IMAGES, seed=0, **options):
     defaults = {"epochs": 240, "rl_warmup": 1, "aug_epoch": 0}
     if cls is RLKD:
         defaults |= {"rl_epoch": 1, "rl_rollout": 8}
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     return cls(torch.zeros(images), **defaults | options)
 
 
@@ -116,7 +118,7 @@ def test_calibrated_rewards_reach_the_advantage(monkeypatch):
     These samples have one state, hence one value, and differ in their actions only."""
     seen = []
     monkeypatch.setattr(rlkd, "ppo_loss", lambda *args: seen.append(args[2]) or ppo_loss(*args))
-    temperature = make(rl_rollout=2)
+    temperature = make(rl_rollout=2, rl_calibration="learned")
     temperature.start_epoch(1)
     temperature.observe(torch.tensor(1.0))
     actions = []
@@ -156,7 +158,7 @@ def test_ppo_gains_nothing_beyond_the_clip(ratio, advantage, loss, moves):
 def test_the_detector_learns_from_the_error_of_the_prediction(monkeypatch):
     """Row 6: the released detector's loss is the same whatever it says; only the weight on its mean moves it."""
     monkeypatch.setattr(rlkd, "SPARSITY", 0.0)
-    temperature = make(rl_rollout=2)
+    temperature = make(rl_rollout=2, rl_calibration="learned")
     before = copy.deepcopy(temperature.agent.detector.state_dict())
     play(temperature, (3.0, 3.0), 2)
     after = temperature.agent.detector.state_dict()
@@ -244,23 +246,32 @@ def test_random_takes_another_distribution():
 # ---------------------------------------------------------------- learning
 
 
-def play(temperature: Policy, best, steps: int) -> tuple[Tensor, Tensor]:
-    """An environment in which the reward of a batch is known: minus the mean squared distance of its temperatures from
-    the best, which may depend on whether the teacher is sure. Returns the last quarter's mean tau, sure and unsure."""
+def play(temperature: Policy, best, steps: int, varied=False, noise=False) -> Tensor:
+    """Return the mean tau of sure and unsure samples in the last quarter [2], where the reward is known.
+
+    The reward of a batch is minus the mean squared distance of its temperatures from the best, which may depend on
+    whether the teacher is sure.
+
+    Args:
+        best: the best temperatures of sure and unsure samples.
+        varied: the share of sure samples differs from batch to batch. noise: the reward is a random number instead.
+    """
     temperature.start_epoch(1)
     loss = torch.zeros(())
     if temperature.observes:
         temperature.observe(loss)
-    taus = torch.zeros(steps, 2)
+    taus, sures = torch.zeros(steps, 32), torch.zeros(steps, 32)
     for step in range(steps):
-        sure = torch.rand(32, 1) < 0.5
+        sure = torch.rand(32, 1) < (torch.rand(()) if varied else 0.5)
         student, teacher = logits(32), logits(32) * torch.where(sure, 5.0, 0.1)
         tau = decide(temperature, student, teacher)
-        loss = loss + 1e-3 * (tau - torch.where(sure, best[0], best[1])).square().mean()
+        worse = torch.randn(()) if noise else (tau - torch.where(sure, best[0], best[1])).square().mean()
+        loss = loss + 1e-3 * worse
         if temperature.observes:
             temperature.observe(loss)
-        taus[step] = torch.stack([tau[sure].mean(), tau[~sure].mean()])
-    return taus[-steps // 4 :].mean(0)
+        taus[step], sures[step] = tau[:, 0], sure[:, 0]
+    taus, sures = taus[-steps // 4 :], sures[-steps // 4 :].bool()
+    return torch.stack([taus[sures].mean(), taus[~sures].mean()])
 
 
 @pytest.mark.parametrize("best", [3.0, 8.0])
@@ -274,15 +285,66 @@ def test_the_agent_finds_the_best_temperature(best):
     assert all(map(math.isfinite, told.values()))
 
 
-def test_the_agent_finds_a_best_temperature_for_each_kind_of_sample():
-    sure, unsure = play(make(), (3.0, 8.0), 640)
+@pytest.mark.parametrize("seed", range(3))
+def test_the_agent_finds_a_best_temperature_for_each_kind_of_sample(seed):
+    """Although the reward depends more on the share of each kind in a batch than on the temperatures."""
+    sure, unsure = play(make(seed=seed), (3.0, 8.0), 640, varied=True)
     assert unsure - sure > 2
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_the_agent_stays_where_it_is_when_the_reward_is_noise(seed):
+    assert abs(play(make(seed=seed), (3.0, 8.0), 640, noise=True).mean() - 5.5) < 1
+
+
+@pytest.mark.parametrize(("limit", "change", "cut"), [(1e-3, 0.1, True), (1e-5, 0.01, True), (1e-3, 0.01, False)])
+def test_an_update_is_shortened_to_the_trust_region(limit, change, cut):
+    temperature, state = make(rl_max_kl=limit), torch.rand(50, 3)
+    agent = temperature.agent
+    policy = [*agent.actor.parameters(), agent.log_std]
+    before, mean, log_std = [p.clone() for p in policy], agent.actor(state), agent.log_std.clone()
+    agent.actor[-2].bias.add_(change)
+    after = [p.clone() for p in policy]
+    temperature._shorten(state, policy, before)
+    moved = divergence(mean, log_std, agent.actor(state), agent.log_std).item()
+    if cut:
+        assert moved == pytest.approx(limit, rel=1e-2)
+    else:
+        assert all(map(torch.equal, policy, after))
+
+
+def test_an_update_far_beyond_the_trust_region_is_shortened(monkeypatch):
+    """In a whole update too, whose actor learns much too fast."""
+    moved = []
+    for limit in (0.0, 1e-5):
+        temperature = make(rl_max_kl=limit)
+        temperature.optimizers["actor"].param_groups[0]["lr"] = 3e-3
+        before, states = copy.deepcopy(temperature.agent), []
+        monkeypatch.setattr(rlkd, "state_of", lambda *args, seen=states: seen.append(state_of(*args)) or seen[-1])
+        play(temperature, (3.0, 3.0), 8)
+        state = torch.cat(states)
+        policies = [(agent.actor(state), agent.log_std) for agent in (before, temperature.agent)]
+        moved.append(divergence(*policies[0], *policies[1]).item())
+    assert moved[0] > 1e-4 and moved[1] < 1.2e-5
+
+
+def test_the_divergence_is_that_of_two_normal_distributions():
+    mean, log_std, new_mean, new_log_std = torch.randn(5), torch.tensor(0.3), torch.randn(5), torch.tensor(-0.4)
+    old, new = (torch.distributions.Normal(m, s.exp()) for m, s in ((mean, log_std), (new_mean, new_log_std)))
+    expected = torch.distributions.kl_divergence(old, new).mean()
+    assert torch.allclose(divergence(mean, log_std, new_mean, new_log_std), expected)
+
+
+@pytest.mark.parametrize("varied", [False, True])
 @pytest.mark.parametrize("temperature", [make(Random), make(rl_epoch=2)], ids=["random", "an epoch without learning"])
-def test_nothing_moves_with_learning_off(temperature):
-    taus = play(temperature, (3.0, 3.0), 240)
+def test_nothing_moves_with_learning_off(temperature, varied):
+    taus = play(temperature, (3.0, 8.0), 240, varied)
     assert (taus - 5.5).abs().max() < 0.3
+
+
+def test_the_calibration_is_one_of_two():
+    with pytest.raises(UserError, match="unknown --rl_calibration 'nonsense'; the known ones are: even, learned"):
+        make(rl_calibration="nonsense")
 
 
 def module_and_batch(**options):
@@ -323,8 +385,9 @@ def test_looking_at_the_probe_leaves_the_student_as_it_is():
     assert all(torch.equal(value, before[key]) for key, value in after.items())
 
 
-def test_an_epoch_that_ends_within_a_rollout_is_learned_from():
-    module, teacher, batch = module_and_batch(rl_rollout=16)
+@pytest.mark.parametrize("calibration", rlkd.CALIBRATIONS)
+def test_an_epoch_that_ends_within_a_rollout_is_learned_from(calibration):
+    module, teacher, batch = module_and_batch(rl_rollout=16, rl_calibration=calibration)
     before = copy.deepcopy(module.temperature.agent.state_dict())
     optimizer = make_optimizer(module, 0.05, 0.9, 0.0)
     module.start_epoch(1)
@@ -334,7 +397,7 @@ def test_an_epoch_that_ends_within_a_rollout_is_learned_from():
     module.end_epoch()
     after = module.temperature.agent.state_dict()
     moved = {key.split(".")[0] for key in after if not torch.equal(after[key], before[key])}
-    assert moved == {"actor", "log_std", "critic", "predictor", "detector"}
+    assert moved == {"actor", "log_std", "critic"} | ({"predictor", "detector"} if calibration == "learned" else set())
     assert module.temperature.rollout == module.temperature.rewards == []
 
 
@@ -344,10 +407,11 @@ def test_the_agent_is_left_alone_by_the_students_optimizer():
     assert set(group["params"]) == set(module.student.parameters())
 
 
-def test_no_value_is_read_back_while_the_agent_learns():
+@pytest.mark.parametrize("calibration", rlkd.CALIBRATIONS)
+def test_no_value_is_read_back_while_the_agent_learns(calibration):
     """Row 16: tensors without values go through a whole epoch, update included."""
     with torch.device("meta"):
-        temperature = make(rl_rollout=2)
+        temperature = make(rl_rollout=2, rl_calibration=calibration)
     temperature.start_epoch(1)
     temperature.observe(torch.zeros((), device="meta"))
     for _ in range(2):
@@ -355,4 +419,5 @@ def test_no_value_is_read_back_while_the_agent_learns():
         tau = temperature(student, teacher, None, torch.empty(8, dtype=torch.long, device="meta")).student
         assert tau.shape == (8, 1)
         temperature.observe(torch.zeros((), device="meta"))
-    assert all(optimizer.state for optimizer in temperature.optimizers.values())  # it has learned
+    learned = {name for name, optimizer in temperature.optimizers.items() if optimizer.state}
+    assert learned == {"actor", "critic"} | ({"calibration"} if calibration == "learned" else set())

@@ -11,7 +11,7 @@ from temperature.annealing import annealed
 from temperature.ctkd import curriculum_lambda, reverse_gradient
 from temperature.dtkd import LOWEST, dtkd_tau
 from temperature.standardised import Standardised
-from tests.test_distillers import cases, check_gradient, close, draw, golden, needs_golden
+from tests.test_distillers import cases, check_gradient, close, draw, golden
 
 CLASSES = 10
 EVERY = sorted(temperature_dict)
@@ -167,7 +167,6 @@ def test_as_tau_takes_numbers_vectors_columns_and_taus():
 # ---------------------------------------------------------------- DTKD
 
 
-@needs_golden
 @cases
 def test_dtkd_is_the_published_one(batch, classes, seed):
     expected = golden(batch, classes, seed, "dtkd_T4")

@@ -1,0 +1,102 @@
+"""How much two trainings on the same cores slow each other down, by how long idle OpenMP threads spin.
+
+    python benchmarks/sharing.py
+    python benchmarks/sharing.py --pair resnet20:resnet8 --images 1024 --rounds 5
+
+Two processes train a student from a warm teacher table (CTKD's global temperature, random images), each with a thread
+for every core: first one of them alone, then both at once, in turns. libgomp, OpenMP in PyTorch's CPU builds, reads the
+settings when it is loaded; helper/environment.py sets the one in use.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import fmean, median
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import helper.environment  # noqa: F401 (before PyTorch)
+
+# isort: split
+import torch
+from tqdm import tqdm
+
+from benchmarks.bench import WARM_UP, check_pairs, machine, servers
+from helper.environment import SPIN_COUNT
+from helper.errors import Parser, UserError, run_main
+
+SETTINGS = {
+    "libgomp's default": {"GOMP_SPINCOUNT": "300000"},
+    "GOMP_SPINCOUNT=30000": {"GOMP_SPINCOUNT": "30000"},
+    "GOMP_SPINCOUNT=3000": {"GOMP_SPINCOUNT": "3000"},
+    f"GOMP_SPINCOUNT={SPIN_COUNT} (ours)": {"GOMP_SPINCOUNT": SPIN_COUNT},
+    "OMP_WAIT_POLICY=passive": {"OMP_WAIT_POLICY": "passive"},
+}
+RUNS = ("fp32+table first", "fp32+table second")  # variants of bench.py, with a name behind
+
+
+@contextmanager
+def environment(setting: dict[str, str], threads: int) -> Iterator[None]:
+    """The setting and the number of threads as environment variables, for processes that are started inside."""
+    before = dict(os.environ)
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        os.environ.pop(name, None)
+    os.environ.update(setting | {"OMP_NUM_THREADS": str(threads)})
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def measure(setting: dict[str, str], args: argparse.Namespace, bar: tqdm) -> tuple[float, float]:
+    """Milliseconds per step of a training alone and of two at once, medians over the rounds."""
+    alone, shared = [], []
+    with environment(setting, args.threads), servers(RUNS, args.pair, args) as connections:
+        for _ in range(WARM_UP + args.rounds):
+            for at_work, times in ((RUNS[:1], alone), (RUNS, shared)):
+                for run in at_work:
+                    connections[run].send("round")
+                times.append(fmean(connections[run].recv()[0] for run in at_work))
+            bar.update()
+    steps = -(-args.images // args.batch_size)
+    return tuple(1000 * median(times[WARM_UP:]) / steps for times in (alone, shared))
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line, with what bench.py asks for beside it."""
+    parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    add = parser.add_argument
+    add("--pair", default="resnet56:resnet20", metavar="TEACHER:STUDENT", help="(default: resnet56:resnet20)")
+    add("--images", type=int, default=512, help="per epoch (default: 512)")
+    add("--batch_size", type=int, default=64, help="(default: 64)")
+    add("--rounds", type=int, default=7, help="epochs that count (default: 7)")
+    add("--threads", type=int, default=os.cpu_count(), help="of each training (default: one for each core)")
+    args = parser.parse_args()
+    if min(args.rounds, args.threads, args.images) < 1 or args.batch_size < 2:
+        raise UserError("--batch_size must be 2 or more, and --rounds, --threads and --images 1 or more")
+    check_pairs([args.pair])
+    return argparse.Namespace(**vars(args), classes=100, device="cpu", trials=1)
+
+
+def main() -> None:
+    """Measure, then print."""
+    args = parse_args()
+    with tqdm(total=len(SETTINGS) * (WARM_UP + args.rounds), unit="round", leave=False, disable=None) as bar:
+        results = {}
+        for name, setting in SETTINGS.items():
+            bar.set_description(name)
+            results[name] = measure(setting, args, bar)
+    torch.set_num_threads(args.threads)  # as the trainings have, for the line that describes the machine
+    print(machine(args))
+    width = max(map(len, SETTINGS))
+    print(f"{'ms per step':{width}}{'alone':>8}{'two at once':>13}{'ratio':>8}")
+    for name, (alone, shared) in results.items():
+        print(f"{name:{width}}{alone:8.0f}{shared:13.0f}{shared / alone:8.2f}")
+
+
+if __name__ == "__main__":
+    run_main(main)

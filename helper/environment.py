@@ -1,0 +1,33 @@
+"""What must be set before PyTorch is imported. Every script imports this module first."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# How often an idle OpenMP thread looks for work before it sleeps. libgomp's default lets it spin for so long that two
+# trainings on the same cores run at a tenth of their speed; with this number a training alone is no slower. See
+# benchmarks/sharing.py for the measurement.
+SPIN_COUNT = "300"
+
+
+def limit_spinning() -> None:
+    """Set GOMP_SPINCOUNT, which libgomp reads when it is loaded, unless the user chose how threads wait."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+
+
+def end_quietly_on_ctrl_c() -> None:
+    """Let Ctrl-C end one of this project's scripts without a traceback until `run_main` handles it.
+
+    Importing PyTorch takes seconds. A program that only imports this code keeps its own handling.
+    """
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    if script and Path(script).resolve().parent in (ROOT, ROOT / "benchmarks"):
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+limit_spinning()
+end_quietly_on_ctrl_c()

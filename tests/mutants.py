@@ -1,0 +1,88 @@
+"""Check that the tests notice faults: plant one at a time in a copy of the project and run the tests of its place.
+
+    python tests/mutants.py
+    python tests/mutants.py best reversal
+
+A fault that no test notices is a hole in the tests. Not run with the tests: it takes minutes.
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Mutant(NamedTuple):
+    """A fault: `new` in the place of `old`, and the tests (pytest's arguments) that must fail for it."""
+
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+MUTANTS = {
+    "reversal": Mutant("temperature/ctkd.py", "return -lambda_ * gradient", "return lambda_ * gradient",
+                       "tests/test_distillers.py tests/test_temperature.py"),
+    "tau squared": Mutant("temperature/base.py", "return self.student * self.teacher if self.scale is None",
+                          "return torch.ones_like(self.student) if self.scale is None", "tests/test_distillers.py"),
+    "lambda late": Mutant("temperature/ctkd.py", "curriculum_lambda(epoch, *self.schedule)",
+                          "curriculum_lambda(epoch - 1, *self.schedule)", "tests/test_temperature.py"),
+    "no decay of tau": Mutant("helper/loops.py", "for parameter in module.parameters() if parameter.requires_grad]",
+                              "for parameter in module.parameters() if parameter.requires_grad and parameter.dim()]",
+                              "tests/test_training.py tests/test_temperature.py"),
+    "mirrored crop": Mutant("dataset/memory.py", "(pad,) * 4", "(pad, 0, pad, 0)", "tests/test_dataset.py"),
+    "mean and std": Mutant("dataset/memory.py", ".sub_(self.mean).div_(self.std)", ".sub_(self.std).div_(self.mean)",
+                           "tests/test_dataset.py"),
+    "mean of CIFAR": Mutant("dataset/cifar100.py", "MEAN = (0.5071, 0.4867, 0.4408)", "MEAN = (0.4914, 0.4822, 0.4465)",
+                            "tests/test_dataset.py"),
+    "ddof": Mutant("helper/comparison.py", "from statistics import fmean, stdev, variance",
+                   "from statistics import fmean, pstdev as stdev, variance", "tests/test_compare.py"),
+    "ddof of z-scores": Mutant("temperature/standardised.py", "correction=1", "correction=0",
+                               "tests/test_temperature.py"),
+    "DTKD's x and y": Mutant("temperature/dtkd.py", "2 * tau * y / (x + y)", "2 * tau * x / (x + y)",
+                             "tests/test_temperature.py"),
+    "last batch": Mutant("helper/loops.py", "            for batch in bar:\n                between()",
+                         "            for batch in list(bar)[:-1]:\n                between()", "tests/test_training.py"),
+    "random state": Mutant("helper/run_folder.py", "torch.set_rng_state(state[\"rng_cpu\"])", "pass",
+                           "tests/test_training.py tests/test_checkpoint.py"),
+    "best": Mutant("helper/run_folder.py", "if record[\"top1\"] > max(", "if record[\"top1\"] < max(",
+                   "tests/test_training.py tests/test_checkpoint.py"),
+    "best always": Mutant("helper/run_folder.py", "if record[\"top1\"] > max(", "if record[\"top1\"] or max(",
+                          "tests/test_training.py tests/test_checkpoint.py"),
+}  # fmt: skip
+
+
+def is_noticed(mutant: Mutant) -> bool:
+    """Whether the tests fail with the fault in place. Raises SystemExit where its place no longer exists."""
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = Path(scratch) / "project"
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "save", "data", "results"))
+        (copy / "results").symlink_to(ROOT / "results")
+        text = (copy / mutant.file).read_text()
+        if text.count(mutant.old) != 1:
+            sys.exit(f"error: {mutant.file} has {text.count(mutant.old)} places with {mutant.old!r}: mend this list")
+        (copy / mutant.file).write_text(text.replace(mutant.old, mutant.new))
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *mutant.tests.split()]
+        return subprocess.run(command, cwd=copy, capture_output=True).returncode == 1
+
+
+def main() -> None:
+    """Plant the faults named on the command line, or all of them; status 1 if one goes unnoticed."""
+    names = sys.argv[1:] or list(MUTANTS)
+    if unknown := [name for name in names if name not in MUTANTS]:
+        sys.exit(f"error: no mutant {unknown[0]!r}; the known ones are: {', '.join(MUTANTS)}")
+    missed = 0
+    for name in names:
+        noticed = is_noticed(MUTANTS[name])
+        missed += not noticed
+        print(f"{name:20}{'noticed' if noticed else 'NOT NOTICED'}", flush=True)
+    sys.exit(missed > 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""What is set before PyTorch is imported, and how a script ends that is interrupted while it imports."""
+
+import ast
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = [path for folder in (ROOT, ROOT / "benchmarks") for path in folder.glob("*.py")
+           if "run_main(main)" in path.read_text()]  # fmt: skip
+
+
+def run(argv, **variables):
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION")
+    environment = {name: value for name, value in os.environ.items() if name not in names} | variables
+    return subprocess.run([sys.executable, *argv], cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, "300"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+)
+def test_threads_spin_briefly_unless_the_user_says_otherwise(given, spins):
+    done = run(["-c", "import os, helper.environment; print(os.environ.get('GOMP_SPINCOUNT'))"], **given)
+    assert done.stdout.strip() == spins
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_every_script_sets_the_environment_before_it_imports_anything_large(script):
+    names = []
+    for node in ast.walk(ast.parse(script.read_text())):
+        if isinstance(node, ast.Import):
+            names += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names.append((node.lineno, node.module))
+    names = [name for _, name in sorted(names)]
+    before = names[: names.index("helper.environment")]
+    assert all(name.split(".")[0] in sys.stdlib_module_names for name in before)
+
+
+@pytest.mark.parametrize("script", ["train_student.py", "train_teacher.py", "compare.py", "reproduce.py"])
+def test_ctrl_c_while_importing_shows_no_traceback(script, tmp_path):
+    """A stand-in for each large package interrupts the process that imports it."""
+    for name in ("torch", "numpy", "scipy", "matplotlib"):
+        (tmp_path / f"{name}.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    done = run([script, "--help"], PYTHONPATH=str(tmp_path))
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
+def test_a_program_that_imports_this_code_keeps_its_own_way_with_ctrl_c(tmp_path):
+    code = "import signal, helper.environment\nassert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n"
+    (tmp_path / "own.py").write_text(code)
+    done = run([tmp_path / "own.py"], PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr
+
+
+def test_events_are_written_whatever_implementation_of_protobuf_is_chosen():
+    done = run(["-c", "import helper.log; print(helper.log.RunLog.__name__)"],
+               PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION="upb")  # fmt: skip
+    assert done.stdout.strip() == "RunLog", done.stderr
