@@ -51,6 +51,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from helper.errors import UserError
+from helper.structure import Maybe, Such, optimizer_pattern
 from temperature.policy import PHASE, Policy
 
 GAMMA, LAMBDA, CLIP = 0.99, 0.95, 0.2
@@ -192,6 +193,20 @@ class RLKD(Policy):
         """The optimizers' part of the checkpoint and, within an epoch, the rollout."""
         within = {"rollout": [tuple(each) for each in self.rollout], "rewards": self.rewards, "probe": self.probe_loss}
         return {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()} | within
+
+    def extra_state_pattern(self) -> dict[str, Any]:
+        """What a checkpoint may hold of it, see helper/structure.py."""
+        batch = Such(
+            (torch.empty(0, 3), torch.empty(0), torch.empty(0)),
+            lambda columns: len(set(map(len, columns))) == 1,
+            "has columns of several lengths",
+        )
+        within = {"rollout": Maybe([batch]), "rewards": Maybe([torch.zeros(())]), "probe": Maybe(torch.zeros(()))}
+        return Such(
+            {name: optimizer_pattern(optimizer) for name, optimizer in self.optimizers.items()} | within,
+            lambda state: len(state.get("rollout", [])) == len(state.get("rewards", [])),
+            "has not a reward for each batch",
+        )
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         for name, optimizer in self.optimizers.items():

@@ -1,0 +1,168 @@
+"""Checks of what was read from a file against what it will be loaded into, before anything is changed.
+
+A pattern describes a value:
+
+    a tensor          a tensor of its shape and type; where its shape says 0, any size
+    a type            a value of that type; float takes whole numbers too
+    a dict            a dict with these keys, each value fitting its pattern; a whole number, as optimizers number their
+                      parameters, need not be there; a type stands for any keys of it
+    a list of one     any number of values that fit the one
+    a tuple           as many values, each fitting its own
+    Maybe(pattern)    in a dict: a value that fits, or no such key; a value of None is left out
+    Such(pattern, test, says)  a value that fits and passes the test; if it does not, `says` tells what it is instead
+    Own(value)        anything, which is then replaced by `value`
+    Any               anything
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+NEVER_NEGATIVE = ("running_var", "exp_avg_sq", "step")  # the last words of tensors' names
+TYPES = (
+    torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
+    torch.uint8, torch.bool,
+)  # fmt: skip
+
+
+class Misfit(Exception):
+    """What was read does not fit; the message says where, and begins with a name."""
+
+
+class Maybe(NamedTuple):
+    """A pattern for something in a dict that need not be there."""
+
+    pattern: Any
+
+
+class Such(NamedTuple):
+    """A pattern for a value that must pass a test, too; `says` goes on after its name where it does not."""
+
+    pattern: Any
+    test: Callable[[Any], bool]
+    says: str
+
+
+class Own(NamedTuple):
+    """What to take instead of what a file says."""
+
+    value: Any
+
+
+def fitted(value: Any, pattern: Any, name: str = "content") -> Any:
+    """A copy of a value that fits the pattern; tensors in it share no memory and are laid out like the pattern's.
+
+    Raises:
+        Misfit: it does not fit.
+    """
+    if pattern is Any:
+        return value
+    if isinstance(pattern, Own):
+        return pattern.value
+    if isinstance(pattern, Such):
+        value = fitted(value, pattern.pattern, name)
+        _expect(pattern.test(value), f"{name} {pattern.says}")
+        return value
+    if isinstance(pattern, Maybe):
+        return fitted(value, pattern.pattern, name)
+    if isinstance(pattern, Tensor):
+        return _fitted_tensor(value, pattern, name)
+    if isinstance(pattern, dict):
+        return _fitted_dict(value, pattern, name)
+    if isinstance(pattern, list | tuple):
+        expected = isinstance(value, list | tuple) and (len(value) == len(pattern) or isinstance(pattern, list))
+        _expect(expected, f"{name} is no {f'list of {len(pattern)}' if isinstance(pattern, tuple) else 'list'}")
+        patterns = pattern if isinstance(pattern, tuple) else pattern * len(value)
+        items = [fitted(*pair, f"{name}.{i}") for i, pair in enumerate(zip(value, patterns, strict=True))]
+        return tuple(items) if isinstance(value, tuple) else items
+    is_whole = type(value) is int and abs(value) < 2**63
+    _expect(is_whole if pattern is int else type(value) is pattern or pattern is float and is_whole,
+            f"{name} is no {pattern.__name__}")  # fmt: skip
+    return value
+
+
+def _fitted_dict(value: Any, pattern: dict[Any, Any], name: str) -> dict[Any, Any]:
+    _expect(isinstance(value, dict), f"{name} is no dictionary")
+    any_key = next((key for key in pattern if isinstance(key, type)), None)
+    copy = {}
+    for key, each in value.items():
+        known = isinstance(key, any_key) if any_key else key in pattern
+        _expect(known, f"{name} holds {_word(key)}, which nothing takes")
+        own = pattern[any_key or key]
+        if each is not None or not isinstance(own, Maybe):
+            copy[key] = fitted(each, own, f"{name}.{_word(key)}")
+    for key, own in pattern.items():
+        _expect(key in copy or isinstance(key, int | type) or isinstance(own, Maybe), f"{name} holds no {key}")
+    return copy
+
+
+def _word(key: Any) -> str:
+    return " ".join(str(key).split())[:80]
+
+
+@torch.no_grad()
+def _fitted_tensor(value: Any, pattern: Tensor, name: str) -> Tensor:
+    check_stored(value, name)
+    fits = value.dim() == pattern.dim() and all(
+        own in (0, size) for size, own in zip(value.shape, pattern.shape, strict=True)
+    )
+    _expect(fits, f"{name} is {list(value.shape)} instead of {list(pattern.shape)}")
+    _expect(value.dtype == pattern.dtype, f"{name} is {type_name(value)} instead of {type_name(pattern)}")
+    if pattern.isfinite().all():  # what is not before the first step may be anything
+        check_numbers(value, name)
+    if value.shape != pattern.shape:
+        return value.clone()
+    return torch.empty_like(pattern, device=value.device).copy_(value)
+
+
+def _expect(holds: bool, message: str) -> None:
+    if not holds:
+        raise Misfit(message)
+
+
+def check_stored(value: Any, name: str) -> None:
+    """Raise Misfit where a value is not a tensor whose numbers were all stored, one by one."""
+    _expect(type(value) in (Tensor, nn.Parameter), f"{name} is no tensor of a known kind")
+    kinds = {"quantized": value.is_quantized, "meta": value.is_meta, "nested": value.is_nested}
+    kind = next((kind for kind, found in kinds.items() if found), str(value.layout).removeprefix("torch."))
+    _expect(kind == "strided", f"{name} is a {kind} tensor, which no network has")
+    _expect(value.dtype in TYPES, f"{name} is of the type {type_name(value)}, which no network has")
+    stored = value.untyped_storage().nbytes() // value.element_size()
+    _expect(value.numel() <= stored, f"{name} has {value.numel()} numbers of which {stored} are stored")
+
+
+def check_numbers(value: Tensor, name: str) -> None:
+    """Raise Misfit where a number is not finite, or negative in what never is."""
+    _expect(bool(value.isfinite().all()), f"{name} is not finite")
+    if name.rpartition(".")[2] in NEVER_NEGATIVE:
+        _expect(bool((value >= 0).all()), f"{name} is negative")
+
+
+def type_name(tensor: Tensor) -> str:
+    """The type of a tensor's numbers, such as float32."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def module_pattern(module: nn.Module) -> dict[str, Any]:
+    """The pattern of a module's `state_dict`; what a part of it keeps beside tensors, by `get_extra_state`, that part
+    describes itself, in `extra_state_pattern`."""
+    pattern = {key: Any if key.endswith("_extra_state") else value for key, value in module.state_dict().items()}
+    for name, part in module.named_modules():
+        if hasattr(part, "extra_state_pattern"):
+            pattern[f"{name}.".lstrip(".") + "_extra_state"] = part.extra_state_pattern()
+    return pattern
+
+
+def optimizer_pattern(optimizer: torch.optim.SGD | torch.optim.Adam) -> dict[str, Any]:
+    """The pattern of an optimizer's `state_dict`. How to step is the optimizer's own to say, not a file's."""
+
+    def state_of(parameter: Tensor) -> dict[str, Any]:
+        if isinstance(optimizer, torch.optim.SGD):
+            return {"momentum_buffer": Maybe(parameter)}
+        return {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}
+
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    groups = optimizer.state_dict()["param_groups"]
+    return {"state": dict(enumerate(map(state_of, parameters))), "param_groups": Own(groups)}
