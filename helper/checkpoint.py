@@ -30,7 +30,7 @@ def save(content: Any, path: Path) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def load(path: Path, advice: str = "get it again, or train it anew") -> Any:
+def load(path: Path, advice: str = "get it again from somebody you trust, or train it anew") -> Any:
     """Read a file of tensors and plain Python values onto the CPU; code hidden in it is never run.
 
     Args:
@@ -52,8 +52,8 @@ def load(path: Path, advice: str = "get it again, or train it anew") -> Any:
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path} is refused: it is damaged, or it holds Python objects that could run code instead of"
-            f" plain tensors; {advice}, from somebody you trust"
+            f"{path} is refused: it is damaged, or it holds Python objects that could run code instead of plain"
+            f" tensors; {advice}"
         ) from error
     except Exception as error:  # what a damaged file makes the reader raise is nearly anything
         raise UserError(f"{path} is damaged or is no PyTorch checkpoint: {advice}") from error

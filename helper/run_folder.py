@@ -224,9 +224,12 @@ class RunFolder:
             module.load_state_dict(state["module"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:  # of an extra state that has no pattern
             raise UserError(f"{self.folder / 'last.pth'} does not fit this run: {ANEW}") from error
-        # how to step is the options' to say, not the file's
-        groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
+        moved, groups = state["optimizer"]["state"], optimizer.state_dict()["param_groups"]
+        if any(moved.values()):  # a fused step takes momentum of all parameters or of none
+            parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+            for number, parameter in enumerate(parameters):
+                moved.setdefault(number, {}).setdefault("momentum_buffer", torch.zeros_like(parameter))
+        optimizer.load_state_dict({"state": moved, "param_groups": groups})
         self.history, self.part = state["history"], state.get("part")
         if self.part:
             self.part["module"] = state["module"]
