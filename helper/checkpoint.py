@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import pickle
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,12 +105,16 @@ def identify(path: Path, weights: dict[str, Tensor], name: str | None = None, da
     hint = name or model_of_folder(path.parent)
     if hint and not (why := _differences(weights, expected_weights(hint, dataset))):
         return hint
-    others = {other: _differences(weights, expected_weights(other, dataset, "meta")) for other in networks(dataset)}
-    nearest = min(others, key=lambda other: len(others[other]))
-    if others[nearest]:
+    found = {}
+    for other in networks(dataset):
+        found[other] = _differences(weights, _expected_shapes(other, dataset))
+        if not found[other]:
+            break
+    nearest = min(found, key=lambda other: len(found[other]))
+    if found[nearest]:
         holds = f"no {hint} ({why[0]}) and no other network" if hint else "no network"
-        near = f"; the nearest is {nearest}, but {others[nearest][0]}" if nearest != hint else ""
-        raise UserError(f"{path} holds {holds} that is known here{near}; the known ones are: {', '.join(others)}")
+        near = f"; the nearest is {nearest}, but {found[nearest][0]}" if nearest != hint else ""
+        raise UserError(f"{path} holds {holds} that is known here{near}; the known ones are: {', '.join(found)}")
     if name:
         raise UserError(f"{path} holds a {nearest}, not a {name}: leave --model_t out, or give another --path-t")
     return nearest
@@ -136,9 +141,15 @@ def model_of_folder(folder: Path) -> str | None:
     return name if name in networks() else None
 
 
+@cache
+def _expected_shapes(name: str, dataset: str | None) -> Expected:
+    """What the weights of a network look like, without their numbers: on the device "meta" no network is initialised,
+    which is worth the import that it takes where many are looked at."""
+    return expected_weights(name, dataset, "meta")
+
+
 def expected_weights(name: str, dataset: str | None = None, device: str = "cpu") -> Expected:
-    """What the weights of the network `name` look like; on the device "meta", which is only worth its imports for many
-    networks, none of them is initialised."""
+    """What the weights of the network `name` look like."""
     with torch.random.fork_rng(devices=[]), torch.device(device):
         model = create_model(name, 1, dataset)
     return Expected(_classifier_name(model), model.state_dict())
