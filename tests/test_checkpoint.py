@@ -3,16 +3,15 @@
 import os
 import pickle
 import secrets
-import signal
 import socket
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from common import no_hang
 
 from helper import checkpoint
 from helper.errors import RunError, UserError
@@ -219,22 +218,6 @@ except RunError as error:
 
 
 # ---------------------------------------------------------------- what is no file, and where none can be
-
-
-@contextmanager
-def no_hang():
-    """Fails instead of waiting for a writer that never comes."""
-
-    def fail(*_):
-        raise AssertionError("it hangs")
-
-    before = signal.signal(signal.SIGALRM, fail)
-    signal.alarm(60)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def odd_files(folder):
