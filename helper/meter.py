@@ -66,8 +66,9 @@ class Meter:
         if not self.tensors:
             self._prepare(step, values, names)
         elif names != self.names or bool(tau) != ("tau" in self.tensors):
-            raise UserError(f"the sums in last.pth are of {', '.join(self.names)}, and this run has {', '.join(names)}:"
-                            " add --overwrite to start anew")  # fmt: skip
+            raise UserError(
+                f"last.pth holds other sums within its epoch than of {', '.join(names)}: add --overwrite to start anew"
+            )
         t, size = self.tensors, len(step.target)
         t["samples"] += size
         t["steps"] += 1

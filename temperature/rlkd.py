@@ -204,7 +204,7 @@ class RLKD(Policy):
         within = {"rollout": Maybe([batch]), "rewards": Maybe([torch.zeros(())]), "probe": Maybe(torch.zeros(()))}
         return Such(
             {name: optimizer_pattern(optimizer) for name, optimizer in self.optimizers.items()} | within,
-            lambda state: len(state.get("rollout", [])) == len(state.get("rewards", [])),
+            lambda state: len(state.get("rollout", []) if "probe" in state else []) == len(state.get("rewards", [])),
             "has not a reward for each batch",
         )
 
@@ -231,7 +231,7 @@ class RLKD(Policy):
         return action
 
     def observe(self, probe_loss: Tensor) -> None:
-        if self.probe_loss is not None:
+        if self.probe_loss is not None and len(self.rewards) < len(self.rollout):
             # the last actions', and theirs alone (rows 3 and 4)
             self.rewards.append((self.probe_loss - probe_loss).float())
             self.note(rl_reward=self.rewards[-1])

@@ -189,6 +189,7 @@ AGENT = [
     (("rollout", 0), (torch.zeros(8, 4), torch.zeros(8), torch.zeros(8)), r"rollout.0.0 is \[8, 4\]"),
     (("rollout", 0), (torch.zeros(8, 3), torch.zeros(7), torch.zeros(8)), "columns of several lengths"),
     (("rewards",), [], "has not a reward for each batch"),
+    (("probe",), None, "has not a reward for each batch"),
     (("probe",), "x", "probe is no tensor"),
 ]
 
@@ -261,7 +262,7 @@ def test_steps_of_another_loss_are_not_added_up(stopped, fresh):
     meter.go_on(stopped["part"]["meter"], CPU)
     other = make("rlkd", "pkt")
     batch = next(iter(loaders()[0]))
-    with pytest.raises(UserError, match="the sums in last.pth are of loss, loss_ce, loss_kd, and this run has loss, "):
+    with pytest.raises(UserError, match="other sums within its epoch than of loss, loss_ce, loss_kd, loss_pkt:"):
         meter.update(other(batch, Live(Tiny(width=12).eval())(batch)))
 
 

@@ -588,7 +588,7 @@ def test_a_full_disk_when_the_log_begins_is_said_in_one_sentence(tmp_path, monke
     """And nothing is said when what could not be written is given up."""
 
     def full(*_):
-        return open("/dev/full", "wb")  # noqa: SIM115
+        return open("/dev/full", "wb")
 
     later = []
     monkeypatch.setattr(sys, "unraisablehook", later.append)
