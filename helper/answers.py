@@ -23,7 +23,7 @@ from helper.table_file import MOST, TableFile
 from models import Model, Output
 
 ASKED_PIXELS = {"cpu": 128 * 32**2, "cuda": 4096 * 32**2}  # at once
-WRITTEN_AT_ONCE, WRITTEN_EVERY = 8192, 2.0  # rows, or what was asked within so many seconds
+WRITTEN_AT_ONCE, WRITTEN_EVERY = 8192, 2.0  # answers are written after so many rows or seconds
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
@@ -123,8 +123,8 @@ class TeacherTable:
         self._tell(identity)
 
     def start_epoch(self, loader: MemoryLoader) -> bool:
-        """Ask the teacher for what of the epoch is not in the table yet; returns whether all of it is there now, and
-        not if the process was asked to end."""
+        """Ask the teacher for the rows of the epoch that are missing; returns False if the process was asked to end
+        before they were complete."""
         drawn = loader.draw()
         if drawn is None:
             return True
@@ -166,15 +166,17 @@ class TeacherTable:
     def _ask(self, loader: MemoryLoader, rows: Tensor) -> bool:
         """Ask the teacher for those of the rows that are missing; returns False if the process was asked to end.
 
-        What others have added is looked up all the time, and each process goes through the rows in an order of its own:
-        so runs that fill one table at the same time share the work.
+        Runs that fill one table at the same time share the work: each goes through the rows in a random order of its
+        own, and leaves out what others have written since.
         """
         self._hold(self.file.refresh())
         rows = self.file.missing(rows)
-        batches = list(rows.split(self.at_once)) if len(rows) else []
+        if not len(rows):
+            return True
+        batches = list(rows.split(self.at_once))
         random.SystemRandom().shuffle(batches)
         answers: list[tuple[Tensor, Tensor]] = []
-        since, quiet = time.monotonic(), processes.quiet() or not batches
+        since, quiet = time.monotonic(), processes.quiet()
         with tqdm(total=len(rows), desc="asking the teacher", unit="image", leave=False, disable=quiet) as bar:
             for number, batch in enumerate(batches, 1):
                 if len(missing := self.file.missing(batch)):
@@ -190,7 +192,7 @@ class TeacherTable:
         return True
 
     def _keep(self, answers: list[tuple[Tensor, Tensor]]) -> None:
-        """Write rows with what the teacher says of them, and take in what others have written."""
+        """Write rows with the teacher's answers to the table, and read what others have written."""
         if not answers:
             return self._hold(self.file.refresh())
         rows, said = map(torch.cat, zip(*answers, strict=True))
@@ -225,7 +227,7 @@ class TeacherTable:
             )
 
     def _hold(self, rows: Tensor) -> None:
-        """Copy rows that the file has taken in last to the device."""
+        """Copy the rows [M] that were read last from the file to the device."""
         if self.on_device is None or not len(rows):
             return
         for chunk, values in zip(rows.split(2**20), self.file.values[-len(rows) :].split(2**20), strict=True):

@@ -66,7 +66,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     Those of half or double precision become float32.
 
     Raises:
-        UserError: as `load`, or the file holds no weights, or such as nothing can be learned from.
+        UserError: as `load`, or the file holds no weights, or a tensor in it is not finite or not dense.
     """
     content = load(path)
     for key in ("model", "state_dict"):
@@ -88,7 +88,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 
 class Expected(NamedTuple):
-    """What a network's weights look like."""
+    """The weights that a network has."""
 
     head: str  # the name of its last layer
     weights: dict[str, Tensor]  # for one class
@@ -113,7 +113,8 @@ def identify(path: Path, weights: dict[str, Tensor], name: str | None = None, da
     nearest = min(found, key=lambda other: len(found[other]))
     if found[nearest]:
         holds = f"no {hint} ({why[0]}) and no other network" if hint else "no network"
-        near = f"; the nearest is {nearest}, but {found[nearest][0]}" if nearest != hint else ""
+        is_near = nearest != hint and len(found[nearest]) < len(weights)
+        near = f"; the nearest is {nearest}, but {found[nearest][0]}" if is_near else ""
         raise UserError(f"{path} holds {holds} that is known here{near}; the known ones are: {', '.join(found)}")
     if name:
         raise UserError(f"{path} holds a {nearest}, not a {name}: leave --model_t out, or give another --path-t")
@@ -143,13 +144,13 @@ def model_of_folder(folder: Path) -> str | None:
 
 @cache
 def _expected_shapes(name: str, dataset: str | None) -> Expected:
-    """What the weights of a network look like, without their numbers: on the device "meta" no network is initialised,
-    which is worth the import that it takes where many are looked at."""
+    """As `expected_weights`, without numbers: on the device "meta" nothing is initialised, which takes an import of two
+    seconds and then a hundredth of the time."""
     return expected_weights(name, dataset, "meta")
 
 
 def expected_weights(name: str, dataset: str | None = None, device: str = "cpu") -> Expected:
-    """What the weights of the network `name` look like."""
+    """Return names, shapes and types of the weights of the network `name`."""
     with torch.random.fork_rng(devices=[]), torch.device(device):
         model = create_model(name, 1, dataset)
     return Expected(_classifier_name(model), model.state_dict())

@@ -20,7 +20,7 @@ from helper.errors import Diverged, Interrupted, RunError, UserError
 from helper.log import EpochTable, Record
 from helper.meter import Meter, Step
 from helper.run_folder import RunFolder
-from helper.structure import Maybe, Such
+from helper.structure import Checked, Maybe
 from models import Model, Output
 from temperature import Mixing, Tau, Temperature
 
@@ -166,7 +166,7 @@ class Distillation(Learner):
 
     def within_pattern(self) -> dict[str, Any]:
         classes = self.student.classifier.out_features
-        probe = Such(
+        probe = Checked(
             (torch.empty(0, 3, 0, 0), torch.empty(0, dtype=torch.int64)),
             lambda probe: len(probe[0]) == len(probe[1]) > 0 and 0 <= probe[1].min() <= probe[1].max() < classes,
             "are no images with their classes",

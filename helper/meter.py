@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from helper.errors import Diverged, UserError
-from helper.structure import Maybe, Such
+from helper.structure import Checked, Maybe
 from temperature import Tau
 
 TAUS = ("tau", "tau_min", "tau_max")
 _SUM, _EXTREME = torch.zeros((), dtype=torch.float64), torch.tensor(math.inf)
 METER_PATTERN = {  # of `Meter.state`, see helper/structure.py
-    "tensors": Such(
+    "tensors": Checked(
         {
             "samples": _SUM, "steps": torch.zeros(()), "correct": torch.zeros((), dtype=torch.int64),
             "sums": torch.empty(0, dtype=torch.float64), "first_bad": Any,

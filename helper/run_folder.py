@@ -26,7 +26,7 @@ from helper.files import open_lock, open_regular, reason, remove_leftovers, try_
 from helper.log import Record, RunLog
 from helper.meter import METER_PATTERN
 from helper.runs import ADDED_OPTIONS, decisive, differing, read_log
-from helper.structure import Maybe, Misfit, Own, Such, fitted, module_pattern, optimizer_pattern
+from helper.structure import Checked, Maybe, Misfit, Replaced, fitted, module_pattern, optimizer_pattern
 
 IDENTITY = ("kind", "model", "teacher", "teacher_sha256", "data_sha256")  # what a run is, beside its options
 
@@ -191,28 +191,28 @@ class RunFolder:
         """What `last.pth` may hold, see helper/structure.py and `_save_state`."""
         device, epochs, record = next(module.parameters()).device, self.config.get("epochs", math.inf), {str: float}
         part = {
-            "step": Such(int, lambda step: 1 <= step <= steps, f"is not from 1 to {steps}"),
+            "step": Checked(int, lambda step: 1 <= step <= steps, f"is not from 1 to {steps}"),
             "seconds": float,
             "trained": Maybe(record),
             "within": Maybe(module.within_pattern()),
             "meter": Maybe(METER_PATTERN),
         }
-        random_state = Such(torch.get_rng_state(), lambda state: _is_random_state(state, "cpu"), "is no such state")
-        gpu_states = Such(
+        random_state = Checked(torch.get_rng_state(), lambda state: _is_random_state(state, "cpu"), "is no such state")
+        gpu_states = Checked(
             [torch.empty(0, dtype=torch.uint8)],
             lambda states: device.type == "cpu" or all(_is_random_state(state, device) for state in states[:1]),
             "is no such state",
         )
         state = {
             "module": module_pattern(module),
-            "optimizer": optimizer_pattern(optimizer) | {"param_groups": Own([])},  # each process has its own
-            "history": Such([record], _is_history, "are no epochs from 1 on"),
-            "part": Maybe(Such(part, _is_part, "is no whole state within an epoch")),
+            "optimizer": optimizer_pattern(optimizer) | {"param_groups": Replaced([])},  # each process has its own
+            "history": Checked([record], _is_history, "are no epochs from 1 on"),
+            "part": Maybe(Checked(part, _is_part, "is no whole state within an epoch")),
             "rng_cpu": random_state,
             "rng_cuda": gpu_states,
             "processes": Maybe(int),
         }
-        return Such(
+        return Checked(
             state,
             lambda state: len(state["history"]) + bool(state.get("part")) <= epochs,
             f"has more epochs than the {epochs} of this run",

@@ -1,16 +1,16 @@
-"""Checks of what was read from a file against what it will be loaded into, before anything is changed.
+"""Checks what was read from a file against what it will be loaded into, before anything is changed.
 
 A pattern describes a value:
 
-    a tensor          a tensor of its shape and type; where its shape says 0, any size
+    a tensor          a tensor of its shape and type; a size of 0 in its shape stands for any size
     a type            a value of that type; float takes whole numbers too
-    a dict            a dict with these keys, each value fitting its pattern; a whole number, as optimizers number their
-                      parameters, need not be there; a type stands for any keys of it
+    a dict            a dict with these keys, each value fitting its pattern. A key that is a number need not be there,
+                      for optimizers number the parameters that moved; a key that is a type stands for any such keys
     a list of one     any number of values that fit the one
-    a tuple           as many values, each fitting its own
+    a tuple           as many values, each fitting its own pattern
     Maybe(pattern)    in a dict: a value that fits, or no such key; a value of None is left out
-    Such(pattern, test, says)  a value that fits and passes the test; if it does not, `says` tells what it is instead
-    Own(value)        anything, which is then replaced by `value`
+    Checked(pattern, test, says)  a value that fits and passes the test; `says` is the error where it does not
+    Replaced(value)   anything; `value` takes its place
     Any               anything
 """
 
@@ -28,40 +28,43 @@ TYPES = (
 
 
 class Misfit(Exception):
-    """What was read does not fit; the message says where, and begins with a name."""
+    """A value does not fit its pattern; the message says which, and why."""
 
 
 class Maybe(NamedTuple):
-    """A pattern for something in a dict that need not be there."""
+    """The pattern of something in a dict that need not be there."""
 
     pattern: Any
 
 
-class Such(NamedTuple):
-    """A pattern for a value that must pass a test, too; `says` goes on after its name where it does not."""
+class Checked(NamedTuple):
+    """The pattern of a value that must also pass a test; where it does not, the error is its name and `says`."""
 
     pattern: Any
     test: Callable[[Any], bool]
     says: str
 
 
-class Own(NamedTuple):
-    """What to take instead of what a file says."""
+class Replaced(NamedTuple):
+    """The pattern of anything, which is replaced by `value`."""
 
     value: Any
 
 
 def fitted(value: Any, pattern: Any, name: str = "content") -> Any:
-    """A copy of a value that fits the pattern; tensors in it share no memory and are laid out like the pattern's.
+    """Return a copy of a value; its tensors share no memory, and lie in memory in the order of the pattern's.
+
+    Args:
+        name: what errors call the value.
 
     Raises:
-        Misfit: it does not fit.
+        Misfit: the value does not fit the pattern.
     """
     if pattern is Any:
         return value
-    if isinstance(pattern, Own):
+    if isinstance(pattern, Replaced):
         return pattern.value
-    if isinstance(pattern, Such):
+    if isinstance(pattern, Checked):
         value = fitted(value, pattern.pattern, name)
         _expect(pattern.test(value), f"{name} {pattern.says}")
         return value
@@ -78,8 +81,8 @@ def fitted(value: Any, pattern: Any, name: str = "content") -> Any:
         items = [fitted(*pair, f"{name}.{i}") for i, pair in enumerate(zip(value, patterns, strict=True))]
         return tuple(items) if isinstance(value, tuple) else items
     is_whole = type(value) is int and abs(value) < 2**63
-    _expect(is_whole if pattern is int else type(value) is pattern or pattern is float and is_whole,
-            f"{name} is no {pattern.__name__}")  # fmt: skip
+    fits = is_whole if pattern is int else isinstance(value, pattern) or (pattern is float and is_whole)
+    _expect(fits, f"{name} is no {pattern.__name__}")
     return value
 
 
@@ -110,7 +113,7 @@ def _fitted_tensor(value: Any, pattern: Tensor, name: str) -> Tensor:
     )
     _expect(fits, f"{name} is {list(value.shape)} instead of {list(pattern.shape)}")
     _expect(value.dtype == pattern.dtype, f"{name} is {type_name(value)} instead of {type_name(pattern)}")
-    if pattern.isfinite().all():  # what is not before the first step may be anything
+    if pattern.isfinite().all():  # unlike CRD's normaliser, which is NaN before the first step
         check_numbers(value, name)
     if value.shape != pattern.shape:
         return value.clone()
@@ -123,7 +126,7 @@ def _expect(holds: bool, message: str) -> None:
 
 
 def check_stored(value: Any, name: str) -> None:
-    """Raise Misfit where a value is not a tensor whose numbers were all stored, one by one."""
+    """Raise Misfit unless a value is a dense tensor of a usual type and every one of its numbers is stored."""
     _expect(type(value) in (Tensor, nn.Parameter), f"{name} is no tensor of a known kind")
     kinds = {"quantized": value.is_quantized, "meta": value.is_meta, "nested": value.is_nested}
     kind = next((kind for kind, found in kinds.items() if found), str(value.layout).removeprefix("torch."))
@@ -134,7 +137,7 @@ def check_stored(value: Any, name: str) -> None:
 
 
 def check_numbers(value: Tensor, name: str) -> None:
-    """Raise Misfit where a number is not finite, or negative in what never is."""
+    """Raise Misfit where a number is not finite, or negative in a tensor that never is."""
     _expect(bool(value.isfinite().all()), f"{name} is not finite")
     if name.rpartition(".")[2] in NEVER_NEGATIVE:
         _expect(bool((value >= 0).all()), f"{name} is negative")
@@ -146,8 +149,8 @@ def type_name(tensor: Tensor) -> str:
 
 
 def module_pattern(module: nn.Module) -> dict[str, Any]:
-    """The pattern of a module's `state_dict`; what a part of it keeps beside tensors, by `get_extra_state`, that part
-    describes itself, in `extra_state_pattern`."""
+    """Return the pattern of a module's `state_dict`. A submodule with a `get_extra_state` describes what that returns
+    in a method `extra_state_pattern`; without one it may be anything."""
     pattern = {key: Any if key.endswith("_extra_state") else value for key, value in module.state_dict().items()}
     for name, part in module.named_modules():
         if hasattr(part, "extra_state_pattern"):
@@ -156,7 +159,7 @@ def module_pattern(module: nn.Module) -> dict[str, Any]:
 
 
 def optimizer_pattern(optimizer: torch.optim.SGD | torch.optim.Adam) -> dict[str, Any]:
-    """The pattern of an optimizer's `state_dict`. How to step is the optimizer's own to say, not a file's."""
+    """Return the pattern of an optimizer's `state_dict`. Learning rate, momentum and the like stay the optimizer's."""
 
     def state_of(parameter: Tensor) -> dict[str, Any]:
         if isinstance(optimizer, torch.optim.SGD):
@@ -165,4 +168,4 @@ def optimizer_pattern(optimizer: torch.optim.SGD | torch.optim.Adam) -> dict[str
 
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     groups = optimizer.state_dict()["param_groups"]
-    return {"state": dict(enumerate(map(state_of, parameters))), "param_groups": Own(groups)}
+    return {"state": dict(enumerate(map(state_of, parameters))), "param_groups": Replaced(groups)}

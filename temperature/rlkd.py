@@ -51,7 +51,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from helper.errors import UserError
-from helper.structure import Maybe, Such, optimizer_pattern
+from helper.structure import Checked, Maybe, optimizer_pattern
 from temperature.policy import PHASE, Policy
 
 GAMMA, LAMBDA, CLIP = 0.99, 0.95, 0.2
@@ -196,13 +196,13 @@ class RLKD(Policy):
 
     def extra_state_pattern(self) -> dict[str, Any]:
         """What a checkpoint may hold of it, see helper/structure.py."""
-        batch = Such(
+        batch = Checked(
             (torch.empty(0, 3), torch.empty(0), torch.empty(0)),
             lambda columns: len(set(map(len, columns))) == 1,
             "has columns of several lengths",
         )
         within = {"rollout": Maybe([batch]), "rewards": Maybe([torch.zeros(())]), "probe": Maybe(torch.zeros(()))}
-        return Such(
+        return Checked(
             {name: optimizer_pattern(optimizer) for name, optimizer in self.optimizers.items()} | within,
             lambda state: len(state.get("rollout", []) if "probe" in state else []) == len(state.get("rewards", [])),
             "has not a reward for each batch",

@@ -16,7 +16,7 @@ from helper.errors import Interrupted, UserError
 from helper.loops import Stepper, Training, make_optimizer
 from helper.meter import Meter
 from helper.run_folder import RunFolder
-from helper.structure import Any, Maybe, Misfit, Own, Such, fitted
+from helper.structure import Any, Checked, Maybe, Misfit, Replaced, fitted
 
 OPTIONS = {"learning_rate": 0.05, "lr_decay_epochs": [], "lr_decay_rate": 0.1, "print_freq": 1, "epochs": 3}
 CPU = torch.device("cpu")
@@ -306,7 +306,7 @@ def test_the_best_and_the_last_weights_are_those_of_the_best_and_the_last_epoch(
         ((1, "a"), (int, str)), ({"a": 1}, {"a": int, "b": Maybe(int)}), ({"a": None}, {"a": Any}), ({}, {0: int}),
         ({"x": 1}, {str: int}),
         (torch.zeros(3, 2), torch.empty(0, 2)), (torch.tensor(math.nan), torch.tensor(math.inf)),
-        (4, Such(int, lambda x: x > 3, "")),
+        (4, Checked(int, lambda x: x > 3, "")),
     ],
 )  # fmt: skip
 def test_what_fits(value, pattern):
@@ -323,7 +323,7 @@ def test_none_is_left_out_where_nothing_is_needed():
         (True, int), (2**70, int), (3.5, int), ("3", float), (None, int), ("ab", [str]), ([1, "a"], [int]),
         ((1,), (int, int)), ({"a": 1, "c": 1}, {"a": int}), ({}, {"a": int}), ({1: 1}, {str: int}), ([], {}),
         (torch.zeros(3), torch.empty(0, 2)), (torch.tensor(math.nan), torch.tensor(1.0)),
-        (3, Such(int, lambda x: x > 3, "")),
+        (3, Checked(int, lambda x: x > 3, "")),
     ],
 )  # fmt: skip
 def test_what_does_not_fit(value, pattern):
@@ -333,7 +333,7 @@ def test_what_does_not_fit(value, pattern):
 
 def test_a_fitted_value_is_a_copy_in_the_layout_of_the_pattern():
     value, pattern = torch.rand(4, 3, 2, 2), torch.zeros(4, 3, 2, 2).to(memory_format=torch.channels_last)
-    copied = fitted({"a": value, "b": 5}, {"a": pattern, "b": Own(6)})
+    copied = fitted({"a": value, "b": 5}, {"a": pattern, "b": Replaced(6)})
     assert copied["b"] == 6
     assert torch.equal(copied["a"], value) and copied["a"].stride() == pattern.stride()
     assert copied["a"].untyped_storage().data_ptr() not in (value.data_ptr(), pattern.data_ptr())
