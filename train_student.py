@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dataset import Dataset, create_dataset, identify_data
 from distiller_zoo import create_distiller, distiller_dict
 from helper import processes
-from helper.answers import Live, TeacherTable
+from helper.answers import Live, TeacherTable, check_table_dir
 from helper.device import device_of, place, seed_everything, start_together
 from helper.errors import run_main
 from helper.loops import Distillation, Training, evaluate, make_optimizer
@@ -45,6 +45,10 @@ def _distil(options: dict[str, Any], device: torch.device) -> list[Path]:
     runs = [(run, trial) for run, trial in runs if not options["dry_run"] and not run.told_finished()]
     if not runs:
         return folders
+    for run, _ in runs:
+        run.check_writable()
+    if options["teacher_table"]:
+        processes.first(lambda: check_table_dir(table_dir(options, found)))
     # 2. data
     known = taken_by(create_dataset, options | {"device": device})
     data = processes.one_a_machine_first(lambda: create_dataset(options["dataset"], **known))
@@ -94,13 +98,17 @@ def tell(options: dict[str, Any]) -> None:
             print(f"{name}: " + ", ".join(f"{key} {options[key]}" for key in own if options[key] is not None))
 
 
+def table_dir(options: dict[str, Any], found: FoundTeacher) -> Path:
+    """Where tables of the teacher's answers are."""
+    return Path(options["table_dir"] or found.path.parent / "teacher_table")
+
+
 def asked(options: dict[str, Any], found: FoundTeacher, model: Model, data: Dataset) -> Live | TeacherTable:
     """What is asked instead of the teacher: itself, or with --teacher_table the table of its answers."""
     if not options["teacher_table"]:
         return Live(model, options["teacher_precision"])
-    folder = Path(options["table_dir"] or found.path.parent / "teacher_table")
     content = distiller_dict[options["distill"]].needs
-    table = TeacherTable(model, data.train, folder, found.sha256, content, options["table_dtype"])
+    table = TeacherTable(model, data.train, table_dir(options, found), found.sha256, content, options["table_dtype"])
     if options["fill_teacher_table"]:
         table.fill(data.train)
     return table
@@ -121,7 +129,7 @@ def prepared(
     if extra := sum(parameter.numel() for parameter in module.distiller.parameters()):
         own = sum(parameter.numel() for parameter in student.parameters())
         print(f"{options['distill']} learns {extra:,} parameters for training only, beside the student's {own:,}")
-    run.resume(module, optimizer)
+    run.resume(module, optimizer, len(data.train))
     data = data._replace(train=data.train.with_seed(options["seed"]))
     return Training(run, make_stepper(module, teacher, optimizer, data.train, options), data, options, turn)
 

@@ -44,6 +44,8 @@ def _train(options: dict[str, Any], device: torch.device) -> list[Path]:
     runs = [(run, trial) for run, trial in runs if not options["dry_run"] and not run.told_finished()]
     if not runs:
         return folders
+    for run, _ in runs:
+        run.check_writable()
     # 2. data
     known = taken_by(create_dataset, options | {"device": device})
     data = processes.one_a_machine_first(lambda: create_dataset(options["dataset"], **known))
@@ -82,7 +84,7 @@ def prepared(run: RunFolder, options: dict[str, Any], data: Dataset, turn: Turn)
     model = nn.SyncBatchNorm.convert_sync_batchnorm(model) if options["sync_bn"] else model
     module = place(Alone(model, options["precision"]), device, options["plain"])
     optimizer = make_optimizer(module, **taken_by(make_optimizer, options))
-    run.resume(module, optimizer)
+    run.resume(module, optimizer, len(data.train))
     data = data._replace(train=data.train.with_seed(options["seed"]))
     return Training(run, make_stepper(module, None, optimizer, data.train, options), data, options, turn)
 

@@ -1,7 +1,9 @@
 """What the teacher says of a batch: it is asked anew (`Live`), or its answers are looked up (`TeacherTable`)."""
 
 import json
+import random
 import shutil
+import time
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -13,14 +15,15 @@ from tqdm import tqdm
 from dataset.base import Batch
 from dataset.memory import MemoryLoader
 from distiller_zoo import at_least_float32
-from helper import processes
+from helper import processes, stopping
 from helper.device import autocast
 from helper.errors import RunError, UserError
+from helper.files import open_regular, reason, try_writing
 from helper.table_file import MOST, TableFile
 from models import Model, Output
 
 ASKED_PIXELS = {"cpu": 128 * 32**2, "cuda": 4096 * 32**2}  # at once
-WRITTEN_AT_ONCE = 8192  # rows
+WRITTEN_AT_ONCE, WRITTEN_EVERY = 8192, 2.0  # answers are written after so many rows or seconds
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
@@ -34,14 +37,26 @@ class Live:
     def __init__(self, model: Model, precision: str = "fp32") -> None:
         self.model, self.precision = model, precision
 
-    def start_epoch(self, loader: MemoryLoader) -> None:
-        """Nothing is to be prepared."""
+    def start_epoch(self, loader: MemoryLoader) -> bool:
+        """Nothing is to be prepared; returns True."""
+        return True
 
     def __call__(self, batch: Batch) -> Output:
         """Features and logits [B, C] of the images; logits in float32."""
         with autocast(batch.images.device, self.precision):
             said = self.model(batch.images, is_feat=True)
         return Output(said.features, at_least_float32(said.logits))
+
+
+def check_table_dir(folder: Path) -> None:
+    """Raise UserError where no table can be written into a folder, before anything takes time."""
+    try:
+        try_writing(folder)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"the teacher's table cannot be written into {folder} ({reason(error)}): name another folder with"
+            " --table_dir"
+        ) from error
 
 
 class TeacherTable:
@@ -102,17 +117,19 @@ class TeacherTable:
         self.on_device: Tensor | None = None
         if self.device.type != "cpu":
             self.on_device = torch.empty(num_rows, width, dtype=DTYPES[dtype], device=self.device)
-        self._refresh()
+        self._hold(self.file.refresh())
         self._check(loader)
         self.asked_for = num_rows if loader.flip else num_rows // 2  # of the others no view is ever drawn
         self._tell(identity)
 
-    def start_epoch(self, loader: MemoryLoader) -> None:
-        """Ask the teacher for what of the epoch is not in the table yet."""
+    def start_epoch(self, loader: MemoryLoader) -> bool:
+        """Ask the teacher for the rows of the epoch that are missing; returns False if the process was asked to end
+        before they were complete."""
         drawn = loader.draw()
-        if drawn is not None:
-            index, view = drawn
-            self._ask(loader, index * self.views + view)
+        if drawn is None:
+            return True
+        index, view = drawn
+        return self._ask(loader, index * self.views + view)
 
     def fill(self, loader: MemoryLoader) -> None:
         """Ask the teacher for all that is not in the table yet."""
@@ -120,11 +137,13 @@ class TeacherTable:
         rows = processes.share(rows if loader.flip else rows[::2])
         print(f"asking the teacher for {len(self.file.missing(rows)):,} answers", flush=True)
         try:
-            self._ask(loader, rows)
+            with stopping.looked_at():
+                is_done = self._ask(loader, rows)
+            if processes.any_of_them(not is_done):
+                stopping.stop()
         except KeyboardInterrupt:
             print(f"\nstopped; the table keeps {self.file.read:,} answers: the same command goes on from there")
             raise
-        processes.wait_for_all()
 
     def __call__(self, batch: Batch) -> Output:
         """Logits [B, C] of the batch, and as features the pooled ones [B, D] where the table holds them, in float32.
@@ -144,23 +163,45 @@ class TeacherTable:
         return Output([said], self.live.model.classifier(said))
 
     @torch.no_grad()
-    def _ask(self, loader: MemoryLoader, rows: Tensor) -> None:
-        self._refresh()
+    def _ask(self, loader: MemoryLoader, rows: Tensor) -> bool:
+        """Ask the teacher for those of the rows that are missing; returns False if the process was asked to end.
+
+        Runs that fill one table at the same time share the work: each goes through the rows in a random order of its
+        own, and leaves out what others have written since.
+        """
+        self._hold(self.file.refresh())
         rows = self.file.missing(rows)
         if not len(rows):
-            return
-        quiet = processes.quiet()
+            return True
+        batches = list(rows.split(self.at_once))
+        random.SystemRandom().shuffle(batches)
+        answers: list[tuple[Tensor, Tensor]] = []
+        since, quiet = time.monotonic(), processes.quiet()
         with tqdm(total=len(rows), desc="asking the teacher", unit="image", leave=False, disable=quiet) as bar:
-            for chunk in rows.split(WRITTEN_AT_ONCE):
-                said = torch.cat([self._asked(loader, some) for some in chunk.split(self.at_once)])
-                if not said.to(self.file.dtype).isfinite().all():
-                    raise RunError(
-                        "the teacher says something that is not finite, or too large for --table_dtype float16: check"
-                        " its weights, or leave --teacher_table or --table_dtype out"
-                    )
-                self.file.append(chunk, said.cpu())
-                self._refresh()
-                bar.update(len(chunk))
+            for number, batch in enumerate(batches, 1):
+                if len(missing := self.file.missing(batch)):
+                    answers.append((missing, self._asked(loader, missing)))
+                bar.update(len(batch))
+                is_last = stopping.asked() or number == len(batches)
+                many = len(answers) * self.at_once >= WRITTEN_AT_ONCE
+                if is_last or many or time.monotonic() - since >= WRITTEN_EVERY:
+                    self._keep(answers)
+                    answers, since = [], time.monotonic()
+                if is_last:
+                    return number == len(batches)
+        return True
+
+    def _keep(self, answers: list[tuple[Tensor, Tensor]]) -> None:
+        """Write rows with the teacher's answers to the table, and read what others have written."""
+        if not answers:
+            return self._hold(self.file.refresh())
+        rows, said = map(torch.cat, zip(*answers, strict=True))
+        if not said.to(self.file.dtype).isfinite().all():
+            raise RunError(
+                "the teacher says something that is not finite, or too large for --table_dtype float16: check"
+                " its weights, or leave --teacher_table or --table_dtype out"
+            )
+        return self._hold(self.file.append(rows, said.cpu()))
 
     def _asked(self, loader: MemoryLoader, rows: Tensor) -> Tensor:
         """The teacher's answers [M, width] to rows [M]. Always in batches of one size: so an answer does not depend on
@@ -185,8 +226,8 @@ class TeacherTable:
                 " and its answers are asked for anew"
             )
 
-    def _refresh(self) -> None:
-        rows = self.file.refresh()
+    def _hold(self, rows: Tensor) -> None:
+        """Copy the rows [M] that were read last from the file to the device."""
         if self.on_device is None or not len(rows):
             return
         for chunk, values in zip(rows.split(2**20), self.file.values[-len(rows) :].split(2**20), strict=True):
@@ -209,7 +250,8 @@ class TeacherTable:
 
 def _of_others(path: Path, identity: dict[str, Any]) -> bool:
     try:
-        other = json.loads(path.read_text())
+        with open_regular(path) as file:
+            other = json.load(file)
         return any(other[key] != identity[key] for key in ("teacher_sha256", "data"))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, UserError, ValueError, KeyError, TypeError, RecursionError):
         return True

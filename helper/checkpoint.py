@@ -2,16 +2,19 @@
 
 import hashlib
 import io
+import os
 import pickle
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from helper.errors import UserError
-from helper.files import write_atomically
+from helper.files import open_regular, write_atomically
+from helper.structure import Misfit, check_numbers, check_stored, type_name
 from models import Model, create_model, networks
 
 # Published checkpoints hold an accuracy as a NumPy number beside the weights; building such a number runs no code.
@@ -28,31 +31,42 @@ def save(content: Any, path: Path) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def load(path: Path) -> Any:
+def load(path: Path, advice: str = "get it again from somebody you trust, or train it anew") -> Any:
     """Read a file of tensors and plain Python values onto the CPU; code hidden in it is never run.
 
+    Args:
+        advice: what to do about a file that is damaged.
+
     Raises:
-        UserError: there is no such file, it is damaged, or it holds more than tensors and plain values.
+        UserError: there is no such file, it cannot be read, is damaged, or holds more than tensors and plain values.
     """
+    if os.path.isdir(path):
+        raise UserError(f"there is no file {path}, but a folder")
     try:
-        with torch.serialization.safe_globals(_NUMPY_NUMBERS):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except (FileNotFoundError, IsADirectoryError) as error:
+        file = open_regular(path)
+    except FileNotFoundError as error:
         raise UserError(f"there is no file {path}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): give another, or mend that") from error
+    try:
+        with file, torch.serialization.safe_globals(_NUMPY_NUMBERS):
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path} is refused: it is damaged, or it holds Python objects that could run code instead of"
-            " plain tensors; get the file again, from somebody you trust"
+            f"{path} is refused: it is damaged, or it holds Python objects that could run code instead of plain"
+            f" tensors; {advice}"
         ) from error
     except Exception as error:  # what a damaged file makes the reader raise is nearly anything
-        raise UserError(f"{path} is damaged or is no PyTorch checkpoint: get it again, or train it anew") from error
+        raise UserError(f"{path} is damaged or is no PyTorch checkpoint: {advice}") from error
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
     """The weights in a checkpoint: bare, or under `model` or `state_dict`; the prefix `module.` of DDP is dropped.
 
+    Those of half or double precision become float32.
+
     Raises:
-        UserError: as `load`, or the file holds no weights.
+        UserError: as `load`, or the file holds no weights, or a tensor in it is not finite or not dense.
     """
     content = load(path)
     for key in ("model", "state_dict"):
@@ -61,7 +75,23 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     items = content.items() if isinstance(content, dict) else ()
     if not items or not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in items):
         raise UserError(f"{path} holds no network's weights (looked for a state dict, bare or under 'model')")
-    return {name.removeprefix("module."): tensor for name, tensor in items}
+    weights = {}
+    try:
+        for name, tensor in items:
+            check_stored(tensor, name)
+            tensor = tensor.detach()
+            weights[name.removeprefix("module.")] = tensor.float() if tensor.is_floating_point() else tensor
+            check_numbers(weights[name.removeprefix("module.")], name)
+    except Misfit as misfit:
+        raise UserError(f"{path} holds no usable weights: {misfit}; get it again, or train it anew") from misfit
+    return weights
+
+
+class Expected(NamedTuple):
+    """The weights that a network has."""
+
+    head: str  # the name of its last layer
+    weights: dict[str, Tensor]  # for one class
 
 
 def identify(path: Path, weights: dict[str, Tensor], name: str | None = None, dataset: str | None = None) -> str:
@@ -73,15 +103,22 @@ def identify(path: Path, weights: dict[str, Tensor], name: str | None = None, da
         UserError: they belong to another network, or to none.
     """
     hint = name or model_of_folder(path.parent)
-    if hint and not _mismatch(hint, weights, dataset):
+    if hint and not (why := _differences(weights, expected_weights(hint, dataset))):
         return hint
-    other = next((other for other in networks(dataset) if not _mismatch(other, weights, dataset)), None)
-    if other and name:
-        raise UserError(f"{path} holds a {other}, not a {name}: leave --model_t out, or give another --path-t")
-    if not other:
-        why = f"no {hint} ({_mismatch(hint, weights, dataset)}) and no other network" if hint else "no network"
-        raise UserError(f"{path} holds {why} that is known here; the known ones are: {', '.join(networks(dataset))}")
-    return other
+    found = {}
+    for other in networks(dataset):
+        found[other] = _differences(weights, _expected_shapes(other, dataset))
+        if not found[other]:
+            break
+    nearest = min(found, key=lambda other: len(found[other]))
+    if found[nearest]:
+        holds = f"no {hint} ({why[0]}) and no other network" if hint else "no network"
+        is_near = nearest != hint and len(found[nearest]) < len(weights)
+        near = f"; the nearest is {nearest}, but {found[nearest][0]}" if is_near else ""
+        raise UserError(f"{path} holds {holds} that is known here{near}; the known ones are: {', '.join(found)}")
+    if name:
+        raise UserError(f"{path} holds a {nearest}, not a {name}: leave --model_t out, or give another --path-t")
+    return nearest
 
 
 def network(
@@ -105,33 +142,45 @@ def model_of_folder(folder: Path) -> str | None:
     return name if name in networks() else None
 
 
+@cache
+def _expected_shapes(name: str, dataset: str | None) -> Expected:
+    """As `expected_weights`, without numbers: on the device "meta" nothing is initialised, which takes an import of two
+    seconds and then a hundredth of the time."""
+    return expected_weights(name, dataset, "meta")
+
+
+def expected_weights(name: str, dataset: str | None = None, device: str = "cpu") -> Expected:
+    """Return names, shapes and types of the weights of the network `name`."""
+    with torch.random.fork_rng(devices=[]), torch.device(device):
+        model = create_model(name, 1, dataset)
+    return Expected(_classifier_name(model), model.state_dict())
+
+
 def _classifier_name(model: Model) -> str:
     return next(name for name, module in model.named_modules() if module is model.classifier)
 
 
-def _mismatch(name: str, weights: dict[str, Tensor], dataset: str | None) -> str | None:
-    """The first difference between these weights and a network's, in words; None where they fit.
+def _differences(weights: dict[str, Tensor], expected: Expected) -> list[str]:
+    """What differs between weights and those that a network has, in words; nothing where they fit.
 
     The number of classes, the classifier's first dimension, may be any. Weights from before PyTorch 0.4.1 do not know
     how many batches their batch norms have seen.
     """
-    with torch.random.fork_rng(devices=[]):  # a network without memory would take seconds more, for imports
-        model = create_model(name, 1, dataset)
-    head = _classifier_name(model)
-    expected = model.state_dict()
-    for key, tensor in expected.items():
-        if key.endswith("num_batches_tracked") and key not in weights:
-            continue
+    found = []
+    for key, wanted in expected.weights.items():
         if key not in weights:
-            return f"it has no {key}"
-        is_head = key.rpartition(".")[0] == head
-        shape, wanted = list(weights[key].shape)[is_head:], list(tensor.shape)[is_head:]
-        if shape != wanted:
-            return f"its {key} is {shape} instead of {wanted}"
-    return next((f"its {key} is too much" for key in weights if key not in expected), None)
+            found += [] if key.endswith("num_batches_tracked") else [f"it has no {key}"]
+            continue
+        tensor, is_head = weights[key], key.rpartition(".")[0] == expected.head
+        if tensor.dim() != wanted.dim() or tensor.shape[is_head:] != wanted.shape[is_head:]:
+            shape = ["classes", *wanted.shape[1:]] if is_head else [*wanted.shape]
+            found.append(f"its {key} is {list(tensor.shape)} instead of {shape}".replace("'", ""))
+        elif wanted.is_floating_point() and not tensor.is_floating_point():
+            found.append(f"its {key} is {type_name(tensor)} instead of {type_name(wanted)}")
+    return found + [f"its {key} is too much" for key in weights if key not in expected.weights]
 
 
 def file_hash(path: Path) -> str:
     """The sha256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,10 +2,12 @@
 
 import errno
 import os
+import secrets
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
 from helper.errors import RunError, UserError
@@ -34,32 +36,65 @@ def open_regular(path: Path) -> BinaryIO:
     return open(file, "rb")
 
 
+def open_lock(path: Path) -> BinaryIO:
+    """Open a file to lock, made where there is none; for writing, as locks on network file systems need it.
+
+    Raises:
+        UserError, OSError: as `open_regular`.
+    """
+    with suppress(FileNotFoundError):
+        open_regular(path).close()
+    return open(path, "ab")
+
+
+def try_writing(folder: Path) -> None:
+    """Raise OSError or ValueError where files cannot be written into a folder, be it one to be made; leave nothing."""
+    with suppress(FileNotFoundError):
+        folder.stat()
+    there = next(each for each in (folder, *folder.parents) if os.path.lexists(each))
+    with TemporaryDirectory(dir=there):
+        pass
+
+
+def reason(error: OSError | ValueError) -> str:
+    """Why a path cannot be used: what the system says, or Python of a path that none can be like."""
+    return getattr(error, "strerror", None) or str(error)
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Turn errors of writing `path` into ours: UserError for a wrong place, RunError for a full disk and the like."""
     try:
         yield
     except OSError as error:
-        kind = UserError if isinstance(error, WRONG_PLACE) else RunError
+        wrong_place = isinstance(error, WRONG_PLACE) or error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS)
+        kind = UserError if wrong_place else RunError
         raise kind(
             f"{path} cannot be written ({error.strerror}); what was there before is untouched: mend that and repeat it"
         ) from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file beside its place and rename it, so that at every moment `path` is whole: the old one or the new.
+    """Write a new file beside `path` and rename it, so that `path` is whole at every moment: the old one or the new.
 
     Raises:
         UserError, RunError: it cannot be written, see `writing`; what was at `path` is still there.
     """
-    beside = path.with_name(path.name + ".tmp")
+    beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     with writing(path):
         try:
-            with open(beside, "wb") as file:
+            with open(beside, "xb") as file:  # x: a new file, never one that a symbolic link points to
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(beside, path)
-        except OSError:
-            beside.unlink(missing_ok=True)
+        except BaseException:
+            with suppress(OSError):
+                beside.unlink()
             raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what writers that were killed have left in a folder; for whoever holds the lock of that folder."""
+    for file in folder.glob(f"*.{'[0-9a-f]' * 8}.tmp"):
+        file.unlink(missing_ok=True)

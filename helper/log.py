@@ -2,13 +2,14 @@
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 # tensorboard_logger predates protobuf 4 and works with its Python implementation only, whatever the user set.
 os.environ["PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION"] = "python"
 import tensorboard_logger
 
-from helper.files import writing
+from helper.files import write_atomically, writing
 
 Record = dict[str, float]  # one epoch: {"epoch": 1, "loss": …, "top1": …, "tau_mean": …}, see README
 
@@ -23,20 +24,37 @@ class RunLog:
     def __init__(self, folder: Path, history: list[Record]) -> None:
         self.path = folder / "log.jsonl"
         with writing(self.path):
-            for old in (self.path, *folder.glob("events.out.tfevents.*")):
-                old.unlink(missing_ok=True)
-            self.tensorboard = tensorboard_logger.Logger(str(folder), flush_secs=10)
-        for record in history:
-            self.append(record)
+            if history:
+                write_atomically(self.path, "".join(map(_json_line, history)).encode())
+            else:
+                self.path.unlink(missing_ok=True)
+            for old in folder.glob("events.out.tfevents.*"):
+                old.unlink()
+            self.events = _Events(str(folder), flush_secs=10)
+            for record in history:
+                self._add_events(record)
 
     def append(self, record: Record) -> None:
         """Add an epoch. Raises RunError where that cannot be written."""
         with writing(self.path):
             with open(self.path, "a") as file:
-                file.write(json.dumps(record) + "\n")
-            for name, value in record.items():
-                if name != "epoch":
-                    self.tensorboard.log_value(name, value, int(record["epoch"]))
+                file.write(_json_line(record))
+            self._add_events(record)
+
+    def _add_events(self, record: Record) -> None:
+        for name, value in record.items():
+            if name != "epoch":
+                self.events.log_value(name, value, int(record["epoch"]))
+
+
+class _Events(tensorboard_logger.Logger):
+    def __del__(self) -> None:
+        with suppress(OSError):  # of a full disk, which was said when the epoch was written
+            super().__del__()
+
+
+def _json_line(record: Record) -> str:
+    return json.dumps(record) + "\n"
 
 
 # heading, key of the record, width, decimals
@@ -72,7 +90,7 @@ class EpochTable:
 def _line(record: Record) -> str:
     cells = []
     for _, key, width, decimals in _COLUMNS:
-        if key == "tau_min" and key in record:
+        if key == "tau_min" and "tau_max" in record:
             cells.append(f"{record['tau_min']:.2f}-{record['tau_max']:.2f}".rjust(width))
         elif key in record:
             cells.append(f"{record[key]:{width}.{decimals}f}")

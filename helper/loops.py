@@ -20,6 +20,7 @@ from helper.errors import Diverged, Interrupted, RunError, UserError
 from helper.log import EpochTable, Record
 from helper.meter import Meter, Step
 from helper.run_folder import RunFolder
+from helper.structure import Checked, Maybe
 from models import Model, Output
 from temperature import Mixing, Tau, Temperature
 
@@ -71,6 +72,10 @@ class Learner(nn.Module):
         """What is to be kept in the middle of an epoch beside the checkpoint: tensors and plain values."""
         kept = self.state_dict().keys()
         return {"buffers": {name: buffer for name, buffer in self.named_buffers() if name not in kept}}
+
+    def within_pattern(self) -> dict[str, Any]:
+        """What `within_epoch` may have said, see helper/structure.py."""
+        return {"buffers": {name: Maybe(buffer) for name, buffer in Learner.within_epoch(self)["buffers"].items()}}
 
     @torch.no_grad()
     def go_on(self, state: dict[str, Any]) -> None:
@@ -159,9 +164,18 @@ class Distillation(Learner):
         )
         return super().within_epoch() | {"probe": probe}
 
+    def within_pattern(self) -> dict[str, Any]:
+        classes = self.student.classifier.out_features
+        probe = Checked(
+            (torch.empty(0, 3, 0, 0), torch.empty(0, dtype=torch.int64)),
+            lambda probe: len(probe[0]) == len(probe[1]) > 0 and 0 <= probe[1].min() <= probe[1].max() < classes,
+            "are no images with their classes",
+        )
+        return super().within_pattern() | {"probe": Maybe(probe)}
+
     def go_on(self, state: dict[str, Any]) -> None:
         super().go_on(state)
-        if state["probe"]:
+        if state.get("probe"):
             self.probe = tuple(processes.share(column).to(self.warmup.device) for column in state["probe"])
 
     def forward(self, batch: Batch, teacher: Output) -> Step:
@@ -212,7 +226,8 @@ class Alone(Learner):
 class Teacher(Protocol):
     """What says of a batch what is to be imitated: `Live` or `TeacherTable` in helper/answers.py."""
 
-    def start_epoch(self, loader: Loader) -> None: ...  # called before each epoch, with the loader set to it
+    # called before each epoch, with the loader set to it; returns False if it was stopped before it was ready
+    def start_epoch(self, loader: Loader) -> bool: ...
     def __call__(self, batch: Batch) -> Output: ...
 
 
@@ -279,8 +294,8 @@ def epoch_steps(
     done = part["step"] if part else 0
     loader.set_epoch(epoch, done)
     loader.set_mixing(*module.mixing())
-    if stepper.teacher:
-        stepper.teacher.start_epoch(loader)
+    if stepper.teacher and processes.any_of_them(not stepper.teacher.start_epoch(loader)):
+        raise Interrupted({"step": done})
     meter.reset()
     if part:
         module.load_state_dict(part["module"])  # anew: starting the epoch has reset some of it
@@ -430,8 +445,8 @@ class Training:
             if not finite or math.isnan(tested["test_loss"]):
                 raise Diverged("the weights are not finite after the last step")
         except Interrupted as stop:
-            part = stop.part | {"seconds": time.perf_counter() - start}
-            self.run.save_part(part, module, optimizer)
+            if stop.part.keys() > {"step"}:  # otherwise no step was made
+                self.run.save_part(stop.part | {"seconds": time.perf_counter() - start}, module, optimizer)
             raise
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):

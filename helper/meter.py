@@ -6,8 +6,25 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from helper.errors import Diverged
+from helper.errors import Diverged, UserError
+from helper.structure import Checked, Maybe
 from temperature import Tau
+
+TAUS = ("tau", "tau_min", "tau_max")
+_SUM, _EXTREME = torch.zeros((), dtype=torch.float64), torch.tensor(math.inf)
+METER_PATTERN = {  # of `Meter.state`, see helper/structure.py
+    "tensors": Checked(
+        {
+            "samples": _SUM, "steps": torch.zeros(()), "correct": torch.zeros((), dtype=torch.int64),
+            "sums": torch.empty(0, dtype=torch.float64), "first_bad": Any,
+            "tau": Maybe(_SUM.repeat(2)), "tau_min": Maybe(_EXTREME), "tau_max": Maybe(_EXTREME),
+        },
+        lambda tensors: tensors["samples"] > 0 and len({name in tensors for name in TAUS}) == 1,
+        "are not all that a meter sums up",
+    ),
+    "names": [str],
+    "two_taus": bool,
+}  # fmt: skip
 
 
 class Step(NamedTuple):
@@ -42,11 +59,16 @@ class Meter:
             tensor.fill_({"first_bad": math.inf, "tau_min": math.inf, "tau_max": -math.inf}.get(name, 0))
 
     def update(self, step: Step) -> None:
-        """Add a step of B samples."""
+        """Add a step of B samples. Raises UserError where it sums up something else than the state gone on from."""
         values = torch.stack([step.loss, *step.parts.values()]).detach()
         tau = [step.tau.student.detach(), step.tau.teacher.detach()] if step.tau else []
+        names = ["loss", *(f"loss_{name}" for name in step.parts)]
         if not self.tensors:
-            self._prepare(step, values)
+            self._prepare(step, values, names)
+        elif names != self.names or bool(tau) != ("tau" in self.tensors):
+            raise UserError(
+                f"last.pth holds other sums within its epoch than of {', '.join(names)}: add --overwrite to start anew"
+            )
         t, size = self.tensors, len(step.target)
         t["samples"] += size
         t["steps"] += 1
@@ -58,8 +80,8 @@ class Meter:
             torch.minimum(t["tau_min"], tau[0].min(), out=t["tau_min"])
             torch.maximum(t["tau_max"], tau[0].max(), out=t["tau_max"])
 
-    def _prepare(self, step: Step, values: Tensor) -> None:
-        self.names = ["loss", *(f"loss_{name}" for name in step.parts)]
+    def _prepare(self, step: Step, values: Tensor, names: list[str]) -> None:
+        self.names = names
         self.two_taus = step.tau is not None and step.tau.teacher is not step.tau.student
         scalars = {"samples": torch.float64, "steps": values.dtype, "correct": torch.int64}
         if step.tau:
@@ -75,9 +97,10 @@ class Meter:
         return {"tensors": self.tensors, "names": self.names, "two_taus": self.two_taus}
 
     def go_on(self, state: dict[str, Any], device: torch.device) -> None:
-        """Take up a `state`, on a device."""
+        """Take up a `state`, on a device; all that it has summed up was finite."""
         self.names, self.two_taus = state["names"], state["two_taus"]
-        self.tensors = {name: tensor.to(device) for name, tensor in state["tensors"].items()}
+        self.tensors = {name: tensor.to(device) for name, tensor in state["tensors"].items() if name != "first_bad"}
+        self.tensors["first_bad"] = torch.full((len(self.names),), math.inf, device=device)
 
     def check(self) -> None:
         """Raise Diverged when a loss was not finite, naming the term that failed first."""

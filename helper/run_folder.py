@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import math
 import os
 import platform
 import shlex
@@ -16,16 +17,20 @@ from typing import IO, Any
 
 import numpy
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from helper import checkpoint, processes
 from helper.device import cpu_info
 from helper.errors import InUse, UserError
-from helper.files import write_atomically
+from helper.files import open_lock, reason, remove_leftovers, try_writing, write_atomically
 from helper.log import Record, RunLog
-from helper.runs import ADDED_OPTIONS, decisive, differing, hash_version, read_log
+from helper.meter import METER_PATTERN
+from helper.runs import ADDED_OPTIONS, decisive, differing, hash_version, read_config, read_log
+from helper.structure import Checked, Maybe, Misfit, Replaced, fitted, module_pattern, optimizer_pattern
 
 IDENTITY = ("kind", "model", "teacher", "teacher_sha256", "data_sha256")  # what a run is, beside its options
+
+ANEW = "add --overwrite to start anew"
 
 ALIKE = ("skip_validation", "teacher_table", "fill_teacher_table", "dry_run", "overwrite")  # in all processes
 
@@ -79,21 +84,40 @@ class RunFolder:
         """Raise UserError where the folder holds anything that this run would replace or mix with."""
         if self.overwrite:
             return
-        files = self._files()  # looked for before config.json, which a run that begins elsewhere now writes first
-        if self.path.exists():
-            self._check_same_run()
-        elif files:
+        with self._place():
+            files = self._files()  # looked for before config.json, which a run that begins elsewhere now writes first
+            if self.path.exists():
+                self._check_same_run()
+            elif files:
+                raise UserError(
+                    f"{self.folder} holds {files[0].name}, which is not from a run of this program: give another"
+                    " --run_dir, or add --overwrite to replace it"
+                )
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        """Say where the run cannot live, of a path that is impossible or a folder that cannot be written."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
             raise UserError(
-                f"{self.folder} holds {files[0].name}, which is not from a run of this program: give another --run_dir,"
-                " or add --overwrite to replace it"
-            )
+                f"{self.folder} cannot be written ({reason(error)}): give another place with --run_dir"
+            ) from error
+
+    def check_writable(self) -> None:
+        """Raise UserError where the folder cannot be made or written, before anything takes time; it stays as it is."""
+        processes.first(self._check_writable)
+
+    def _check_writable(self) -> None:
+        with self._place():
+            try_writing(self.folder)
 
     def _check_same_run(self) -> None:
         try:
-            config = json.loads(self.path.read_text())
-            there = ADDED_OPTIONS | config["options"] | {key: config[key] for key in IDENTITY if key in config}
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{self.path} is damaged: add --overwrite to start that run anew") from error
+            config = read_config(self.folder)
+        except ValueError as error:
+            raise UserError(f"{self.path} is damaged ({error}): add --overwrite to start that run anew") from error
+        there = ADDED_OPTIONS | config["options"] | {key: config[key] for key in IDENTITY if key in config}
         ours = json.loads(json.dumps(self._decisive()))
         if changed := differing(there, ours):
             raise UserError(
@@ -118,53 +142,104 @@ class RunFolder:
             yield
 
     def _claim(self, stack: ExitStack) -> None:
-        try:
+        with self._place():
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context((self.folder / ".lock").open("a"))
-            _lock(lock)
-        except BlockingIOError as error:
-            raise InUse(f"another process is training in {self.folder}: wait for it, or stop it") from error
-        except OSError as error:
-            raise UserError(
-                f"{self.folder} cannot be written ({error.strerror}): give another place with --run_dir"
-            ) from error
-        self._check()  # again: another process may have begun here in the meantime
-        if self.overwrite:
-            for file in self._files():
-                file.unlink()
+            lock = stack.enter_context(open_lock(self.folder / ".lock"))
+            try:
+                _lock(lock)
+            except BlockingIOError as error:
+                raise InUse(f"another process is training in {self.folder}: wait for it, or stop it") from error
+            remove_leftovers(self.folder)
+            self._check()  # again: another process may have begun here in the meantime
+            if self.overwrite:
+                for file in self._files():
+                    file.unlink()
         if not self.path.exists():
             text = json.dumps(self.config | _provenance(), indent=2) + "\n"
             write_atomically(self.path, text.encode())
             return
-        there, here = json.loads(self.path.read_text()).get("data_sha256"), self.config.get("data_sha256")
+        there, here = read_config(self.folder).get("data_sha256"), self.config.get("data_sha256")
         if there and here and hash_version(there) != hash_version(here):
             print("note: the hash of this run's data is of an older version: it is not checked that they are the same")
 
-    def resume(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Put module, optimizer, random states and the log back to the end of the last whole epoch, if there is one."""
-        path, device = self.folder / "last.pth", next(module.parameters()).device
-        state = processes.first(lambda: checkpoint.load(path) if path.exists() else None)
-        if state:
-            try:
-                module.load_state_dict(state["module"])
-                groups = zip(optimizer.param_groups, state["optimizer"]["param_groups"], strict=True)
-                # how to step is the options' to say, not the file's
-                state["optimizer"]["param_groups"] = [own | {"params": saved["params"]} for own, saved in groups]
-                optimizer.load_state_dict(state["optimizer"])
-                self.history, self.part = state["history"], state.get("part")
-                if self.part:
-                    self.part["module"] = state["module"]
-                torch.set_rng_state(state["rng_cpu"])
-                if state["rng_cuda"] and device.type == "cuda":
-                    torch.cuda.set_rng_state(state["rng_cuda"][0], device)
-            except (KeyError, TypeError, ValueError, RuntimeError) as error:
-                raise UserError(f"{path} does not fit this run: add --overwrite to start anew") from error
-            steps = f" and {self.part['step']} steps of the next" if self.part else ""
-            print(f"going on after epoch {len(self.history)} of {self.config['epochs']}{steps}")
-            if (before := state.get("processes", 1)) != processes.size():
+    def resume(self, module: nn.Module, optimizer: torch.optim.Optimizer, steps: float = math.inf) -> None:
+        """Put module, optimizer, random states and the log back to where `last.pth`, if there is one, left the run.
+
+        Args:
+            module: a Learner. steps: of an epoch.
+
+        Raises:
+            UserError: something in `last.pth` does not fit; then nothing was changed.
+        """
+        state = processes.first(lambda: self._read_state(module, optimizer, steps))
+        if state is not None:
+            self._restore(state, module, optimizer)
+            part = f" and {self.part['step']} steps of the next" if self.part else ""
+            print(f"going on after epoch {len(self.history)} of {self.config['epochs']}{part}")
+            if (before := state.get("processes") or 1) != processes.size():
                 now = "one process" if processes.size() == 1 else f"{processes.size()} processes"
                 print(f"note: {now} instead of {before}: batch norm sees other shares from here")
         self.log = RunLog(self.folder, self.history) if processes.is_first() else None
+
+    def _read_state(self, module: nn.Module, optimizer: torch.optim.Optimizer, steps: float) -> dict[str, Any] | None:
+        path = self.folder / "last.pth"
+        if not path.exists():
+            return None
+        state = checkpoint.load(path, ANEW)
+        try:
+            return fitted(state, self._state_pattern(module, optimizer, steps), "state")
+        except Misfit as misfit:
+            raise UserError(f"{path} does not fit this run ({misfit}): {ANEW}") from misfit
+
+    def _state_pattern(self, module: nn.Module, optimizer: torch.optim.Optimizer, steps: float) -> dict[str, Any]:
+        """What `last.pth` may hold, see helper/structure.py and `_save_state`."""
+        device, epochs, record = next(module.parameters()).device, self.config.get("epochs", math.inf), {str: float}
+        part = {
+            "step": Checked(int, lambda step: 1 <= step <= steps, f"is not from 1 to {steps}"),
+            "seconds": float,
+            "trained": Maybe(record),
+            "within": Maybe(module.within_pattern()),
+            "meter": Maybe(METER_PATTERN),
+        }
+        random_state = Checked(torch.get_rng_state(), lambda state: _is_random_state(state, "cpu"), "is no such state")
+        gpu_states = Checked(
+            [torch.empty(0, dtype=torch.uint8)],
+            lambda states: device.type == "cpu" or all(_is_random_state(state, device) for state in states[:1]),
+            "is no such state",
+        )
+        state = {
+            "module": module_pattern(module),
+            "optimizer": optimizer_pattern(optimizer) | {"param_groups": Replaced([])},  # each process has its own
+            "history": Checked([record], _is_history, "are no epochs from 1 on"),
+            "part": Maybe(Checked(part, _is_part, "is no whole state within an epoch")),
+            "rng_cpu": random_state,
+            "rng_cuda": gpu_states,
+            "processes": Maybe(int),
+        }
+        return Checked(
+            state,
+            lambda state: len(state["history"]) + bool(state.get("part")) <= epochs,
+            f"has more epochs than the {epochs} of this run",
+        )
+
+    def _restore(self, state: dict[str, Any], module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        device = next(module.parameters()).device
+        try:
+            module.load_state_dict(state["module"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:  # of an extra state that has no pattern
+            raise UserError(f"{self.folder / 'last.pth'} does not fit this run: {ANEW}") from error
+        moved, groups = state["optimizer"]["state"], optimizer.state_dict()["param_groups"]
+        if any(moved.values()):  # a fused step takes momentum of all parameters or of none
+            parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+            for number, parameter in enumerate(parameters):
+                moved.setdefault(number, {}).setdefault("momentum_buffer", torch.zeros_like(parameter))
+        optimizer.load_state_dict({"state": moved, "param_groups": groups})
+        self.history, self.part = state["history"], state.get("part")
+        if self.part:
+            self.part["module"] = state["module"]
+        torch.set_rng_state(state["rng_cpu"])
+        if state["rng_cuda"] and device.type == "cuda":
+            torch.cuda.set_rng_state(state["rng_cuda"][0], device)
 
     def save_epoch(
         self, record: Record, module: nn.Module, student: nn.Module, optimizer: torch.optim.Optimizer
@@ -252,6 +327,30 @@ def _lock(file: IO) -> None:
             return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         time.sleep(0.1)
     return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _is_history(history: list[Record]) -> bool:
+    numbered = [record.get("epoch") for record in history] == list(range(1, len(history) + 1))
+    return numbered and all(0 <= record.get("top1", -1) <= 100 for record in history)
+
+
+def _is_part(part: dict[str, Any]) -> bool:
+    """Whether it holds a state within an epoch, or what came of a trained epoch before it was tested."""
+    trained, meter = part.get("trained"), part.get("meter")
+    if trained is not None:
+        return meter is part.get("within") is None and trained.keys().isdisjoint(("epoch", "learning_rate"))
+    if meter is None or part.get("within") is None:
+        return False
+    tensors = meter["tensors"]
+    return len(meter["names"]) == len(tensors["sums"]) and bool(tensors["steps"] == part["step"])
+
+
+def _is_random_state(state: Tensor, device: torch.device | str) -> bool:
+    try:
+        torch.Generator(device).set_state(state)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _provenance() -> dict[str, Any]:

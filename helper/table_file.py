@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from helper.files import write_atomically, writing
+from helper.files import open_lock, open_regular, remove_leftovers, write_atomically, writing
 
 MOST = 2**31 - 2  # row numbers fit into int32
 
@@ -41,8 +41,11 @@ class TableFile:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         with self._locked():
+            remove_leftovers(folder)
             for path, content in ((folder / "table.json", about), (self.rows_path, ""), (self.values_path, "")):
-                if not path.exists():
+                if path.exists():
+                    open_regular(path).close()
+                else:
                     write_atomically(path, content.encode())
 
     def refresh(self) -> Tensor:
@@ -54,32 +57,33 @@ class TableFile:
         """Those of the rows [M] int64 that are not in the table."""
         return rows[self.position[rows] < 0]
 
-    def append(self, rows: Tensor, values: Tensor) -> None:
+    def append(self, rows: Tensor, values: Tensor) -> Tensor:
         """Add rows [M] int64 with values [M, width]; such as another process has added meanwhile are left out.
+
+        Returns:
+            The numbers of all rows that this process did not know before, as `refresh`.
 
         Raises:
             RunError: they cannot be written; what was in the table still is.
         """
         with self._locked():
-            self._take_in()
+            others = self._take_in()
             new = self.position[rows] < 0
             start = self.read
             self._write(self.values_path, start * self.width * self.dtype.itemsize, values[new].to(self.dtype))
             self._write(self.rows_path, start * 4, (rows[new] + 1).to(torch.int32))
-            self._take_in()
+            return torch.cat([others, self._take_in()])
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        with writing(self.lock_path):
-            lock = open(self.lock_path, "a")  # noqa: SIM115
-        with lock:
+        with writing(self.lock_path.parent), open_lock(self.lock_path) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
     def _take_in(self) -> Tensor:
         size = self.dtype.itemsize * self.width
         count = min(self.rows_path.stat().st_size // 4, self.values_path.stat().st_size // size)
-        with open(self.rows_path, "rb") as file:
+        with open_regular(self.rows_path) as file:
             file.seek(4 * self.read)
             raw = bytearray(file.read(4 * (count - self.read)))
         rows = torch.frombuffer(raw, dtype=torch.int32).long() - 1 if raw else torch.empty(0, dtype=torch.int64)

@@ -1,5 +1,6 @@
 """Where the teacher comes from: a file, a folder, or the vanilla recipe."""
 
+import stat
 from collections import Counter
 from http.client import HTTPException
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from helper import checkpoint, processes
 from helper.device import place
 from helper.errors import UserError
+from helper.files import reason
 from helper.options import parse, resolve_pair, teacher_parser
 from models import Model
 from train_teacher import folder_name, train
@@ -117,12 +119,17 @@ def _newest(path: Path) -> Path | None:
 
     A folder without one, such as a student's, has `<name>_last.pth`.
     """
-    if not path.is_dir():
-        return path if path.exists() else None
-    last = min(path.glob("*_last.pth"), default=None)
-    if (path / "config.json").exists() and last is None:
+    try:
+        if not stat.S_ISDIR(path.stat().st_mode):
+            return path
+        last = min(path.glob("*_last.pth"), default=None)
+        if (path / "config.json").exists() and last is None:
+            return None
+        return max(path.glob("ckpt_epoch_*.pth"), key=_epoch, default=last)
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    return max(path.glob("ckpt_epoch_*.pth"), key=_epoch, default=last)
+    except (OSError, ValueError) as error:  # a path that is too long, holds a NUL, or leads through a closed folder
+        raise UserError(f"the teacher {str(path)!r} cannot be read ({reason(error)}): give another --path-t") from error
 
 
 def _epoch(path: Path) -> int:

@@ -60,7 +60,7 @@ class Average(nn.Module):
         if not count:
             return None
         mean = total / count
-        return mean, max(squares / count - mean**2, 0.0) ** 0.5
+        return mean, max(squares / count - mean * mean, 0.0) ** 0.5  # a power may raise OverflowError
 
 
 class Mixing(NamedTuple):

@@ -62,6 +62,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from helper.errors import UserError, unknown
+from helper.structure import Checked, Maybe, optimizer_pattern
 from temperature.policy import PHASE, Policy
 
 GAMMA, LAMBDA, CLIP = 0.99, 0.95, 0.2
@@ -223,6 +224,20 @@ class RLKD(Policy):
         within = {"rollout": [tuple(each) for each in self.rollout], "rewards": self.rewards, "probe": self.probe_loss}
         return {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()} | within
 
+    def extra_state_pattern(self) -> dict[str, Any]:
+        """What a checkpoint may hold of it, see helper/structure.py."""
+        batch = Checked(
+            (torch.empty(0, 3), torch.empty(0), torch.empty(0)),
+            lambda columns: len(set(map(len, columns))) == 1,
+            "has columns of several lengths",
+        )
+        within = {"rollout": Maybe([batch]), "rewards": Maybe([torch.zeros(())]), "probe": Maybe(torch.zeros(()))}
+        return Checked(
+            {name: optimizer_pattern(optimizer) for name, optimizer in self.optimizers.items()} | within,
+            lambda state: len(state.get("rollout", []) if "probe" in state else []) == len(state.get("rewards", [])),
+            "has not a reward for each batch",
+        )
+
     def set_extra_state(self, state: dict[str, Any]) -> None:
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state[name])
@@ -246,7 +261,7 @@ class RLKD(Policy):
         return action
 
     def observe(self, probe_loss: Tensor) -> None:
-        if self.probe_loss is not None:
+        if self.probe_loss is not None and len(self.rewards) < len(self.rollout):
             # the last actions', and theirs alone (rows 3 and 4)
             self.rewards.append((self.probe_loss - probe_loss).float())
             self.note(rl_reward=self.rewards[-1])

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import signal
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -30,6 +32,22 @@ class Tiny(Model):
         stem = self.stem(x).relu()
         stage = self.stage(stem).relu()
         return [stem, stage, stage.mean((2, 3))]
+
+
+@contextmanager
+def no_hang():
+    """Fails instead of waiting for a writer that never comes."""
+
+    def fail(*_):
+        raise AssertionError("it hangs")
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.alarm(60)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def train(line):

@@ -1,6 +1,9 @@
 """Reading and writing weights: nothing is lost, no code is run, and every mistake gets a sentence."""
 
+import os
 import pickle
+import secrets
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -8,10 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from common import no_hang
 
 from helper import checkpoint
-from helper.errors import UserError
-from models import create_model
+from helper.errors import RunError, UserError
+from helper.files import open_lock, open_regular, remove_leftovers, try_writing, write_atomically
+from helper.teacher import find_teacher
+from models import create_model, networks
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -110,6 +116,73 @@ def test_an_unknown_architecture_says_what_differs(tmp_path, weights):
     refused(tmp_path / "odd.pth", "holds no network that is known here; .* resnet8")
 
 
+def test_refusing_weights_initialises_no_network_in_vain(tmp_path, weights, monkeypatch):
+    """That would take a minute; but the first import of what it needs instead takes seconds, so not for what fits."""
+    devices, real = [], checkpoint.expected_weights
+
+    def noted(name, dataset, device="cpu"):
+        expected = real(name, dataset, device)
+        devices.append({tensor.device.type for tensor in expected.weights.values()})
+        return expected
+
+    monkeypatch.setattr(checkpoint, "expected_weights", noted)
+    checkpoint._expected_shapes.cache_clear()
+    checkpoint.identify(tmp_path / "resnet8_vanilla/x.pth", weights)
+    assert devices == [{"cpu"}]
+    weights["conv1.weight"] = torch.zeros(1)
+    for _ in range(2):
+        with pytest.raises(UserError, match="holds no network"):
+            checkpoint.identify(tmp_path / "x.pth", weights)
+    assert devices == [{"cpu"}] + [{"meta"}] * len(networks())  # each once
+
+
+def test_weights_that_fit_no_network_say_which_is_nearest_and_what_differs(tmp_path, weights):
+    weights["fc.bias"] = torch.tensor(0.5)
+    torch.save(weights, tmp_path / "x.pth")
+    refused(tmp_path / "x.pth", r"the nearest is resnet8, but its fc.bias is \[\] instead of \[classes\]; the known")
+    (tmp_path / "resnet20_vanilla").mkdir()
+    torch.save(weights, tmp_path / "resnet20_vanilla/x.pth")
+    refused(tmp_path / "resnet20_vanilla/x.pth", r"no resnet20 \(it has no layer1.1.conv1.weight\) and .*nearest")
+
+
+TENSORS = [
+    ("conv1.weight", lambda w: w / 0, "conv1.weight is not finite"),
+    ("fc.bias", lambda w: torch.full_like(w, float("nan")), "fc.bias is not finite"),
+    ("bn1.running_var", lambda w: w - 2, "bn1.running_var is negative"),
+    ("conv1.weight", lambda w: w.long(), "its conv1.weight is int64 instead of float32"),
+    ("conv1.weight", lambda w: w > 0, "its conv1.weight is bool instead of float32"),
+    ("conv1.weight", lambda w: w.to(torch.complex64), "conv1.weight is of the type complex64"),
+    ("conv1.weight", lambda w: w.to_sparse(), "conv1.weight is a sparse_coo tensor"),
+    ("fc.weight", lambda w: w.to_sparse_csr(), "fc.weight is a sparse_csr tensor"),
+    ("conv1.weight", lambda w: w.to("meta"), "conv1.weight is a meta tensor"),
+    ("conv1.weight", lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8), "conv1.weight is a quantized tensor"),
+    ("fc.bias", lambda w: torch.nested.nested_tensor([w, w]), "fc.bias is a nested tensor"),
+    ("fc.weight", lambda w: torch.zeros(1).expand(10**9, 64), "has 64000000000 numbers of which 1 are stored"),
+    ("fc.bias", lambda w: {"nested": w}, "holds no network's weights"),
+]
+
+
+@pytest.mark.filterwarnings("ignore")  # of the odder kinds of tensors
+@pytest.mark.parametrize(("name", "change", "says"), TENSORS, ids=[says for *_, says in TENSORS])
+def test_what_nothing_can_be_learned_from_is_refused_by_its_name(name, change, says, tmp_path, weights):
+    weights[name] = change(weights[name])
+    torch.save({"model": weights}, tmp_path / "teacher.pth")
+    refused(tmp_path / "teacher.pth", says)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_precision_become_float32(dtype, tmp_path, weights):
+    stored = {name: value.to(dtype) for name, value in weights.items()}  # the number of batches, too
+    torch.save(stored, tmp_path / "teacher.pth")
+    loaded = checkpoint.load_weights(tmp_path / "teacher.pth")
+    assert {value.dtype for value in loaded.values()} == {torch.float32}
+    model = checkpoint.network(tmp_path / "x.pth", loaded, checkpoint.identify(tmp_path / "x.pth", loaded), 10)
+    assert torch.equal(model.conv1.weight, stored["conv1.weight"].float())
+    stored["fc.bias"] = torch.full((10,), 1e300, dtype=torch.float64)  # no number of float32
+    torch.save(stored, tmp_path / "teacher.pth")
+    refused(tmp_path / "teacher.pth", "fc.bias is not finite")
+
+
 def test_wrong_number_of_classes(tmp_path, weights):
     path = tmp_path / "teacher.pth"
     torch.save(weights, path)
@@ -142,3 +215,118 @@ except RunError as error:
     assert ran.stdout.strip().endswith(" 1")
     assert checkpoint.load(path) == {"epoch": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["last.pth"]
+
+
+# ---------------------------------------------------------------- what is no file, and where none can be
+
+
+def odd_files(folder):
+    """What opens but is no file: a FIFO, a link to one, a device, a socket and a folder."""
+    os.mkfifo(folder / "fifo")
+    (folder / "link").symlink_to(folder / "fifo")
+    (folder / "folder").mkdir()
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(folder / "socket"))
+    return [folder / name for name in ("fifo", "link", "socket", "folder")] + [Path("/dev/zero"), Path("/dev/tty")]
+
+
+def test_only_regular_files_are_opened(tmp_path):
+    (tmp_path / "file").write_bytes(b"content")
+    for path in (tmp_path / "file", tmp_path / "to_file"):
+        if not path.exists():
+            path.symlink_to(tmp_path / "file")
+        with open_regular(path) as file:
+            assert file.read() == b"content"
+    with no_hang():
+        for path in odd_files(tmp_path):
+            for way in (open_regular, open_lock):
+                with pytest.raises(UserError, match=f"{path} is no regular file"):
+                    way(path)
+    with pytest.raises(UserError, match="is no possible file name"):
+        open_regular(Path("a\0b"))
+    with pytest.raises(FileNotFoundError):
+        open_regular(tmp_path / "none")
+    with open_lock(tmp_path / "none") as lock:
+        assert lock.writable()
+
+
+def find(path, **more):
+    return find_teacher(OPTIONS | {"path_t": str(path)} | more)
+
+
+OPTIONS = {"teacher_weights": False, "model_t": None, "dataset": "digits", "dry_run": False, "train_teacher": False}
+
+
+def test_a_teacher_that_is_no_file_is_refused_at_once(tmp_path):
+    with no_hang():
+        for path in odd_files(tmp_path)[:3]:
+            with pytest.raises(UserError, match="is no regular file: give another"):
+                find(path)
+        (tmp_path / "folder/ckpt_epoch_9.pth").symlink_to("/dev/zero")
+        with pytest.raises(UserError, match="ckpt_epoch_9.pth is no regular file"):
+            find(tmp_path / "folder")
+
+
+@pytest.mark.parametrize("path", ["x" * 300, "x" * 300 + "/ckpt_epoch_1.pth", "x/" * 3000, "a\0b"])
+def test_a_teacher_on_an_impossible_path_is_said_so(path):
+    for more in ({}, {"dry_run": True}):
+        with pytest.raises(UserError, match="cannot be read .*: give another --path-t") as error:
+            find(path, **more)
+        assert "\n" not in str(error.value)
+
+
+def test_a_teacher_that_may_not_be_read_is_said_so(tmp_path, monkeypatch):
+    def closed(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "teacher.pth").write_bytes(b"")
+    with monkeypatch.context() as patch:  # for root may read all
+        patch.setattr(os, "open", closed)
+        with pytest.raises(UserError, match="teacher.pth cannot be read .Permission denied."):
+            find(tmp_path / "teacher.pth")
+    monkeypatch.setattr(Path, "stat", closed)
+    with pytest.raises(UserError, match="teacher.pth' cannot be read .Permission denied."):
+        find(tmp_path / "teacher.pth")
+
+
+def test_a_file_is_never_written_through_a_link(tmp_path, monkeypatch):
+    precious, path = tmp_path / "precious", tmp_path / "last.pth"
+    precious.write_bytes(b"mine")
+    monkeypatch.setattr(secrets, "token_hex", lambda _: "01234567")
+    for beside in (tmp_path / "last.pth.tmp", tmp_path / "last.pth.01234567.tmp"):
+        beside.symlink_to(precious)
+    with pytest.raises(RunError, match="last.pth cannot be written .File exists."):
+        write_atomically(path, b"new")
+    monkeypatch.undo()
+    path.symlink_to(precious)
+    write_atomically(path, b"new")
+    assert path.read_bytes() == b"new" and precious.read_bytes() == b"mine"
+
+
+def test_what_killed_writers_left_does_not_pile_up(tmp_path, monkeypatch):
+    kept = [tmp_path / name for name in ("last.pth", "notes.tmp", "my.tmp.txt")]
+    for path in (*kept, tmp_path / "last.pth.0123abcd.tmp", tmp_path / "x.pth.ffffffff.tmp"):
+        path.write_bytes(b"")
+    remove_leftovers(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted(kept)
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(tmp_path / "last.pth", b"new")
+    assert sorted(tmp_path.iterdir()) == sorted(kept)
+
+
+def test_trying_to_write_leaves_nothing(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "nowhere").symlink_to(tmp_path / "none")
+    try_writing(tmp_path)
+    try_writing(tmp_path / "a/b/c")
+    for bad in ("file", "file/x", "nowhere", "nowhere/x", "x" * 300, "a\0b"):
+        with pytest.raises((OSError, ValueError)):
+            try_writing(tmp_path / bad)
+    with pytest.raises(OSError):
+        try_writing(Path("/proc/x/y"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "nowhere"]

@@ -1,11 +1,13 @@
 """What is only for speed changes no result: the folded teacher, the table of its answers, recorded steps, trials."""
 
 import copy
+import itertools
 import json
 import math
 import multiprocessing
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -29,15 +31,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import train_student
 import train_teacher
-from dataset import create_dataset
+from dataset import Dataset, create_dataset
 from distiller_zoo import distiller_dict
-from helper import checkpoint, loops
-from helper.answers import Live, TeacherTable
+from helper import answers, checkpoint, loops, stopping
+from helper.answers import Live, TeacherTable, check_table_dir
 from helper.device import place
-from helper.errors import RunError, UserError
+from helper.errors import Interrupted, RunError, UserError
 from helper.graph import RecordedStepper
 from helper.loops import Stepper, evaluate, make_optimizer, set_learning_rate, train_epoch, train_step
 from helper.options import parse, resolve_pair, student_parser, teacher_parser
+from helper.run_folder import RunFolder
 from helper.table_file import TableFile
 from helper.teacher import fold_batch_norm
 from models import Model, create_model, model_dict
@@ -303,10 +306,126 @@ def test_a_filling_that_is_stopped_says_what_it_keeps(tmp_path, monkeypatch, cap
         raise KeyboardInterrupt
 
     monkeypatch.setattr(TableFile, "append", append)
+    monkeypatch.setattr(answers, "WRITTEN_EVERY", math.inf)
     with pytest.raises(KeyboardInterrupt):
         table.fill(loader)
     told = capsys.readouterr().out
     assert "asking the teacher for 7,776 answers" in told and "the table keeps 7,776 answers: the same command" in told
+
+
+def asked_to_end_after(batches, table, monkeypatch):
+    """The process gets SIGTERM while the teacher is asked for so many batches of 16 from now on."""
+    monkeypatch.setattr(stopping._Asked, "number", None)
+    real, numbers = table._asked, itertools.count(1)
+
+    def signalled(*given):
+        if next(numbers) == batches:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*given)
+
+    monkeypatch.setattr(table, "_asked", signalled)
+    table.at_once = 16
+    stopping.listen()
+
+
+def test_a_filling_that_gets_sigterm_keeps_what_it_has(tmp_path, monkeypatch, capsys):
+    model, loader = tiny_teacher(), loader_of()
+    table = TeacherTable(model, loader, tmp_path, "sha")
+    asked_to_end_after(3, table, monkeypatch)
+    with pytest.raises(stopping.Terminated):
+        table.fill(loader)
+    assert "the table keeps 48 answers: the same command goes on from there" in capsys.readouterr().out
+    assert TeacherTable(model, loader, tmp_path, "sha").file.read == 48
+
+
+def test_a_run_that_gets_sigterm_while_it_asks_keeps_the_answers_and_its_state(tmp_path, monkeypatch):
+    """It makes no step, for which answers would be missing, and so has nothing to save."""
+    loader, module = loader_of(), make()
+    table = TeacherTable(tiny_teacher(), loader, tmp_path / "tables", "sha")
+    asked_to_end_after(2, table, monkeypatch)
+    run = RunFolder(tmp_path, "tiny", {"options": {}, "epochs": 3}, overwrite=True)
+    stepper = Stepper(module, table, make_optimizer(module, 0.05, 0.9, 0))
+    options = {"learning_rate": 0.05, "lr_decay_epochs": [], "lr_decay_rate": 0.1, "print_freq": 1}
+    epoch = loops.Training(run, stepper, Dataset(loader, loader, 10), options).epoch()
+    with pytest.raises(Interrupted), stopping.looked_at():
+        next(epoch)
+    assert table.file.read == 32
+    assert run.part is None and not (tmp_path / "last.pth").exists()
+    monkeypatch.setattr(stopping._Asked, "number", None)
+    assert table.start_epoch(loader) and table.file.read == 96
+
+
+def test_answers_are_written_every_few_seconds(tmp_path, monkeypatch):
+    table, written, real = TeacherTable(tiny_teacher(), loader_of(), tmp_path, "sha"), [], TableFile.append
+    table.at_once = 16
+
+    def append(self, rows, values):
+        written.append(len(rows))
+        return real(self, rows, values)
+
+    monkeypatch.setattr(TableFile, "append", append)
+    monkeypatch.setattr(answers.time, "monotonic", itertools.count(0, answers.WRITTEN_EVERY / 2).__next__)
+    table.start_epoch(loader_of())
+    assert sum(written) == 96 and max(written) <= 48
+
+
+def test_runs_that_fill_a_table_at_the_same_time_share_the_work(tmp_path, monkeypatch):
+    """Each in an order of its own, and what the other one has written is not asked for again."""
+    loader, orders = loader_of(), []
+    first, second = (TeacherTable(tiny_teacher(), loader, tmp_path, "sha") for _ in range(2))
+    monkeypatch.setattr(answers, "WRITTEN_EVERY", 0.0)
+    for table in (first, second):
+        table.at_once = 2
+        orders.append([])
+
+        def asked(loader, rows, order=orders[-1], real=table._asked):
+            order.append(rows[0].item())
+            if order is orders[0] and len(order) == 11:
+                second.start_epoch(loader)
+            return real(loader, rows)
+
+        monkeypatch.setattr(table, "_asked", asked)
+    first.start_epoch(loader)
+    assert len(orders[0]) == 11 and len(orders[1]) == 38  # of 48, and one of them was under way
+    index, view = loader.draw()
+    in_order = [row for row in (index * 162 + view).tolist() if row in orders[1]]
+    assert orders[1] != in_order
+    assert first.file.read == second.file.read == 96
+
+
+def test_a_table_in_device_memory_holds_what_it_has_just_asked_for(tmp_path, monkeypatch):
+    """Emulated: in the memory of the CPU."""
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+    model, loader = tiny_teacher(), loader_of()
+    first, second = (TeacherTable(model, loader, tmp_path, "sha") for _ in range(2))
+    first.on_device = torch.full((len(first.file.position), 10), math.nan)
+    second.start_epoch(loader)
+    for epoch in (1, 2):  # what another one has asked for, and what it asks for itself
+        loader.set_epoch(epoch)
+        first.start_epoch(loader)
+        for batch in loader:
+            torch.testing.assert_close(first(batch).logits, Live(model)(batch).logits, rtol=1e-5, atol=1e-6)
+
+
+def test_an_unusable_folder_of_tables_is_said_so(tmp_path):
+    (tmp_path / "file").touch()
+    for bad in (tmp_path / "file", tmp_path / "file/x", tmp_path / ("x" * 300), Path("/proc/x")):
+        with pytest.raises(UserError, match="the teacher's table cannot be written into .*--table_dir"):
+            check_table_dir(bad)
+    check_table_dir(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["rows", "values", "table.json", ".lock"])
+def test_a_file_of_a_table_that_is_none_is_said_so(name, tmp_path):
+    model, loader = tiny_teacher(), loader_of()
+    folder = TeacherTable(model, loader, tmp_path, "sha").folder
+    for odd in ("fifo", "device"):
+        (folder / name).unlink()
+        os.mkfifo(folder / name) if odd == "fifo" else (folder / name).symlink_to("/dev/zero")
+        with pytest.raises(UserError, match=f"{name} is no regular file"):
+            TeacherTable(model, loader, tmp_path, "sha")
+        TeacherTable(model, loader, tmp_path, "another sha")  # which only looks at it
 
 
 def test_an_answer_does_not_depend_on_what_else_is_missing(tmp_path):

@@ -1,11 +1,13 @@
 """Whole runs: the loop, what it writes, what it refuses, and that a killed run ends as if it had never been killed."""
 
 import functools
+import gc
 import itertools
 import json
 import math
 import os
 import random
+import shutil
 import signal
 import struct
 import subprocess
@@ -24,6 +26,7 @@ from common import (
     fixed_batch,
     interrupt_after_an_epoch,
     make,
+    no_hang,
     read_log,
     stop_within_an_epoch,
     timeless,
@@ -41,9 +44,11 @@ from helper import checkpoint, trials
 from helper.answers import Live
 from helper.device import prepare_device
 from helper.errors import RunError, UserError
+from helper.log import RunLog, tensorboard_logger
 from helper.loops import Distillation, Stepper, decayed, evaluate, make_optimizer, train_epoch, train_step
 from helper.meter import Meter, Step
 from helper.options import parse, resolve_pair, student_parser, taken_by, teacher_parser
+from helper.run_folder import RunFolder
 from helper.runs import ADDED_OPTIONS
 from models import create_model, model_dict
 from temperature import temperature_dict
@@ -528,6 +533,88 @@ def test_an_unwritable_folder_is_said_so(tmp_path):
         train(f"--model resnet8 --epochs 1 --run_dir {tmp_path / 'file' / 'run'}")
 
 
+@pytest.mark.parametrize("bad", ["file", "file/run", "x" * 300, "/proc/run", "a\0b"])
+def test_an_unusable_folder_is_said_so_before_images_are_decoded(bad, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+
+    def decoded(*_, **__):
+        raise AssertionError("too late")
+
+    for script in (train_teacher, train_student):
+        monkeypatch.setattr(script, "create_dataset", decoded)
+    torch.save(create_model("resnet8", 10).state_dict(), tmp_path / "teacher.pth")
+    for run, line in ((train, "--model resnet8"), (distil, f"--path-t {tmp_path / 'teacher.pth'}")):
+        with pytest.raises(UserError, match="cannot be written .*: give another place with --run_dir") as error:
+            run(f"{line} --epochs 1 --run_dir {tmp_path / bad}")
+        assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="cannot be written into .*--table_dir"):
+        distil(f"{line} --teacher_table --table_dir {tmp_path / bad} --run_dir {tmp_path / 'run'}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "teacher.pth"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "last.pth", ".lock", "log.jsonl"])
+@pytest.mark.parametrize("kind", ["fifo", "device", "folder"])
+def test_a_file_of_a_run_that_is_none_is_said_so(name, kind, teacher, tmp_path):
+    path, line = tmp_path / name, f"--model resnet8 --epochs 2 --run_dir {tmp_path}"
+    for file in ("config.json", "last.pth"):
+        shutil.copy(teacher / file, tmp_path)
+    path.unlink(missing_ok=True)
+    {"fifo": os.mkfifo, "device": lambda path: path.symlink_to("/dev/zero"), "folder": os.mkdir}[kind](path)
+    with no_hang():
+        if name == "log.jsonl" and kind != "folder":  # it is written anew
+            train(line)
+            assert path.is_file() and not path.is_symlink()
+        else:
+            with pytest.raises(UserError, match=f"{name} (is no regular file|cannot be written)|no file .*{name}"):
+                train(line)
+
+
+def test_overwrite_replaces_what_is_no_file_and_leaves_folders(tmp_path):
+    line = f"--model resnet8 --epochs 1 --overwrite --run_dir {tmp_path}"
+    os.mkfifo(tmp_path / "last.pth")
+    (tmp_path / "config.json").symlink_to(tmp_path / "none")
+    (tmp_path / "last.pth.01234567.tmp").touch()
+    with no_hang():
+        train(line)
+    assert (tmp_path / "last.pth").is_file() and (tmp_path / "config.json").is_file()
+    assert not list(tmp_path.glob("*.tmp"))
+    (tmp_path / "curve.png").unlink()
+    (tmp_path / "curve.png").mkdir()
+    with pytest.raises(UserError, match="cannot be written .Is a directory."):
+        train(line)
+
+
+def test_a_full_disk_when_the_log_begins_is_said_in_one_sentence(tmp_path, monkeypatch):
+    """And nothing is said when what could not be written is given up."""
+
+    def full(*_):
+        return open("/dev/full", "wb")
+
+    later = []
+    monkeypatch.setattr(sys, "unraisablehook", later.append)
+    monkeypatch.setattr(tensorboard_logger.tensorboard_logger, "open", full, raising=False)
+    with pytest.raises(RunError, match="log.jsonl cannot be written .No space left on device."):
+        RunLog(tmp_path, [])
+    gc.collect()
+    assert not later
+
+
+def test_a_log_is_written_anew_as_a_whole(tmp_path, monkeypatch):
+    RunLog(tmp_path, [{"epoch": 1, "top1": 50.0}])
+    before = (tmp_path / "log.jsonl").read_bytes()
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunError, match="No space left"):
+        RunLog(tmp_path, [{"epoch": 1, "top1": 50.0}, {"epoch": 2, "top1": 60.0}])
+    assert (tmp_path / "log.jsonl").read_bytes() == before
+    monkeypatch.undo()
+    RunLog(tmp_path, [])
+    assert not (tmp_path / "log.jsonl").exists()
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(teacher, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     line = f"--path-t {teacher} --epochs 3 --run_dir {folder}"
@@ -614,6 +701,16 @@ def test_a_teacher_of_another_data_set_is_refused(tmp_path, teacher):
     with pytest.raises(UserError, match="trained for 100 classes and this data set has 10"):
         distil(f"--path-t {tmp_path / 'teacher.pth'} --epochs 1 --run_dir {tmp_path / 'run'}")
     assert not (tmp_path / "run").exists()
+
+
+def test_what_is_resumed_is_checked_against_the_steps_of_an_epoch(teacher, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(RunFolder, "resume", lambda self, module, optimizer, steps: told.append(steps))
+    monkeypatch.setattr(RunFolder, "summary", lambda self: "")
+    monkeypatch.setattr(trials, "fit", lambda trainings: None)
+    train(f"--model resnet8 --epochs 1 --run_dir {tmp_path / 'alone'}")
+    distil(f"--path-t {teacher} --epochs 1 --run_dir {tmp_path / 'distilled'}")
+    assert told == [3, 3]
 
 
 def test_a_damaged_state_is_said_so(teacher, tmp_path):

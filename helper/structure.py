@@ -1,0 +1,171 @@
+"""Checks what was read from a file against what it will be loaded into, before anything is changed.
+
+A pattern describes a value:
+
+    a tensor          a tensor of its shape and type; a size of 0 in its shape stands for any size
+    a type            a value of that type; float takes whole numbers too
+    a dict            a dict with these keys, each value fitting its pattern. A key that is a number need not be there,
+                      for optimizers number the parameters that moved; a key that is a type stands for any such keys
+    a list of one     any number of values that fit the one
+    a tuple           as many values, each fitting its own pattern
+    Maybe(pattern)    in a dict: a value that fits, or no such key; a value of None is left out
+    Checked(pattern, test, says)  a value that fits and passes the test; `says` is the error where it does not
+    Replaced(value)   anything; `value` takes its place
+    Any               anything
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+NEVER_NEGATIVE = ("running_var", "exp_avg_sq", "step")  # the last words of tensors' names
+TYPES = (
+    torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
+    torch.uint8, torch.bool,
+)  # fmt: skip
+
+
+class Misfit(Exception):
+    """A value does not fit its pattern; the message says which, and why."""
+
+
+class Maybe(NamedTuple):
+    """The pattern of something in a dict that need not be there."""
+
+    pattern: Any
+
+
+class Checked(NamedTuple):
+    """The pattern of a value that must also pass a test; where it does not, the error is its name and `says`."""
+
+    pattern: Any
+    test: Callable[[Any], bool]
+    says: str
+
+
+class Replaced(NamedTuple):
+    """The pattern of anything, which is replaced by `value`."""
+
+    value: Any
+
+
+def fitted(value: Any, pattern: Any, name: str = "content") -> Any:
+    """Return a copy of a value; its tensors share no memory, and lie in memory in the order of the pattern's.
+
+    Args:
+        name: what errors call the value.
+
+    Raises:
+        Misfit: the value does not fit the pattern.
+    """
+    if pattern is Any:
+        return value
+    if isinstance(pattern, Replaced):
+        return pattern.value
+    if isinstance(pattern, Checked):
+        value = fitted(value, pattern.pattern, name)
+        _expect(pattern.test(value), f"{name} {pattern.says}")
+        return value
+    if isinstance(pattern, Maybe):
+        return fitted(value, pattern.pattern, name)
+    if isinstance(pattern, Tensor):
+        return _fitted_tensor(value, pattern, name)
+    if isinstance(pattern, dict):
+        return _fitted_dict(value, pattern, name)
+    if isinstance(pattern, list | tuple):
+        expected = isinstance(value, list | tuple) and (len(value) == len(pattern) or isinstance(pattern, list))
+        _expect(expected, f"{name} is no {f'list of {len(pattern)}' if isinstance(pattern, tuple) else 'list'}")
+        patterns = pattern if isinstance(pattern, tuple) else pattern * len(value)
+        items = [fitted(*pair, f"{name}.{i}") for i, pair in enumerate(zip(value, patterns, strict=True))]
+        return tuple(items) if isinstance(value, tuple) else items
+    is_whole = type(value) is int and abs(value) < 2**63
+    fits = is_whole if pattern is int else isinstance(value, pattern) or (pattern is float and is_whole)
+    _expect(fits, f"{name} is no {pattern.__name__}")
+    return value
+
+
+def _fitted_dict(value: Any, pattern: dict[Any, Any], name: str) -> dict[Any, Any]:
+    _expect(isinstance(value, dict), f"{name} is no dictionary")
+    any_key = next((key for key in pattern if isinstance(key, type)), None)
+    copy = {}
+    for key, each in value.items():
+        known = isinstance(key, any_key) if any_key else key in pattern
+        _expect(known, f"{name} holds {_word(key)}, which nothing takes")
+        own = pattern[any_key or key]
+        if each is not None or not isinstance(own, Maybe):
+            copy[key] = fitted(each, own, f"{name}.{_word(key)}")
+    for key, own in pattern.items():
+        _expect(key in copy or isinstance(key, int | type) or isinstance(own, Maybe), f"{name} holds no {key}")
+    return copy
+
+
+def _word(key: Any) -> str:
+    return " ".join(str(key).split())[:80]
+
+
+@torch.no_grad()
+def _fitted_tensor(value: Any, pattern: Tensor, name: str) -> Tensor:
+    check_stored(value, name)
+    fits = value.dim() == pattern.dim() and all(
+        own in (0, size) for size, own in zip(value.shape, pattern.shape, strict=True)
+    )
+    _expect(fits, f"{name} is {list(value.shape)} instead of {list(pattern.shape)}")
+    _expect(value.dtype == pattern.dtype, f"{name} is {type_name(value)} instead of {type_name(pattern)}")
+    if pattern.isfinite().all():  # unlike CRD's normaliser, which is NaN before the first step
+        check_numbers(value, name)
+    if value.shape != pattern.shape:
+        return value.clone()
+    return torch.empty_like(pattern, device=value.device).copy_(value)
+
+
+def _expect(holds: bool, message: str) -> None:
+    if not holds:
+        raise Misfit(message)
+
+
+def check_stored(value: Any, name: str) -> None:
+    """Raise Misfit unless a value is a dense tensor of a usual type and every one of its numbers is stored."""
+    _expect(type(value) in (Tensor, nn.Parameter), f"{name} is no tensor of a known kind")
+    kinds = {"quantized": value.is_quantized, "meta": value.is_meta, "nested": value.is_nested}
+    kind = next((kind for kind, found in kinds.items() if found), str(value.layout).removeprefix("torch."))
+    _expect(kind == "strided", f"{name} is a {kind} tensor, which no network has")
+    _expect(value.dtype in TYPES, f"{name} is of the type {type_name(value)}, which no network has")
+    stored = value.untyped_storage().nbytes() // value.element_size()
+    _expect(value.numel() <= stored, f"{name} has {value.numel()} numbers of which {stored} are stored")
+
+
+def check_numbers(value: Tensor, name: str) -> None:
+    """Raise Misfit where a number is not finite, or negative in a tensor that never is."""
+    _expect(bool(value.isfinite().all()), f"{name} is not finite")
+    if name.rpartition(".")[2] in NEVER_NEGATIVE:
+        _expect(bool((value >= 0).all()), f"{name} is negative")
+
+
+def type_name(tensor: Tensor) -> str:
+    """The type of a tensor's numbers, such as float32."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def module_pattern(module: nn.Module) -> dict[str, Any]:
+    """Return the pattern of a module's `state_dict`. A submodule with a `get_extra_state` describes what that returns
+    in a method `extra_state_pattern`; without one it may be anything."""
+    pattern = {key: Any if key.endswith("_extra_state") else value for key, value in module.state_dict().items()}
+    for name, part in module.named_modules():
+        if hasattr(part, "extra_state_pattern"):
+            pattern[f"{name}.".lstrip(".") + "_extra_state"] = part.extra_state_pattern()
+    return pattern
+
+
+def optimizer_pattern(optimizer: torch.optim.SGD | torch.optim.Adam) -> dict[str, Any]:
+    """Return the pattern of an optimizer's `state_dict`. Learning rate, momentum and the like stay the optimizer's."""
+
+    def state_of(parameter: Tensor) -> dict[str, Any]:
+        if isinstance(optimizer, torch.optim.SGD):
+            return {"momentum_buffer": Maybe(parameter)}
+        return {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}
+
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    groups = optimizer.state_dict()["param_groups"]
+    return {"state": dict(enumerate(map(state_of, parameters))), "param_groups": Replaced(groups)}

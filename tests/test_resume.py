@@ -1,0 +1,339 @@
+"""What `last.pth` holds is checked against the run that goes on from it, and then taken up: all of it or nothing."""
+
+import copy
+import math
+
+import pytest
+import torch
+from common import Tiny, make
+
+from dataset.base import Dataset
+from dataset.memory import MemoryLoader
+from helper import checkpoint, loops, stopping
+from helper.answers import Live
+from helper.device import place
+from helper.errors import Interrupted, UserError
+from helper.loops import Stepper, Training, make_optimizer
+from helper.meter import Meter
+from helper.run_folder import RunFolder
+from helper.structure import Any, Checked, Maybe, Misfit, Replaced, fitted
+
+OPTIONS = {"learning_rate": 0.05, "lr_decay_epochs": [], "lr_decay_rate": 0.1, "print_freq": 1, "epochs": 3}
+CPU = torch.device("cpu")
+
+
+def loaders():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (40, 3, 8, 8), generator=generator).byte()
+    known = {"images": images, "target": torch.arange(40) % 10, "batch_size": 16, "device": "cpu"}
+    known |= {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+    return MemoryLoader(**known, augment=True), MemoryLoader(**known, augment=False)
+
+
+def a_run(folder):
+    """A run's folder, without a look at what is in it."""
+    return RunFolder(folder, "tiny", {"options": {}, "epochs": 3}, overwrite=True)
+
+
+def a_training(folder, temperature="rlkd", plain=False):
+    """Three epochs of three steps, from where the folder's `last.pth` leaves them."""
+    train, val = loaders()
+    folder.mkdir(exist_ok=True)
+    expert = Tiny(width=12)
+    module = place(make(temperature, expert=expert, target=train.target), CPU, plain)
+    optimizer = make_optimizer(module, 0.05, 0.9, 5e-4, plain)
+    run = a_run(folder)
+    run.resume(module, optimizer, len(train))
+    stepper = Stepper(module, Live(expert.eval().requires_grad_(False)), optimizer)
+    return Training(run, stepper, Dataset(train, val, 10), OPTIONS)
+
+
+def an_epoch(training):
+    return loops._at_one_go(training.epoch())
+
+
+def stopped_run(folder, temperature="rlkd"):
+    """A run that is stopped after the second step of its second epoch; returns what its `last.pth` holds."""
+    training = a_training(folder, temperature)
+    an_epoch(training)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(stopping, "asked", lambda: training.stepper.meter.tensors["steps"] >= 2)
+        an_epoch(training)
+    return checkpoint.load(folder / "last.pth")
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "stopped"
+    return stopped_run(folder)
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory):
+    """Module and optimizer of a run that has not begun."""
+    stepper = a_training(tmp_path_factory.mktemp("runs") / "fresh").stepper
+    return stepper.module, stepper.optimizer
+
+
+def snapshot(module, optimizer, folder):
+    """All that a refused file must leave as it is."""
+    state = copy.deepcopy([module.state_dict(), optimizer.state_dict(), torch.get_rng_state()])
+    return state, {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def check_refused(state, fresh, folder, says):
+    """Resuming from the state is refused in a sentence that names what helps, and changes nothing."""
+    torch.save(state, folder / "last.pth")
+    run = a_run(folder)
+    before = snapshot(*fresh, folder)
+    with pytest.raises(UserError, match=says) as error:
+        run.resume(*fresh, steps=3)
+    assert str(error.value).endswith("add --overwrite to start anew") and "\n" not in str(error.value)
+    after = snapshot(*fresh, folder)
+    torch.testing.assert_close(after[0], before[0], rtol=0, atol=0)
+    assert after[1] == before[1]
+
+
+MOMENTUM = [
+    ("another shape", lambda m: torch.zeros(5), r"momentum_buffer is \[5\] instead of \[8, 3, 3, 3\]"),
+    ("larger", lambda m: torch.cat([m, m]), r"is \[16, 3, 3, 3\] instead of"),
+    ("transposed", lambda m: m.transpose(0, 1), r"is \[3, 8, 3, 3\] instead of"),
+    ("expanded", lambda m: torch.zeros(1).expand(8, 3, 3, 3), "has 216 numbers of which 1 are stored"),
+    ("int64", lambda m: m.long(), "is int64 instead of float32"),
+    ("half", lambda m: m.half(), "is float16 instead of float32"),
+    ("complex", lambda m: m.to(torch.complex64), "complex64, which no network has"),
+    ("infinite", lambda m: m / 0, "is not finite"),
+    ("sparse", lambda m: m.to_sparse(), "is a sparse_coo tensor"),
+    ("meta", lambda m: m.to("meta"), "is a meta tensor"),
+    ("quantized", lambda m: torch.quantize_per_tensor(m, 0.1, 0, torch.qint8), "is a quantized tensor"),
+    ("a text", lambda m: "x", "is no tensor"),
+]
+
+
+@pytest.mark.filterwarnings("ignore")  # of quantized tensors
+@pytest.mark.parametrize(("change", "says"), [each[1:] for each in MOMENTUM], ids=[each[0] for each in MOMENTUM])
+def test_momentum_that_is_none_of_this_run_is_refused(change, says, stopped, fresh, tmp_path):
+    state = copy.deepcopy(stopped)
+    own = state["optimizer"]["state"][0]
+    own["momentum_buffer"] = change(own["momentum_buffer"])
+    check_refused(state, fresh, tmp_path, says)
+
+
+ODD = [  # the way to a value, what it becomes, what is said
+    ((), torch.zeros(3), "state is no dictionary"),
+    ((), {}, "holds no module"),
+    ((), None, "state is no dictionary"),
+    (("else",), 1, "holds else, which nothing takes"),
+    (("module", "student.stem.weight"), torch.zeros(8, 3, 3), "instead of"),
+    (("module", "student.stem.weight"), torch.full((8, 3, 3, 3), math.nan), "stem.weight is not finite"),
+    (("module", "more"), torch.zeros(1), "holds more, which nothing takes"),
+    (("module",), {}, "module holds no student.stem.weight"),
+    (("module",), "x", "module is no dictionary"),
+    (("optimizer",), "x", "optimizer is no dictionary"),
+    (("optimizer", "state"), "x", "state is no dictionary"),
+    (("optimizer", "state", 99), {}, "holds 99, which nothing takes"),
+    (("history",), 5, "history is no list"),
+    (("history",), ["x"], "history.0 is no dictionary"),
+    (("history",), [{}], "history are no epochs from 1 on"),
+    (("history", 0, "epoch"), 2, "history are no epochs from 1 on"),
+    (("history", 0, "top1"), "90", "top1 is no float"),
+    (("history", 0, "top1"), math.nan, "history are no epochs from 1 on"),
+    (("history", 0, "seconds"), 10**400, "seconds is no float"),
+    (("history",), [{"epoch": i + 1, "top1": 5.0} for i in range(100)], "more epochs than the 3 of this run"),
+    (("part",), {"step": 1}, "part holds no seconds"),
+    (("part",), 5, "part is no dictionary"),
+    (("part", "step"), -1, "is not from 1 to 3"),
+    (("part", "step"), 4, "is not from 1 to 3"),
+    (("part", "step"), 1, "part is no whole state within an epoch"),  # the sums are of two
+    (("part", "step"), True, "step is no int"),
+    (("part", "trained"), {"loss": 1.0}, "part is no whole state within an epoch"),
+    (("part", "meter"), None, "part is no whole state within an epoch"),
+    (("part", "meter", "names"), ["loss"], "part is no whole state within an epoch"),
+    (("part", "meter", "tensors", "tau"), None, "tensors are not all that a meter sums up"),
+    (("part", "meter", "tensors", "sums"), torch.zeros(3), "sums is float32 instead of float64"),
+    (("part", "within", "buffers", "warmup"), torch.zeros(2), "warmup is "),
+    (("part", "within", "probe", 1, 0), torch.tensor(10), "probe are no images with their classes"),
+    (("part", "within", "probe", 0, 0, 0, 0, 0), torch.tensor(math.inf), "probe.0 is not finite"),
+    (("rng_cpu",), torch.zeros(5, dtype=torch.uint8), "rng_cpu is "),
+    (("rng_cpu",), torch.zeros(5056, dtype=torch.int64), "rng_cpu is int64"),
+    (("rng_cpu",), torch.full((5056,), 255, dtype=torch.uint8), "rng_cpu is no such state"),
+    (("rng_cuda",), "x", "rng_cuda is no list"),
+    (("processes",), "two", "processes is no int"),
+]
+
+
+def changed(state, way, value):
+    """A copy of the state with another value at the end of the way."""
+    state = copy.deepcopy(state)
+    if not way:
+        return value
+    *path, last = way
+    where = state
+    for key in path:
+        where = where[key]
+    where[last] = value
+    return state
+
+
+@pytest.mark.parametrize(("way", "value", "says"), ODD, ids=[".".join(map(str, way)) or "all" for way, *_ in ODD])
+def test_what_is_none_of_this_run_is_refused(way, value, says, stopped, fresh, tmp_path):
+    check_refused(changed(stopped, way, value), fresh, tmp_path, says)
+
+
+AGENT = [
+    (("actor", "state", 0, "exp_avg"), torch.zeros(2), "exp_avg is "),
+    (("actor", "state", 0, "exp_avg_sq"), torch.full((256, 3), -1.0), "exp_avg_sq is negative"),
+    (("critic", "state", 0), {}, "state.0 holds no step"),
+    (("critic", "state", 0, "step"), torch.tensor(-1.0), "step is negative"),
+    (("critic", "state"), "x", "critic.state is no dictionary"),
+    (("rollout", 0), (torch.zeros(8, 4), torch.zeros(8), torch.zeros(8)), r"rollout.0.0 is \[8, 4\]"),
+    (("rollout", 0), (torch.zeros(8, 3), torch.zeros(7), torch.zeros(8)), "columns of several lengths"),
+    (("rewards",), [], "has not a reward for each batch"),
+    (("probe",), None, "has not a reward for each batch"),
+    (("probe",), "x", "probe is no tensor"),
+]
+
+
+@pytest.mark.parametrize(("way", "value", "says"), AGENT, ids=[".".join(map(str, way)) for way, *_ in AGENT])
+def test_an_agent_that_is_none_of_this_run_is_refused(way, value, says, stopped, fresh, tmp_path):
+    check_refused(changed(stopped, ("module", "temperature._extra_state", *way), value), fresh, tmp_path, says)
+
+
+def test_a_damaged_file_is_refused_and_says_what_helps(stopped, fresh, tmp_path):
+    torch.save(Stepper, tmp_path / "last.pth")
+    code = (tmp_path / "last.pth").read_bytes()
+    torch.save(stopped, tmp_path / "last.pth")
+    for content in (b"", b"x" * 99, code, (tmp_path / "last.pth").read_bytes()[:-99]):
+        (tmp_path / "last.pth").write_bytes(content)
+        run = a_run(tmp_path)
+        with pytest.raises(UserError, match="last.pth is (damaged|refused).* add --overwrite"):
+            run.resume(*fresh, steps=3)
+
+
+def test_states_from_before_still_load(stopped, tmp_path):
+    """Of a run without `part`, of agents without a rollout, and of optimizers that step in another way."""
+    state = changed(stopped, ("optimizer", "param_groups", 0, "lr"), 7.0)
+    for way in ((), ("module", "temperature._extra_state")):
+        where = state
+        for key in way:
+            where = where[key]
+        for key in ("part", "processes", "rollout", "rewards", "probe"):
+            where.pop(key, None)
+    state["optimizer"]["state"][1]["momentum_buffer"] = None
+    del state["optimizer"]["state"][2]
+    torch.save(state, tmp_path / "last.pth")
+    training = a_training(tmp_path)
+    assert len(training.run.history) == 1 and training.run.part is None
+    assert [an_epoch(training)["epoch"] for _ in range(2)] == [2, 3]
+    assert training.stepper.optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
+
+
+def test_momenta_that_share_memory_are_parted(stopped, tmp_path):
+    state = copy.deepcopy(stopped)
+    own = state["optimizer"]["state"]
+    pair = [number for number in own if own[number]["momentum_buffer"].shape == own[0]["momentum_buffer"].shape][:1]
+    own[pair[0]]["momentum_buffer"] = own[0]["momentum_buffer"] = torch.zeros(16, 3, 3, 3)[:8]
+    torch.save(state, tmp_path / "last.pth")
+    optimizer = a_training(tmp_path).stepper.optimizer
+    stored = [kept["momentum_buffer"].untyped_storage() for kept in optimizer.state.values()]
+    assert len({storage.data_ptr() for storage in stored}) == len(stored)
+    assert stored[0].nbytes() == 8 * 27 * 4
+
+
+@pytest.mark.parametrize("begun_plain", [True, False])
+def test_plain_and_fast_steps_take_turns_in_one_run(begun_plain, tmp_path):
+    """Momentum in the one layout of a convolution's weights goes on in the other one."""
+    training = a_training(tmp_path, "fixed", plain=begun_plain)
+    an_epoch(training)
+    losses, weights = [], []
+    for plain in (begun_plain, not begun_plain):
+        stepper = a_training(tmp_path, "fixed", plain).stepper
+        for parameter, kept in stepper.optimizer.state.items():
+            assert kept["momentum_buffer"].stride() == parameter.stride()
+        batches = [batch for batch, _ in zip(loaders()[0], range(2), strict=False)]
+        losses.append([stepper(batch).loss.item() for batch in batches])
+        weights.append(dict(stepper.module.named_parameters()))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-6)
+
+
+def test_steps_of_another_loss_are_not_added_up(stopped, fresh):
+    meter = Meter()
+    meter.go_on(stopped["part"]["meter"], CPU)
+    other = make("rlkd", "pkt")
+    batch = next(iter(loaders()[0]))
+    with pytest.raises(UserError, match="other sums within its epoch than of loss, loss_ce, loss_kd, loss_pkt:"):
+        meter.update(other(batch, Live(Tiny(width=12).eval())(batch)))
+
+
+# ---------------------------------------------------------------- what is taken up
+
+
+def test_random_numbers_go_on(tmp_path):
+    training = a_training(tmp_path)
+    an_epoch(training)
+    drawn = torch.rand(4)
+    a_training(tmp_path)  # which draws its first weights
+    assert torch.equal(torch.rand(4), drawn)
+
+
+def test_the_best_and_the_last_weights_are_those_of_the_best_and_the_last_epoch(tmp_path):
+    training = a_training(tmp_path, "fixed")
+    run, module = training.run, training.stepper.module
+    student, kept = module.student, tmp_path / "tiny_best.pth"
+    seen = []
+    for epoch, top1 in enumerate((40.0, 60.0, 60.0), 1):
+        with torch.no_grad():
+            student.classifier.bias.fill_(epoch)
+        run.save_epoch({"epoch": epoch, "top1": top1}, module, student, training.stepper.optimizer)
+        seen.append(checkpoint.load(kept)["classifier.bias"][0].item())
+        run = a_run(tmp_path)
+        run.resume(module, training.stepper.optimizer)
+    assert seen == [1, 2, 2]  # of equal ones the first
+    run.config |= {"kind": "student", "teacher": None, "model": "tiny", "dataset": "noise", "seed": 1}
+    run.finish(student)
+    assert checkpoint.load(tmp_path / "tiny_last.pth")["classifier.bias"][0] == 3
+    assert checkpoint.load(kept)["classifier.bias"][0] == 2
+
+
+# ---------------------------------------------------------------- patterns
+
+
+@pytest.mark.parametrize(
+    ("value", "pattern"),
+    [
+        (3, int), (3, float), (3.5, float), ("a", str), (True, bool), ([1, 2], [int]), ([], [int]),
+        ((1, "a"), (int, str)), ({"a": 1}, {"a": int, "b": Maybe(int)}), ({"a": None}, {"a": Any}), ({}, {0: int}),
+        ({"x": 1}, {str: int}),
+        (torch.zeros(3, 2), torch.empty(0, 2)), (torch.tensor(math.nan), torch.tensor(math.inf)),
+        (4, Checked(int, lambda x: x > 3, "")),
+    ],
+)  # fmt: skip
+def test_what_fits(value, pattern):
+    assert str(fitted(value, pattern)) == str(value)
+
+
+def test_none_is_left_out_where_nothing_is_needed():
+    assert fitted({"a": 1, "b": None}, {"a": int, "b": Maybe(int)}) == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("value", "pattern"),
+    [
+        (True, int), (2**70, int), (3.5, int), ("3", float), (None, int), ("ab", [str]), ([1, "a"], [int]),
+        ((1,), (int, int)), ({"a": 1, "c": 1}, {"a": int}), ({}, {"a": int}), ({1: 1}, {str: int}), ([], {}),
+        (torch.zeros(3), torch.empty(0, 2)), (torch.tensor(math.nan), torch.tensor(1.0)),
+        (3, Checked(int, lambda x: x > 3, "")),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit(value, pattern):
+    with pytest.raises(Misfit):
+        fitted(value, pattern)
+
+
+def test_a_fitted_value_is_a_copy_in_the_layout_of_the_pattern():
+    value, pattern = torch.rand(4, 3, 2, 2), torch.zeros(4, 3, 2, 2).to(memory_format=torch.channels_last)
+    copied = fitted({"a": value, "b": 5}, {"a": pattern, "b": Replaced(6)})
+    assert copied["b"] == 6
+    assert torch.equal(copied["a"], value) and copied["a"].stride() == pattern.stride()
+    assert copied["a"].untyped_storage().data_ptr() not in (value.data_ptr(), pattern.data_ptr())
