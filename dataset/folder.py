@@ -15,7 +15,7 @@ from tqdm import tqdm
 from dataset.memory import ImageSet
 from dataset.tree import EXTENSIONS, Split, list_split
 from helper.bounds import memory
-from helper.errors import UserError
+from helper.errors import UserError, printable
 from helper.files import open_regular
 from helper.processes import is_first
 
@@ -47,7 +47,7 @@ def read_image(path: str) -> Image.Image:
 def _scaled(image: Image.Image) -> np.ndarray:
     """A deep grey image [H, W] as uint8: 0 stays 0, and the largest number of its type becomes 255."""
     bits = 16  # PNG, PGM, JPEG 2000; others that Pillow opens in the mode "I" have a sign
-    is_known = image.mode.startswith("I;") or image.format in ("PNG", "PPM")
+    is_known = image.mode.startswith("I;") or image.mode == "I" and image.format in ("PNG", "PPM")
     tags = image.tag_v2 if image.format == "TIFF" else {}
     if tags:
         (bits,) = tags[BITS_PER_SAMPLE]
@@ -167,7 +167,7 @@ def _tell_left_out(root: Path, splits: list[Split]) -> None:
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return printable(", ".join(names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _check_size(train: Tree, val: Tree) -> None:

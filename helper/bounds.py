@@ -30,7 +30,7 @@ BOUNDS = {
     "image_size": Bounds(8, 8192), "train_subset": Bounds(0, 10**9), "num_workers": Bounds(0, 512),
     # optimization
     "epochs": Bounds(1, EPOCHS), "batch_size": Bounds(1, 100_000), "learning_rate": Bounds(1e-9, 100.0),
-    "lr_decay_epochs": Bounds(0, EPOCHS), "lr_decay_rate": Bounds(1e-9, 1.0), "momentum": _SHARE,
+    "lr_decay_epochs": Bounds(0, 10**9), "lr_decay_rate": Bounds(1e-9, 1.0), "momentum": _SHARE,
     "weight_decay": Bounds(1e-9, 10.0, or_zero=True),
     # run
     "seed": Bounds(0, 2**63 - 1), "trials": Bounds(1, 1000), "print_freq": Bounds(1, 10**9),

@@ -177,7 +177,9 @@ def _differences(weights: dict[str, Tensor], expected: Expected) -> list[str]:
             found.append(f"its {key} is {list(tensor.shape)} instead of {shape}".replace("'", ""))
         elif wanted.is_floating_point() and not tensor.is_floating_point():
             found.append(f"its {key} is {type_name(tensor)} instead of {type_name(wanted)}")
-    return found + [f"its {key} is too much" for key in weights if key not in expected.weights]
+    if not found and len(weights[f"{expected.head}.weight"]) != len(weights[f"{expected.head}.bias"]):
+        found.append(f"its {expected.head}.weight and {expected.head}.bias are for different numbers of classes")
+    return found + [f"it has an unknown {key}" for key in weights if key not in expected.weights]
 
 
 def file_hash(path: Path) -> str:

@@ -22,10 +22,12 @@ def limit_spinning() -> None:
 def end_quietly_on_ctrl_c() -> None:
     """Let Ctrl-C end one of this project's scripts without a traceback until `run_main` handles it.
 
-    Importing PyTorch takes seconds. A program that only imports this code keeps its own handling.
+    Importing PyTorch takes seconds. A program that only imports this code keeps its own handling, and a script that was
+    started with the signal ignored goes on ignoring it.
     """
     script = getattr(sys.modules["__main__"], "__file__", None)
-    if script and Path(script).resolve().parent in (ROOT, ROOT / "benchmarks"):
+    is_usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if is_usual and script and Path(script).resolve().parent in (ROOT, ROOT / "benchmarks"):
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 

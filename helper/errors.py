@@ -98,7 +98,8 @@ def run_main(main: Callable[[], None]) -> None:
     if failed and not status:
         status = 141 if isinstance(failed, BrokenPipeError) else 1
         if status == 1:
-            print(f"error: the output cannot be written ({failed.strerror}); all else is done", file=sys.stderr)
+            text = f"error: the output cannot be written ({failed.strerror}), all else is done: send it elsewhere"
+            print(text, file=sys.stderr)
     if status:
         sys.exit(status)
 
@@ -122,6 +123,9 @@ class _Output:
 
     def write(self, text: str) -> int:
         return self._try(lambda: self.stream.write(text)) or 0
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        self.write("".join(lines))
 
     def flush(self) -> None:
         self._try(self.stream.flush)

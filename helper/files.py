@@ -96,5 +96,6 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what writers that were killed have left in a folder; for whoever holds the lock of that folder."""
-    for file in folder.glob(f"*.{'[0-9a-f]' * 8}.tmp"):
+    earlier = folder / "last.pth.tmp"  # the name that earlier versions gave
+    for file in (*folder.glob(f"*.{'[0-9a-f]' * 8}.tmp"), earlier):
         file.unlink(missing_ok=True)

@@ -10,8 +10,7 @@ os.environ["PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION"] = "python"
 import tensorboard_logger
 
 from helper.files import write_atomically, writing
-
-Record = dict[str, float]  # one epoch: {"epoch": 1, "loss": …, "top1": …, "tau_mean": …}, see README
+from helper.runs import Record
 
 
 class RunLog:

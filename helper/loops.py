@@ -17,9 +17,10 @@ from distiller_zoo import Distiller, at_least_float32, kd_loss, warmed_up
 from helper import processes, stopping
 from helper.device import autocast
 from helper.errors import Diverged, Interrupted, RunError, UserError
-from helper.log import EpochTable, Record
+from helper.log import EpochTable
 from helper.meter import Meter, Step
 from helper.run_folder import RunFolder
+from helper.runs import Record
 from helper.structure import Checked, Maybe
 from models import Model, Output
 from temperature import Mixing, Tau, Temperature

@@ -536,7 +536,8 @@ def _check_together(options: dict[str, Any]) -> None:
     """Raise UserError for numbers that make no sense together."""
     if options["seed"] + options["trials"] > 2**63:
         raise UserError(f"the seeds of --trials must be below 2^63 as well, not from {options['seed']} on")
-    for key in ("kd_warmup", "dkd_warmup", "lambda_epochs"):
+    curriculum = ("lambda_epochs",) if str(options.get("temperature")).startswith("ctkd") else ()
+    for key in ("kd_warmup", "dkd_warmup", *curriculum):
         if (options.get(key) or 0) > 100 * options["epochs"]:
             raise UserError(
                 f"--{key} {options[key]:g} is more than a hundred times --epochs {options['epochs']}, so what grows"

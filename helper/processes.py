@@ -191,12 +191,6 @@ def check_same(told: dict[str, Any]) -> None:
             raise error
 
 
-def wait_for_all() -> None:
-    """Return when all processes have come so far."""
-    if size() > 1:
-        dist.barrier()
-
-
 def own(count: int) -> range:
     """Which of so many things this process does, where each is done by one process only."""
     return range(count)[rank() :: size()]

@@ -23,9 +23,9 @@ from helper import checkpoint, processes
 from helper.device import cpu_info
 from helper.errors import InUse, UserError
 from helper.files import open_lock, reason, remove_leftovers, try_writing, write_atomically
-from helper.log import Record, RunLog
+from helper.log import RunLog
 from helper.meter import METER_PATTERN
-from helper.runs import ADDED_OPTIONS, decisive, differing, hash_version, read_config, read_log
+from helper.runs import ADDED_OPTIONS, Record, decisive, differing, hash_version, read_config, read_log
 from helper.structure import Checked, Maybe, Misfit, Replaced, fitted, module_pattern, optimizer_pattern
 
 IDENTITY = ("kind", "model", "teacher", "teacher_sha256", "data_sha256")  # what a run is, beside its options
@@ -115,8 +115,10 @@ class RunFolder:
     def _check_same_run(self) -> None:
         try:
             config = read_config(self.folder)
+            if not config["options"]:
+                raise ValueError("it has no options")
         except ValueError as error:
-            raise UserError(f"{self.path} is damaged ({error}): add --overwrite to start that run anew") from error
+            raise UserError(f"{self.path} is damaged: add --overwrite to start that run anew") from error
         there = ADDED_OPTIONS | config["options"] | {key: config[key] for key in IDENTITY if key in config}
         ours = json.loads(json.dumps(self._decisive()))
         if changed := differing(there, ours):
@@ -338,7 +340,7 @@ def _is_part(part: dict[str, Any]) -> bool:
     """Whether it holds a state within an epoch, or what came of a trained epoch before it was tested."""
     trained, meter = part.get("trained"), part.get("meter")
     if trained is not None:
-        return meter is part.get("within") is None and trained.keys().isdisjoint(("epoch", "learning_rate"))
+        return meter is None and part.get("within") is None and trained.keys().isdisjoint(("epoch", "learning_rate"))
     if meter is None or part.get("within") is None:
         return False
     tensors = meter["tensors"]

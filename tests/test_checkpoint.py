@@ -183,6 +183,19 @@ def test_weights_of_another_precision_become_float32(dtype, tmp_path, weights):
     refused(tmp_path / "teacher.pth", "fc.bias is not finite")
 
 
+def test_a_last_layer_that_is_for_two_numbers_of_classes(tmp_path, weights):
+    path = tmp_path / "teacher.pth"
+    torch.save(weights | {"fc.weight": torch.zeros(20, 64)}, path)
+    refused(path, "its fc.weight and fc.bias are for different numbers of classes")
+
+
+def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
+    for name in ("last.pth", "last.pth.tmp", "last.pth.0123abcd.tmp", "own.tmp"):
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.pth", "own.tmp"]
+
+
 def test_wrong_number_of_classes(tmp_path, weights):
     path = tmp_path / "teacher.pth"
     torch.save(weights, path)

@@ -385,6 +385,7 @@ UNCLEAR = {
     "1.tif": lambda path: Image.fromarray(RAMP.astype(np.float32)).save(path),
     "2.tif": lambda path: Image.fromarray(RAMP.astype(np.int32)).save(path),
     "3.tif": lambda path: as_tiff(path, 16, 2, 1, RAMP.tobytes()),
+    "4.pgm": lambda path: path.write_bytes(b"Pf\n4 3\n-1.0\n" + RAMP.astype(np.float32).tobytes()[:48]),
 }
 
 
@@ -409,6 +410,7 @@ def test_images_are_read_alike_in_both_data_sets_and_splits(tmp_path, dataset, s
         (UNCLEAR["1.tif"], "its values are floating-point numbers"),
         (UNCLEAR["2.tif"], "its values are integers with a sign"),
         (UNCLEAR["3.tif"], "its values are integers with a sign"),
+        (UNCLEAR["4.pgm"], "its values are floating-point numbers"),
         (os.mkfifo, "is no regular file"),
         (lambda path: path.symlink_to("/dev/zero"), "is no regular file"),
     ):

@@ -14,10 +14,14 @@ SCRIPTS = [path for folder in (ROOT, ROOT / "benchmarks") for path in folder.glo
            if "run_main(main)" in path.read_text()]  # fmt: skip
 
 
-def run(argv, **variables):
+def run(argv, sigint=signal.SIG_DFL, **variables):
+    """The process, which handles Ctrl-C as `sigint` says although the tests may run where it is ignored."""
     names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION")
     environment = {name: value for name, value in os.environ.items() if name not in names} | variables
-    return subprocess.run([sys.executable, *argv], cwd=ROOT, env=environment, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, *argv], cwd=ROOT, env=environment, capture_output=True, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, sigint),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -49,6 +53,11 @@ def test_ctrl_c_while_importing_shows_no_traceback(script, tmp_path):
         (tmp_path / f"{name}.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
     done = run([script, "--help"], PYTHONPATH=str(tmp_path))
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
+def test_a_script_that_was_started_with_ctrl_c_ignored_goes_on_ignoring_it(tmp_path):
+    (tmp_path / "numpy.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise SystemExit(7)\n")
+    assert run(["train_student.py"], signal.SIG_IGN, PYTHONPATH=str(tmp_path)).returncode == 7
 
 
 def test_a_program_that_imports_this_code_keeps_its_own_way_with_ctrl_c(tmp_path):

@@ -24,6 +24,7 @@ ODD = [
 ]  # fmt: skip
 TENSOR_CHANGES = [
     lambda x: x.flatten(),
+    lambda x: torch.cat([x, x]) if x.dim() else x,
     lambda x: x.unsqueeze(0),
     lambda x: x.transpose(0, -1) if x.dim() else x,
     lambda x: torch.cat([x.reshape(-1), x.reshape(-1)]),

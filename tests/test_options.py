@@ -229,6 +229,7 @@ def test_milestones_that_coincide_are_one():
         assert all(later > 0.09 * earlier for earlier, later in itertools.pairwise(rates))
     assert teacher("--epochs 3")["lr_decay_epochs"] == [2, 3]
     assert teacher("--epochs 240")["lr_decay_epochs"] == [150, 180, 210]
+    assert teacher("--epochs 3 --lr_decay_epochs 99999999")["lr_decay_epochs"] == [99999999]  # no drop at all
 
 
 def test_milestones_that_are_given_are_kept_as_they_are(capsys):
@@ -330,7 +331,7 @@ NINES = "9" * 30
         ("--lr_decay_rate 1e30", "--lr_decay_rate must be 1 or less"),
         ("--lr_decay_rate 0", "--lr_decay_rate must be above 0"),
         ("--lr_decay_epochs 1,-5", "--lr_decay_epochs must be 0 or more, not -5"),
-        (f"--lr_decay_epochs {NINES}", "--lr_decay_epochs must be 100,000 or less"),
+        (f"--lr_decay_epochs {NINES}", "--lr_decay_epochs must be 1,000,000,000 or less"),
         ("--hint_layer -1", "--hint_layer must be 0 or more"),
         ("--hint_layer 5", "--hint_layer must be 4 or less"),
         ("--lr 1e-320", "--learning_rate must be 1e-09 or more, not 1e-320"),
