@@ -77,7 +77,7 @@ def figures(section: str, groups: Sequence[Sequence[Run]], labels: Sequence[str]
 
 
 def _file_name(text: str) -> str:
-    """A text as the beginning of a file's name; one that is long, or has other characters, is told apart by a hash."""
+    """Return a text as the beginning of a file's name; long or unusual texts get a hash so that they stay distinct."""
     name = re.sub(r"[^A-Za-z0-9_+.-]", "-", text)[:100]
     return name if name == text else f"{name}-{sha256(text.encode(errors='surrogatepass')).hexdigest()[:8]}"
 

@@ -249,8 +249,8 @@ def test_random_takes_another_distribution():
 def play(temperature: Policy, best, steps: int, varied=False, noise=False) -> Tensor:
     """Return the mean tau of sure and unsure samples in the last quarter [2], where the reward is known.
 
-    The reward of a batch is minus the mean squared distance of its temperatures from the best, which may depend on
-    whether the teacher is sure.
+    The reward is minus the mean squared distance between the batch's temperatures and the best ones. Sure and unsure
+    samples (of the teacher) may have different best temperatures.
 
     Args:
         best: the best temperatures of sure and unsure samples.
