@@ -361,7 +361,7 @@ def test_a_training_that_meets_another_in_its_folder_has_a_status_of_its_own(tmp
 
 
 def test_a_run_that_begins_elsewhere_while_we_look_is_the_same_run(tmp_path, monkeypatch):
-    config, real = {"kind": "teacher", "options": {}}, Path.exists
+    config, real = {"kind": "teacher", "options": {"momentum": 0.9}}, Path.exists
 
     def begun_after_a_look(path):
         found = real(path)
