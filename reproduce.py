@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import torch
 
 import published
-from helper import stopping
+from helper import signals
 from helper.bounds import check_numbers
 from helper.comparison import REPORTS, mean_and_spread
 from helper.errors import InUse, Parser, RunError, UserError, run_main
@@ -269,7 +269,7 @@ class Runner:
                     wait(working)
                 except KeyboardInterrupt:
                     self._stop()
-                stopping.ignore()  # a join that is interrupted would not wait when the pool ends
+                signals.ignore()  # a join that is interrupted would not wait when the pool ends
                 raise
         for each in working:
             each.result()

@@ -14,16 +14,16 @@ from torch import Tensor, nn
 
 from dataset import Dataset, create_dataset, identify_data
 from distiller_zoo import create_distiller, distiller_dict
-from helper import processes
-from helper.answers import Live, TeacherTable, check_table_dir
+from helper import distributed
 from helper.device import device_of, place, seed_everything, start_together
 from helper.errors import run_main
 from helper.loops import Distillation, Training, evaluate, make_optimizer
-from helper.options import parse, proportions_in_words, resolve_pair, run_folder, student_parser, taken_by
+from helper.options import kwargs_for, parse, proportions_in_words, resolve_pair, run_folder, student_parser
 from helper.run_folder import RunFolder
 from helper.runs import OPTIONS_OF, TEMPERATURE_OPTIONS_OF
 from helper.teacher import FoundTeacher, find_teacher, load_teacher
-from helper.trials import Turn, fit_trials, make_stepper, trials_of
+from helper.teacher_cache import CachedTeacher, OnlineTeacher, check_table_dir
+from helper.trials import Turn, fit_trials, make_step, trials_of
 from models import Model, create_model, feature_widths
 from temperature import create_temperature, temperature_dict
 from temperature.standardised import Standardised
@@ -48,10 +48,10 @@ def _distil(options: dict[str, Any], device: torch.device) -> list[Path]:
     for run, _ in runs:
         run.check_writable()
     if options["teacher_table"]:
-        processes.first(lambda: check_table_dir(table_dir(options, found)))
+        distributed.on_rank0(lambda: check_table_dir(table_dir(options, found)))
     # 2. data
-    known = taken_by(create_dataset, options | {"device": device})
-    data = processes.one_a_machine_first(lambda: create_dataset(options["dataset"], **known))
+    known = kwargs_for(create_dataset, options | {"device": device})
+    data = distributed.local_rank0_first(lambda: create_dataset(options["dataset"], **known))
     # 3. teacher: frozen, and measured before anything is learned from it
     model = load_teacher(found, data.num_classes, device, options["dataset"], options["plain"])
     top1 = None if options["skip_validation"] else evaluate(model, data.val, "teacher")["top1"]
@@ -103,19 +103,19 @@ def table_dir(options: dict[str, Any], found: FoundTeacher) -> Path:
     return Path(options["table_dir"] or found.path.parent / "teacher_table")
 
 
-def asked(options: dict[str, Any], found: FoundTeacher, model: Model, data: Dataset) -> Live | TeacherTable:
+def asked(options: dict[str, Any], found: FoundTeacher, model: Model, data: Dataset) -> OnlineTeacher | CachedTeacher:
     """What is asked instead of the teacher: itself, or with --teacher_table the table of its answers."""
     if not options["teacher_table"]:
-        return Live(model, options["teacher_precision"])
+        return OnlineTeacher(model, options["teacher_precision"])
     content = distiller_dict[options["distill"]].needs
-    table = TeacherTable(model, data.train, table_dir(options, found), found.sha256, content, options["table_dtype"])
+    table = CachedTeacher(model, data.train, table_dir(options, found), found.sha256, content, options["table_dtype"])
     if options["fill_teacher_table"]:
         table.fill(data.train)
     return table
 
 
 def prepared(
-    run: RunFolder, options: dict[str, Any], model: Model, teacher: Live | TeacherTable, data: Dataset, turn: Turn
+    run: RunFolder, options: dict[str, Any], model: Model, teacher: OnlineTeacher | CachedTeacher, data: Dataset, turn: Turn
 ) -> Training:
     """The run of one seed, from where it stopped."""
     # what learns: student, temperature and distiller, in one module under one optimizer; the student is first to draw
@@ -125,13 +125,13 @@ def prepared(
     student = create_model(options["model_s"], data.num_classes, options["dataset"])
     student = nn.SyncBatchNorm.convert_sync_batchnorm(student) if options["sync_bn"] else student
     module = place(distillation(options, student, model, data.train.target), device, options["plain"])
-    optimizer = make_optimizer(module, **taken_by(make_optimizer, options))
+    optimizer = make_optimizer(module, **kwargs_for(make_optimizer, options))
     if extra := sum(parameter.numel() for parameter in module.distiller.parameters()):
         own = sum(parameter.numel() for parameter in student.parameters())
         print(f"{options['distill']} learns {extra:,} parameters for training only, beside the student's {own:,}")
     run.resume(module, optimizer, len(data.train))
     data = data._replace(train=data.train.with_seed(options["seed"]))
-    return Training(run, make_stepper(module, teacher, optimizer, data.train, options), data, options, turn)
+    return Training(run, make_step(module, teacher, optimizer, data.train, options), data, options, turn)
 
 
 def loss_in_words(options: dict[str, Any]) -> str:
@@ -152,12 +152,12 @@ def distillation(options: dict[str, Any], student: Model, teacher: Model, train_
         "train_target": train_target,
     }
     temperature, distill = options["temperature"], options["distill"]
-    tau = create_temperature(temperature, **taken_by(temperature_dict[temperature], known))
+    tau = create_temperature(temperature, **kwargs_for(temperature_dict[temperature], known))
     weights = ("gamma", "alpha", "beta", "fixed_alpha", "kd_T", "kd_warmup")
     return Distillation(
         student,
         Standardised(inner=tau) if options["logit_stand"] else tau,
-        create_distiller(distill, **taken_by(distiller_dict[distill], known)),
+        create_distiller(distill, **kwargs_for(distiller_dict[distill], known)),
         **{key: options[key] for key in (*weights, "precision")},
     )
 

@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 from dataset import Dataset, create_dataset, identify_data
-from helper import processes
+from helper import distributed
 from helper.device import device_of, place, seed_everything, start_together
 from helper.errors import run_main
 from helper.loops import Alone, Training, make_optimizer
-from helper.options import parse, proportions_in_words, run_folder, taken_by, teacher_parser
+from helper.options import kwargs_for, parse, proportions_in_words, run_folder, teacher_parser
 from helper.run_folder import RunFolder
-from helper.trials import Turn, fit_trials, make_stepper, trials_of
+from helper.trials import Turn, fit_trials, make_step, trials_of
 from models import create_model
 
 
@@ -47,8 +47,8 @@ def _train(options: dict[str, Any], device: torch.device) -> list[Path]:
     for run, _ in runs:
         run.check_writable()
     # 2. data
-    known = taken_by(create_dataset, options | {"device": device})
-    data = processes.one_a_machine_first(lambda: create_dataset(options["dataset"], **known))
+    known = kwargs_for(create_dataset, options | {"device": device})
+    data = distributed.local_rank0_first(lambda: create_dataset(options["dataset"], **known))
     # 3. the loop, from where each run stopped
     found_out = {"device": str(device), "num_classes": data.num_classes}
     fit_trials(runs, device, found_out, lambda run, trial, turn: prepared(run, trial, data, turn))
@@ -83,10 +83,10 @@ def prepared(run: RunFolder, options: dict[str, Any], data: Dataset, turn: Turn)
     model = create_model(options["model"], data.num_classes, options["dataset"])
     model = nn.SyncBatchNorm.convert_sync_batchnorm(model) if options["sync_bn"] else model
     module = place(Alone(model, options["precision"]), device, options["plain"])
-    optimizer = make_optimizer(module, **taken_by(make_optimizer, options))
+    optimizer = make_optimizer(module, **kwargs_for(make_optimizer, options))
     run.resume(module, optimizer, len(data.train))
     data = data._replace(train=data.train.with_seed(options["seed"]))
-    return Training(run, make_stepper(module, None, optimizer, data.train, options), data, options, turn)
+    return Training(run, make_step(module, None, optimizer, data.train, options), data, options, turn)
 
 
 def main() -> None:

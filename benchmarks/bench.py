@@ -36,13 +36,13 @@ from tqdm import tqdm
 from benchmarks.baseline import MEAN, STD, Baseline
 from dataset import val_batch_size
 from dataset.memory import MemoryLoader
-from helper.answers import Live, TeacherTable
 from helper.device import cpu_info, place, prepare_device, seed_everything
 from helper.errors import Parser, RunError, UserError, run_main, unknown
 from helper.loops import epoch_steps, evaluation, in_turns, make_optimizer
 from helper.options import parse, resolve_pair, student_parser
 from helper.teacher import fold_batch_norm
-from helper.trials import Turn, make_stepper
+from helper.teacher_cache import CachedTeacher, OnlineTeacher
+from helper.trials import Turn, make_step
 from models import create_model, model_dict
 from train_student import distillation
 
@@ -71,9 +71,9 @@ class Ours:
         self.train_loader = MemoryLoader(**common, batch_size=args.batch_size, device=device, augment=True, flip=True)
         val_size = val_batch_size(args.batch_size, 32, device)
         self.val_loader = MemoryLoader(**common, batch_size=val_size, device=device, augment=False)
-        teacher = Live(model, options["precision"])
+        teacher = OnlineTeacher(model, options["precision"])
         if table:
-            teacher = TeacherTable(model, self.train_loader, Path(folder), variant)
+            teacher = CachedTeacher(model, self.train_loader, Path(folder), variant)
         self.runs = []
         for seed in range(args.trials if variant.endswith("at once") else 1):
             turn = Turn(device)
@@ -83,7 +83,7 @@ class Ours:
                 module = place(distillation(options, student, model, target.to(device)), device, plain)
                 optimizer = make_optimizer(module, 0.01, 0.9, 5e-4)
                 loader = self.train_loader.with_seed(seed)
-                self.runs.append((make_stepper(module, teacher, optimizer, loader, options), loader, turn))
+                self.runs.append((make_step(module, teacher, optimizer, loader, options), loader, turn))
 
     def train(self) -> None:
         """One epoch of each."""

@@ -24,12 +24,12 @@ from tqdm import trange
 
 from dataset.base import Batch
 from distiller_zoo import distiller_dict
-from helper.answers import Live
 from helper.device import place, prepare_device, seed_everything
 from helper.errors import Parser, UserError, run_main
 from helper.loops import Distillation, make_optimizer, train_step
 from helper.options import parse, resolve_pair, student_parser
 from helper.teacher import fold_batch_norm
+from helper.teacher_cache import OnlineTeacher
 from models import Model, create_model
 from temperature import temperature_dict
 from train_student import distillation
@@ -64,7 +64,7 @@ class Candidate:
         _wait(batches[0])
         start = time.perf_counter()
         for batch in batches:
-            train_step(self.module, Live(self.teacher), self.module.before_step(batch), self.optimizer)
+            train_step(self.module, OnlineTeacher(self.teacher), self.module.before_step(batch), self.optimizer)
         _wait(batches[0])
         self.seconds.append((time.perf_counter() - start) / len(batches))
 

@@ -14,7 +14,7 @@ class Batch(NamedTuple):
     target: Tensor  # [B] int64, the class
     index: Tensor  # [B] int64, which image of the set
     view: Tensor | None  # [B] int64, which augmentation of it; None where they cannot be counted
-    count: int | None = None  # of images in all processes together, where this is a share; see helper/processes.py
+    count: int | None = None  # of images in all processes together, where this is a share; see helper/distributed.py
 
 
 class Loader(Protocol):

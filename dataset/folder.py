@@ -15,9 +15,9 @@ from tqdm import tqdm
 from dataset.memory import ImageSet
 from dataset.tree import EXTENSIONS, Split, list_split
 from helper.bounds import memory
+from helper.distributed import is_rank0
 from helper.errors import UserError, printable
 from helper.files import open_regular
-from helper.processes import is_first
 
 EXPECTED = "--dataset folder expects images in train/<class> and val/<class> of --data_dir"
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet
@@ -186,7 +186,7 @@ def _decode(tree: Tree, num_workers: int) -> Tensor:
     """All images of a tree, [N, 3, S, S] uint8."""
     images = torch.empty(len(tree), 3, tree.image_size, tree.image_size, dtype=torch.uint8)
     done = 0
-    with tqdm(total=len(tree), desc=f"decoding {Path(tree.root).name}", unit="image", disable=not is_first()) as bar:
+    with tqdm(total=len(tree), desc=f"decoding {Path(tree.root).name}", unit="image", disable=not is_rank0()) as bar:
         for pixels, unreadable in DataLoader(tree, batch_size=64, num_workers=num_workers):
             if any(unreadable):
                 raise UserError(next(filter(None, unreadable)))

@@ -22,7 +22,7 @@ from torchvision.transforms.v2.functional import center_crop, horizontal_flip, r
 
 from dataset.base import Batch, Dataset, balanced_subset
 from dataset.folder import MEAN, STD, Tree, open_splits, read_image
-from helper import processes
+from helper import distributed
 from helper.errors import UserError
 
 EXPECTED = "--dataset imagenet expects images in train/<class> and val/<class> of --data_dir or IMAGENET_DIR"
@@ -126,7 +126,7 @@ class StreamLoader:
 
     def __len__(self) -> int:
         """Batches an epoch; where nothing is learned, of this process."""
-        num_samples = self.num_samples if self.augment else len(processes.own(self.num_samples))
+        num_samples = self.num_samples if self.augment else len(distributed.own_range(self.num_samples))
         return -(-num_samples // self.batch_size)
 
     def set_epoch(self, epoch: int, done: int = 0) -> None:
@@ -179,8 +179,8 @@ class StreamLoader:
             return shares
         together = (column[start:].split(self.batch_size) for column in (order, seeds))
         for index, seed in zip(*together, strict=True):
-            count = len(index) if processes.size() > 1 else None
-            index, seed = processes.share(index), processes.share(seed)
+            count = len(index) if distributed.world_size() > 1 else None
+            index, seed = distributed.shard(index), distributed.shard(seed)
             partner = index if self.partner is None else self.partner[index]
             weights = [self.weight] * len(index)
             samples = list(zip(index.tolist(), seed.tolist(), partner.tolist(), weights, strict=True))
@@ -188,7 +188,7 @@ class StreamLoader:
         return shares
 
     def _val_shares(self) -> list[tuple[list[Sample], Tensor, None]]:
-        mine = torch.tensor(processes.own(self.num_samples), dtype=torch.int64)
+        mine = torch.tensor(distributed.own_range(self.num_samples), dtype=torch.int64)
         parts = mine.split(self.batch_size) if len(mine) else ()
         return [([(i, 0, i, 1.0) for i in index.tolist()], index, None) for index in parts]
 

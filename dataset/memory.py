@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dataset.base import Batch
-from helper import processes
+from helper import distributed
 
 
 class ImageSet(NamedTuple):
@@ -103,7 +103,7 @@ class MemoryLoader:
 
     def __len__(self) -> int:
         """Batches an epoch; where nothing is learned, of this process."""
-        num_samples = self.num_samples if self.augment else len(processes.own(self.num_samples))
+        num_samples = self.num_samples if self.augment else len(distributed.own_range(self.num_samples))
         return -(-num_samples // self.batch_size)
 
     def set_epoch(self, epoch: int, done: int = 0) -> None:
@@ -137,8 +137,8 @@ class MemoryLoader:
         order, views = drawn.to(self.target.device)  # the only copy to the device in an epoch
         columns = (column.split(self.batch_size) for column in (self.target[order], order, views))
         for together in zip(*columns, strict=True):
-            count = len(together[0]) if processes.size() > 1 else None
-            target, index, view = map(processes.share, together)
+            count = len(together[0]) if distributed.world_size() > 1 else None
+            target, index, view = map(distributed.shard, together)
             if self.partner is None:
                 yield Batch(None if self.lazy else self.view_of(index, view), target, index, view, count)
             else:
@@ -147,7 +147,7 @@ class MemoryLoader:
                 yield Batch(images, self.target[partner], partner, None, count)  # no view of any one image
 
     def _val_batches(self) -> Iterator[Batch]:
-        mine = torch.tensor(processes.own(self.num_samples), dtype=torch.int64, device=self.target.device)
+        mine = torch.tensor(distributed.own_range(self.num_samples), dtype=torch.int64, device=self.target.device)
         for index in mine.split(self.batch_size) if len(mine) else ():
             yield Batch(self._normalise(self.images.index_select(0, index)), self.target[index], index, None)
 
@@ -156,7 +156,7 @@ class MemoryLoader:
         of each, [2, N] int64 on the CPU; None where images are blended, since a blend is no view of any one image."""
         if self.partner is not None:
             return None
-        shares = [processes.share(columns.T) for columns in self._drawn().split(self.batch_size, 1)]
+        shares = [distributed.shard(columns.T) for columns in self._drawn().split(self.batch_size, 1)]
         return torch.cat(shares).T
 
     @property

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from helper import processes
+from helper import distributed
 from helper.errors import UserError
 
 PRECISIONS = ("fp32", "bf16")
@@ -41,9 +41,9 @@ def prepare_device(
     torch.backends.cudnn.allow_tf32 = False  # TensorFloat-32 keeps 10 of float32's 23 bits
     if name is None and not torch.cuda.is_available():
         return torch.device("cpu")
-    if name is None or name == "cuda" and processes.told_size() > 1:
+    if name is None or name == "cuda" and distributed.env_world_size() > 1:
         name = f"cuda:{_gpu_of_this_process(gpu_id)}"
-    elif name.startswith("cuda:") and processes.told_size() > 1:
+    elif name.startswith("cuda:") and distributed.env_world_size() > 1:
         raise UserError(f"--device {name} is one GPU for several processes: list their GPUs with --gpu_id 0,1")
     try:
         device = torch.device(name)
@@ -65,11 +65,11 @@ def device_of(options: dict[str, Any]) -> Iterator[torch.device]:
 
     Raises:
         UserError: as `prepare_device`.
-        RunError: as `processes.joined`.
+        RunError: as `distributed.process_group`.
     """
-    with processes.own_errors_said():
+    with distributed.own_errors_said():
         device = prepare_device(options["device"], options["gpu_id"], options["deterministic"], options["plain"])
-        with processes.joined(device, options["dist_timeout"]):
+        with distributed.process_group(device, options["dist_timeout"]):
             yield device
 
 
@@ -82,7 +82,7 @@ def gpus_of(gpu_id: str) -> list[str]:
 
 
 def _gpu_of_this_process(gpu_id: str | None) -> str:
-    own = processes.told_local_rank()
+    own = distributed.env_local_rank()
     if gpu_id is None:
         return str(own)
     listed = gpus_of(gpu_id)
@@ -92,10 +92,10 @@ def _gpu_of_this_process(gpu_id: str | None) -> str:
 
 
 def start_together(options: dict[str, Any]) -> None:
-    """Start the processes that --multiprocessing_distributed asks for, if it does; see processes.start_together."""
+    """Start the processes that --multiprocessing_distributed asks for, if it does; see distributed.start_together."""
     if options["multiprocessing_distributed"]:
         listed = gpus_of(options["gpu_id"]) if options["gpu_id"] else range(max(1, torch.cuda.device_count()))
-        processes.start_together(len(listed), options["dist_url"])
+        distributed.start_together(len(listed), options["dist_url"])
 
 
 def keep_memory() -> None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn, TextIO, TypeVar
 
-from helper import stopping
+from helper import signals
 
 T = TypeVar("T")
 
@@ -72,23 +72,23 @@ def run_main(main: Callable[[], None]) -> None:
     """Run a script's main function and end the process as a shell expects.
 
     A UserError becomes one line on stderr and its status; of several processes on a machine the first one says it (what
-    only another one knows is said in helper/processes.py). SIGTERM, as a scheduler sends it, is treated like Ctrl-C;
+    only another one knows is said in helper/distributed.py). SIGTERM, as a scheduler sends it, is treated like Ctrl-C;
     the statuses are then 143 and 130. Output that cannot be written stops nothing; where the script succeeds otherwise,
     its status is then 1, and 141 where the reader of a pipe has left.
     """
     sys.stdout, sys.stderr = _Output(sys.stdout), _Output(sys.stderr)
-    stopping.listen()
+    signals.listen()
     status = 0
     try:
         main()
     except UserError as error:
-        stopping.ignore()
+        signals.ignore()
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: {printable(str(error))}", file=sys.stderr)
         status = error.status
     except KeyboardInterrupt as interrupt:
-        stopping.ignore()
-        status = 143 if isinstance(interrupt, stopping.Terminated) else 130
+        signals.ignore()
+        status = 143 if isinstance(interrupt, signals.Terminated) else 130
     except BrokenPipeError:
         status = 141
     except SystemExit as end:  # of --help, say

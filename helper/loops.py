@@ -14,11 +14,11 @@ from tqdm import tqdm
 
 from dataset.base import Batch, Dataset, Loader
 from distiller_zoo import Distiller, at_least_float32, kd_loss, warmed_up
-from helper import processes, stopping
+from helper import distributed, signals
 from helper.device import autocast
 from helper.errors import Diverged, Interrupted, RunError, UserError
-from helper.log import EpochTable
-from helper.meter import Meter, Step
+from helper.logger import EpochTable
+from helper.metrics import Meter, Step
 from helper.run_folder import RunFolder
 from helper.runs import Record
 from helper.structure import Checked, Maybe
@@ -28,7 +28,7 @@ from temperature import Mixing, Tau, Temperature
 PROBE = 24  # images on which a temperature that observes sees how the student improves
 
 
-class Learner(nn.Module):
+class Task(nn.Module):
     """What the loop trains: a `student`, and in a subclass a forward from a batch and what the teacher says of it.
 
     Args:
@@ -76,7 +76,7 @@ class Learner(nn.Module):
 
     def within_pattern(self) -> dict[str, Any]:
         """What `within_epoch` may have said, see helper/structure.py."""
-        return {"buffers": {name: Maybe(buffer) for name, buffer in Learner.within_epoch(self)["buffers"].items()}}
+        return {"buffers": {name: Maybe(buffer) for name, buffer in Task.within_epoch(self)["buffers"].items()}}
 
     @torch.no_grad()
     def go_on(self, state: dict[str, Any]) -> None:
@@ -86,7 +86,7 @@ class Learner(nn.Module):
             buffers[name].copy_(value)
 
 
-class Distillation(Learner):
+class Distillation(Task):
     """All that learns (the student, the temperature, the distiller's own layers), and the loss it learns from:
 
     loss = gamma * cross entropy + warm-up * (alpha * KD(tau) + fixed_alpha * KD(kd_T)) + beta * what the distiller
@@ -129,13 +129,13 @@ class Distillation(Learner):
     def before_step(self, batch: Batch) -> Batch:
         """What of a batch is to be learned from: all but the images that an observing temperature keeps as its probe,
         once an epoch. (If they were learned from, the first rewards would measure that.)"""
-        size = min(max(PROBE // processes.size(), 1), len(batch.target) // 2)  # of this process's share
+        size = min(max(PROBE // distributed.world_size(), 1), len(batch.target) // 2)  # of this process's share
         if not self.temperature.observes or self.probe is not None or not size:
             return batch
         self.probe = batch.images[:size], batch.target[:size]
         self.temperature.observe(self._probe_loss())
         columns = (None if column is None else column[size:] for column in batch[:4])
-        return Batch(*columns, count=batch.count and batch.count - size * processes.size())
+        return Batch(*columns, count=batch.count and batch.count - size * distributed.world_size())
 
     def after_step(self) -> None:
         self.distiller.after_step()
@@ -149,8 +149,8 @@ class Distillation(Learner):
         copies = {name: buffer.clone() for name, buffer in self.student.named_buffers()}
         with self.networks():
             logits = functional_call(self.student, copies, (images,))
-        count = len(target) * processes.size()
-        logits, target = (processes.gathered(each, count) for each in (at_least_float32(logits), target))
+        count = len(target) * distributed.world_size()
+        logits, target = (distributed.all_gather_grad(each, count) for each in (at_least_float32(logits), target))
         return F.cross_entropy(logits, target)
 
     def end_epoch(self) -> None:
@@ -161,7 +161,7 @@ class Distillation(Learner):
 
     def within_epoch(self) -> dict[str, Any]:
         probe = self.probe and tuple(
-            processes.gathered(column, len(column) * processes.size()) for column in self.probe
+            distributed.all_gather_grad(column, len(column) * distributed.world_size()) for column in self.probe
         )
         return super().within_epoch() | {"probe": probe}
 
@@ -177,7 +177,7 @@ class Distillation(Learner):
     def go_on(self, state: dict[str, Any]) -> None:
         super().go_on(state)
         if state.get("probe"):
-            self.probe = tuple(processes.share(column).to(self.warmup.device) for column in state["probe"])
+            self.probe = tuple(distributed.shard(column).to(self.warmup.device) for column in state["probe"])
 
     def forward(self, batch: Batch, teacher: Output) -> Step:
         with self.networks():
@@ -206,12 +206,12 @@ def _of_all(student: Output, teacher: Output, batch: Batch) -> tuple[Output, Out
     if batch.count is None:
         return student, teacher, batch.target, batch.index
     columns = (student.logits, teacher.logits, batch.target, batch.index)
-    *logits, target, index = (processes.gathered(column, batch.count) for column in columns)
-    features = (processes.GatheredFeatures(said.features, batch.count) for said in (student, teacher))
+    *logits, target, index = (distributed.all_gather_grad(column, batch.count) for column in columns)
+    features = (distributed.GatheredFeatures(said.features, batch.count) for said in (student, teacher))
     return *map(Output, features, logits), target, index
 
 
-class Alone(Learner):
+class Alone(Task):
     """A network that learns from the labels only: the "vanilla" recipe."""
 
     def forward(self, batch: Batch, teacher: None) -> Step:
@@ -219,13 +219,13 @@ class Alone(Learner):
             logits = self.student(batch.images)
         logits, target = at_least_float32(logits), batch.target
         if batch.count is not None:
-            logits, target = (processes.gathered(each, batch.count) for each in (logits, target))
+            logits, target = (distributed.all_gather_grad(each, batch.count) for each in (logits, target))
         loss = F.cross_entropy(logits, target)
         return Step(loss, {"ce": loss}, logits, target, None)
 
 
 class Teacher(Protocol):
-    """What says of a batch what is to be imitated: `Live` or `TeacherTable` in helper/answers.py."""
+    """What says of a batch what is to be imitated: `Live` or `CachedTeacher` in helper/teacher_cache.py."""
 
     # called before each epoch, with the loader set to it; returns False if it was stopped before it was ready
     def start_epoch(self, loader: Loader) -> bool: ...
@@ -233,7 +233,7 @@ class Teacher(Protocol):
 
 
 def train_step(
-    module: Learner,
+    module: Task,
     teacher: Teacher | None,
     batch: Batch,
     optimizer: torch.optim.Optimizer,
@@ -253,7 +253,7 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     step.loss.backward()
     optimizer.step()
-    processes.average_statistics(module.student)
+    distributed.average_statistics(module.student)
     module.after_step()
     return step
 
@@ -261,9 +261,9 @@ def train_step(
 class Stepper:
     """Learns from a batch at a time, and keeps count."""
 
-    def __init__(self, module: Learner, teacher: Teacher | None, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, module: Task, teacher: Teacher | None, optimizer: torch.optim.Optimizer) -> None:
         self.module, self.teacher, self.optimizer = module, teacher, optimizer
-        self.forward = processes.wrapped(module)
+        self.forward = distributed.ddp(module)
         self.meter = Meter()
 
     def __call__(self, batch: Batch) -> Step:
@@ -295,27 +295,27 @@ def epoch_steps(
     done = part["step"] if part else 0
     loader.set_epoch(epoch, done)
     loader.set_mixing(*module.mixing())
-    if stepper.teacher and processes.any_of_them(not stepper.teacher.start_epoch(loader)):
+    if stepper.teacher and distributed.any_rank(not stepper.teacher.start_epoch(loader)):
         raise Interrupted({"step": done})
     meter.reset()
     if part:
         module.load_state_dict(part["module"])  # anew: starting the epoch has reset some of it
         module.go_on(part["within"])
         meter.go_on(part["meter"], loader.target.device)
-    bar = tqdm(loader, desc=f"epoch {epoch}", unit="batch", leave=False, disable=processes.quiet(), initial=done)
+    bar = tqdm(loader, desc=f"epoch {epoch}", unit="batch", leave=False, disable=distributed.hide_progress(), initial=done)
     # elsewhere a look is a wait; where several processes look, all of them do
-    looked_at = loader.target.device.type == "cpu" or not bar.disable and processes.size() == 1
+    looked_at = loader.target.device.type == "cpu" or not bar.disable and distributed.world_size() == 1
     for number, batch in enumerate(bar, start=done + 1):
         step = stepper(batch)
         if looked_at and number % print_freq == 0:  # the only place where the host waits for the device
             meter.check()
             bar.set_postfix({"loss": f"{step.loss.item():.3f}"} | _shown_tau(step.tau))
-        if processes.any_of_them(stopping.asked()):
+        if distributed.any_rank(signals.asked()):
             meter.check()
             raise Interrupted({"step": number, "within": module.within_epoch(), "meter": meter.state()})
         yield
     module.end_epoch()
-    processes.agree(module)
+    distributed.broadcast_state(module)
     return meter.result() | module.describe()
 
 
@@ -350,7 +350,7 @@ def evaluation(
     model.eval()
     while True:
         try:
-            bar = tqdm(loader, desc=description, unit="batch", leave=False, disable=processes.quiet())
+            bar = tqdm(loader, desc=description, unit="batch", leave=False, disable=distributed.hide_progress())
             sums = torch.zeros(3, dtype=torch.float64, device=loader.target.device)
             for batch in bar:
                 between()
@@ -360,7 +360,7 @@ def evaluation(
             if loader.batch_size == 1:
                 raise
             loader.batch_size //= 2  # for later passes too
-    means = processes.summed(sums) / loader.num_samples  # each process had images of its own
+    means = distributed.all_reduce(sums) / loader.num_samples  # each process had images of its own
     yield
     loss, top1, top5 = means.tolist()
     return {"test_loss": loss, "top1": 100 * top1, "top5": 100 * top5}
@@ -471,9 +471,9 @@ class Training:
         One process ends here. Several come to the end of the test, if they are given the time: each has batches of its
         own, between which it cannot know what the others were asked.
         """
-        if stopping.asked():
+        if signals.asked():
             part = {"step": len(self.data.train), "trained": trained, "seconds": time.perf_counter() - start}
-            if processes.size() == 1:
+            if distributed.world_size() == 1:
                 raise Interrupted(part)
             if "trained" not in (self.run.part or {}):
                 self.run.save_part(part, self.stepper.module, self.stepper.optimizer)
@@ -489,10 +489,10 @@ def fit(trainings: Sequence[Training]) -> None:
     errors: dict[Training, RunError] = {}
     table = EpochTable()
     try:
-        with stopping.looked_at():
+        with signals.looked_at():
             while going := [training for training in trainings if not training.over and training not in errors]:
-                if processes.any_of_them(stopping.asked()):
-                    stopping.stop()
+                if distributed.any_rank(signals.asked()):
+                    signals.stop()
                 results = in_turns([(training.epoch(), training.turn) for training in going])
                 for training, result in zip(going, results, strict=True):
                     if isinstance(result, dict):

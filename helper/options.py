@@ -17,7 +17,7 @@ import torch
 from dataset import check_dataset, dataset_names
 from distiller_zoo import distiller_dict, dkd, dpk
 from distiller_zoo.cka import SMALLEST
-from helper import processes
+from helper import distributed
 from helper.bounds import BOUNDS, TRAINED, check_fits, check_numbers, check_sizes
 from helper.device import PRECISIONS
 from helper.errors import Parser, UserError, unknown
@@ -283,7 +283,7 @@ def parse(parser: Parser, argv: list[str] | None = None) -> dict[str, Any]:
     _resolve_processes(options)
     if "temperature" in options:  # their own checks, before any work is done
         factory = temperature_dict[options["temperature"]]
-        factory(**taken_by(factory, options | {"num_classes": 1, "train_target": torch.zeros(1)}))
+        factory(**kwargs_for(factory, options | {"num_classes": 1, "train_target": torch.zeros(1)}))
         check_numbers(options, _OF_TEMPERATURES)
         _resolve_dpk(options)
         _check_teacher_weights(options)
@@ -299,7 +299,7 @@ def _check_teacher_weights(options: dict[str, Any]) -> None:
 
 
 def _resolve_processes(options: dict[str, Any]) -> None:
-    if processes.told_size() == 1:
+    if distributed.env_world_size() == 1:
         return
     if options["trials"] > 1:
         raise UserError("--trials trains side by side in one process: leave it out where several train together")
@@ -549,7 +549,7 @@ def _check_together(options: dict[str, Any]) -> None:
         raise UserError("--alpha and --beta are both 0, so nothing would be distilled: train_teacher.py trains alone")
 
 
-def taken_by(factory: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
+def kwargs_for(factory: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
     """Those of the options that a function, or the constructor of a class or of its parents, has arguments for."""
     functions = [cls.__init__ for cls in inspect.getmro(factory)] if inspect.isclass(factory) else [factory]
     names = {name for function in functions for name in inspect.signature(function).parameters}

@@ -19,12 +19,12 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from helper import checkpoint, processes
+from helper import checkpoint, distributed
 from helper.device import cpu_info
 from helper.errors import InUse, UserError
 from helper.files import open_lock, reason, remove_leftovers, try_writing, write_atomically
-from helper.log import RunLog
-from helper.meter import METER_PATTERN
+from helper.logger import RunLog
+from helper.metrics import METER_PATTERN
 from helper.runs import ADDED_OPTIONS, Record, decisive, differing, hash_version, read_config, read_log
 from helper.structure import Checked, Maybe, Misfit, Replaced, fitted, module_pattern, optimizer_pattern
 
@@ -48,20 +48,20 @@ class RunFolder:
     """
 
     def __init__(self, folder: Path, model: str, config: dict[str, Any], overwrite: bool) -> None:
-        self.folder, self.model, self.config = folder, model, config | {"processes": processes.size()}
-        self.overwrite = overwrite and not processes.any_of_them(processes.restarts() > 0)
+        self.folder, self.model, self.config = folder, model, config | {"processes": distributed.world_size()}
+        self.overwrite = overwrite and not distributed.any_rank(distributed.restarts() > 0)
         self.history: list[Record] = []
         self.part: dict[str, Any] | None = None  # of the next epoch, where it was begun; see `save_part`
         self.path = folder / "config.json"
         alike = {key: config["options"].get(key) for key in ALIKE}
-        processes.check_same(self._decisive() | alike)
-        processes.first(self._check)
+        distributed.check_same(self._decisive() | alike)
+        distributed.on_rank0(self._check)
 
     @property
     def finished(self) -> bool:
         """Whether the run that is there already ended; the bare weights are what a run writes last. One whose log is
         damaged has not where `last.pth` can make it anew."""
-        return processes.first(self._finished)
+        return distributed.on_rank0(self._finished)
 
     def _finished(self) -> bool:
         if self.overwrite or not (self.folder / f"{self.model}_last.pth").exists():
@@ -106,7 +106,7 @@ class RunFolder:
 
     def check_writable(self) -> None:
         """Raise UserError where the folder cannot be made or written, before anything takes time; it stays as it is."""
-        processes.first(self._check_writable)
+        distributed.on_rank0(self._check_writable)
 
     def _check_writable(self) -> None:
         with self._place():
@@ -140,7 +140,7 @@ class RunFolder:
             UserError: it cannot be written. InUse: another process trains in it.
         """
         with ExitStack() as stack:
-            processes.first(lambda: self._claim(stack))
+            distributed.on_rank0(lambda: self._claim(stack))
             yield
 
     def _claim(self, stack: ExitStack) -> None:
@@ -168,20 +168,20 @@ class RunFolder:
         """Put module, optimizer, random states and the log back to where `last.pth`, if there is one, left the run.
 
         Args:
-            module: a Learner. steps: of an epoch.
+            module: a Task. steps: of an epoch.
 
         Raises:
             UserError: something in `last.pth` does not fit; then nothing was changed.
         """
-        state = processes.first(lambda: self._read_state(module, optimizer, steps))
+        state = distributed.on_rank0(lambda: self._read_state(module, optimizer, steps))
         if state is not None:
             self._restore(state, module, optimizer)
             part = f" and {self.part['step']} steps of the next" if self.part else ""
             print(f"going on after epoch {len(self.history)} of {self.config['epochs']}{part}")
-            if (before := state.get("processes") or 1) != processes.size():
-                now = "one process" if processes.size() == 1 else f"{processes.size()} processes"
+            if (before := state.get("processes") or 1) != distributed.world_size():
+                now = "one process" if distributed.world_size() == 1 else f"{distributed.world_size()} processes"
                 print(f"note: {now} instead of {before}: batch norm sees other shares from here")
-        self.log = RunLog(self.folder, self.history) if processes.is_first() else None
+        self.log = RunLog(self.folder, self.history) if distributed.is_rank0() else None
 
     def _read_state(self, module: nn.Module, optimizer: torch.optim.Optimizer, steps: float) -> dict[str, Any] | None:
         path = self.folder / "last.pth"
@@ -248,7 +248,7 @@ class RunFolder:
     ) -> None:
         """Keep the end of an epoch: the best weights, then the state that counts, then the log derived from it."""
         history, self.part = [*self.history, record], None
-        if not processes.is_first():
+        if not distributed.is_rank0():
             self.history = history
             return
         if record["top1"] > max((earlier["top1"] for earlier in self.history), default=-1.0):
@@ -263,7 +263,7 @@ class RunFolder:
     def save_part(self, part: dict[str, Any], module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Keep a state within an epoch: `part` has its `step` and all that is not in the module's checkpoint."""
         self.part = part
-        if processes.is_first():
+        if distributed.is_rank0():
             self._save_state(module, optimizer, self.history, part)
 
     def _save_state(
@@ -277,7 +277,7 @@ class RunFolder:
             "part": part,
             "rng_cpu": torch.get_rng_state(),
             "rng_cuda": [torch.cuda.get_rng_state(device)] if device.type == "cuda" else [],
-            "processes": processes.size(),
+            "processes": distributed.world_size(),
         }
         checkpoint.save(state, self.folder / "last.pth")
 
@@ -297,7 +297,7 @@ class RunFolder:
 
     def finish(self, student: nn.Module) -> None:
         """Draw the picture and write the weights; the bare ones come last, as the sign that the run is over."""
-        if not processes.is_first():
+        if not distributed.is_rank0():
             return
         from helper.plot import plot_run  # matplotlib takes long to import, and no training waits for it
 
@@ -308,7 +308,7 @@ class RunFolder:
 
     def summary(self) -> str:
         """The result in one sentence, from the log."""
-        return processes.first(self._summary)
+        return distributed.on_rank0(self._summary)
 
     def _summary(self) -> str:
         history = read_log(self.folder)

@@ -11,7 +11,7 @@ import torch.fx
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from helper import checkpoint, processes
+from helper import checkpoint, distributed
 from helper.device import place
 from helper.errors import UserError
 from helper.files import reason
@@ -43,12 +43,12 @@ def find_teacher(options: dict[str, Any]) -> FoundTeacher:
     if options["teacher_weights"]:
         if options["dry_run"]:
             return FoundTeacher(Path(f"torchvision's weights of {options['model_t']}"), options["model_t"], None, {})
-        file = processes.first(lambda: _downloaded(options["model_t"]))
-        return processes.first(lambda: _read(file, options["model_t"], options["dataset"]))
+        file = distributed.on_rank0(lambda: _downloaded(options["model_t"]))
+        return distributed.on_rank0(lambda: _read(file, options["model_t"], options["dataset"]))
     if options["path_t"] is None and options["model_t"] is None:
         raise UserError("a student needs a teacher: give --path-t FILE, or --model_t NAME for save/models/NAME_vanilla")
     path = Path(options["path_t"] or Path("save/models") / folder_name(options["model_t"] or "", options["dataset"]))
-    file = processes.first(lambda: _newest(path))
+    file = distributed.on_rank0(lambda: _newest(path))
     if file is None:
         folder = path.parent if path.suffix == ".pth" else path
         name = options["model_t"] or checkpoint.model_of_folder(folder)
@@ -56,8 +56,8 @@ def find_teacher(options: dict[str, Any]) -> FoundTeacher:
             print(f"the teacher {path} is missing")
             return FoundTeacher(path, name or "unknown", None, {})
         trained = _train_missing(path, folder, name, options)
-        file = processes.first(lambda: _newest(trained))
-    return processes.first(lambda: _read(file, options["model_t"], options["dataset"]))
+        file = distributed.on_rank0(lambda: _newest(trained))
+    return distributed.on_rank0(lambda: _read(file, options["model_t"], options["dataset"]))
 
 
 def _read(file: Path, expected: str | None, dataset: str) -> FoundTeacher:

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from dataset.base import Loader
-from helper import processes
-from helper.graph import RecordedStepper
-from helper.loops import Learner, Stepper, Teacher, Training, fit
+from helper import distributed
+from helper.cuda_graph import CUDAGraphStep
+from helper.loops import Stepper, Task, Teacher, Training, fit
 from helper.run_folder import RunFolder
 
 
@@ -84,11 +84,11 @@ def fit_trials(
         print(run.summary())
 
 
-def make_stepper(
-    module: Learner, teacher: Teacher | None, optimizer: torch.optim.Optimizer, loader: Loader, options: dict[str, Any]
+def make_step(
+    module: Task, teacher: Teacher | None, optimizer: torch.optim.Optimizer, loader: Loader, options: dict[str, Any]
 ) -> Stepper:
     """What learns from a batch: on a GPU by replaying a recorded step, unless the options say --plain or several
     processes train together."""
-    if loader.target.is_cuda and not options["plain"] and processes.size() == 1:
-        return RecordedStepper(module, teacher, optimizer, loader, options["batch_size"])
+    if loader.target.is_cuda and not options["plain"] and distributed.world_size() == 1:
+        return CUDAGraphStep(module, teacher, optimizer, loader, options["batch_size"])
     return Stepper(module, teacher, optimizer)

@@ -18,7 +18,7 @@ STEP = 10 + 3
 
 def main() -> None:
     sys.path.insert(0, str(ROOT))
-    from helper import processes, stopping
+    from helper import distributed, signals
     from helper.loops import Stepper
 
     whom, name, script, *arguments = sys.argv[1:]
@@ -26,10 +26,10 @@ def main() -> None:
 
     def signalled(*given):
         result = step(*given)
-        if next(numbers) == STEP and not processes.restarts():
-            if processes.rank() == processes.size() - 1:
+        if next(numbers) == STEP and not distributed.restarts():
+            if distributed.rank() == distributed.world_size() - 1:
                 os.kill(os.getpid() if whom == "self" else os.getppid(), signal.Signals[name])
-            while not stopping.asked():
+            while not signals.asked():
                 time.sleep(0.01)
         return result
 

@@ -12,7 +12,7 @@ from torch import nn
 import train_student
 import train_teacher
 from dataset.base import Batch
-from helper import checkpoint, stopping
+from helper import checkpoint, signals
 from helper.options import parse, resolve_pair, student_parser, teacher_parser
 from models import Model
 
@@ -102,8 +102,8 @@ def stop_within_an_epoch(monkeypatch, line, steps=2):
     """The run, asked to end in its first steps from where it stands."""
     asked = itertools.count()
     with monkeypatch.context() as patch:
-        patch.setattr(stopping, "asked", lambda: next(asked) >= steps)  # asked before the first step too
-        with pytest.raises(stopping.Terminated):
+        patch.setattr(signals, "asked", lambda: next(asked) >= steps)  # asked before the first step too
+        with pytest.raises(signals.Terminated):
             distil(line)
 
 

@@ -15,7 +15,7 @@ from distiller_zoo.crd import Candidates
 from distiller_zoo.maps import pair_stages
 from distiller_zoo.vid import Regressor
 from helper.errors import UserError
-from helper.options import taken_by
+from helper.options import kwargs_for
 from models import Output
 from temperature import Tau, create_temperature
 
@@ -346,7 +346,7 @@ def test_a_distiller_compares_the_layers_it_says(distill, uses):
     leaf.requires_grad_()
     known = {"student_widths": widths, "teacher_widths": widths, "num_classes": 10, "nce_k": 8, "train_target": UNEVEN}
     known |= {"teacher_classifier": torch.nn.Linear(9, 10), "epochs": 1, "dpk_schedule": "fixed:0.5"}
-    distiller = create_distiller(distill, **taken_by(distiller_dict[distill], known)).requires_grad_(False)
+    distiller = create_distiller(distill, **kwargs_for(distiller_dict[distill], known)).requires_grad_(False)
     index = torch.arange(6)
     parts = distiller(student, teacher, UNEVEN[index], Tau(torch.tensor(4.0), torch.tensor(4.0)), index)
     reaches = uses in compared.get(distill, ())

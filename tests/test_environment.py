@@ -68,6 +68,6 @@ def test_a_program_that_imports_this_code_keeps_its_own_way_with_ctrl_c(tmp_path
 
 
 def test_events_are_written_whatever_implementation_of_protobuf_is_chosen():
-    done = run(["-c", "import helper.log; print(helper.log.RunLog.__name__)"],
+    done = run(["-c", "import helper.logger; print(helper.logger.RunLog.__name__)"],
                PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION="upb")  # fmt: skip
     assert done.stdout.strip() == "RunLog", done.stderr

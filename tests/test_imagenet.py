@@ -16,7 +16,7 @@ from torch import nn
 
 from benchmarks import loading
 from dataset import create_dataset
-from helper import checkpoint, processes
+from helper import checkpoint, distributed
 from helper.errors import UserError
 from helper.options import parse, student_parser
 from helper.teacher import find_teacher, fold_batch_norm, load_teacher
@@ -191,10 +191,10 @@ def test_workers_stay_and_follow_the_epochs(tree):
 
 def test_each_process_reads_its_share(tree, monkeypatch):
     whole, data = epoch(build(tree).train), build(tree)
-    monkeypatch.setattr(processes, "size", lambda: 4)
+    monkeypatch.setattr(distributed, "world_size", lambda: 4)
     shares, tested = [], []
     for rank in range(4):
-        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
         shares.append(epoch(data.train))
         tested += [index for batch in data.val for index in batch.index.tolist()]
     assert sorted(tested) == list(range(6))  # six images, four processes

@@ -20,12 +20,12 @@ from torch import nn
 from dataset.base import Dataset
 from dataset.memory import MemoryLoader
 from distiller_zoo import distiller_dict
-from helper import checkpoint, device, processes, stopping
-from helper.answers import Live
+from helper import checkpoint, device, distributed, signals
 from helper.errors import Interrupted, RunError, UserError
 from helper.loops import Alone, Stepper, Training, evaluate, make_optimizer, train_epoch
 from helper.options import parse, student_parser
 from helper.run_folder import RunFolder
+from helper.teacher_cache import OnlineTeacher
 from models import create_model
 from temperature import temperature_dict
 
@@ -80,7 +80,7 @@ def trained(distill, temperature):
     expert = Tiny(width=12).double().eval()
     module = make(temperature, distill, Tiny(), expert, target=torch.arange(IMAGES) % 10).double()
     getattr(module.temperature, "agent", nn.Identity()).float()  # which only ever sees float32
-    stepper = Noted(module, Live(expert), make_optimizer(module, 0.05, 0.9, 5e-4))
+    stepper = Noted(module, OnlineTeacher(expert), make_optimizer(module, 0.05, 0.9, 5e-4))
     record = train_epoch(stepper, loader(kind=Wide), 1, 50)
     return {"losses": stepper.losses, "digests": stepper.digests, "record": record, "state": module.state_dict()}
 
@@ -99,7 +99,7 @@ def work(rank, size, port, connection):
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
-    with processes.joined(torch.device("cpu"), 120):
+    with distributed.process_group(torch.device("cpu"), 120):
         while asked := pickle.loads(connection.recv_bytes()):
             what, arguments = asked
             connection.send_bytes(pickle.dumps(what(*arguments)))
@@ -215,10 +215,10 @@ def told_by_the_first(fails):
     def ask():
         if fails:
             raise UserError("there is no such thing")
-        return {"rank": processes.rank()}
+        return {"rank": distributed.rank()}
 
     try:
-        return processes.first(ask), processes.any_of_them(processes.rank() == 1)
+        return distributed.on_rank0(ask), distributed.any_rank(distributed.rank() == 1)
     except UserError as error:
         return str(error)
 
@@ -233,17 +233,17 @@ def turns_taken(folder):
 
     def leave():
         there = sorted(path.name for path in folder.iterdir())
-        (folder / str(processes.rank())).touch()
+        (folder / str(distributed.rank())).touch()
         return there
 
     def fail():
-        raise UserError(f"found by {processes.rank()}")
+        raise UserError(f"found by {distributed.rank()}")
 
-    there = processes.one_a_machine_first(leave)
+    there = distributed.local_rank0_first(leave)
     with pytest.raises(UserError, match="found by 0") as first:
-        processes.one_a_machine_first(fail)
+        distributed.local_rank0_first(fail)
     with pytest.raises(UserError, match="found by 1") as second:
-        processes.one_a_machine_first(lambda: fail() if processes.rank() == 1 else None)
+        distributed.local_rank0_first(lambda: fail() if distributed.rank() == 1 else None)
     return there, first.value.known_to_all, second.value.known_to_all
 
 
@@ -255,8 +255,8 @@ def test_the_first_process_of_a_machine_is_done_before_the_others_begin(together
 
 def a_run_of_its_own(folder, differing):
     """A run's folder, of which one process was told something else."""
-    options = {"batch_size": 64, "num_workers": processes.rank()}  # the latter is each process's own affair
-    options |= differing if processes.rank() else {}
+    options = {"batch_size": 64, "num_workers": distributed.rank()}  # the latter is each process's own affair
+    options |= differing if distributed.rank() else {}
     try:
         run = RunFolder(folder, "resnet8", {"options": options}, overwrite=False)
     except UserError as error:
@@ -264,7 +264,7 @@ def a_run_of_its_own(folder, differing):
     module = Alone(Tiny())
     optimizer = make_optimizer(module, 0.05, 0.9, 5e-4)
     run.resume(module, optimizer)
-    run.folder = folder / f"{processes.rank()}"
+    run.folder = folder / f"{distributed.rank()}"
     run.folder.mkdir()
     run.save_part({"step": 1}, module, optimizer)
     return run.config["processes"], (run.folder / "last.pth").exists()
@@ -405,7 +405,7 @@ def test_what_several_processes_cannot_do_is_said(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     for address in ("nowhere", "tcp://127.0.0.1:99999"):
         with pytest.raises(UserError, match="--dist_url is an address and a port"):
-            processes.start_together(2, address)
+            distributed.start_together(2, address)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there are GPUs here")
@@ -424,7 +424,7 @@ def test_a_meeting_point_must_be_free(monkeypatch):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(UserError, match=r"cannot meet at tcp://127.0.0.1:\d+ \(Address already in use\)"):
-            processes.start_together(2, f"tcp://127.0.0.1:{taken.getsockname()[1]}")
+            distributed.start_together(2, f"tcp://127.0.0.1:{taken.getsockname()[1]}")
 
 
 def test_a_device_that_only_one_process_lacks_is_said_by_that_one(monkeypatch, capsys):
@@ -445,11 +445,11 @@ def test_several_processes_keep_what_they_trained_and_go_on_testing(monkeypatch,
     training = Training(run, stepper, Dataset(loader(), loader(augment=False), 10), {})
     training._look({"loss": 1.5}, 0.0)
     assert run.part is None
-    monkeypatch.setattr(stopping, "asked", lambda: True)
+    monkeypatch.setattr(signals, "asked", lambda: True)
     with pytest.raises(Interrupted) as interrupt:
         training._look({"loss": 1.5}, 0.0)
     assert interrupt.value.part["step"] == 4
-    monkeypatch.setattr(processes, "size", lambda: 2)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
     for loss in (1.5, 2.5):  # saved once
         training._look({"loss": loss}, 0.0)
     assert checkpoint.load(tmp_path / "last.pth")["part"]["trained"] == {"loss": 1.5}
@@ -457,9 +457,9 @@ def test_several_processes_keep_what_they_trained_and_go_on_testing(monkeypatch,
 
 def test_other_errors_are_not_taken_for_lost_processes(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RuntimeError, match="something else"), processes._lost_processes_said(1):
+    with pytest.raises(RuntimeError, match="something else"), distributed._lost_processes_said(1):
         raise RuntimeError("something else")
-    with pytest.raises(RunError, match=r"lost another \(Connection"), processes._lost_processes_said(1):
+    with pytest.raises(RunError, match=r"lost another \(Connection"), distributed._lost_processes_said(1):
         raise RuntimeError("[/gloo/pair.cc:545] Connection closed by peer")
 
 
@@ -517,9 +517,9 @@ def test_workers_that_decode_do_not_die_before_the_training_has_saved(whom, tmp_
 
 def test_a_process_that_was_lost_does_not_start_the_run_anew(monkeypatch, tmp_path):
     """With --overwrite; each machine counts its own restarts, so one that counts is enough."""
-    monkeypatch.setattr(processes, "any_of_them", lambda flag: True)
+    monkeypatch.setattr(distributed, "any_rank", lambda flag: True)
     assert not RunFolder(tmp_path / "run", "resnet8", {"options": {}}, overwrite=True).overwrite
-    monkeypatch.setattr(processes, "any_of_them", lambda flag: flag)
+    monkeypatch.setattr(distributed, "any_rank", lambda flag: flag)
     assert RunFolder(tmp_path / "run", "resnet8", {"options": {}}, overwrite=True).overwrite
     for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"):
         with monkeypatch.context() as patch:

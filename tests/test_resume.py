@@ -9,14 +9,14 @@ from common import Tiny, make
 
 from dataset.base import Dataset
 from dataset.memory import MemoryLoader
-from helper import checkpoint, loops, stopping
-from helper.answers import Live
+from helper import checkpoint, loops, signals
 from helper.device import place
 from helper.errors import Interrupted, UserError
 from helper.loops import Stepper, Training, make_optimizer
-from helper.meter import Meter
+from helper.metrics import Meter
 from helper.run_folder import RunFolder
 from helper.structure import Any, Checked, Maybe, Misfit, Replaced, fitted
+from helper.teacher_cache import OnlineTeacher
 
 OPTIONS = {"learning_rate": 0.05, "lr_decay_epochs": [], "lr_decay_rate": 0.1, "print_freq": 1, "epochs": 3}
 CPU = torch.device("cpu")
@@ -44,7 +44,7 @@ def a_training(folder, temperature="rlkd", plain=False):
     optimizer = make_optimizer(module, 0.05, 0.9, 5e-4, plain)
     run = a_run(folder)
     run.resume(module, optimizer, len(train))
-    stepper = Stepper(module, Live(expert.eval().requires_grad_(False)), optimizer)
+    stepper = Stepper(module, OnlineTeacher(expert.eval().requires_grad_(False)), optimizer)
     return Training(run, stepper, Dataset(train, val, 10), OPTIONS)
 
 
@@ -57,7 +57,7 @@ def stopped_run(folder, temperature="rlkd"):
     training = a_training(folder, temperature)
     an_epoch(training)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(stopping, "asked", lambda: training.stepper.meter.tensors["steps"] >= 2)
+        patch.setattr(signals, "asked", lambda: training.stepper.meter.tensors["steps"] >= 2)
         an_epoch(training)
     return checkpoint.load(folder / "last.pth")
 
@@ -263,7 +263,7 @@ def test_steps_of_another_loss_are_not_added_up(stopped, fresh):
     other = make("rlkd", "pkt")
     batch = next(iter(loaders()[0]))
     with pytest.raises(UserError, match="other sums within its epoch than of loss, loss_ce, loss_kd, loss_pkt:"):
-        meter.update(other(batch, Live(Tiny(width=12).eval())(batch)))
+        meter.update(other(batch, OnlineTeacher(Tiny(width=12).eval())(batch)))
 
 
 # ---------------------------------------------------------------- what is taken up

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distiller_zoo import create_distiller
-from helper.answers import Live
 from helper.errors import UserError
 from helper.loops import PROBE, Distillation, make_optimizer, train_step
+from helper.teacher_cache import OnlineTeacher
 from temperature import rlkd
 from temperature.policy import ACTION_STD, Policy, Random, entropy
 from temperature.rlkd import (
@@ -366,7 +366,7 @@ def test_the_reward_is_the_improvement_by_the_step_on_the_same_images():
         losses.append(probe.item())
         learned_from = module.before_step(batch)
         assert torch.equal(learned_from.index, batch.index if number else batch.index[PROBE:])
-        taus.append(train_step(module, Live(teacher), learned_from, optimizer).tau.student)
+        taus.append(train_step(module, OnlineTeacher(teacher), learned_from, optimizer).tau.student)
     rewards = [reward.item() for reward in module.temperature.rewards]
     assert rewards[:2] == pytest.approx([losses[0] - losses[1], losses[1] - losses[2]], rel=1e-4)
     assert len(rewards) == 3
@@ -392,7 +392,7 @@ def test_an_epoch_that_ends_within_a_rollout_is_learned_from(calibration):
     optimizer = make_optimizer(module, 0.05, 0.9, 0.0)
     module.start_epoch(1)
     for _ in range(3):
-        train_step(module, Live(teacher), module.before_step(batch), optimizer)
+        train_step(module, OnlineTeacher(teacher), module.before_step(batch), optimizer)
     assert all(torch.equal(value, before[key]) for key, value in module.temperature.agent.state_dict().items())
     module.end_epoch()
     after = module.temperature.agent.state_dict()

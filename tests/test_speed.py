@@ -33,16 +33,16 @@ import train_student
 import train_teacher
 from dataset import Dataset, create_dataset
 from distiller_zoo import distiller_dict
-from helper import answers, checkpoint, loops, stopping
-from helper.answers import Live, TeacherTable, check_table_dir
+from helper import checkpoint, loops, signals, teacher_cache
+from helper.cuda_graph import CUDAGraphStep
 from helper.device import place
 from helper.errors import Interrupted, RunError, UserError
-from helper.graph import RecordedStepper
 from helper.loops import Stepper, evaluate, make_optimizer, set_learning_rate, train_epoch, train_step
 from helper.options import parse, resolve_pair, student_parser, teacher_parser
+from helper.row_store import RowStore
 from helper.run_folder import RunFolder
-from helper.table_file import TableFile
 from helper.teacher import fold_batch_norm
+from helper.teacher_cache import CachedTeacher, OnlineTeacher, check_table_dir
 from models import Model, create_model, model_dict
 from temperature import temperature_dict
 from temperature.base import as_tau
@@ -104,7 +104,7 @@ def test_what_cannot_be_folded_stays_as_it_is(how):
 
 def table_file(folder, rows=50, width=3, dtype=torch.float32):
     folder.mkdir(exist_ok=True)
-    return TableFile(folder, rows, width, dtype)
+    return RowStore(folder, rows, width, dtype)
 
 
 def rows_of(*numbers):
@@ -210,7 +210,7 @@ def test_a_full_disk_is_said_and_loses_nothing(tmp_path, monkeypatch):
     assert holds(table_file(tmp_path), 1)
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"):
-        TableFile(tmp_path / "file" / "table", 3, 3, torch.float32)
+        RowStore(tmp_path / "file" / "table", 3, 3, torch.float32)
 
 
 def _open_together(folder, barrier):
@@ -253,12 +253,12 @@ def asked_of(model):
 @torch.no_grad()
 def test_a_table_says_what_the_teacher_says(tmp_path, content):
     model, loader = tiny_teacher(), loader_of()
-    table = TeacherTable(model, loader, tmp_path, "sha", content)
+    table = CachedTeacher(model, loader, tmp_path, "sha", content)
     for epoch in (1, 2):
         loader.set_epoch(epoch)
         table.start_epoch(loader)
         for batch in loader:
-            said, live = table(batch), Live(model)(batch)
+            said, live = table(batch), OnlineTeacher(model)(batch)
             torch.testing.assert_close(said.logits, live.logits, rtol=1e-5, atol=1e-6)
             assert len(said.features) == (content == "pooled")
             if content == "pooled":
@@ -268,12 +268,12 @@ def test_a_table_says_what_the_teacher_says(tmp_path, content):
 def test_each_view_is_asked_for_once_by_all_runs_together(tmp_path):
     model, loader = tiny_teacher(), loader_of()
     seen = asked_of(model)
-    table = TeacherTable(model, loader, tmp_path, "sha")
+    table = CachedTeacher(model, loader, tmp_path, "sha")
     for _ in range(2):
         table.start_epoch(loader)
         assert table.file.read == 96
     assert seen == [128]  # 96, always asked in batches of one size
-    later = TeacherTable(model, loader_of(), tmp_path, "sha")
+    later = CachedTeacher(model, loader_of(), tmp_path, "sha")
     seen.clear()  # of its look whether the files fit the teacher
     later.start_epoch(loader)
     assert not seen
@@ -287,26 +287,26 @@ def test_each_view_is_asked_for_once_by_all_runs_together(tmp_path):
 @pytest.mark.parametrize("damage", [0.0, math.nan, 3.0])
 def test_a_table_with_other_values_is_noticed(damage, tmp_path):
     model, loader = tiny_teacher(), loader_of()
-    table = TeacherTable(model, loader, tmp_path, "sha")
+    table = CachedTeacher(model, loader, tmp_path, "sha")
     table.start_epoch(loader)
     values = torch.from_file(str(table.folder / "values"), shared=True, size=960)
     values[480:] = damage
     with pytest.raises(UserError, match="is damaged, for it does not hold what the teacher says: remove that folder"):
-        TeacherTable(model, loader, tmp_path, "sha")
+        CachedTeacher(model, loader, tmp_path, "sha")
     shutil.rmtree(table.folder)
-    TeacherTable(model, loader, tmp_path, "sha").start_epoch(loader)
+    CachedTeacher(model, loader, tmp_path, "sha").start_epoch(loader)
 
 
 def test_a_filling_that_is_stopped_says_what_it_keeps(tmp_path, monkeypatch, capsys):
     model, loader = tiny_teacher(), loader_of()
-    table, real = TeacherTable(model, loader, tmp_path, "sha"), TableFile.append
+    table, real = CachedTeacher(model, loader, tmp_path, "sha"), RowStore.append
 
     def append(self, *given):
         real(self, *given)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(TableFile, "append", append)
-    monkeypatch.setattr(answers, "WRITTEN_EVERY", math.inf)
+    monkeypatch.setattr(RowStore, "append", append)
+    monkeypatch.setattr(teacher_cache, "WRITTEN_EVERY", math.inf)
     with pytest.raises(KeyboardInterrupt):
         table.fill(loader)
     told = capsys.readouterr().out
@@ -315,7 +315,7 @@ def test_a_filling_that_is_stopped_says_what_it_keeps(tmp_path, monkeypatch, cap
 
 def asked_to_end_after(batches, table, monkeypatch):
     """The process gets SIGTERM while the teacher is asked for so many batches of 16 from now on."""
-    monkeypatch.setattr(stopping._Asked, "number", None)
+    monkeypatch.setattr(signals._Asked, "number", None)
     real, numbers = table._asked, itertools.count(1)
 
     def signalled(*given):
@@ -325,46 +325,46 @@ def asked_to_end_after(batches, table, monkeypatch):
 
     monkeypatch.setattr(table, "_asked", signalled)
     table.at_once = 16
-    stopping.listen()
+    signals.listen()
 
 
 def test_a_filling_that_gets_sigterm_keeps_what_it_has(tmp_path, monkeypatch, capsys):
     model, loader = tiny_teacher(), loader_of()
-    table = TeacherTable(model, loader, tmp_path, "sha")
+    table = CachedTeacher(model, loader, tmp_path, "sha")
     asked_to_end_after(3, table, monkeypatch)
-    with pytest.raises(stopping.Terminated):
+    with pytest.raises(signals.Terminated):
         table.fill(loader)
     assert "the table keeps 48 answers: the same command goes on from there" in capsys.readouterr().out
-    assert TeacherTable(model, loader, tmp_path, "sha").file.read == 48
+    assert CachedTeacher(model, loader, tmp_path, "sha").file.read == 48
 
 
 def test_a_run_that_gets_sigterm_while_it_asks_keeps_the_answers_and_its_state(tmp_path, monkeypatch):
     """It makes no step, for which answers would be missing, and so has nothing to save."""
     loader, module = loader_of(), make()
-    table = TeacherTable(tiny_teacher(), loader, tmp_path / "tables", "sha")
+    table = CachedTeacher(tiny_teacher(), loader, tmp_path / "tables", "sha")
     asked_to_end_after(2, table, monkeypatch)
     run = RunFolder(tmp_path, "tiny", {"options": {}, "epochs": 3}, overwrite=True)
     stepper = Stepper(module, table, make_optimizer(module, 0.05, 0.9, 0))
     options = {"learning_rate": 0.05, "lr_decay_epochs": [], "lr_decay_rate": 0.1, "print_freq": 1}
     epoch = loops.Training(run, stepper, Dataset(loader, loader, 10), options).epoch()
-    with pytest.raises(Interrupted), stopping.looked_at():
+    with pytest.raises(Interrupted), signals.looked_at():
         next(epoch)
     assert table.file.read == 32
     assert run.part is None and not (tmp_path / "last.pth").exists()
-    monkeypatch.setattr(stopping._Asked, "number", None)
+    monkeypatch.setattr(signals._Asked, "number", None)
     assert table.start_epoch(loader) and table.file.read == 96
 
 
 def test_answers_are_written_every_few_seconds(tmp_path, monkeypatch):
-    table, written, real = TeacherTable(tiny_teacher(), loader_of(), tmp_path, "sha"), [], TableFile.append
+    table, written, real = CachedTeacher(tiny_teacher(), loader_of(), tmp_path, "sha"), [], RowStore.append
     table.at_once = 16
 
     def append(self, rows, values):
         written.append(len(rows))
         return real(self, rows, values)
 
-    monkeypatch.setattr(TableFile, "append", append)
-    monkeypatch.setattr(answers.time, "monotonic", itertools.count(0, answers.WRITTEN_EVERY / 2).__next__)
+    monkeypatch.setattr(RowStore, "append", append)
+    monkeypatch.setattr(teacher_cache.time, "monotonic", itertools.count(0, teacher_cache.WRITTEN_EVERY / 2).__next__)
     table.start_epoch(loader_of())
     assert sum(written) == 96 and max(written) <= 48
 
@@ -372,8 +372,8 @@ def test_answers_are_written_every_few_seconds(tmp_path, monkeypatch):
 def test_runs_that_fill_a_table_at_the_same_time_share_the_work(tmp_path, monkeypatch):
     """Each in an order of its own, and what the other one has written is not asked for again."""
     loader, orders = loader_of(), []
-    first, second = (TeacherTable(tiny_teacher(), loader, tmp_path, "sha") for _ in range(2))
-    monkeypatch.setattr(answers, "WRITTEN_EVERY", 0.0)
+    first, second = (CachedTeacher(tiny_teacher(), loader, tmp_path, "sha") for _ in range(2))
+    monkeypatch.setattr(teacher_cache, "WRITTEN_EVERY", 0.0)
     for table in (first, second):
         table.at_once = 2
         orders.append([])
@@ -397,14 +397,14 @@ def test_a_table_in_device_memory_holds_what_it_has_just_asked_for(tmp_path, mon
     """Emulated: in the memory of the CPU."""
     monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
     model, loader = tiny_teacher(), loader_of()
-    first, second = (TeacherTable(model, loader, tmp_path, "sha") for _ in range(2))
+    first, second = (CachedTeacher(model, loader, tmp_path, "sha") for _ in range(2))
     first.on_device = torch.full((len(first.file.position), 10), math.nan)
     second.start_epoch(loader)
     for epoch in (1, 2):  # what another one has asked for, and what it asks for itself
         loader.set_epoch(epoch)
         first.start_epoch(loader)
         for batch in loader:
-            torch.testing.assert_close(first(batch).logits, Live(model)(batch).logits, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(first(batch).logits, OnlineTeacher(model)(batch).logits, rtol=1e-5, atol=1e-6)
 
 
 def test_an_unusable_folder_of_tables_is_said_so(tmp_path):
@@ -419,18 +419,18 @@ def test_an_unusable_folder_of_tables_is_said_so(tmp_path):
 @pytest.mark.parametrize("name", ["rows", "values", "table.json", ".lock"])
 def test_a_file_of_a_table_that_is_none_is_said_so(name, tmp_path):
     model, loader = tiny_teacher(), loader_of()
-    folder = TeacherTable(model, loader, tmp_path, "sha").folder
+    folder = CachedTeacher(model, loader, tmp_path, "sha").folder
     for odd in ("fifo", "device"):
         (folder / name).unlink()
         os.mkfifo(folder / name) if odd == "fifo" else (folder / name).symlink_to("/dev/zero")
         with pytest.raises(UserError, match=f"{name} is no regular file"):
-            TeacherTable(model, loader, tmp_path, "sha")
-        TeacherTable(model, loader, tmp_path, "another sha")  # which only looks at it
+            CachedTeacher(model, loader, tmp_path, "sha")
+        CachedTeacher(model, loader, tmp_path, "another sha")  # which only looks at it
 
 
 def test_an_answer_does_not_depend_on_what_else_is_missing(tmp_path):
     model = place_channels_last(fold_batch_norm(create_model("resnet8", 10).eval()))
-    whole, parts = (TeacherTable(model, loader_of(), tmp_path / name, "sha") for name in ("whole", "parts"))
+    whole, parts = (CachedTeacher(model, loader_of(), tmp_path / name, "sha") for name in ("whole", "parts"))
     loader = loader_of()
     index, view = loader.draw()
     rows = index * 162 + view
@@ -446,7 +446,7 @@ def place_channels_last(model):
 
 def test_a_table_can_be_filled_ahead(tmp_path):
     model, loader = tiny_teacher(), loader_of(subset=12)
-    table = TeacherTable(model, loader, tmp_path, "sha")
+    table = CachedTeacher(model, loader, tmp_path, "sha")
     table.fill(loader)
     assert table.file.read == 12 * 81  # digits are not mirrored
     seen = asked_of(model)
@@ -458,22 +458,22 @@ def test_a_table_can_be_filled_ahead(tmp_path):
 
 def test_a_table_belongs_to_weights_images_and_content(tmp_path, capsys):
     model = tiny_teacher()
-    folders = [TeacherTable(model, loader_of(), tmp_path, "sha").folder]
+    folders = [CachedTeacher(model, loader_of(), tmp_path, "sha").folder]
     assert "not used here" not in capsys.readouterr().out
     folders += [
-        TeacherTable(model, loader_of(), tmp_path, "another sha").folder,
-        TeacherTable(model, loader_of(subset=95), tmp_path, "sha").folder,
-        TeacherTable(model, loader_of(), tmp_path, "sha", "pooled").folder,
-        TeacherTable(model, loader_of(), tmp_path, "sha", dtype="float16").folder,
+        CachedTeacher(model, loader_of(), tmp_path, "another sha").folder,
+        CachedTeacher(model, loader_of(subset=95), tmp_path, "sha").folder,
+        CachedTeacher(model, loader_of(), tmp_path, "sha", "pooled").folder,
+        CachedTeacher(model, loader_of(), tmp_path, "sha", dtype="float16").folder,
     ]
     assert len(set(folders)) == 5
     assert "note: of other weights, images or subsets, and not used here: logits_float32_" in capsys.readouterr().out
-    assert TeacherTable(model, loader_of(seed=9, batch_size=7), tmp_path, "sha").folder == folders[0]
+    assert CachedTeacher(model, loader_of(seed=9, batch_size=7), tmp_path, "sha").folder == folders[0]
 
 
 def test_blended_images_are_shown_to_the_teacher_itself(tmp_path):
     model, loader = tiny_teacher(), loader_of()
-    table = TeacherTable(model, loader, tmp_path, "sha")
+    table = CachedTeacher(model, loader, tmp_path, "sha")
     loader.set_mixing(torch.arange(96).flip(0), 0.7)
     table.start_epoch(loader)
     assert table.file.read == 0
@@ -485,12 +485,12 @@ def test_what_the_table_cannot_hold_is_said(tmp_path):
     model, loader = tiny_teacher(), loader_of()
     with torch.no_grad():
         model.classifier.bias.fill_(1e5)
-    TeacherTable(model, loader, tmp_path, "sha").start_epoch(loader)
+    CachedTeacher(model, loader, tmp_path, "sha").start_epoch(loader)
     with pytest.raises(RunError, match="too large for --table_dtype float16"):
-        TeacherTable(model, loader, tmp_path, "sha", dtype="float16").start_epoch(loader)
+        CachedTeacher(model, loader, tmp_path, "sha", dtype="float16").start_epoch(loader)
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"):
-        TeacherTable(model, loader, tmp_path / "file", "sha")
+        CachedTeacher(model, loader, tmp_path / "file", "sha")
 
 
 # ---------------------------------------------------------------- runs with a table
@@ -557,7 +557,7 @@ def test_the_distillers_see_no_more_than_they_say():
     """Logits, or the pooled feature too: the rest of the teacher's features may be missing."""
     for distill, cls in distiller_dict.items():
         expert, batch = Tiny(width=12), fixed_batch()
-        said = Live(expert.eval())(batch)
+        said = OnlineTeacher(expert.eval())(batch)
         kept = {"logits": [], "pooled": said.features[-1:], "maps": said.features}[cls.needs]
         losses = []
         for features in (said.features, kept):
@@ -617,7 +617,7 @@ def test_the_fast_path_computes_what_the_plain_one_does(distill):
             batch = fixed_batch()
             batch = batch._replace(images=torch.randn(batch.images.shape).double())
             torch.manual_seed(step)
-            told.append(train_step(module.train(), Live(expert), batch, optimizer).loss.item())
+            told.append(train_step(module.train(), OnlineTeacher(expert), batch, optimizer).loss.item())
         return told
 
     assert losses(plain=False) == pytest.approx(losses(plain=True), rel=1e-6)
@@ -670,7 +670,7 @@ def test_in_bf16_losses_and_temperatures_are_float32(distill):
     module.precision = "bf16"
     seen = []
     module.student.stage.register_forward_hook(lambda *_: seen.append(_[-1].dtype))
-    step = module(batch, Live(expert, "bf16")(batch))
+    step = module(batch, OnlineTeacher(expert, "bf16")(batch))
     assert seen == [torch.bfloat16]
     told = (step.loss, step.logits, step.tau.student, *step.parts.values())
     assert {value.dtype for value in told} == {torch.float32}
@@ -709,7 +709,7 @@ def _tensors(out):
     return [x for x in (out if isinstance(out, tuple | list) else [out]) if isinstance(x, torch.Tensor)]
 
 
-class Emulated(RecordedStepper):
+class Emulated(CUDAGraphStep):
     """Records on the CPU. Only what `capture` and `warm_up` do on a GPU is missing."""
 
     def warm_up(self, given):
@@ -731,8 +731,8 @@ def small_run(distill, temperature, recorded, extra=()):
     expert = Tiny(width=12).eval().requires_grad_(False)
     module = train_student.distillation(resolve_pair(options, "resnet56"), Tiny(), expert, loader.target)
     optimizer = make_optimizer(module, 0.01, 0.9, 5e-4)
-    stepper = Emulated(module, Live(expert), optimizer, loader, 8) if recorded else Stepper(
-        module, Live(expert), optimizer
+    stepper = Emulated(module, OnlineTeacher(expert), optimizer, loader, 8) if recorded else Stepper(
+        module, OnlineTeacher(expert), optimizer
     )
     logs = []
     for epoch in (1, 2, 3, 4):
@@ -780,7 +780,7 @@ def test_steps_in_python_would_be_noticed():
         module, expert = make(), Tiny(width=12).eval().requires_grad_(False)
         optimizer = make_optimizer(module, 0.01, 0.9, 5e-4)
         more = (loader, 8) if cls is Replayed else ()
-        return train_epoch(cls(module, Live(expert), optimizer, *more), loader, 1, 1)["loss"]
+        return train_epoch(cls(module, OnlineTeacher(expert), optimizer, *more), loader, 1, 1)["loss"]
 
     assert losses(Replayed) != pytest.approx(losses(Forgetful), rel=1e-5)
 

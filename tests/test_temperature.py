@@ -5,7 +5,7 @@ import torch
 
 from distiller_zoo import kd_loss
 from helper.errors import UserError
-from helper.options import taken_by
+from helper.options import kwargs_for
 from temperature import Tau, as_tau, create_temperature, temperature_dict
 from temperature.annealing import annealed
 from temperature.ctkd import curriculum_lambda, reverse_gradient
@@ -19,7 +19,7 @@ KNOWN = {"num_classes": CLASSES, "train_target": torch.zeros(64), "epochs": 4, "
 
 
 def make(name, **options):
-    return create_temperature(name, **taken_by(temperature_dict[name], KNOWN | options))
+    return create_temperature(name, **kwargs_for(temperature_dict[name], KNOWN | options))
 
 
 def decide(temperature, student, teacher):

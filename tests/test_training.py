@@ -41,15 +41,15 @@ from dataset import create_dataset
 from dataset.base import Batch
 from distiller_zoo import create_distiller, distiller_dict, kd_loss
 from helper import checkpoint, trials
-from helper.answers import Live
 from helper.device import prepare_device
 from helper.errors import RunError, UserError
-from helper.log import RunLog, tensorboard_logger
+from helper.logger import RunLog, tensorboard_logger
 from helper.loops import Distillation, Stepper, decayed, evaluate, make_optimizer, train_epoch, train_step
-from helper.meter import Meter, Step
-from helper.options import parse, resolve_pair, student_parser, taken_by, teacher_parser
+from helper.metrics import Meter, Step
+from helper.options import kwargs_for, parse, resolve_pair, student_parser, teacher_parser
 from helper.run_folder import RunFolder
 from helper.runs import ADDED_OPTIONS
+from helper.teacher_cache import OnlineTeacher
 from models import create_model, model_dict
 from temperature import temperature_dict
 
@@ -81,7 +81,7 @@ def test_every_temperature_with_every_distiller_learns(temperature, distill, cla
     losses = []
     for _ in range(8):
         torch.manual_seed(2)  # the same negatives in every step
-        losses.append(train_step(module, Live(expert), module.before_step(batch), optimizer).loss.item())
+        losses.append(train_step(module, OnlineTeacher(expert), module.before_step(batch), optimizer).loss.item())
     assert all(map(math.isfinite, losses))
     assert losses[-1] < losses[1]  # the first step may have kept images as a probe
     check_gradients(module)
@@ -199,7 +199,7 @@ def test_every_teacher_can_be_learned_from_by_every_head(teacher, student):
     known["train_target"] = torch.arange(20) % 10
     patches = {"dpk_patch": 3, "dpk_stages": 0}
     for name, own in (("vid", {}), ("srrl", {}), ("crd", {}), ("dpk", {}), ("dpk", patches)):
-        head = create_distiller(name, **taken_by(distiller_dict[name], known | own)).to("meta")
+        head = create_distiller(name, **kwargs_for(distiller_dict[name], known | own)).to("meta")
         with torch.device("meta"):
             losses = head(*outputs, torch.zeros(4, dtype=torch.long), None, torch.arange(4))
             assert all(loss.shape == () for loss in losses.values())
@@ -248,7 +248,7 @@ def test_images_are_mixed_in_the_epochs_that_the_temperature_says():
     module.temperature = temperature_dict["random"](loader.target, epochs=3, rl_warmup=1, aug_epoch=2)
     seen = []
     module.register_forward_hook(lambda _, inputs, step: seen.append(inputs[0].view is None))
-    stepper = Stepper(module, Live(Tiny().requires_grad_(False)), make_optimizer(module, 0.05, 0.9, 0))
+    stepper = Stepper(module, OnlineTeacher(Tiny().requires_grad_(False)), make_optimizer(module, 0.05, 0.9, 0))
     for epoch in (1, 2, 3):
         train_epoch(stepper, loader, epoch, 50)
     assert seen == 4 * [False] + 4 * [True] + 4 * [False]
@@ -287,7 +287,7 @@ def test_the_epoch_of_an_epoch_is_the_mean_over_its_samples():
     seen = []
     expert = Tiny().requires_grad_(False)
     hook = module.register_forward_hook(lambda _, inputs, step: seen.append((step, inputs[0].target)))
-    result = train_epoch(Stepper(module, Live(expert), make_optimizer(module, 0.05, 0.9, 0)), loader, 4, 1)
+    result = train_epoch(Stepper(module, OnlineTeacher(expert), make_optimizer(module, 0.05, 0.9, 0)), loader, 4, 1)
     hook.remove()
     sizes = [len(target) for _, target in seen]
     tau = torch.cat([step.tau.student for step, _ in seen])
@@ -375,7 +375,7 @@ def test_a_student_run_logs_its_temperature(teacher, tmp_path, temperature, caps
 
 
 def read_events(folder):
-    from tensorboard_logger.tf_protobuf import event_pb2  # importable only once helper.log has chosen the parser
+    from tensorboard_logger.tf_protobuf import event_pb2  # importable only once helper.logger has chosen the parser
 
     (file,) = folder.glob("events.out.tfevents.*")
     content, seen = file.read_bytes(), {}

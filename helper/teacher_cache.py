@@ -1,4 +1,4 @@
-"""What the teacher says of a batch: it is asked anew (`Live`), or its answers are looked up (`TeacherTable`)."""
+"""What the teacher says of a batch: it is asked anew (`OnlineTeacher`), or its answers are looked up (`CachedTeacher`)."""
 
 import json
 import random
@@ -15,11 +15,11 @@ from tqdm import tqdm
 from dataset.base import Batch
 from dataset.memory import MemoryLoader
 from distiller_zoo import at_least_float32
-from helper import processes, stopping
+from helper import distributed, signals
 from helper.device import autocast
 from helper.errors import RunError, UserError
 from helper.files import open_regular, reason, try_writing
-from helper.table_file import MOST, TableFile
+from helper.row_store import MOST, RowStore
 from models import Model, Output
 
 ASKED_PIXELS = {"cpu": 128 * 32**2, "cuda": 4096 * 32**2}  # at once
@@ -27,7 +27,7 @@ WRITTEN_AT_ONCE, WRITTEN_EVERY = 8192, 2.0  # answers are written after so many 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
-class Live:
+class OnlineTeacher:
     """The teacher itself, asked anew for each batch.
 
     Args:
@@ -59,7 +59,7 @@ def check_table_dir(folder: Path) -> None:
         ) from error
 
 
-class TeacherTable:
+class CachedTeacher:
     """A frozen teacher's answers to all that it can be asked: a row for each image and each of its views.
 
     Augmentations that can be counted (see dataset/memory.py) make what a teacher says of a data set a finite table.
@@ -91,7 +91,7 @@ class TeacherTable:
         content: str = "logits",
         dtype: str = "float32",
     ) -> None:
-        self.live, self.content, self.views = Live(model), content, loader.num_views
+        self.live, self.content, self.views = OnlineTeacher(model), content, loader.num_views
         self.device = loader.target.device
         num_rows = loader.num_samples * self.views
         if num_rows > MOST:
@@ -109,7 +109,7 @@ class TeacherTable:
         text = json.dumps(identity, indent=2) + "\n"
         self.folder = folder / f"{content}_{dtype}_{sha256(text.encode()).hexdigest()[:16]}"
         try:
-            self.file = TableFile(self.folder, num_rows, width, DTYPES[dtype], text)
+            self.file = RowStore(self.folder, num_rows, width, DTYPES[dtype], text)
         except UserError as error:
             raise UserError(f"{error}, or name another folder for the teacher's table with --table_dir") from error
         side = loader.view_of(*torch.zeros(2, 1, dtype=torch.int64, device=self.device)).shape[-1]
@@ -134,13 +134,13 @@ class TeacherTable:
     def fill(self, loader: MemoryLoader) -> None:
         """Ask the teacher for all that is not in the table yet."""
         rows = torch.arange(len(self.file.position))
-        rows = processes.share(rows if loader.flip else rows[::2])
+        rows = distributed.shard(rows if loader.flip else rows[::2])
         print(f"asking the teacher for {len(self.file.missing(rows)):,} answers", flush=True)
         try:
-            with stopping.looked_at():
+            with signals.looked_at():
                 is_done = self._ask(loader, rows)
-            if processes.any_of_them(not is_done):
-                stopping.stop()
+            if distributed.any_rank(not is_done):
+                signals.stop()
         except KeyboardInterrupt:
             print(f"\nstopped; the table keeps {self.file.read:,} answers: the same command goes on from there")
             raise
@@ -176,13 +176,13 @@ class TeacherTable:
         batches = list(rows.split(self.at_once))
         random.SystemRandom().shuffle(batches)
         answers: list[tuple[Tensor, Tensor]] = []
-        since, quiet = time.monotonic(), processes.quiet()
+        since, quiet = time.monotonic(), distributed.hide_progress()
         with tqdm(total=len(rows), desc="asking the teacher", unit="image", leave=False, disable=quiet) as bar:
             for number, batch in enumerate(batches, 1):
                 if len(missing := self.file.missing(batch)):
                     answers.append((missing, self._asked(loader, missing)))
                 bar.update(len(batch))
-                is_last = stopping.asked() or number == len(batches)
+                is_last = signals.asked() or number == len(batches)
                 many = len(answers) * self.at_once >= WRITTEN_AT_ONCE
                 if is_last or many or time.monotonic() - since >= WRITTEN_EVERY:
                     self._keep(answers)

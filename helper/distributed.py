@@ -1,7 +1,7 @@
 """Several processes that train one network together: who they are, and what they tell one another.
 
 `torchrun` starts them and tells each its number, its rank. Every process has the same networks and is given its share
-of each batch; the losses are those of the whole batch, which `gathered` puts together again, in its order. So a
+of each batch; the losses are those of the whole batch, which `all_gather_grad` puts together again, in its order. So a
 distiller or a temperature sees what it would see if there were one process, draws the same random numbers everywhere,
 and comes to the same state everywhere. What happens once (files, what is printed) is the first process's.
 
@@ -31,17 +31,17 @@ T = TypeVar("T")
 CPU = torch.device("cpu")  # where processes speak of what is no part of a step
 
 
-def told_rank() -> int:
+def env_rank() -> int:
     """The number of this process among those that were started together; 0 where it is alone."""
     return int(os.environ.get("RANK", 0))
 
 
-def told_local_rank() -> int:
+def env_local_rank() -> int:
     """Its number among those on this machine."""
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
-def told_size() -> int:
+def env_world_size() -> int:
     """How many processes were started together."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
@@ -51,7 +51,7 @@ def restarts() -> int:
     return sum(int(os.environ.get(name, 0)) for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
 
 
-def size() -> int:
+def world_size() -> int:
     """How many processes train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
@@ -61,13 +61,13 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def is_first() -> bool:
+def is_rank0() -> bool:
     """Whether this is the process that writes files and speaks."""
     return rank() == 0
 
 
 @contextmanager
-def joined(device: torch.device, timeout: float) -> Iterator[None]:
+def process_group(device: torch.device, timeout: float) -> Iterator[None]:
     """Meet the other processes that `torchrun` started, if there are any, and part from them at the end.
 
     All but the first are silent in here.
@@ -78,7 +78,7 @@ def joined(device: torch.device, timeout: float) -> Iterator[None]:
     Raises:
         RunError: another process does not answer, or not any more.
     """
-    if told_size() == 1 or dist.is_initialized():
+    if env_world_size() == 1 or dist.is_initialized():
         yield
         return
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
@@ -92,11 +92,11 @@ def joined(device: torch.device, timeout: float) -> Iterator[None]:
             # count restarts each for itself: with several of them the store must be a new one, see README.)
             store = dist.PrefixStore(f"start {restarts()}", store)
         dist.init_process_group(backend, store=store, rank=own, world_size=count, timeout=wait)
-        if not is_first():
+        if not is_rank0():
             stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w", encoding="utf-8"))))
-        if size() > 1:
+        if world_size() > 1:
             threads = f", with {torch.get_num_threads()} threads" * (device.type == "cpu")
-            print(f"{size()} processes train together, each on its share of every batch{threads}")
+            print(f"{world_size()} processes train together, each on its share of every batch{threads}")
         try:
             yield
         except BaseException:
@@ -112,8 +112,8 @@ def own_errors_said() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        if told_local_rank() and not error.known_to_all:
-            print(f"error in process {told_rank()}: {printable(str(error))}", file=sys.stderr)
+        if env_local_rank() and not error.known_to_all:
+            print(f"error in process {env_rank()}: {printable(str(error))}", file=sys.stderr)
             error.known_to_all = True  # said
         raise
 
@@ -128,7 +128,7 @@ def _lost_processes_said(timeout: float) -> Iterator[None]:
         why = re.sub(r"^\[.*?\] ", "", str(error).partition(". ")[0].splitlines()[0])
         what = f"waited {timeout:g} s for another in vain" if "time" in why.lower() else "lost another"
         lost = RunError(
-            f"process {told_rank()} of {told_size()} {what} ({why}): look at what that said last; unless torchrun has"
+            f"process {env_rank()} of {env_world_size()} {what} ({why}): look at what that said last; unless torchrun has"
             " them start again, repeat the command, which goes on from the last checkpoint"
         )
         lost.known_to_all = True  # in so far as the first one of each machine says it
@@ -139,12 +139,12 @@ def _of_connections(message: str) -> bool:
     return any(word in message.lower() for word in ("gloo", "nccl", "connection closed by", "connection reset by"))
 
 
-def first(work: Callable[[], T]) -> T:
+def on_rank0(work: Callable[[], T]) -> T:
     """What some work comes to, which the first process does for all: its result, or its UserError."""
-    if size() == 1:
+    if world_size() == 1:
         return work()
     told: list[Any] = [None, None]
-    if is_first():
+    if is_rank0():
         try:
             told[0] = work()
         except UserError as error:
@@ -156,19 +156,19 @@ def first(work: Callable[[], T]) -> T:
     return told[0]
 
 
-def one_a_machine_first(work: Callable[[], T]) -> T:
+def local_rank0_first(work: Callable[[], T]) -> T:
     """What some work comes to that leaves something on a machine's disk: its first process does it, then the others
     find it done. A UserError of one of them is everybody's."""
-    if size() == 1:
+    if world_size() == 1:
         return work()
     result = error = None
     for turn in (True, False):
-        if turn == (told_local_rank() == 0):
+        if turn == (env_local_rank() == 0):
             try:
                 result = work()
             except UserError as mine:
                 error = mine
-        errors = [None] * size()
+        errors = [None] * world_size()
         dist.all_gather_object(errors, error)
         if found := next(filter(None, errors), None):
             found.known_to_all = True
@@ -178,9 +178,9 @@ def one_a_machine_first(work: Callable[[], T]) -> T:
 
 def check_same(told: dict[str, Any]) -> None:
     """Raise UserError where another process was told something else, or has other data."""
-    if size() == 1:
+    if world_size() == 1:
         return
-    all_told = [None] * size()
+    all_told = [None] * world_size()
     dist.all_gather_object(all_told, told)
     for other, theirs in enumerate(all_told):
         if found := differing(theirs, all_told[0]) or differing(all_told[0], theirs):
@@ -191,44 +191,44 @@ def check_same(told: dict[str, Any]) -> None:
             raise error
 
 
-def own(count: int) -> range:
+def own_range(count: int) -> range:
     """Which of so many things this process does, where each is done by one process only."""
-    return range(count)[rank() :: size()]
+    return range(count)[rank() :: world_size()]
 
 
-def share(rows: Tensor) -> Tensor:
-    """This process's rows of those of all [B, ...]: every size()-th, from its rank on; [ceil(B / size()), ...].
+def shard(rows: Tensor) -> Tensor:
+    """This process's rows of those of all [B, ...]: every world_size()-th, from its rank on; [ceil(B / world_size()), ...].
 
-    All get equally many: where they do not come out even, the first rows appear a second time. `gathered` drops those.
+    All get equally many: where they do not come out even, the first rows appear a second time. `all_gather_grad` drops those.
     """
-    if size() == 1:
+    if world_size() == 1:
         return rows
-    each = -(-len(rows) // size())
-    mine = rows[rank() :: size()]
+    each = -(-len(rows) // world_size())
+    mine = rows[rank() :: world_size()]
     return mine if len(mine) == each else torch.cat([mine, rows[:1]])
 
 
-def gathered(rows: Tensor, count: int) -> Tensor:
-    """All processes' rows, of which each has [b, ...], in the order that `share` took them from: [count, ...].
+def all_gather_grad(rows: Tensor, count: int) -> Tensor:
+    """All processes' rows, of which each has [b, ...], in the order that `shard` took them from: [count, ...].
 
     The gradient reaches this process's rows, times the number of processes: the mean over the processes, which is
     what DistributedDataParallel takes, is then the gradient of a loss that all of them computed from all rows. What
     they learn beside the student sees all rows everywhere, and its gradients are equal before that mean.
     """
-    return rows if size() == 1 else _Gather.apply(rows)[:count]
+    return rows if world_size() == 1 else _Gather.apply(rows)[:count]
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(_: Any, rows: Tensor) -> Tensor:
         rows = rows.contiguous()
-        parts = [torch.empty_like(rows) for _ in range(size())]
+        parts = [torch.empty_like(rows) for _ in range(world_size())]
         dist.all_gather(parts, rows)
         return torch.stack(parts, 1).flatten(0, 1)
 
     @staticmethod
     def backward(_: Any, gradient: Tensor) -> Tensor:
-        return gradient[rank() :: size()] * size()
+        return gradient[rank() :: world_size()] * world_size()
 
 
 class GatheredFeatures(Sequence):
@@ -246,25 +246,25 @@ class GatheredFeatures(Sequence):
             return [self[i] for i in range(*place.indices(len(self)))]
         place = range(len(self))[place]
         if place not in self.known:
-            self.known[place] = gathered(self.features[place], self.count)
+            self.known[place] = all_gather_grad(self.features[place], self.count)
         return self.known[place]
 
 
-def summed(values: Tensor) -> Tensor:
+def all_reduce(values: Tensor) -> Tensor:
     """The sum of each process's values, on all of them."""
-    if size() > 1:
+    if world_size() > 1:
         dist.all_reduce(values)
     return values
 
 
-def any_of_them(flag: bool) -> bool:
+def any_rank(flag: bool) -> bool:
     """Whether it is true in any process."""
-    return flag if size() == 1 else bool(summed(torch.tensor(float(flag))).item())
+    return flag if world_size() == 1 else bool(all_reduce(torch.tensor(float(flag))).item())
 
 
-def wrapped(module: nn.Module) -> nn.Module:
+def ddp(module: nn.Module) -> nn.Module:
     """The module, with gradients that are averaged over the processes."""
-    if size() == 1:
+    if world_size() == 1:
         return module
     known = inspect.signature(DistributedDataParallel).parameters
     sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # its older name
@@ -277,7 +277,7 @@ def average_statistics(module: nn.Module) -> None:
 
     The mean over the processes; a mean is that of all images, a variance that within the shares.
     """
-    if size() == 1:
+    if world_size() == 1:
         return
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     norms = [norm for norm in norms if norm.training and not isinstance(norm, nn.SyncBatchNorm)]
@@ -286,22 +286,22 @@ def average_statistics(module: nn.Module) -> None:
         return
     flat = torch.cat(buffers)
     dist.all_reduce(flat)
-    flat /= size()
+    flat /= world_size()
     torch._foreach_copy_(buffers, list(flat.split([len(buffer) for buffer in buffers])))
 
 
 @torch.no_grad()
-def agree(module: nn.Module) -> None:
+def broadcast_state(module: nn.Module) -> None:
     """Give all processes the first one's weights and state, once an epoch: they hold the same already, but for what a
     GPU of another kind, or kernels that do not repeat bit by bit, may have made of state that no gradient moves."""
-    if size() > 1:
+    if world_size() > 1:
         for tensor in (*module.parameters(), *module.buffers()):
             dist.broadcast(tensor.detach(), 0)
 
 
-def quiet() -> bool | None:
+def hide_progress() -> bool | None:
     """What tqdm's `disable` is to be: only the first process shows progress, and only on a terminal."""
-    return None if is_first() else True
+    return None if is_rank0() else True
 
 
 def start_together(count: int, address: str | None) -> None:

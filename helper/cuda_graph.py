@@ -8,13 +8,13 @@ from torch import Tensor
 
 from dataset.base import Batch, Loader
 from helper.errors import RunError
-from helper.loops import Learner, Stepper, Teacher
-from helper.meter import Step
+from helper.loops import Stepper, Task, Teacher
+from helper.metrics import Step
 
 WARM_UPS = 3  # steps before a recording, in which libraries choose their algorithms
 
 
-class RecordedStepper(Stepper):
+class CUDAGraphStep(Stepper):
     """Learns from a batch by replaying a recorded step: augmentation, teacher's table or teacher, student, temperature,
     losses, backward, optimizer and the sums of the epoch.
 
@@ -28,7 +28,7 @@ class RecordedStepper(Stepper):
     """
 
     def __init__(
-        self, module: Learner, teacher: Teacher | None, optimizer: torch.optim.Optimizer, loader: Loader, size: int
+        self, module: Task, teacher: Teacher | None, optimizer: torch.optim.Optimizer, loader: Loader, size: int
     ) -> None:
         super().__init__(module, teacher, optimizer)
         self.loader, self.size = loader, size

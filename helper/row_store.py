@@ -14,7 +14,7 @@ from helper.files import open_lock, open_regular, remove_leftovers, write_atomic
 MOST = 2**31 - 2  # row numbers fit into int32
 
 
-class TableFile:
+class RowStore:
     """Rows of a fixed width, each written once, in the order in which they came.
 
     `values` holds the rows one behind another, and `rows` the number of each, from 1 (a 0 is no row: where a file was
