@@ -32,10 +32,10 @@ from helper import signals
 from helper.bounds import check_numbers
 from helper.comparison import REPORTS, mean_and_spread
 from helper.errors import InUse, Parser, RunError, UserError, run_main
-from helper.files import open_regular
 from helper.options import given, parse, resolve_pair, student_parser, teacher_parser
 from helper.runs import ADDED_OPTIONS, NEUTRAL_OPTIONS, decisive, differing, read_config, read_log, warn
 from helper.tables import Table
+from inputs import InputError, open_regular
 from published.rows import SHORT, TABLES, Row, left_out, rows
 
 HEADING = ["table", "pair", "method", "state", "n", "last", "published"]
@@ -135,7 +135,7 @@ def state(folder: Path, model: str) -> tuple[str, float | None]:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return "running", None
-    except (OSError, UserError):
+    except (OSError, InputError):
         pass
     records, log = read_log(folder), folder / "log.jsonl"
     if records and os.path.exists(folder / f"{model}_last.pth"):  # what a run writes last
@@ -154,7 +154,7 @@ def otherwise(row: Row, seed: int, more: list[str]) -> str:
         there = read_config(folder)["options"]
     except (FileNotFoundError, NotADirectoryError):
         return ""
-    except (OSError, UserError, ValueError) as error:
+    except (OSError, ValueError) as error:
         warn(f"{folder} may be another run: {error}")
         return ""
     here = options_of(Job(row, seed), more)

@@ -1,11 +1,12 @@
 """Distil a teacher into a student: any temperature with any distiller and any pair of networks.
 
-    python train_student.py --path-t save/models/resnet56_vanilla --model_s resnet20 --temperature ctkd-global
+python train_student.py --path-t save/models/resnet56_vanilla --model_s resnet20 --temperature ctkd-global
 """
 
 import helper.environment  # noqa: F401 (before PyTorch)
 
 # isort: split
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,17 @@ from distiller_zoo import create_distiller, distiller_dict
 from helper import distributed
 from helper.device import device_of, place, seed_everything, start_together
 from helper.errors import run_main
-from helper.loops import Distillation, Training, evaluate, make_optimizer
+from helper.logger import EpochTable
+from helper.loops import evaluate
+from helper.metrics import Metrics
 from helper.options import kwargs_for, parse, proportions_in_words, resolve_pair, run_folder, student_parser
 from helper.run_folder import RunFolder
 from helper.runs import OPTIONS_OF, TEMPERATURE_OPTIONS_OF
+from helper.task import Distillation
 from helper.teacher import FoundTeacher, find_teacher, load_teacher
 from helper.teacher_cache import CachedTeacher, OnlineTeacher, check_table_dir
-from helper.trials import Turn, fit_trials, make_step, trials_of
+from helper.trainer import Trainer, make_optimizer, make_step
+from helper.trials import train_runs, trials_of
 from models import Model, create_model, feature_widths
 from temperature import create_temperature, temperature_dict
 from temperature.standardised import Standardised
@@ -41,7 +46,7 @@ def _distil(options: dict[str, Any], device: torch.device) -> list[Path]:
     options = resolve_pair(options, found.name)
     runs = [(open_run(trial, found), trial) for trial in trials_of(options)]
     folders = [run.folder for run, _ in runs]
-    tell(options)
+    print_settings(options)
     runs = [(run, trial) for run, trial in runs if not options["dry_run"] and not run.told_finished()]
     if not runs:
         return folders
@@ -50,18 +55,20 @@ def _distil(options: dict[str, Any], device: torch.device) -> list[Path]:
     if options["teacher_table"]:
         distributed.on_rank0(lambda: check_table_dir(table_dir(options, found)))
     # 2. data
-    known = kwargs_for(create_dataset, options | {"device": device})
+    known = kwargs_for(
+        create_dataset, options | {"device": device, "rank": distributed.rank(), "world_size": distributed.world_size()}
+    )
     data = distributed.local_rank0_first(lambda: create_dataset(options["dataset"], **known))
     # 3. teacher: frozen, and measured before anything is learned from it
     model = load_teacher(found, data.num_classes, device, options["dataset"], options["plain"])
     top1 = None if options["skip_validation"] else evaluate(model, data.val, "teacher")["top1"]
     if top1 is not None:
         print(f"the teacher {found.name} has top-1 {top1:.2f} on this test set")
-    teacher = asked(options, found, model, data)
+    teacher = build_teacher(options, found, model, data)
     # 4. the loop, from where each run stopped
     found_out = {"device": str(device), "num_classes": data.num_classes}
     found_out |= {} if top1 is None else {"teacher_top1": top1}
-    fit_trials(runs, device, found_out, lambda run, trial, turn: prepared(run, trial, model, teacher, data, turn))
+    train_runs(runs, device, found_out, lambda *run: build_trainer(*run, model, teacher, data))
     return folders
 
 
@@ -88,7 +95,7 @@ def open_run(options: dict[str, Any], found: FoundTeacher) -> RunFolder:
     return run
 
 
-def tell(options: dict[str, Any]) -> None:
+def print_settings(options: dict[str, Any]) -> None:
     """Say what the loss is made of, and the options of distiller and temperature."""
     print(loss_in_words(options))
     if told := proportions_in_words(options):
@@ -103,35 +110,44 @@ def table_dir(options: dict[str, Any], found: FoundTeacher) -> Path:
     return Path(options["table_dir"] or found.path.parent / "teacher_table")
 
 
-def asked(options: dict[str, Any], found: FoundTeacher, model: Model, data: Dataset) -> OnlineTeacher | CachedTeacher:
-    """What is asked instead of the teacher: itself, or with --teacher_table the table of its answers."""
+def build_teacher(
+    options: dict[str, Any], found: FoundTeacher, model: Model, data: Dataset
+) -> OnlineTeacher | CachedTeacher:
+    """Return what answers for the teacher: itself, or with --teacher_table the table of its answers."""
     if not options["teacher_table"]:
         return OnlineTeacher(model, options["teacher_precision"])
     content = distiller_dict[options["distill"]].needs
     table = CachedTeacher(model, data.train, table_dir(options, found), found.sha256, content, options["table_dtype"])
     if options["fill_teacher_table"]:
-        table.fill(data.train)
+        table.fill()
     return table
 
 
-def prepared(
-    run: RunFolder, options: dict[str, Any], model: Model, teacher: OnlineTeacher | CachedTeacher, data: Dataset, turn: Turn
-) -> Training:
-    """The run of one seed, from where it stopped."""
+def build_trainer(
+    run: RunFolder,
+    options: dict[str, Any],
+    pass_turn: Callable[[], None] | None,
+    table: EpochTable,
+    model: Model,
+    teacher: OnlineTeacher | CachedTeacher,
+    data: Dataset,
+) -> Trainer:
+    """Return the trainer of one seed, from where its run stopped; `model` is the teacher as a network."""
     # what learns: student, temperature and distiller, in one module under one optimizer; the student is first to draw
     # random numbers, so that it starts from the same weights under every method
     seed_everything(options["seed"])
     device = data.train.target.device
     student = create_model(options["model_s"], data.num_classes, options["dataset"])
     student = nn.SyncBatchNorm.convert_sync_batchnorm(student) if options["sync_bn"] else student
-    module = place(distillation(options, student, model, data.train.target), device, options["plain"])
-    optimizer = make_optimizer(module, **kwargs_for(make_optimizer, options))
-    if extra := sum(parameter.numel() for parameter in module.distiller.parameters()):
+    task = place(distillation(options, student, model, data.train.target), device, options["plain"])
+    optimizer = make_optimizer(task, **kwargs_for(make_optimizer, options))
+    if extra := sum(parameter.numel() for parameter in task.distiller.parameters()):
         own = sum(parameter.numel() for parameter in student.parameters())
         print(f"{options['distill']} learns {extra:,} parameters for training only, beside the student's {own:,}")
-    run.resume(module, optimizer, len(data.train))
+    run.resume(task, optimizer, metrics := Metrics(), len(data.train))
     data = data._replace(train=data.train.with_seed(options["seed"]))
-    return Training(run, make_step(module, teacher, optimizer, data.train, options), data, options, turn)
+    step = make_step(task, device, options)
+    return Trainer(run, task, teacher, optimizer, metrics, data, options, step, pass_turn, table)
 
 
 def loss_in_words(options: dict[str, Any]) -> str:

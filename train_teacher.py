@@ -1,12 +1,13 @@
 """Train a network alone, by the vanilla recipe: a teacher for train_student.py, or a student to compare with.
 
-    python train_teacher.py --model resnet56
-    python train_teacher.py --model resnet20 --dataset digits --epochs 10
+python train_teacher.py --model resnet56
+python train_teacher.py --model resnet20 --dataset digits --epochs 10
 """
 
 import helper.environment  # noqa: F401 (before PyTorch)
 
 # isort: split
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ from dataset import Dataset, create_dataset, identify_data
 from helper import distributed
 from helper.device import device_of, place, seed_everything, start_together
 from helper.errors import run_main
-from helper.loops import Alone, Training, make_optimizer
+from helper.logger import EpochTable
+from helper.metrics import Metrics
 from helper.options import kwargs_for, parse, proportions_in_words, run_folder, teacher_parser
 from helper.run_folder import RunFolder
-from helper.trials import Turn, fit_trials, make_step, trials_of
+from helper.task import Vanilla
+from helper.trainer import Trainer, make_optimizer, make_step
+from helper.trials import train_runs, trials_of
 from models import create_model
 
 
@@ -47,11 +51,13 @@ def _train(options: dict[str, Any], device: torch.device) -> list[Path]:
     for run, _ in runs:
         run.check_writable()
     # 2. data
-    known = kwargs_for(create_dataset, options | {"device": device})
+    known = kwargs_for(
+        create_dataset, options | {"device": device, "rank": distributed.rank(), "world_size": distributed.world_size()}
+    )
     data = distributed.local_rank0_first(lambda: create_dataset(options["dataset"], **known))
     # 3. the loop, from where each run stopped
     found_out = {"device": str(device), "num_classes": data.num_classes}
-    fit_trials(runs, device, found_out, lambda run, trial, turn: prepared(run, trial, data, turn))
+    train_runs(runs, device, found_out, lambda *run: build_trainer(*run, data))
     return folders
 
 
@@ -76,17 +82,24 @@ def open_run(options: dict[str, Any]) -> RunFolder:
     return run
 
 
-def prepared(run: RunFolder, options: dict[str, Any], data: Dataset, turn: Turn) -> Training:
-    """The run of one seed, from where it stopped."""
+def build_trainer(
+    run: RunFolder,
+    options: dict[str, Any],
+    pass_turn: Callable[[], None] | None,
+    table: EpochTable,
+    data: Dataset,
+) -> Trainer:
+    """Return the trainer of one seed, from where its run stopped."""
     seed_everything(options["seed"])
     device = data.train.target.device
     model = create_model(options["model"], data.num_classes, options["dataset"])
     model = nn.SyncBatchNorm.convert_sync_batchnorm(model) if options["sync_bn"] else model
-    module = place(Alone(model, options["precision"]), device, options["plain"])
-    optimizer = make_optimizer(module, **kwargs_for(make_optimizer, options))
-    run.resume(module, optimizer, len(data.train))
+    task = place(Vanilla(model, options["precision"]), device, options["plain"])
+    optimizer = make_optimizer(task, **kwargs_for(make_optimizer, options))
+    run.resume(task, optimizer, metrics := Metrics(), len(data.train))
     data = data._replace(train=data.train.with_seed(options["seed"]))
-    return Training(run, make_step(module, None, optimizer, data.train, options), data, options, turn)
+    step = make_step(task, device, options)
+    return Trainer(run, task, None, optimizer, metrics, data, options, step, pass_turn, table)
 
 
 def main() -> None:

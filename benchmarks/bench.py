@@ -37,12 +37,13 @@ from benchmarks.baseline import MEAN, STD, Baseline
 from dataset import val_batch_size
 from dataset.memory import MemoryLoader
 from helper.device import cpu_info, place, prepare_device, seed_everything
-from helper.errors import Parser, RunError, UserError, run_main, unknown
+from helper.errors import Parser, RunError, UserError, run_main
 from helper.loops import epoch_steps, evaluation, in_turns, make_optimizer
 from helper.options import parse, resolve_pair, student_parser
 from helper.teacher import fold_batch_norm
 from helper.teacher_cache import CachedTeacher, OnlineTeacher
 from helper.trials import Turn, make_step
+from inputs import unknown
 from models import create_model, model_dict
 from train_student import distillation
 

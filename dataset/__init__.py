@@ -5,7 +5,7 @@ import torch
 from dataset import cifar100, digits, tree
 from dataset.base import Batch, Dataset, Loader, balanced_subset
 from dataset.memory import ImageSet, MemoryLoader
-from helper.errors import UserError, unknown
+from inputs import InputError, unknown
 
 __all__ = ["Batch", "Dataset", "Loader", "check_dataset", "create_dataset", "dataset_dict", "dataset_names",
            "identify_data", "val_batch_size"]  # fmt: skip
@@ -17,7 +17,7 @@ def _load_folder(**options: object) -> ImageSet:
     return folder.load(**options)
 
 
-# each takes the keywords data_dir, image_size and num_workers, and ignores those that mean nothing to it
+# each takes the keywords data_dir, image_size, num_workers and quiet, and ignores those that mean nothing to it
 dataset_dict = {"cifar100": cifar100.load, "digits": digits.load, "folder": _load_folder}
 dataset_names = (*dataset_dict, "imagenet")  # which is too large for memory
 
@@ -34,6 +34,8 @@ def create_dataset(
     image_size: int = 32,
     num_workers: int = 0,
     train_subset: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Dataset:
     """The training and validation batches of a data set.
 
@@ -47,35 +49,47 @@ def create_dataset(
         num_workers: processes that decode the images: once, at the start, and of `imagenet` in every epoch.
         train_subset: how many training images to keep, as evenly from the classes as they allow; 0 keeps all.
             Which ones does not depend on the seed, and a smaller subset is part of a larger one.
+        rank: number of this process among those that share the batches.
+        world_size: how many these are.
 
     Raises:
-        UserError: an unknown name, a number that makes no sense, or files that are missing or damaged.
+        InputError: an unknown name, a number that makes no sense, or files that are missing or damaged.
     """
     least = {"batch_size": 1, "image_size": 1, "num_workers": 0, "train_subset": 0}
     given = (batch_size, image_size, num_workers, train_subset)
     for (option, smallest), value in zip(least.items(), given, strict=True):
         if value < smallest:
-            raise UserError(f"--{option} must be at least {smallest}, not {value}")
+            raise InputError(f"--{option} must be at least {smallest}, not {value}")
+    device = torch.device(device)
+    val_size = val_batch_size(batch_size, image_size, device)
+    common = {"device": device, "rank": rank, "world_size": world_size}
     if name == "imagenet":
         from dataset import imagenet  # with torchvision, which takes seconds to import
 
-        val_size = val_batch_size(batch_size, image_size, torch.device(device))
         return imagenet.build(
-            data_dir, image_size, num_workers, batch_size, val_size, seed, device, train_subset
+            data_dir, image_size, num_workers, batch_size, val_size, train_subset, seed=seed, **common
         )
-    data = _load(name, data_dir, image_size, num_workers)
+    data = _load(name, data_dir, image_size, num_workers, quiet=rank > 0)
     images, target = data.train_images, data.train_target
     if train_subset > len(target):
-        raise UserError(f"--train_subset {train_subset} is more than the {len(target)} training images there are")
+        raise InputError(f"--train_subset {train_subset} is more than the {len(target)} training images there are")
     if train_subset:
         kept = balanced_subset(target, train_subset)
         images, target = images[kept], target[kept]
-    common = {"batch_size": batch_size, "mean": data.mean, "std": data.std, "device": device}
+    common |= {"mean": data.mean, "std": data.std}
     train = MemoryLoader(
-        images=images, target=target, augment=True, seed=seed, flip=data.flip, pad=image_size // 8, **common
+        images=images,
+        target=target,
+        batch_size=batch_size,
+        augment=True,
+        seed=seed,
+        flip=data.flip,
+        pad=image_size // 8,
+        **common,
     )
-    common["batch_size"] = val_batch_size(batch_size, image_size, torch.device(device))
-    val = MemoryLoader(images=data.val_images, target=data.val_target, augment=False, **common)
+    val = MemoryLoader(
+        images=data.val_images, target=data.val_target, batch_size=val_size, augment=False, **common
+    )
     return Dataset(train, val, data.num_classes)
 
 
@@ -85,7 +99,7 @@ def val_batch_size(batch_size: int, image_size: int, device: torch.device) -> in
 
 
 def check_dataset(name: str) -> None:
-    """Raise UserError for a data set that is not in `dataset_names`."""
+    """Raise InputError for a data set that is not in `dataset_names`."""
     if name not in dataset_names:
         raise unknown("data set", name, dataset_names)
 
@@ -97,8 +111,8 @@ def identify_data(name: str, data_dir: str | None) -> str | None:
     return tree.fingerprint(data_dir)
 
 
-def _load(name: str, data_dir: str | None, image_size: int, num_workers: int) -> ImageSet:
+def _load(name: str, data_dir: str | None, image_size: int, num_workers: int, quiet: bool) -> ImageSet:
     check_dataset(name)
     if image_size != 32 and name != "folder":
-        raise UserError(f"the images of {name} have 32 pixels a side; --image_size is for folder and imagenet")
-    return dataset_dict[name](data_dir=data_dir, image_size=image_size, num_workers=num_workers)
+        raise InputError(f"the images of {name} have 32 pixels a side; --image_size is for folder and imagenet")
+    return dataset_dict[name](data_dir=data_dir, image_size=image_size, num_workers=num_workers, quiet=quiet)

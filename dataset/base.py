@@ -1,37 +1,97 @@
 """What every data set hands to the training loop."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 
-class Batch(NamedTuple):
-    """One step's images, on the device of the run."""
+class Batch:
+    """One step's images, on the device of the run.
 
-    images: Tensor | None  # [B, 3, H, W] float32, augmented and normalised; None where a loader is `lazy`
-    target: Tensor  # [B] int64, the class
-    index: Tensor  # [B] int64, which image of the set
-    view: Tensor | None  # [B] int64, which augmentation of it; None where they cannot be counted
-    count: int | None = None  # of images in all processes together, where this is a share; see helper/distributed.py
+    Args:
+        images: [B, 3, H, W] float32, augmented and normalised; or a function that makes them of `index` and `view`,
+            which is called when they are first asked for.
+        target: [B] int64, the classes.
+        index: [B] int64, the image numbers in the data set.
+        view: [B] int64, which augmentation of each image; None where augmentations cannot be counted.
+        count: images in the whole batch, where this is one process's shard; else None.
+    """
+
+    def __init__(
+        self,
+        images: Tensor | Callable[[Tensor, Tensor], Tensor],
+        target: Tensor,
+        index: Tensor,
+        view: Tensor | None = None,
+        count: int | None = None,
+    ) -> None:
+        self._images, self._make = (images, None) if isinstance(images, Tensor) else (None, images)
+        self.target, self.index, self.view, self.count = target, index, view, count
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    @property
+    def images(self) -> Tensor:
+        """The images [B, 3, H, W]."""
+        if self._images is None:
+            self._images = self._make(self.index, self.view)
+        return self._images
+
+    @property
+    def numbers(self) -> tuple[Tensor, ...]:
+        """Class, number and view of each image, [B] each, of a batch whose views are counted."""
+        return self.target, self.index, self.view
+
+    def copy(self) -> "Batch":
+        """Return a batch with the same numbers in tensors of its own, whose images are not made yet."""
+        return Batch(self._make, *(column.clone() for column in self.numbers), self.count)
+
+    def unmade(self) -> "Batch":
+        """Return a batch of the same tensors whose images are not made yet."""
+        return Batch(self._make, *self.numbers, self.count)
+
+    def without_first(self, rows: int, processes: int = 1) -> "Batch":
+        """Return the batch without its first `rows` images, in each of the processes that share it."""
+        view = None if self.view is None else self.view[rows:]
+        count = None if self.count is None else self.count - rows * processes
+        return Batch(self.images[rows:], self.target[rows:], self.index[rows:], view, count)
+
+
+class Epoch(Protocol):
+    """The batches of one epoch."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Batch]: ...
+
+    def drawn(self) -> Tensor | None:
+        """Return the epoch's image numbers and views in this process, [2, N] int64 on the CPU; None where they are not
+        counted."""
 
 
 class Loader(Protocol):
-    """An iterable over one epoch's batches."""
+    """The images of training or validation. Iterating gives them in order of their numbers; `epoch` shuffles them."""
 
     num_samples: int
     batch_size: int
-    lazy: bool  # leave out the images of batches whose views are counted: who needs them calls `view_of`
-    target: Tensor  # [num_samples] int64, the class of each image by its index
+    target: Tensor  # [num_samples] int64, the class of each image by its number
 
-    def __len__(self) -> int: ...  # batches an epoch
+    def __len__(self) -> int:
+        """Return the number of batches an epoch."""
+
     def __iter__(self) -> Iterator[Batch]: ...
-    # epochs count from 1; it fixes the order and the augmentations. The first `done` batches are left out
-    def set_epoch(self, epoch: int, done: int = 0) -> None: ...
-    def set_mixing(self, partner: Tensor | None, weight: float) -> None: ...  # see temperature.Mixing
-    def draw(self) -> Tensor | None: ...  # [2, N] on the CPU, the epoch's order and views; None where not counted
-    def view_of(self, index: Tensor, view: Tensor) -> Tensor: ...  # [B, 3, H, W], the images of a lazy batch
+
+    def epoch(self, number: int, start: int = 0, partner: Tensor | None = None, weight: float = 1.0) -> Epoch:
+        """Return the shuffled, augmented batches of an epoch.
+
+        Args:
+            number: of the epoch, from 1; with the seed it fixes order and augmentations.
+            start: batches at its beginning to leave out.
+            partner: [num_samples] int64, the image that is blended into each (itself for none); None: no blending.
+            weight: of the partner, from 0.5 to 1. A blend has the class and number of its partner.
+        """
 
 
 class Dataset(NamedTuple):
@@ -56,3 +116,15 @@ def balanced_subset(target: Tensor, size: int) -> Tensor:
     counts = target.bincount()
     rank = torch.arange(len(target)) - (counts.cumsum(0) - counts)[target[by_class]]  # within the class
     return by_class[rank.argsort(stable=True)[:size]].sort().values
+
+
+def shard(rows: Tensor, rank: int, world_size: int) -> Tensor:
+    """Return one process's rows of [B, ...]: every world_size-th from `rank` on, [ceil(B / world_size), ...].
+
+    All processes get equally many: where B does not divide, the first row appears once more in some.
+    """
+    if world_size == 1:
+        return rows
+    each = -(-len(rows) // world_size)
+    own = rows[rank::world_size]
+    return own if len(own) == each else torch.cat([own, rows[:1]])

@@ -14,10 +14,7 @@ from tqdm import tqdm
 
 from dataset.memory import ImageSet
 from dataset.tree import EXTENSIONS, Split, list_split
-from helper.bounds import memory
-from helper.distributed import is_rank0
-from helper.errors import UserError, printable
-from helper.files import open_regular
+from inputs import InputError, host_memory, open_regular, printable
 
 EXPECTED = "--dataset folder expects images in train/<class> and val/<class> of --data_dir"
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet
@@ -33,7 +30,7 @@ def read_image(path: str) -> Image.Image:
     than 8 bits it would cut off at 255: they are scaled here, from the range of their unsigned integers.
 
     Raises:
-        UserError: the file is no regular one, or nothing says which of the image's values is white: they are
+        InputError: the file is no regular one, or nothing says which of the image's values is white: they are
             floating-point numbers, or integers with a sign.
         Exception: nearly any, from a broken file.
     """
@@ -54,7 +51,7 @@ def _scaled(image: Image.Image) -> np.ndarray:
         is_known = tags.get(SAMPLE_FORMAT, (1,)) == (1,)  # unsigned integers
     if not is_known:
         kind = "floating-point numbers" if image.mode == "F" else "integers with a sign"
-        raise UserError(f"its values are {kind}, and nothing says which is white: save it with 8 or 16 bits")
+        raise InputError(f"its values are {kind}, and nothing says which is white: save it with 8 or 16 bits")
     most = 2**bits - 1
     pixels = np.asarray(image).astype(np.int64) & most  # Pillow reads unsigned integers of 32 bits as signed ones
     shares = (most - pixels if tags.get(PHOTOMETRIC) == 0 else pixels) / most
@@ -94,23 +91,24 @@ class Tree(TorchDataset):
         return black, f"the image {path} cannot be read ({why(path, error)}); mend or remove it"
 
 
-def load(data_dir: str | None, image_size: int, num_workers: int) -> ImageSet:
+def load(data_dir: str | None, image_size: int, num_workers: int, quiet: bool = False) -> ImageSet:
     """Every image, resized by its short side and cut to a central square of `image_size` pixels.
 
     Args:
         data_dir: the folder that holds `train` and `val`; the names of the folders in them are the classes.
         image_size: side of the square in pixels.
         num_workers: processes that decode; 0 decodes in this one.
+        quiet: whether to show no progress.
 
     Raises:
-        UserError: the tree is not as described, an image cannot be read, or the set is too large for memory.
+        InputError: the tree is not as described, an image cannot be read, or the set is too large for memory.
     """
     train, val = open_splits(data_dir, image_size, EXPECTED)
     _check_size(train, val)
     return ImageSet(
-        _decode(train, num_workers),
+        _decode(train, num_workers, quiet),
         torch.tensor(train.targets),
-        _decode(val, num_workers),
+        _decode(val, num_workers, quiet),
         torch.tensor(val.targets),
         num_classes=len(train.classes),
         mean=MEAN,
@@ -127,30 +125,30 @@ def open_splits(data_dir: str | None, image_size: int, expected: str) -> tuple[T
         expected: what it should look like.
 
     Raises:
-        UserError: it does not, or is not given.
+        InputError: it does not, or is not given.
     """
     if not data_dir:
-        raise UserError(f"--data_dir is missing; {expected}")
+        raise InputError(f"--data_dir is missing; {expected}")
     root = Path(os.path.expanduser(data_dir))
     splits = [_list(root / name, expected) for name in ("train", "val")]
     train, val = (Tree(root / name, split, image_size) for name, split in zip(("train", "val"), splits, strict=True))
     if train.classes != val.classes:
         differing = sorted(set(train.classes) ^ set(val.classes))
-        raise UserError(f"{root}: train and val hold different classes, only one has {_some(differing)}")
+        raise InputError(f"{root}: train and val hold different classes, only one has {_some(differing)}")
     _tell_left_out(root, splits)
     return train, val
 
 
 def _list(folder: Path, expected: str) -> Split:
     if not os.path.isdir(folder):
-        raise UserError(f"there is no folder {folder}; {expected}")
+        raise InputError(f"there is no folder {folder}; {expected}")
     split = list_split(folder)
     if not split.classes:
-        raise UserError(f"there are no images in {folder}, which holds no folders; {expected}")
+        raise InputError(f"there are no images in {folder}, which holds no folders; {expected}")
     filled = {number for _, number in split.samples}
     if empty := [name for number, name in enumerate(split.classes) if number not in filled]:
         skipped = f" ({len(split.skipped)} files there have other names than {_ENDINGS})" if split.skipped else ""
-        raise UserError(f"there are no images in {folder} of {_some(empty)}{skipped}; {expected}")
+        raise InputError(f"there are no images in {folder} of {_some(empty)}{skipped}; {expected}")
     return split
 
 
@@ -174,22 +172,22 @@ def _check_size(train: Tree, val: Tree) -> None:
     """Pixels are counted as they are kept, the training images with the border that random crops need."""
     size = train.image_size
     needed = 3 * (len(train) * (size + 2 * (size // 8)) ** 2 + len(val) * size**2)
-    limit = min(MEMORY_LIMIT, memory())
+    limit = min(MEMORY_LIMIT, host_memory())
     if needed > limit:
-        raise UserError(
+        raise InputError(
             f"the images of {train.root} and val would take {needed / 2**30:.1f} GiB of memory, and the limit is "
             f"{limit / 2**30:.0f} GiB; choose an --image_size below {size}, or fewer images"
         )
 
 
-def _decode(tree: Tree, num_workers: int) -> Tensor:
+def _decode(tree: Tree, num_workers: int, quiet: bool) -> Tensor:
     """All images of a tree, [N, 3, S, S] uint8."""
     images = torch.empty(len(tree), 3, tree.image_size, tree.image_size, dtype=torch.uint8)
     done = 0
-    with tqdm(total=len(tree), desc=f"decoding {Path(tree.root).name}", unit="image", disable=not is_rank0()) as bar:
+    with tqdm(total=len(tree), desc=f"decoding {Path(tree.root).name}", unit="image", disable=quiet) as bar:
         for pixels, unreadable in DataLoader(tree, batch_size=64, num_workers=num_workers):
             if any(unreadable):
-                raise UserError(next(filter(None, unreadable)))
+                raise InputError(next(filter(None, unreadable)))
             images[done : done + len(pixels)] = pixels
             done += len(pixels)
             bar.update(len(pixels))

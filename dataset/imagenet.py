@@ -10,6 +10,7 @@ import random
 import signal
 import threading
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,15 +21,15 @@ from torch.utils.data import Dataset as TorchDataset
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2.functional import center_crop, horizontal_flip, resize
 
-from dataset.base import Batch, Dataset, balanced_subset
+from dataset.base import Batch, Dataset, balanced_subset, shard
 from dataset.folder import MEAN, STD, Tree, open_splits, read_image
-from helper import distributed
-from helper.errors import UserError
+from inputs import InputError
 
 EXPECTED = "--dataset imagenet expects images in train/<class> and val/<class> of --data_dir or IMAGENET_DIR"
 RESIZED = 256 / 224  # the short side of a validation image, relative to what is cut out of it
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of a random cut: its share of the image, and width by height
 Sample = tuple[int, int, int, float]  # image, seed of its augmentation, image that it is blended into, weight of that
+Share = tuple[list[Sample], Tensor, int | None]  # of a batch: samples, their numbers [B], images of the whole batch
 
 
 def random_cut(image: Image.Image, size: int) -> Tensor:
@@ -109,55 +110,70 @@ class StreamLoader:
     Args:
         tree: the images, and the side of the squares that are cut out of them in pixels.
         augment: whether it is for training: in random order and with random cuts, otherwise in order.
+        batch_size: images a batch, of all processes together where they share it.
         device: where batches are handed out.
         num_workers: processes that decode; 0 decodes in this one.
+        seed: of order and cuts.
+        rank: number of this process among those that share the batches.
+        world_size: how many these are.
     """
 
     def __init__(
-        self, tree: Tree, *, augment: bool, batch_size: int, device: torch.device | str, num_workers: int, seed: int = 0
+        self,
+        tree: Tree,
+        *,
+        augment: bool,
+        batch_size: int,
+        device: torch.device | str,
+        num_workers: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         self.target = torch.tensor(tree.targets, device=device)
         self.num_samples, self.batch_size = len(tree), batch_size
         self.mean = 255 * torch.tensor(MEAN, device=device).view(3, 1, 1)
         self.std = 255 * torch.tensor(STD, device=device).view(3, 1, 1)
-        self.augment, self.seed, self.num_workers, self.lazy = augment, seed, num_workers, False
-        self.epoch, self.done, self.partner, self.weight = 1, 0, None, 1.0
+        self.augment, self.seed, self.num_workers = augment, seed, num_workers
+        self.rank, self.world_size = rank, world_size
         self.images, self.order, self.workers = Images(tree, augment), Order(), None
 
     def __len__(self) -> int:
         """Batches an epoch; where nothing is learned, of this process."""
-        num_samples = self.num_samples if self.augment else len(distributed.own_range(self.num_samples))
+        num_samples = self.num_samples if self.augment else len(self._own())
         return -(-num_samples // self.batch_size)
 
-    def set_epoch(self, epoch: int, done: int = 0) -> None:
-        """Choose the epoch (from 1) whose order and cuts the next iteration follows, without its first batches."""
-        self.epoch, self.done = epoch, done
+    def __iter__(self) -> Iterator[Batch]:
+        """The first epoch of training; without `augment` this process's images, in order."""
+        return iter(self.epoch(1)) if self.augment else self.decoded(self._val_shares())
 
-    def set_mixing(self, partner: Tensor | None, weight: float) -> None:
-        """Blend images into others in the epochs to come, see dataset.memory.MemoryLoader; each with the same cut, as
+    def epoch(self, number: int, start: int = 0, partner: Tensor | None = None, weight: float = 1.0) -> "StreamEpoch":
+        """Return the batches of an epoch of training; see `dataset.base.Loader`. Blended images have the same cut, as
         far as their sizes agree."""
-        self.partner, self.weight = None if partner is None else partner.cpu(), weight
+        return StreamEpoch(self, number, start, None if partner is None else partner.cpu(), weight)
 
     def with_seed(self, seed: int) -> "StreamLoader":
-        """The same images in the orders and cuts of another seed."""
+        """Return a loader of the same images in the orders and cuts of another seed."""
         other = StreamLoader.__new__(StreamLoader)
         other.__dict__ = self.__dict__ | {"seed": seed, "order": Order(), "workers": None}
         return other
 
-    def draw(self) -> None:
-        """None: these augmentations cannot be counted."""
+    def decoded(self, shares: list[Share]) -> Iterator[Batch]:
+        """Decode the given shares of batches, in their order.
 
-    def __iter__(self) -> Iterator[Batch]:
-        """One epoch; the same one again if the epoch was not set anew."""
-        shares = self._train_shares() if self.augment else self._val_shares()
+        Raises:
+            InputError: an image cannot be read.
+        """
         self.order.batches = [samples for samples, _, _ in shares]
-        workers = self._workers()
-        for (pixels, unreadable), (_, index, count) in zip(workers, shares, strict=True):
+        for (pixels, unreadable), (_, index, count) in zip(self._workers(), shares, strict=True):
             if any(unreadable):
-                raise UserError(next(filter(None, unreadable)))
+                raise InputError(next(filter(None, unreadable)))
             images = pixels.to(self.target.device, non_blocking=True).float().sub_(self.mean).div_(self.std)
             index = index.to(self.target.device, non_blocking=True)
             yield Batch(images.contiguous(memory_format=torch.channels_last), self.target[index], index, None, count)
+
+    def _own(self) -> range:
+        return range(self.num_samples)[self.rank :: self.world_size]
 
     def _workers(self) -> DataLoader:
         """The processes that decode; they stay for the epochs to come."""
@@ -169,52 +185,81 @@ class StreamLoader:
             self.workers = DataLoader(self.images, batch_sampler=self.order, num_workers=self.num_workers, **more)
         return self.workers
 
-    def _train_shares(self) -> list[tuple[list[Sample], Tensor, int | None]]:
-        mixed = random.Random(f"seed {self.seed} epoch {self.epoch}").getrandbits(32)
+    def _val_shares(self) -> list[Share]:
+        own = torch.tensor(self._own(), dtype=torch.int64)
+        parts = own.split(self.batch_size) if len(own) else ()
+        return [([(i, 0, i, 1.0) for i in index.tolist()], index, None) for index in parts]
+
+
+class StreamEpoch:
+    """The batches of one epoch of training of a `StreamLoader`; see its `epoch`."""
+
+    def __init__(
+        self, loader: StreamLoader, number: int, start: int, partner: Tensor | None, weight: float
+    ) -> None:
+        self.loader, self.number, self.start = loader, number, start
+        self.partner, self.weight = partner, weight
+
+    def __len__(self) -> int:
+        return max(0, len(self.loader) - self.start)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.loader.decoded(self._shares())
+
+    def drawn(self) -> None:
+        """None: these augmentations cannot be counted."""
+
+    def _shares(self) -> list[Share]:
+        loader = self.loader
+        mixed = random.Random(f"seed {loader.seed} epoch {self.number}").getrandbits(32)
         generator = torch.Generator().manual_seed(mixed)
-        order = torch.randperm(self.num_samples, generator=generator)
-        seeds = torch.randint(2**32, (self.num_samples,), generator=generator)
-        start, shares = self.done * self.batch_size, []
-        if start >= self.num_samples:  # all was done
+        order = torch.randperm(loader.num_samples, generator=generator)
+        seeds = torch.randint(2**32, (loader.num_samples,), generator=generator)
+        start, shares = self.start * loader.batch_size, []
+        if start >= loader.num_samples:  # all was done
             return shares
-        together = (column[start:].split(self.batch_size) for column in (order, seeds))
-        for index, seed in zip(*together, strict=True):
-            count = len(index) if distributed.world_size() > 1 else None
-            index, seed = distributed.shard(index), distributed.shard(seed)
+        for whole in zip(*(column[start:].split(loader.batch_size) for column in (order, seeds)), strict=True):
+            count = len(whole[0]) if loader.world_size > 1 else None
+            index, seed = (shard(column, loader.rank, loader.world_size) for column in whole)
             partner = index if self.partner is None else self.partner[index]
             weights = [self.weight] * len(index)
             samples = list(zip(index.tolist(), seed.tolist(), partner.tolist(), weights, strict=True))
             shares.append((samples, partner, count))  # a blend is called what it shows most of
         return shares
 
-    def _val_shares(self) -> list[tuple[list[Sample], Tensor, None]]:
-        mine = torch.tensor(distributed.own_range(self.num_samples), dtype=torch.int64)
-        parts = mine.split(self.batch_size) if len(mine) else ()
-        return [([(i, 0, i, 1.0) for i in index.tolist()], index, None) for index in parts]
-
 
 def build(
-    data_dir: str | None, image_size: int, num_workers: int, batch_size: int, val_size: int, seed: int,
-    device: torch.device | str, train_subset: int,
-) -> Dataset:  # fmt: skip
-    """Training and validation batches of a tree.
+    data_dir: str | None,
+    image_size: int,
+    num_workers: int,
+    batch_size: int,
+    val_size: int,
+    train_subset: int,
+    **loaders: Any,
+) -> Dataset:
+    """Return training and validation batches of a tree.
 
     Args:
-        val_size: images a batch where nothing is learned. train_subset: how many training images to keep; 0: all.
-        The others are those of `StreamLoader`.
+        data_dir: the folder that holds `train` and `val`.
+        image_size: side of the square images in pixels.
+        num_workers: processes that decode; 0 decodes in this one.
+        batch_size: images a batch of training.
+        val_size: images a batch where nothing is learned.
+        train_subset: how many training images to keep; 0 keeps all.
+        loaders: seed, device, rank and world_size of `StreamLoader`.
 
     Raises:
-        UserError: the tree is not as described.
+        InputError: the tree is not as described.
     """
     train, val = open_splits(data_dir, image_size, EXPECTED)
     if train_subset > len(train):
-        raise UserError(f"--train_subset {train_subset} is more than the {len(train)} training images there are")
+        raise InputError(f"--train_subset {train_subset} is more than the {len(train)} training images there are")
     if train_subset:
         kept = balanced_subset(torch.tensor(train.targets), train_subset).tolist()
         train.samples, train.targets = [train.samples[i] for i in kept], [train.targets[i] for i in kept]
-    common = {"device": device, "num_workers": num_workers}
+    loaders["num_workers"] = num_workers
     return Dataset(
-        StreamLoader(train, augment=True, batch_size=batch_size, seed=seed, **common),
-        StreamLoader(val, augment=False, batch_size=val_size, **common),
+        StreamLoader(train, augment=True, batch_size=batch_size, **loaders),
+        StreamLoader(val, augment=False, batch_size=val_size, **loaders),
         len(train.classes),
     )

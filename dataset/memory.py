@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dataset.base import Batch
-from helper import distributed
+from dataset.base import Batch, shard
 
 
 class ImageSet(NamedTuple):
@@ -59,20 +58,26 @@ def crop(padded: Tensor, index: Tensor, view: Tensor, pad: int) -> Tensor:
 
 
 class MemoryLoader:
-    """The batches of a set that fits on the device; the last one may be smaller.
+    """The batches of a set that fits on the device; the last one of an epoch may be smaller.
 
-    For training (`augment`) an epoch is a random order with a random view of each image: after a border of
-    `pad` black pixels a random crop and, with `flip`, a mirroring half of the time. Both are drawn on the CPU
-    from the seed and the epoch alone: they are the same on every device, and resuming needs no state.
-    Without `augment` the images come in order and as they are, and `Batch.view` is None. A `lazy` loader leaves the
-    images out where there is a view: `view_of` makes them.
+    An epoch of training is a random order with a random view of each image: after a border of `pad` black pixels a
+    random crop and, with `flip`, a mirroring half of the time. Both are drawn on the CPU from the seed and the epoch
+    alone: they are the same on every device, and resuming needs no state. Iterating over the loader itself gives the
+    images in order and, without `augment`, as they are.
 
     Args:
         images: [N, 3, H, W] uint8.
         target: [N] int64, the classes.
+        batch_size: images a batch, of all processes together where they share it.
         mean: of the channels, where white is 1, to be subtracted.
         std: of the channels, to divide by.
         device: where the set lives and the batches are made.
+        augment: whether it is for training.
+        seed: of order and views.
+        flip: whether half of the images are mirrored.
+        pad: width of the border in pixels.
+        rank: number of this process among those that share the batches.
+        world_size: how many these are.
     """
 
     def __init__(
@@ -88,6 +93,8 @@ class MemoryLoader:
         seed: int = 0,
         flip: bool = False,
         pad: int = 4,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         images = images.to(device)
         self.images = F.pad(images, (pad,) * 4) if augment else images
@@ -97,67 +104,37 @@ class MemoryLoader:
         self.std = 255 * torch.tensor(std, device=device).view(3, 1, 1)
         self.augment, self.seed, self.flip, self.pad = augment, seed, flip, pad
         self.num_samples = len(images)
-        self.epoch, self.done = 1, 0
-        self.partner, self.weight = None, 1.0
-        self.lazy = False
+        self.rank, self.world_size = rank, world_size
 
     def __len__(self) -> int:
         """Batches an epoch; where nothing is learned, of this process."""
-        num_samples = self.num_samples if self.augment else len(distributed.own_range(self.num_samples))
+        num_samples = self.num_samples if self.augment else len(self._own())
         return -(-num_samples // self.batch_size)
 
-    def set_epoch(self, epoch: int, done: int = 0) -> None:
-        """Choose the epoch (from 1) whose order and views the next iteration follows, without its first batches."""
-        self.epoch, self.done = epoch, done
-
-    def set_mixing(self, partner: Tensor | None, weight: float) -> None:
-        """Blend images into others in the epochs to come, each with the same view; None for not any more.
-
-        A mixed image takes the class and the number of its partner, which it shows most of; so a batch can hold a
-        number twice, of which a memory by numbers (CRD's) keeps one.
-
-        Args:
-            partner: [N] int64, which image is blended into each; itself where none is.
-            weight: of the partner, from 0.5 to 1.
-        """
-        self.partner, self.weight = partner, weight
-
     def __iter__(self) -> Iterator[Batch]:
-        """One epoch; the same one again if the epoch was not set anew."""
-        return self._train_batches() if self.augment else self._val_batches()
+        """The first epoch of training; without `augment` this process's images, in order."""
+        return iter(self.epoch(1)) if self.augment else self._val_batches()
+
+    def epoch(self, number: int, start: int = 0, partner: Tensor | None = None, weight: float = 1.0) -> "MemoryEpoch":
+        """Return the batches of an epoch of training; see `dataset.base.Loader`. A blend mixes equal views of both
+        images, and is no view of any one image, so its batch has none.
+
+        Two blends may have one partner, so a number can occur twice in a batch, of which a memory by numbers (CRD's)
+        keeps one.
+        """
+        return MemoryEpoch(self, number, start, partner, weight)
 
     def view_of(self, index: Tensor, view: Tensor) -> Tensor:
         """Images [B, 3, H, W] float32 of a training batch from its `index` and `view`, both [B]; see `crop`."""
         return self._normalise(crop(self.images, index, view, self.pad))
 
-    def _train_batches(self) -> Iterator[Batch]:
-        drawn = self._drawn()[:, self.done * self.batch_size :]
-        if not drawn.numel():  # all was done
-            return
-        order, views = drawn.to(self.target.device)  # the only copy to the device in an epoch
-        columns = (column.split(self.batch_size) for column in (self.target[order], order, views))
-        for together in zip(*columns, strict=True):
-            count = len(together[0]) if distributed.world_size() > 1 else None
-            target, index, view = map(distributed.shard, together)
-            if self.partner is None:
-                yield Batch(None if self.lazy else self.view_of(index, view), target, index, view, count)
-            else:
-                partner = self.partner[index]
-                images = self.view_of(index, view).lerp_(self.view_of(partner, view), self.weight)
-                yield Batch(images, self.target[partner], partner, None, count)  # no view of any one image
+    def _own(self) -> range:
+        return range(self.num_samples)[self.rank :: self.world_size]
 
     def _val_batches(self) -> Iterator[Batch]:
-        mine = torch.tensor(distributed.own_range(self.num_samples), dtype=torch.int64, device=self.target.device)
-        for index in mine.split(self.batch_size) if len(mine) else ():
-            yield Batch(self._normalise(self.images.index_select(0, index)), self.target[index], index, None)
-
-    def draw(self) -> Tensor | None:
-        """What the next iteration over the training set will hand out, in this process: the images' order and the view
-        of each, [2, N] int64 on the CPU; None where images are blended, since a blend is no view of any one image."""
-        if self.partner is not None:
-            return None
-        shares = [distributed.shard(columns.T) for columns in self._drawn().split(self.batch_size, 1)]
-        return torch.cat(shares).T
+        own = torch.tensor(self._own(), dtype=torch.int64, device=self.target.device)
+        for index in own.split(self.batch_size) if len(own) else ():
+            yield Batch(self._normalise(self.images.index_select(0, index)), self.target[index], index)
 
     @property
     def num_views(self) -> int:
@@ -177,13 +154,51 @@ class MemoryLoader:
         other.seed = seed
         return other
 
-    def _drawn(self) -> Tensor:
-        # torch uses only the lower 32 bits of a CPU seed, so seed and epoch are hashed into them
-        mixed = random.Random(f"seed {self.seed} epoch {self.epoch}").getrandbits(32)
-        generator = torch.Generator().manual_seed(mixed)
-        order = torch.randperm(self.num_samples, generator=generator)
-        view = torch.randint(count_views(self.pad), (self.num_samples,), generator=generator)
-        return torch.stack([order, view if self.flip else view - view % 2])
-
     def _normalise(self, pixels: Tensor) -> Tensor:
         return pixels.float().sub_(self.mean).div_(self.std)
+
+
+class MemoryEpoch:
+    """The batches of one epoch of training of a `MemoryLoader`; see its `epoch`."""
+
+    def __init__(
+        self, loader: MemoryLoader, number: int, start: int, partner: Tensor | None, weight: float
+    ) -> None:
+        self.loader, self.number, self.start = loader, number, start
+        self.partner, self.weight = partner, weight
+
+    def __len__(self) -> int:
+        return max(0, len(self.loader) - self.start)
+
+    def __iter__(self) -> Iterator[Batch]:
+        loader = self.loader
+        drawn = self._drawn()[:, self.start * loader.batch_size :]
+        if not drawn.numel():  # all was done
+            return
+        order, views = drawn.to(loader.target.device)  # the only copy to the device in an epoch
+        columns = (column.split(loader.batch_size) for column in (loader.target[order], order, views))
+        for whole in zip(*columns, strict=True):
+            count = len(whole[0]) if loader.world_size > 1 else None
+            target, index, view = (shard(column, loader.rank, loader.world_size) for column in whole)
+            if self.partner is None:
+                yield Batch(loader.view_of, target, index, view, count)
+            else:
+                partner = self.partner[index]
+                images = loader.view_of(index, view).lerp_(loader.view_of(partner, view), self.weight)
+                yield Batch(images, loader.target[partner], partner, None, count)
+
+    def drawn(self) -> Tensor | None:
+        """Image numbers and views of all batches of this process, [2, N] int64 on the CPU; None with blending."""
+        if self.partner is not None:
+            return None
+        loader = self.loader
+        batches = self._drawn()[:, self.start * loader.batch_size :].split(loader.batch_size, 1)
+        return torch.cat([shard(columns.T, loader.rank, loader.world_size) for columns in batches]).T
+
+    def _drawn(self) -> Tensor:
+        # torch uses only the lower 32 bits of a CPU seed, so seed and epoch are hashed into them
+        mixed = random.Random(f"seed {self.loader.seed} epoch {self.number}").getrandbits(32)
+        generator = torch.Generator().manual_seed(mixed)
+        order = torch.randperm(self.loader.num_samples, generator=generator)
+        view = torch.randint(count_views(self.loader.pad), (self.loader.num_samples,), generator=generator)
+        return torch.stack([order, view if self.loader.flip else view - view % 2])

@@ -13,7 +13,7 @@ from distiller_zoo.pkt import PKT, pkt_loss
 from distiller_zoo.sp import SP, sp_loss
 from distiller_zoo.srrl import SRRL
 from distiller_zoo.vid import VID, vid_loss
-from helper.errors import unknown
+from inputs import unknown
 
 __all__ = [
     "Distiller", "at_least_float32", "create_distiller", "distiller_dict", "dkd_loss", "kd_loss", "linear_cka",
@@ -33,7 +33,7 @@ distiller_dict: dict[str, Callable[..., Distiller]] = {
 
 
 def create_distiller(name: str, **options: Any) -> Distiller:
-    """The distiller called `name`; `options` are its constructor's. Raises UserError for an unknown name."""
+    """The distiller called `name`; `options` are its constructor's. Raises InputError for an unknown name."""
     if name not in distiller_dict:
         raise unknown("distiller", name, distiller_dict)
     return distiller_dict[name](**options)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from distiller_zoo.base import Distiller, at_least_float32
 from helper.bounds import check_fits
-from helper.errors import UserError
+from inputs import InputError
 from models import Output
 from temperature import Tau
 
@@ -112,7 +112,7 @@ class Candidates(nn.Module):
         train_target: the class of each training image [N].
 
     Raises:
-        UserError: all images are of one class.
+        InputError: all images are of one class.
     """
 
     def __init__(self, train_target: Tensor, nce_k: int, mode: str = "exact") -> None:
@@ -122,7 +122,7 @@ class Candidates(nn.Module):
         negatives = len(train_target) - counts[counts > 0]
         fewest, self.most = negatives.min().item(), negatives.max().item()
         if fewest == 0:
-            raise UserError("--distill crd needs images of two classes or more, and all training images are of one")
+            raise InputError("--distill crd needs images of two classes or more, and all training images are of one")
         self.all_enough, self.none_enough, self.even = fewest >= nce_k, self.most < nce_k, fewest == self.most
         # all images in the order of their classes: a class is one stretch, and its negatives are all the rest
         self.register_buffer("by_class", train_target.argsort(stable=True), persistent=False)
@@ -165,7 +165,7 @@ class CRD(Distiller):
         nce_k: K, negatives an image. nce_t, nce_m: see `Contrast`. mode: see `Candidates`.
 
     Raises:
-        UserError: all images are of one class.
+        InputError: all images are of one class.
     """
 
     weights = (0.1, 0.9, 0.8)

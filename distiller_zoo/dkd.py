@@ -7,7 +7,7 @@ from torch import Tensor
 
 from distiller_zoo.base import Distiller, at_least_float32, warmed_up
 from distiller_zoo.kd import kl_divergence
-from helper.errors import UserError
+from inputs import InputError
 from models import Output
 from temperature import Tau, as_tau
 
@@ -49,10 +49,10 @@ def dkd_loss(
         tau: a number, a tensor (a scalar, [B] or [B, 1]) or a Tau.
 
     Raises:
-        UserError: fewer than three classes, where the other classes have no distribution.
+        InputError: fewer than three classes, where the other classes have no distribution.
     """
     if student_logits.shape[1] < 3:
-        raise UserError(
+        raise InputError(
             f"DKD compares the classes beside the target, and of {student_logits.shape[1]} classes there is one at"
             " most: use --distill kd"
         )
@@ -84,7 +84,7 @@ class DKD(Distiller):
         num_classes: of the data set.
 
     Raises:
-        UserError: fewer than three classes.
+        InputError: fewer than three classes.
     """
 
     weights = (1.0, 0.0, 1.0)
@@ -94,7 +94,7 @@ class DKD(Distiller):
     def __init__(self, num_classes: int, dkd_alpha: float = 1.0, dkd_beta: float = 2.0, dkd_warmup: int = 0) -> None:
         super().__init__()
         if num_classes < 3:
-            raise UserError(f"--distill dkd needs three classes or more, not {num_classes}: use --distill kd")
+            raise InputError(f"--distill dkd needs three classes or more, not {num_classes}: use --distill kd")
         self.alpha, self.beta, self.warmup_epochs = dkd_alpha, dkd_beta, dkd_warmup
         self.register_buffer("warmup", torch.ones(()))
 

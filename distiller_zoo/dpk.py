@@ -38,7 +38,7 @@ from distiller_zoo.base import Distiller, at_least_float32
 from distiller_zoo.cka import SMALLEST, cka_of_hsic, hsic_terms
 from distiller_zoo.maps import pair_stages, same_size
 from helper.bounds import TRAINED, check_fits, in_words
-from helper.errors import UserError
+from inputs import InputError
 from models import Output
 from temperature import Tau
 from temperature.annealing import annealed
@@ -52,7 +52,7 @@ def share_schedule(text: str) -> float | str:
     """What a schedule of DPK means: "dynamic", "linear", or the number behind "fixed:".
 
     Raises:
-        UserError: neither of them, or a number outside 0 to 1.
+        InputError: neither of them, or a number outside 0 to 1.
     """
     if text in ("dynamic", "linear"):
         return text
@@ -61,7 +61,7 @@ def share_schedule(text: str) -> float | str:
     except ValueError:
         share = -1.0
     if not text.startswith("fixed:") or not 0 <= share <= 1:
-        raise UserError(f"--dpk_schedule is dynamic, linear, or a share from 0 to 1 like fixed:0.5; not {text}")
+        raise InputError(f"--dpk_schedule is dynamic, linear, or a share from 0 to 1 like fixed:0.5; not {text}")
     return share
 
 
@@ -124,7 +124,7 @@ class Stitching(nn.Module):
 
 
 def _check_size(stages: list[tuple[int, ...]]) -> None:
-    """Say how large `Stitching` is for these arguments. Raises UserError where it would not fit into memory."""
+    """Say how large `Stitching` is for these arguments. Raises InputError where it would not fit into memory."""
     with torch.device("meta"):  # without memory
         parameters = [parameter for stage in stages for parameter in Stitching(*stage).parameters()]
     size = TRAINED * sum(parameter.numel() for parameter in parameters)
@@ -151,7 +151,7 @@ class DPK(Distiller):
         dpk_momentum: how much of the smoothed HSIC a step keeps.
 
     Raises:
-        UserError: an unknown mask or schedule.
+        InputError: an unknown mask or schedule.
     """
 
     weights = (0.1, 0.9, 10.0)
@@ -172,7 +172,7 @@ class DPK(Distiller):
     ) -> None:
         super().__init__()
         if dpk_mask not in MASKS:
-            raise UserError(f"unknown --dpk_mask '{dpk_mask}'; the known ones are: {', '.join(MASKS)}")
+            raise InputError(f"unknown --dpk_mask '{dpk_mask}'; the known ones are: {', '.join(MASKS)}")
         self.mask, self.schedule = dpk_mask, share_schedule(dpk_schedule)
         self.epochs, self.momentum = epochs, dpk_momentum
         pairs = list(enumerate(pair_stages(len(student_widths) - 2, len(teacher_widths) - 2)))
@@ -189,10 +189,10 @@ class DPK(Distiller):
         count = len(self.pairs)
         self.register_buffer("hsic", torch.zeros(count, 3))  # smoothed
         share = self.schedule if isinstance(self.schedule, float) else 1.0  # until the first step or epoch
-        self.register_buffer("ratio", torch.full((count,), share), persistent=False)
-        self.register_buffer("epoch_hsic", torch.zeros(count, 3), persistent=False)  # sums over the epoch's steps
-        self.register_buffer("epoch_ratio", torch.zeros(count), persistent=False)
-        self.register_buffer("epoch_steps", torch.zeros(()), persistent=False)
+        self.register_buffer("ratio", torch.full((count,), share))
+        self.register_buffer("epoch_hsic", torch.zeros(count, 3))  # sums over the epoch's steps
+        self.register_buffer("epoch_ratio", torch.zeros(count))
+        self.register_buffer("epoch_steps", torch.zeros(()))
 
     def start_epoch(self, epoch: int) -> None:
         if self.schedule == "linear":

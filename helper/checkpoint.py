@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from helper.errors import UserError
-from helper.files import open_regular, write_atomically
+from helper.files import write_atomically
 from helper.structure import Misfit, check_numbers, check_stored, type_name
+from inputs import open_regular
 from models import Model, create_model, networks
 
 # Published checkpoints hold an accuracy as a NumPy number beside the weights; building such a number runs no code.

@@ -8,9 +8,10 @@ from statistics import fmean, stdev, variance
 from scipy import stats
 
 import published
-from helper.errors import UserError, printable
+from helper.errors import UserError
 from helper.runs import OPTIONS_OF, USUAL_KD, Run, group_labels, group_runs, one_a_seed
 from helper.tables import Table, in_markdown
+from inputs import printable
 
 CONFIDENCE = 0.95
 KD_WEIGHTS = (USUAL_KD["gamma"], USUAL_KD["alpha"])

@@ -24,8 +24,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from helper.errors import RunError, UserError, printable
+from helper.errors import RunError, UserError
 from helper.runs import differing
+from inputs import InputError, printable
 
 T = TypeVar("T")
 CPU = torch.device("cpu")  # where processes speak of what is no part of a step
@@ -111,8 +112,8 @@ def own_errors_said() -> Iterator[None]:
     """Say what only this process finds wrong, if it is not the one on its machine that speaks."""
     try:
         yield
-    except UserError as error:
-        if env_local_rank() and not error.known_to_all:
+    except InputError as error:
+        if env_local_rank() and not getattr(error, "known_to_all", False):
             print(f"error in process {env_rank()}: {printable(str(error))}", file=sys.stderr)
             error.known_to_all = True  # said
         raise
@@ -140,14 +141,14 @@ def _of_connections(message: str) -> bool:
 
 
 def on_rank0(work: Callable[[], T]) -> T:
-    """What some work comes to, which the first process does for all: its result, or its UserError."""
+    """What some work comes to, which the first process does for all: its result, or its InputError."""
     if world_size() == 1:
         return work()
     told: list[Any] = [None, None]
     if is_rank0():
         try:
             told[0] = work()
-        except UserError as error:
+        except InputError as error:
             error.known_to_all = True
             told[1] = error
     dist.broadcast_object_list(told, src=0, device=CPU)
@@ -158,7 +159,7 @@ def on_rank0(work: Callable[[], T]) -> T:
 
 def local_rank0_first(work: Callable[[], T]) -> T:
     """What some work comes to that leaves something on a machine's disk: its first process does it, then the others
-    find it done. A UserError of one of them is everybody's."""
+    find it done. An InputError of one of them is everybody's."""
     if world_size() == 1:
         return work()
     result = error = None
@@ -166,7 +167,7 @@ def local_rank0_first(work: Callable[[], T]) -> T:
         if turn == (env_local_rank() == 0):
             try:
                 result = work()
-            except UserError as mine:
+            except InputError as mine:
                 error = mine
         errors = [None] * world_size()
         dist.all_gather_object(errors, error)

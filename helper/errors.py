@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterable
 from typing import Any, NoReturn, TextIO, TypeVar
 
 from helper import signals
+from inputs import InputError, printable
 
 T = TypeVar("T")
 
 
-class UserError(Exception):
+class UserError(InputError):
     """Something the user can mend: a wrong name, a missing file, a wrong combination. Exit status 2."""
 
     status = 2
@@ -38,11 +39,7 @@ class Diverged(RunError):
 
 
 class Interrupted(RunError):
-    """A training that stops within an epoch because it was asked to; `part` is what it has to go on from."""
-
-    def __init__(self, part: dict[str, Any]) -> None:
-        super().__init__(f"stopped after step {part['step']}")
-        self.part = part
+    """A training that stops within an epoch because it was asked to, after its state was saved."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -50,22 +47,6 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (python {self.prog} --help lists the flags)")
-
-
-def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """The error for a name that is in no registry; it lists the names that are."""
-    return UserError(f"unknown {kind} '{name}'; the known ones are: {', '.join(known)}")
-
-
-def printable(text: str) -> str:
-    """Return the text as one line without anything that a terminal would obey instead of showing it.
-
-    Blanks and line ends become spaces; control characters, marks of writing direction and halves of characters
-    (surrogates) become �.
-    """
-    if text.isprintable():
-        return text
-    return "".join(letter if letter.isprintable() else " " if letter.isspace() else "�" for letter in text)
 
 
 def run_main(main: Callable[[], None]) -> None:
@@ -81,11 +62,11 @@ def run_main(main: Callable[[], None]) -> None:
     status = 0
     try:
         main()
-    except UserError as error:
+    except InputError as error:
         signals.ignore()
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: {printable(str(error))}", file=sys.stderr)
-        status = error.status
+        status = getattr(error, "status", UserError.status)
     except KeyboardInterrupt as interrupt:
         signals.ignore()
         status = 143 if isinstance(interrupt, signals.Terminated) else 130

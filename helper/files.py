@@ -1,9 +1,8 @@
-"""Reading regular files only, and writing files so that nothing is lost: whole or not at all; errors in a sentence."""
+"""Writing files so that nothing is lost: whole or not at all; errors in a sentence."""
 
 import errno
 import os
 import secrets
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,36 +10,16 @@ from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
 from helper.errors import RunError, UserError
+from inputs import open_regular
 
 WRONG_PLACE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
-
-
-def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file for binary reading; unlike `open`, this never waits for the writer of a FIFO or a device.
-
-    Raises:
-        UserError: there is something else at `path` (a folder, a FIFO, a socket, a device), or no path can be like it.
-        OSError: as `open`, where nothing is there, or it may not be read.
-    """
-    try:
-        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except ValueError as error:  # a NUL, or a character that file names cannot have here
-        raise UserError(f"{str(path)!r} is no possible file name: give another") from error
-    except OSError as error:
-        if error.errno in (errno.ENXIO, errno.ENODEV):  # a socket, or a device that is not there
-            raise UserError(f"{path} is no regular file: give another, or remove it") from error
-        raise
-    if not stat.S_ISREG(os.fstat(file).st_mode):
-        os.close(file)
-        raise UserError(f"{path} is no regular file: give another, or remove it")
-    return open(file, "rb")
 
 
 def open_lock(path: Path) -> BinaryIO:
     """Open a file to lock, made where there is none; for writing, as locks on network file systems need it.
 
     Raises:
-        UserError, OSError: as `open_regular`.
+        InputError, OSError: as `open_regular`.
     """
     with suppress(FileNotFoundError):
         open_regular(path).close()

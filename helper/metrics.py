@@ -1,18 +1,18 @@
 """What is summed up over an epoch, without waiting for the device."""
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from helper.errors import Diverged, UserError
 from helper.structure import Checked, Maybe
-from temperature import Tau
+from helper.task import StepOutput
 
 TAUS = ("tau", "tau_min", "tau_max")
 _SUM, _EXTREME = torch.zeros((), dtype=torch.float64), torch.tensor(math.inf)
-METER_PATTERN = {  # of `Meter.state`, see helper/structure.py
+METRICS_PATTERN = {  # of `Metrics.state`, see helper/structure.py
     "tensors": Checked(
         {
             "samples": _SUM, "steps": torch.zeros(()), "correct": torch.zeros((), dtype=torch.int64),
@@ -20,30 +20,14 @@ METER_PATTERN = {  # of `Meter.state`, see helper/structure.py
             "tau": Maybe(_SUM.repeat(2)), "tau_min": Maybe(_EXTREME), "tau_max": Maybe(_EXTREME),
         },
         lambda tensors: tensors["samples"] > 0 and len({name in tensors for name in TAUS}) == 1,
-        "are not all that a meter sums up",
+        "are not all sums of an epoch",
     ),
     "names": [str],
     "two_taus": bool,
 }  # fmt: skip
 
 
-class Step(NamedTuple):
-    """What one step computed."""
-
-    loss: Tensor  # a scalar, with gradient
-    parts: dict[str, Tensor]  # its terms before weighting
-    logits: Tensor  # [B, C], the student's
-    target: Tensor  # [B], the classes
-    tau: Tau | None  # None where nothing is distilled
-
-    def detached(self) -> "Step":
-        """The same numbers without gradient, which let go of all that led to them."""
-        tau = Tau(*(None if each is None else each.detach() for each in self.tau)) if self.tau else None
-        parts = {name: part.detach() for name, part in self.parts.items()}
-        return Step(self.loss.detach(), parts, self.logits.detach(), self.target, tau)
-
-
-class Meter:
+class Metrics:
     """Sums over the samples of an epoch, in tensors that are changed in place.
 
     Nothing waits for the host until `result` or `check` is asked for, and a step that is replayed as a CUDA graph
@@ -58,11 +42,11 @@ class Meter:
         for name, tensor in self.tensors.items():
             tensor.fill_({"first_bad": math.inf, "tau_min": math.inf, "tau_max": -math.inf}.get(name, 0))
 
-    def update(self, step: Step) -> None:
+    def update(self, step: StepOutput) -> None:
         """Add a step of B samples. Raises UserError where it sums up something else than the state gone on from."""
-        values = torch.stack([step.loss, *step.parts.values()]).detach()
+        values = torch.stack([step.loss, *step.losses.values()]).detach()
         tau = [step.tau.student.detach(), step.tau.teacher.detach()] if step.tau else []
-        names = ["loss", *(f"loss_{name}" for name in step.parts)]
+        names = ["loss", *(f"loss_{name}" for name in step.losses)]
         if not self.tensors:
             self._prepare(step, values, names)
         elif names != self.names or bool(tau) != ("tau" in self.tensors):
@@ -80,7 +64,7 @@ class Meter:
             torch.minimum(t["tau_min"], tau[0].min(), out=t["tau_min"])
             torch.maximum(t["tau_max"], tau[0].max(), out=t["tau_max"])
 
-    def _prepare(self, step: Step, values: Tensor, names: list[str]) -> None:
+    def _prepare(self, step: StepOutput, values: Tensor, names: list[str]) -> None:
         self.names = names
         self.two_taus = step.tau is not None and step.tau.teacher is not step.tau.student
         scalars = {"samples": torch.float64, "steps": values.dtype, "correct": torch.int64}
@@ -96,7 +80,7 @@ class Meter:
         """All of it, to go on from within an epoch."""
         return {"tensors": self.tensors, "names": self.names, "two_taus": self.two_taus}
 
-    def go_on(self, state: dict[str, Any], device: torch.device) -> None:
+    def load_state(self, state: dict[str, Any], device: torch.device) -> None:
         """Take up a `state`, on a device; all that it has summed up was finite."""
         self.names, self.two_taus = state["names"], state["two_taus"]
         self.tensors = {name: tensor.to(device) for name, tensor in state["tensors"].items() if name != "first_bad"}

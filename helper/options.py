@@ -20,7 +20,8 @@ from distiller_zoo.cka import SMALLEST
 from helper import distributed
 from helper.bounds import BOUNDS, TRAINED, check_fits, check_numbers, check_sizes
 from helper.device import PRECISIONS
-from helper.errors import Parser, UserError, unknown
+from helper.errors import Parser, UserError
+from inputs import unknown
 from models import create_model, networks
 from temperature import annealing, dtkd, policy, rlkd, temperature_dict
 from temperature.ctkd import CURRICULA, curriculum_lambda

@@ -23,11 +23,12 @@ from helper.comparison import (
     remarks,
     tables_of,
 )
-from helper.errors import UserError, printable
+from helper.errors import UserError
 from helper.figures import Figure, figures
-from helper.files import open_regular, write_atomically, writing
+from helper.files import write_atomically, writing
 from helper.runs import Run, find_runs, group_labels, warn
 from helper.tables import Link, Table, address, in_html, in_markdown
+from inputs import InputError, open_regular, printable
 from published.rows import EPOCHS
 
 TITLE = "Results"
@@ -129,7 +130,7 @@ def _is_ours(path: Path) -> bool:
     try:
         with open_regular(path) as file:
             return MARK.encode() in file.read(1000).splitlines()[:2]
-    except (OSError, UserError):
+    except (OSError, InputError):
         return False
 
 
@@ -188,7 +189,7 @@ def _read_notes(path: Path) -> str | None:
             return file.read()
     except FileNotFoundError:
         return None
-    except (OSError, UserError, ValueError) as error:
+    except (OSError, ValueError) as error:
         return warn(f"{path} is left out: {error}")
 
 

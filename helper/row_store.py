@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from helper.files import open_lock, open_regular, remove_leftovers, write_atomically, writing
+from helper.files import open_lock, remove_leftovers, write_atomically, writing
+from inputs import open_regular
 
 MOST = 2**31 - 2  # row numbers fit into int32
 

@@ -24,11 +24,16 @@ from helper.device import cpu_info
 from helper.errors import InUse, UserError
 from helper.files import open_lock, reason, remove_leftovers, try_writing, write_atomically
 from helper.logger import RunLog
-from helper.metrics import METER_PATTERN
+from helper.metrics import METRICS_PATTERN, Metrics
 from helper.runs import ADDED_OPTIONS, Record, decisive, differing, hash_version, read_config, read_log
 from helper.structure import Checked, Maybe, Misfit, Replaced, fitted, module_pattern, optimizer_pattern
+from helper.task import Task
 
 IDENTITY = ("kind", "model", "teacher", "teacher_sha256", "data_sha256")  # what a run is, beside its options
+
+VERSION = 2  # of the form of last.pth
+# Buffers that the first form of last.pth left out of the weights, for an epoch begins them anew.
+SUMS_OF_AN_EPOCH = ("warmup", "count", "total", "squares", "ratio", "epoch_hsic", "epoch_ratio", "epoch_steps")
 
 ANEW = "add --overwrite to start anew"
 
@@ -51,7 +56,8 @@ class RunFolder:
         self.folder, self.model, self.config = folder, model, config | {"processes": distributed.world_size()}
         self.overwrite = overwrite and not distributed.any_rank(distributed.restarts() > 0)
         self.history: list[Record] = []
-        self.part: dict[str, Any] | None = None  # of the next epoch, where it was begun; see `save_part`
+        self.step, self.seconds = 0, 0.0  # made of the next epoch, and what they took
+        self.trained: Record | None = None  # means of the next epoch, where all its steps were made
         self.path = folder / "config.json"
         alike = {key: config["options"].get(key) for key in ALIKE}
         distributed.check_same(self._decisive() | alike)
@@ -164,45 +170,42 @@ class RunFolder:
         if there and here and hash_version(there) != hash_version(here):
             print("note: the hash of this run's data is of an older version: it is not checked that they are the same")
 
-    def resume(self, module: nn.Module, optimizer: torch.optim.Optimizer, steps: float = math.inf) -> None:
-        """Put module, optimizer, random states and the log back to where `last.pth`, if there is one, left the run.
+    def resume(self, task: Task, optimizer: torch.optim.Optimizer, metrics: Metrics, steps: float = math.inf) -> None:
+        """Put all that learns, its random numbers and the log back to where `last.pth`, if there is one, left the run.
 
         Args:
-            module: a Task. steps: of an epoch.
+            task: all that learns.
+            optimizer: of the task.
+            metrics: sums of an epoch.
+            steps: of an epoch.
 
         Raises:
             UserError: something in `last.pth` does not fit; then nothing was changed.
         """
-        state = distributed.on_rank0(lambda: self._read_state(module, optimizer, steps))
+        state = distributed.on_rank0(lambda: self._read_state(task, optimizer, steps))
         if state is not None:
-            self._restore(state, module, optimizer)
-            part = f" and {self.part['step']} steps of the next" if self.part else ""
+            self._restore(state, task, optimizer, metrics)
+            part = f" and {self.step} steps of the next" if self.step else ""
             print(f"going on after epoch {len(self.history)} of {self.config['epochs']}{part}")
             if (before := state.get("processes") or 1) != distributed.world_size():
                 now = "one process" if distributed.world_size() == 1 else f"{distributed.world_size()} processes"
                 print(f"note: {now} instead of {before}: batch norm sees other shares from here")
         self.log = RunLog(self.folder, self.history) if distributed.is_rank0() else None
 
-    def _read_state(self, module: nn.Module, optimizer: torch.optim.Optimizer, steps: float) -> dict[str, Any] | None:
+    def _read_state(self, task: Task, optimizer: torch.optim.Optimizer, steps: float) -> dict[str, Any] | None:
         path = self.folder / "last.pth"
         if not path.exists():
             return None
         state = checkpoint.load(path, ANEW)
         try:
-            return fitted(state, self._state_pattern(module, optimizer, steps), "state")
+            state = upgraded(state, task)
+            return fitted(state, self._state_pattern(task, optimizer, steps), "state")
         except Misfit as misfit:
             raise UserError(f"{path} does not fit this run ({misfit}): {ANEW}") from misfit
 
-    def _state_pattern(self, module: nn.Module, optimizer: torch.optim.Optimizer, steps: float) -> dict[str, Any]:
-        """What `last.pth` may hold, see helper/structure.py and `_save_state`."""
-        device, epochs, record = next(module.parameters()).device, self.config.get("epochs", math.inf), {str: float}
-        part = {
-            "step": Checked(int, lambda step: 1 <= step <= steps, f"is not from 1 to {steps}"),
-            "seconds": float,
-            "trained": Maybe(record),
-            "within": Maybe(module.within_pattern()),
-            "meter": Maybe(METER_PATTERN),
-        }
+    def _state_pattern(self, task: Task, optimizer: torch.optim.Optimizer, steps: float) -> Checked:
+        """What `last.pth` may hold, see helper/structure.py and `save`."""
+        device, epochs, record = next(task.parameters()).device, self.config.get("epochs", math.inf), {str: float}
         random_state = Checked(torch.get_rng_state(), lambda state: _is_random_state(state, "cpu"), "is no such state")
         gpu_states = Checked(
             [torch.empty(0, dtype=torch.uint8)],
@@ -210,24 +213,33 @@ class RunFolder:
             "is no such state",
         )
         state = {
-            "module": module_pattern(module),
+            "version": int,
+            "module": module_pattern(task),
             "optimizer": optimizer_pattern(optimizer) | {"param_groups": Replaced([])},  # each process has its own
             "history": Checked([record], _is_history, "are no epochs from 1 on"),
-            "part": Maybe(Checked(part, _is_part, "is no whole state within an epoch")),
+            "step": Checked(int, lambda step: 0 <= step <= steps, f"is not from 0 to {steps}"),
+            "seconds": float,
+            "trained": Maybe(record),
+            "metrics": Maybe(METRICS_PATTERN),
             "rng_cpu": random_state,
             "rng_cuda": gpu_states,
             "processes": Maybe(int),
         }
+        whole = Checked(state, _is_whole, "holds no whole state within an epoch")
         return Checked(
-            state,
-            lambda state: len(state["history"]) + bool(state.get("part")) <= epochs,
+            whole,
+            lambda state: len(state["history"]) + bool(state["step"]) <= epochs,
             f"has more epochs than the {epochs} of this run",
         )
 
-    def _restore(self, state: dict[str, Any], module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        device = next(module.parameters()).device
+    def _restore(
+        self, state: dict[str, Any], task: Task, optimizer: torch.optim.Optimizer, metrics: Metrics
+    ) -> None:
+        device = next(task.parameters()).device
+        if state["step"]:
+            task.start_epoch(len(state["history"]) + 1)
         try:
-            module.load_state_dict(state["module"])
+            task.load_state_dict(state["module"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:  # of an extra state that has no pattern
             raise UserError(f"{self.folder / 'last.pth'} does not fit this run: {ANEW}") from error
         moved, groups = state["optimizer"]["state"], optimizer.state_dict()["param_groups"]
@@ -236,50 +248,72 @@ class RunFolder:
             for number, parameter in enumerate(parameters):
                 moved.setdefault(number, {}).setdefault("momentum_buffer", torch.zeros_like(parameter))
         optimizer.load_state_dict({"state": moved, "param_groups": groups})
-        self.history, self.part = state["history"], state.get("part")
-        if self.part:
-            self.part["module"] = state["module"]
+        if "metrics" in state:
+            metrics.load_state(state["metrics"], device)
+        self.history, self.step, self.seconds = state["history"], state["step"], state["seconds"]
+        self.trained = state.get("trained")
         torch.set_rng_state(state["rng_cpu"])
         if state["rng_cuda"] and device.type == "cuda":
             torch.cuda.set_rng_state(state["rng_cuda"][0], device)
 
-    def save_epoch(
-        self, record: Record, module: nn.Module, student: nn.Module, optimizer: torch.optim.Optimizer
-    ) -> None:
+    def save_epoch(self, record: Record, task: Task, optimizer: torch.optim.Optimizer) -> None:
         """Keep the end of an epoch: the best weights, then the state that counts, then the log derived from it."""
-        history, self.part = [*self.history, record], None
-        if not distributed.is_rank0():
-            self.history = history
-            return
-        if record["top1"] > max((earlier["top1"] for earlier in self.history), default=-1.0):
-            checkpoint.save(student.state_dict(), self.folder / f"{self.model}_best.pth")
-        self._save_state(module, optimizer, history)
-        self.history = history
-        self.log.append(record)
-        every = self.config["options"].get("save_freq")
-        if every and record["epoch"] % every == 0:
-            self._save_teacher(student)
-
-    def save_part(self, part: dict[str, Any], module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Keep a state within an epoch: `part` has its `step` and all that is not in the module's checkpoint."""
-        self.part = part
+        is_best = record["top1"] > max((earlier["top1"] for earlier in self.history), default=-1.0)
+        if is_best and distributed.is_rank0():
+            checkpoint.save(task.student.state_dict(), self.folder / f"{self.model}_best.pth")
+        self.save(task, optimizer, [*self.history, record])
         if distributed.is_rank0():
-            self._save_state(module, optimizer, self.history, part)
+            self.log.append(record)
+            every = self.config["options"].get("save_freq")
+            if every and record["epoch"] % every == 0:
+                self._save_teacher(task.student)
 
-    def _save_state(
-        self, module: nn.Module, optimizer: torch.optim.Optimizer, history: list[Record], part: dict | None = None
+    def save(
+        self,
+        task: Task,
+        optimizer: torch.optim.Optimizer,
+        history: list[Record] | None = None,
+        step: int = 0,
+        seconds: float = 0.0,
+        metrics: dict[str, Any] | None = None,
+        trained: Record | None = None,
     ) -> None:
-        device = next(module.parameters()).device
+        """Write `last.pth`, from which `resume` goes on.
+
+        Args:
+            task: all that learns.
+            optimizer: of the task.
+            history: the log's epochs; None for those that there were.
+            step: how many steps of the next epoch were made.
+            seconds: that these took.
+            metrics: their sums.
+            trained: instead of these the means of the epoch, where all its steps were made and it is to be tested.
+        """
+        device, history = next(task.parameters()).device, self.history if history is None else history
         state = {
-            "module": module.state_dict(),
+            "version": VERSION,
+            "module": task.state_dict(),
             "optimizer": optimizer.state_dict(),
             "history": history,
-            "part": part,
+            "step": step,
+            "seconds": seconds,
+            "metrics": metrics,
+            "trained": trained,
             "rng_cpu": torch.get_rng_state(),
             "rng_cuda": [torch.cuda.get_rng_state(device)] if device.type == "cuda" else [],
             "processes": distributed.world_size(),
         }
-        checkpoint.save(state, self.folder / "last.pth")
+        if distributed.is_rank0():
+            checkpoint.save(state, self.folder / "last.pth")
+        self.history, self.step, self.seconds, self.trained = history, step, seconds, trained
+
+    def kept(self) -> str:
+        """Return what of the run is on the disk, in words."""
+        if not self.history and not self.step:
+            return "no epoch was finished yet"
+        kept = [f"the state after epoch {len(self.history)}"] if self.history else []
+        kept += [f"{self.step} steps of {'the next' if kept else 'the first'}"] if self.step else []
+        return f"{self.folder} keeps {' and '.join(kept)}"
 
     def _save_teacher(self, student: nn.Module) -> None:
         """Write `ckpt_epoch_<epoch>.pth` with the key `model`, as published teachers have it."""
@@ -336,15 +370,43 @@ def _is_history(history: list[Record]) -> bool:
     return numbered and all(0 <= record.get("top1", -1) <= 100 for record in history)
 
 
-def _is_part(part: dict[str, Any]) -> bool:
-    """Whether it holds a state within an epoch, or what came of a trained epoch before it was tested."""
-    trained, meter = part.get("trained"), part.get("meter")
-    if trained is not None:
-        return meter is None and part.get("within") is None and trained.keys().isdisjoint(("epoch", "learning_rate"))
-    if meter is None or part.get("within") is None:
+def _is_whole(state: dict[str, Any]) -> bool:
+    """Whether a state has all that belongs to the steps of an epoch: their sums or, before the test, their means."""
+    step, trained, metrics = state["step"], state.get("trained"), state.get("metrics")
+    if not step or trained is not None:
+        fits = bool(step) == (trained is not None) and (trained or {}).keys().isdisjoint(("epoch", "learning_rate"))
+        return fits and metrics is None
+    if metrics is None:
         return False
-    tensors = meter["tensors"]
-    return len(meter["names"]) == len(tensors["sums"]) and bool(tensors["steps"] == part["step"])
+    tensors = metrics["tensors"]
+    return len(metrics["names"]) == len(tensors["sums"]) and bool(tensors["steps"] == step)
+
+
+def upgraded(state: Any, task: Task) -> Any:
+    """Return the content of a `last.pth` in the form of VERSION. The first form had no version, kept what belongs to
+    the steps of an epoch in `part`, and left buffers out of the weights that are sums of an epoch.
+
+    Raises:
+        Misfit: it is of neither form.
+    """
+    if not isinstance(state, dict) or "version" in state or not isinstance(state.get("module"), dict):
+        return state
+    part = state.get("part") or {}
+    within = part.get("within") or {} if isinstance(part, dict) else part
+    if not isinstance(part, dict) or not isinstance(within, dict) or not isinstance(within.get("buffers", {}), dict):
+        raise Misfit("part is no dictionary, or holds none")
+    fresh = {key: value for key, value in task.state_dict().items() if key.rpartition(".")[2] in SUMS_OF_AN_EPOCH}
+    module = fresh | {key: value for key, value in within.get("buffers", {}).items() if key in fresh} | state["module"]
+    if hasattr(task, "probe"):
+        module["_extra_state"] = {"probe": within["probe"]} if within.get("probe") else {}
+    upgraded = {key: value for key, value in state.items() if key != "part"}
+    names = {"step": "step", "seconds": "seconds", "trained": "trained", "meter": "metrics"}
+    if unknown := part.keys() - names.keys() - {"within"}:
+        raise Misfit(f"part holds {sorted(map(str, unknown))[0]}, which no run has")
+    moved = {new: part[old] for old, new in names.items() if old in part}
+    if part and "seconds" not in part:
+        raise Misfit("part holds no seconds")
+    return {"version": VERSION, "step": 0, "seconds": 0.0} | upgraded | moved | {"module": module}
 
 
 def _is_random_state(state: Tensor, device: torch.device | str) -> bool:

@@ -10,8 +10,8 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from helper.errors import UserError, printable
-from helper.files import open_regular
+from helper.errors import UserError
+from inputs import InputError, open_regular, printable
 
 # Options that name, place or show a run and leave its result alone. The seed is none of them.
 NEUTRAL_OPTIONS = frozenset((
@@ -277,7 +277,7 @@ def read_log(folder: Path) -> list[Record]:
     """The epochs in the `log.jsonl` of a run's folder; none if there is no log, or one with a damaged line."""
     try:
         records = list(_records(folder))
-    except (OSError, UserError):
+    except (OSError, InputError):
         return []
     return records if all(record and "top1" in record for record in records) else []
 
@@ -349,7 +349,7 @@ def _read_run(folder: Path) -> Run | None:
             return None  # somebody else's config.json
         config = _checked(config)
         records = list(_records(folder)) if has_log else []
-    except (OSError, UserError, ValueError) as error:
+    except (OSError, ValueError) as error:
         return warn(f"{folder} is left out: {error}")
     # an epoch that was run again counts as it was run last
     history = {record["epoch"]: record for record in records if record}

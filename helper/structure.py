@@ -5,8 +5,10 @@ A pattern describes a value:
     a tensor          a tensor of its shape and type; a size of 0 in its shape stands for any size
     a type            a value of that type; float takes whole numbers too
     a dict            a dict with these keys, each value fitting its pattern. A key that is a number need not be there,
-                      for optimizers number the parameters that moved; a key that is a type stands for any such keys
+                      for optimizers number the parameters that moved; a key that is a type stands for any such keys,
+                      and one that ends with a question mark need not be there
     a list of one     any number of values that fit the one
+    an optimizer      the state of one with the same parameters
     a tuple           as many values, each fitting its own pattern
     Maybe(pattern)    in a dict: a value that fits, or no such key; a value of None is left out
     Checked(pattern, test, says)  a value that fits and passes the test; `says` is the error where it does not
@@ -72,6 +74,8 @@ def fitted(value: Any, pattern: Any, name: str = "content") -> Any:
         return fitted(value, pattern.pattern, name)
     if isinstance(pattern, Tensor):
         return _fitted_tensor(value, pattern, name)
+    if isinstance(pattern, torch.optim.Optimizer):
+        return fitted(value, optimizer_pattern(pattern), name)
     if isinstance(pattern, dict):
         return _fitted_dict(value, pattern, name)
     if isinstance(pattern, list | tuple):
@@ -88,6 +92,10 @@ def fitted(value: Any, pattern: Any, name: str = "content") -> Any:
 
 def _fitted_dict(value: Any, pattern: dict[Any, Any], name: str) -> dict[Any, Any]:
     _expect(isinstance(value, dict), f"{name} is no dictionary")
+    pattern = {
+        key.removesuffix("?") if isinstance(key, str) else key: Maybe(own) if str(key).endswith("?") else own
+        for key, own in pattern.items()
+    }
     any_key = next((key for key in pattern if isinstance(key, type)), None)
     copy = {}
     for key, each in value.items():
@@ -149,12 +157,16 @@ def type_name(tensor: Tensor) -> str:
 
 
 def module_pattern(module: nn.Module) -> dict[str, Any]:
-    """Return the pattern of a module's `state_dict`. A submodule with a `get_extra_state` describes what that returns
-    in a method `extra_state_pattern`; without one it may be anything."""
+    """Return the pattern of a module's `state_dict`.
+
+    A submodule with a `get_extra_state` describes what that returns in a method `extra_state_pattern`, and says in
+    `fits_extra_state` whether a value of that pattern is usable; without these it may be anything.
+    """
     pattern = {key: Any if key.endswith("_extra_state") else value for key, value in module.state_dict().items()}
     for name, part in module.named_modules():
         if hasattr(part, "extra_state_pattern"):
-            pattern[f"{name}.".lstrip(".") + "_extra_state"] = part.extra_state_pattern()
+            checked = Checked(part.extra_state_pattern(), part.fits_extra_state, "is inconsistent")
+            pattern[f"{name}.".lstrip(".") + "_extra_state"] = checked
     return pattern
 
 

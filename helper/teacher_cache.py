@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dataset.base import Batch
+from dataset.base import Batch, Epoch
 from dataset.memory import MemoryLoader
 from distiller_zoo import at_least_float32
 from helper import distributed, signals
 from helper.device import autocast
-from helper.errors import RunError, UserError
-from helper.files import open_regular, reason, try_writing
+from helper.errors import Interrupted, RunError, UserError
+from helper.files import reason, try_writing
 from helper.row_store import MOST, RowStore
+from inputs import InputError, open_regular
 from models import Model, Output
 
 ASKED_PIXELS = {"cpu": 128 * 32**2, "cuda": 4096 * 32**2}  # at once
@@ -37,9 +38,8 @@ class OnlineTeacher:
     def __init__(self, model: Model, precision: str = "fp32") -> None:
         self.model, self.precision = model, precision
 
-    def start_epoch(self, loader: MemoryLoader) -> bool:
-        """Nothing is to be prepared; returns True."""
-        return True
+    def prepare(self, batches: Epoch) -> None:
+        """Do nothing: the teacher is asked in each step."""
 
     def __call__(self, batch: Batch) -> Output:
         """Features and logits [B, C] of the images; logits in float32."""
@@ -91,7 +91,7 @@ class CachedTeacher:
         content: str = "logits",
         dtype: str = "float32",
     ) -> None:
-        self.live, self.content, self.views = OnlineTeacher(model), content, loader.num_views
+        self.online, self.loader, self.content, self.views = OnlineTeacher(model), loader, content, loader.num_views
         self.device = loader.target.device
         num_rows = loader.num_samples * self.views
         if num_rows > MOST:
@@ -110,7 +110,7 @@ class CachedTeacher:
         self.folder = folder / f"{content}_{dtype}_{sha256(text.encode()).hexdigest()[:16]}"
         try:
             self.file = RowStore(self.folder, num_rows, width, DTYPES[dtype], text)
-        except UserError as error:
+        except InputError as error:
             raise UserError(f"{error}, or name another folder for the teacher's table with --table_dir") from error
         side = loader.view_of(*torch.zeros(2, 1, dtype=torch.int64, device=self.device)).shape[-1]
         self.at_once = max(1, ASKED_PIXELS[self.device.type] // side**2)
@@ -118,27 +118,29 @@ class CachedTeacher:
         if self.device.type != "cpu":
             self.on_device = torch.empty(num_rows, width, dtype=DTYPES[dtype], device=self.device)
         self._hold(self.file.refresh())
-        self._check(loader)
+        self._check()
         self.asked_for = num_rows if loader.flip else num_rows // 2  # of the others no view is ever drawn
         self._tell(identity)
 
-    def start_epoch(self, loader: MemoryLoader) -> bool:
-        """Ask the teacher for the rows of the epoch that are missing; returns False if the process was asked to end
-        before they were complete."""
-        drawn = loader.draw()
-        if drawn is None:
-            return True
-        index, view = drawn
-        return self._ask(loader, index * self.views + view)
+    def prepare(self, batches: Epoch) -> None:
+        """Ask the teacher for the rows of an epoch that are missing.
 
-    def fill(self, loader: MemoryLoader) -> None:
+        Raises:
+            Interrupted: the process was asked to end before they were complete.
+        """
+        drawn = batches.drawn()
+        is_done = drawn is None or self._ask(drawn[0] * self.views + drawn[1])
+        if distributed.any_rank(not is_done):
+            raise Interrupted("stopped before the teacher had answered")
+
+    def fill(self) -> None:
         """Ask the teacher for all that is not in the table yet."""
         rows = torch.arange(len(self.file.position))
-        rows = distributed.shard(rows if loader.flip else rows[::2])
+        rows = distributed.shard(rows if self.loader.flip else rows[::2])
         print(f"asking the teacher for {len(self.file.missing(rows)):,} answers", flush=True)
         try:
             with signals.looked_at():
-                is_done = self._ask(loader, rows)
+                is_done = self._ask(rows)
             if distributed.any_rank(not is_done):
                 signals.stop()
         except KeyboardInterrupt:
@@ -151,7 +153,7 @@ class CachedTeacher:
         The teacher itself is asked where images are blended: a blend is no view of any one image.
         """
         if batch.view is None:
-            return self.live(batch)
+            return self.online(batch)
         rows = batch.index * self.views + batch.view
         if self.on_device is None:
             said = self.file.values.index_select(0, self.file.position.index_select(0, rows))
@@ -160,10 +162,10 @@ class CachedTeacher:
         said = said.float()
         if self.content == "logits":
             return Output([], said)
-        return Output([said], self.live.model.classifier(said))
+        return Output([said], self.online.model.classifier(said))
 
     @torch.no_grad()
-    def _ask(self, loader: MemoryLoader, rows: Tensor) -> bool:
+    def _ask(self, rows: Tensor) -> bool:
         """Ask the teacher for those of the rows that are missing; returns False if the process was asked to end.
 
         Runs that fill one table at the same time share the work: each goes through the rows in a random order of its
@@ -180,7 +182,7 @@ class CachedTeacher:
         with tqdm(total=len(rows), desc="asking the teacher", unit="image", leave=False, disable=quiet) as bar:
             for number, batch in enumerate(batches, 1):
                 if len(missing := self.file.missing(batch)):
-                    answers.append((missing, self._asked(loader, missing)))
+                    answers.append((missing, self._asked(missing)))
                 bar.update(len(batch))
                 is_last = signals.asked() or number == len(batches)
                 many = len(answers) * self.at_once >= WRITTEN_AT_ONCE
@@ -203,23 +205,23 @@ class CachedTeacher:
             )
         return self._hold(self.file.append(rows, said.cpu()))
 
-    def _asked(self, loader: MemoryLoader, rows: Tensor) -> Tensor:
+    def _asked(self, rows: Tensor) -> Tensor:
         """The teacher's answers [M, width] to rows [M]. Always in batches of one size: so an answer does not depend on
         what else happened to be missing."""
         size = len(rows)
         rows = torch.cat([rows, rows[:1].expand(self.at_once - size)]).to(self.device)
-        images = loader.view_of(rows // self.views, rows % self.views)
-        features, logits = self.live.model(images, is_feat=True)
+        images = self.loader.view_of(rows // self.views, rows % self.views)
+        features, logits = self.online.model(images, is_feat=True)
         return (logits if self.content == "logits" else features[-1])[:size]
 
     @torch.no_grad()
-    def _check(self, loader: MemoryLoader) -> None:
+    def _check(self) -> None:
         """Ask the teacher again for a few rows: files may be damaged in ways that their lengths do not show."""
         known = (self.file.position >= 0).nonzero()[:, 0]
         if not len(known):
             return
         rows = known[torch.linspace(0, len(known) - 1, min(self.at_once, len(known))).long()]
-        said, kept = self._asked(loader, rows).cpu(), self.file.values[self.file.position[rows].long()].float()
+        said, kept = self._asked(rows).cpu(), self.file.values[self.file.position[rows].long()].float()
         if not (kept - said).abs().max() <= 1e-2 * said.abs().max():  # NaN is no fit either
             raise UserError(
                 f"the table {self.folder} is damaged, for it does not hold what the teacher says: remove that folder,"
@@ -253,5 +255,5 @@ def _of_others(path: Path, identity: dict[str, Any]) -> bool:
         with open_regular(path) as file:
             other = json.load(file)
         return any(other[key] != identity[key] for key in ("teacher_sha256", "data"))
-    except (OSError, UserError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return True

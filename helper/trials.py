@@ -1,20 +1,21 @@
-"""Several seeds of one configuration in one process, each as if it ran alone."""
+"""Several seeds of one configuration in one process, each as if it ran alone: threads that work one at a time."""
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 
-from dataset.base import Loader
-from helper import distributed
-from helper.cuda_graph import CUDAGraphStep
-from helper.loops import Stepper, Task, Teacher, Training, fit
+from helper import signals
+from helper.errors import Interrupted, RunError
+from helper.logger import EpochTable
 from helper.run_folder import RunFolder
+from helper.trainer import Trainer
 
 
 def trials_of(options: dict[str, Any]) -> list[dict[str, Any]]:
-    """The options of each of --trials runs: seeds one after the other, and names of their own where one is given."""
+    """Return the options of each of --trials runs: consecutive seeds, and names of their own where one is given."""
     if options["trials"] == 1:
         return [options]
     trials = []
@@ -24,71 +25,145 @@ def trials_of(options: dict[str, Any]) -> list[dict[str, Any]]:
     return trials
 
 
-class Turn:
-    """A context for the work of one of several runs: with random numbers and, on a GPU, a stream of its own, so that
-    the runs do not wait for one another."""
+class Aborted(BaseException):
+    """Raised in a run whose neighbour has failed in a way that ends all of them."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.random = torch.get_rng_state()
-        self.device, self.on_gpu = device, device.type == "cuda"
-        if self.on_gpu:
-            self.stream, self.cuda_random = torch.cuda.Stream(device), torch.Generator(device)
-            self.stream.wait_stream(torch.cuda.current_stream(device))  # for what all of them share
+
+class Turns:
+    """Lets runs take turns, each in a thread of its own, in a fixed order.
+
+    Each has random numbers of its own and, on a GPU, a stream, so that it computes what it would compute alone.
+
+    Args:
+        device: of the runs.
+        count: how many there are.
+    """
+
+    def __init__(self, device: torch.device, count: int) -> None:
+        self.device, self.count = device, count
+        self.current, self.over = 0, [False] * count
+        self.changed = threading.Condition()
+        self.failure: BaseException | None = None
+        self.errors: dict[int, RunError] = {}
+        self.random = [torch.get_rng_state() for _ in range(count)]
+        self.cuda_random = [torch.Generator(device) for _ in range(count)] if device.type == "cuda" else []
+
+    def run(self, works: Sequence[Callable[[Callable[[], None]], None]]) -> None:
+        """Call all works, each with a function that passes its turn on to the next one, until they return.
+
+        Raises:
+            RunError: the first of those that works raised; the others were done to their end.
+            BaseException: any other error, which ends all works.
+        """
+        threads = [threading.Thread(target=self._work, args=each, daemon=True) for each in enumerate(works)]
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        except KeyboardInterrupt as interrupt:
+            with self.changed:
+                self.failure = self.failure or interrupt
+                self.changed.notify_all()
+            raise
+        if self.failure:
+            raise self.failure
+        for number in sorted(self.errors, key=lambda number: (isinstance(self.errors[number], Interrupted), number)):
+            raise self.errors[number]
+
+    def _work(self, number: int, work: Callable[[Callable[[], None]], None]) -> None:
+        try:
+            self._wait(number)
+            stream = torch.cuda.Stream(self.device) if self.cuda_random else None
+            if stream:
+                stream.wait_stream(torch.cuda.current_stream(self.device))  # for what all of them share
+            with torch.cuda.stream(stream) if stream else nullcontext(), self._random_numbers(number) as swap:
+
+                def pass_turn() -> None:
+                    swap()
+                    self._pass(number)
+                    self._wait(number)
+                    swap()
+
+                work(pass_turn)
+        except RunError as error:
+            self.errors[number] = error
+        except Aborted:
+            pass
+        except BaseException as error:
+            self.failure = self.failure or error
+        finally:
+            self.over[number] = True
+            self._pass(number)
+
+    def _wait(self, number: int) -> None:
+        with self.changed:
+            self.changed.wait_for(lambda: self.current == number or self.failure)
+        if self.failure:
+            raise Aborted
+
+    def _pass(self, number: int) -> None:
+        with self.changed:
+            later = [*range(number + 1, self.count), *range(number + 1)]
+            self.current = next((other for other in later if not self.over[other]), number)
+            self.changed.notify_all()
 
     @contextmanager
-    def __call__(self) -> Iterator[None]:
-        before = torch.get_rng_state()
-        torch.set_rng_state(self.random)
+    def _random_numbers(self, number: int) -> Iterator[Callable[[], None]]:
+        """Give a run random numbers of its own; the function exchanges them for the others' and back."""
+        default = None
+        if self.cuda_random:
+            index = torch.cuda.current_device() if self.device.index is None else self.device.index
+            default = torch.cuda.default_generators[index]
+
+        def swap() -> None:
+            mine, self.random[number] = self.random[number], torch.get_rng_state()
+            torch.set_rng_state(mine)
+            if default is not None:  # exchanged and not copied: recordings keep to the one that they began with
+                mine, self.cuda_random[number] = self.cuda_random[number], default.graphsafe_get_state()
+                default.graphsafe_set_state(mine)
+
+        swap()
         try:
-            with self._on_gpu() if self.on_gpu else nullcontext():
-                yield
+            yield swap
         finally:
-            self.random = torch.get_rng_state()
-            torch.set_rng_state(before)
-
-    @contextmanager
-    def _on_gpu(self) -> Iterator[None]:
-        index = torch.cuda.current_device() if self.device.index is None else self.device.index
-        default = torch.cuda.default_generators[index]
-        before = default.graphsafe_get_state()  # exchanged and not copied: recordings keep to the one they began with
-        default.graphsafe_set_state(self.cuda_random)
-        try:
-            with torch.cuda.stream(self.stream):
-                yield
-        finally:
-            default.graphsafe_set_state(before)
+            swap()
 
 
-def fit_trials(
+def train_runs(
     runs: Sequence[tuple[RunFolder, dict[str, Any]]],
     device: torch.device,
     found_out: dict[str, Any],
-    prepare: Callable[[RunFolder, dict[str, Any], Turn], Training],
+    build: Callable[[RunFolder, dict[str, Any], Callable[[], None] | None, EpochTable], Trainer],
 ) -> None:
-    """Train runs, each with its options, to their ends, and say what came of them.
+    """Train runs to their ends, and print their results.
 
     Args:
+        runs: folders and options.
+        device: of all of them.
         found_out: what their `config.json` should say beside their options.
-        prepare: makes a run ready, in a turn of its own.
+        build: makes the trainer of a run, in its turn; it is given how to pass that on, and the table on the screen.
     """
+    table = EpochTable()
     with ExitStack() as stack:
-        trainings = []
-        for run, options in runs:
+        for run, _ in runs:
             run.config |= found_out
             stack.enter_context(run.open())
-            turn = Turn(device)
-            with turn():
-                trainings.append(prepare(run, options, turn))
-        fit(trainings)
+        try:
+            if len(runs) == 1:
+                trainer = build(*runs[0], None, table)
+                with signals.looked_at():
+                    trainer.fit()
+            else:
+                works = [lambda turn, each=each: build(*each, turn, table).fit() for each in runs]
+                with signals.looked_at():
+                    Turns(device, len(runs)).run(works)
+        except (Interrupted, KeyboardInterrupt) as stop:
+            kept = "; ".join(run.kept() for run, _ in runs)
+            same = "the same command without --overwrite" if runs[0][0].overwrite else "the same command"
+            print(f"\nstopped; {kept}: {same} goes on from there", flush=True)
+            if isinstance(stop, KeyboardInterrupt):
+                raise
+            signals.stop()
     for run, _ in runs:
         print(run.summary())
-
-
-def make_step(
-    module: Task, teacher: Teacher | None, optimizer: torch.optim.Optimizer, loader: Loader, options: dict[str, Any]
-) -> Stepper:
-    """What learns from a batch: on a GPU by replaying a recorded step, unless the options say --plain or several
-    processes train together."""
-    if loader.target.is_cuda and not options["plain"] and distributed.world_size() == 1:
-        return CUDAGraphStep(module, teacher, optimizer, loader, options["batch_size"])
-    return Stepper(module, teacher, optimizer)

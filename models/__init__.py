@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
-from helper.errors import unknown
+from inputs import unknown
 from models.base import Model, Output, feature_widths
 from models.mobilenetv2 import MobileNetV2
 from models.resnet import (
@@ -86,7 +86,7 @@ def networks(dataset: str | None = None) -> dict[str, Callable[[int], Model]]:
 def create_model(name: str, num_classes: int, dataset: str | None = None) -> Model:
     """A freshly initialised network for images [B, 3, H, W] that gives logits [B, num_classes].
 
-    Raises UserError for a name that is none of `networks(dataset)`.
+    Raises InputError for a name that is none of `networks(dataset)`.
     """
     known = networks(dataset)
     if name not in known:

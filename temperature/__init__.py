@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from helper.errors import unknown
+from inputs import unknown
 from temperature.annealing import Annealing
 from temperature.base import Mixing, Tau, Temperature, as_tau
 from temperature.ctkd import CTKDGlobal, CTKDInstance
@@ -28,7 +28,7 @@ temperature_dict: dict[str, Callable[..., Temperature]] = {
 
 
 def create_temperature(name: str, **options: Any) -> Temperature:
-    """The temperature called `name`; `options` are its constructor's. Raises UserError for an unknown name."""
+    """The temperature called `name`; `options` are its constructor's. Raises InputError for an unknown name."""
     if name not in temperature_dict:
         raise unknown("temperature", name, temperature_dict)
     return temperature_dict[name](**options)

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from helper.errors import UserError
+from inputs import InputError
 from temperature.base import Tau, Temperature
 
 SHAPES = ("linear", "cosine")
@@ -29,7 +29,7 @@ class Annealing(Temperature):
         epochs: length of the run.
 
     Raises:
-        UserError: a temperature that is not positive, or an unknown shape.
+        InputError: a temperature that is not positive, or an unknown shape.
     """
 
     def __init__(
@@ -37,9 +37,9 @@ class Annealing(Temperature):
     ) -> None:
         super().__init__()
         if not (0 < anneal_from < math.inf and 0 < anneal_to < math.inf):
-            raise UserError(f"--anneal_from and --anneal_to must be above 0, not {anneal_from} and {anneal_to}")
+            raise InputError(f"--anneal_from and --anneal_to must be above 0, not {anneal_from} and {anneal_to}")
         if anneal_shape not in SHAPES:
-            raise UserError(f"unknown --anneal_shape '{anneal_shape}'; the known ones are: {', '.join(SHAPES)}")
+            raise InputError(f"unknown --anneal_shape '{anneal_shape}'; the known ones are: {', '.join(SHAPES)}")
         self.schedule = (epochs, anneal_from, anneal_to, anneal_shape)
         self.register_buffer("tau", torch.tensor(float(anneal_from)))
 

@@ -41,7 +41,7 @@ class Average(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         for name in ("count", "total", "squares"):
-            self.register_buffer(name, torch.zeros((), dtype=torch.float64), persistent=False)
+            self.register_buffer(name, torch.zeros((), dtype=torch.float64))
 
     def reset(self) -> None:
         """Forget what was shown."""

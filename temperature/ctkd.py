@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from helper.bounds import TRAINED, check_fits
-from helper.errors import UserError
+from inputs import InputError
 from temperature.base import Tau, Temperature
 
 
@@ -62,7 +62,7 @@ class CTKD(Temperature):
         lambda_min, lambda_max: strength of the adversary at the start and from epoch lambda_epochs on.
 
     Raises:
-        UserError: a number outside its range, or an unknown curriculum.
+        InputError: a number outside its range, or an unknown curriculum.
     """
 
     def __init__(
@@ -76,11 +76,11 @@ class CTKD(Temperature):
     ) -> None:
         super().__init__()
         if not (0 <= tau_init < math.inf and 0 < tau_range < math.inf):
-            raise UserError(f"--tau_init must be 0 or more and --tau_range above 0, not {tau_init} and {tau_range}")
+            raise InputError(f"--tau_init must be 0 or more and --tau_range above 0, not {tau_init} and {tau_range}")
         if curriculum not in CURRICULA:
-            raise UserError(f"unknown curriculum '{curriculum}'; the known ones are: {', '.join(CURRICULA)}")
+            raise InputError(f"unknown curriculum '{curriculum}'; the known ones are: {', '.join(CURRICULA)}")
         if not (0 <= lambda_min < math.inf and 0 <= lambda_max < math.inf and lambda_epochs > 0):
-            raise UserError(
+            raise InputError(
                 f"the curriculum needs lambdas of 0 or more and --lambda_epochs above 0,"
                 f" not {lambda_min}, {lambda_max} and {lambda_epochs}"
             )
@@ -123,7 +123,7 @@ class CTKDInstance(CTKD):
     def __init__(self, num_classes: int, instance_width: int = 128, **bounds_and_curriculum: float | str) -> None:
         super().__init__(**bounds_and_curriculum)
         if instance_width < 1:
-            raise UserError(f"--instance_width must be 1 or more, not {instance_width}")
+            raise InputError(f"--instance_width must be 1 or more, not {instance_width}")
         check_fits(
             f"--instance_width {instance_width} for {num_classes} classes",
             TRAINED * (2 * num_classes + 2) * instance_width,

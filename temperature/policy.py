@@ -10,7 +10,7 @@ from collections.abc import Hashable
 import torch
 from torch import Tensor, nn
 
-from helper.errors import UserError
+from inputs import InputError
 from temperature.base import Average, Mixing, Tau, Temperature
 
 PHASE = 20  # epochs of 240: the released configurations' warmup, rl_epoch and aug_epoch
@@ -40,7 +40,7 @@ class Policy(Temperature):
         rl_tau_min, rl_tau_max: the bounds.
 
     Raises:
-        UserError: a number outside its range.
+        InputError: a number outside its range.
     """
 
     notes = ("rl_action",)
@@ -57,12 +57,12 @@ class Policy(Temperature):
     ) -> None:
         super().__init__()
         if not (0 < kd_T < math.inf and 0 < rl_tau_min < rl_tau_max < math.inf):
-            raise UserError(
+            raise InputError(
                 "--kd_T and --rl_tau_min must be above 0 and --rl_tau_max above --rl_tau_min,"
                 f" not {kd_T}, {rl_tau_min} and {rl_tau_max}"
             )
         if not 1 <= rl_warmup <= epochs:
-            raise UserError(f"--rl_warmup must be from 1 to --epochs {epochs}, not {rl_warmup}: it would never act")
+            raise InputError(f"--rl_warmup must be from 1 to --epochs {epochs}, not {rl_warmup}: it would never act")
         self.epochs, self.rl_warmup, self.aug_epoch = epochs, rl_warmup, aug_epoch
         self.low, self.high = rl_tau_min, rl_tau_max
         self.register_buffer("tau", torch.tensor(float(kd_T)))
@@ -147,7 +147,7 @@ class Random(Policy):
     ) -> None:  # fmt: skip
         super().__init__(train_target, epochs, **phases_and_bounds)
         if not (math.isfinite(random_mean) and 0 <= random_std < math.inf):
-            raise UserError(
+            raise InputError(
                 f"--random_mean must be a number and --random_std 0 or more, not {random_mean} and {random_std}"
             )
         self.mean, self.std = random_mean, random_std

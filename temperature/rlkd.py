@@ -61,8 +61,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from helper.errors import UserError, unknown
-from helper.structure import Checked, Maybe, optimizer_pattern
+from inputs import InputError, unknown
 from temperature.policy import PHASE, Policy
 
 GAMMA, LAMBDA, CLIP = 0.99, 0.95, 0.2
@@ -177,7 +176,7 @@ class RLKD(Policy):
         phases_and_bounds: of `Policy`.
 
     Raises:
-        UserError: a number outside its range.
+        InputError: a number outside its range.
     """
 
     notes = ("rl_reward", "rl_value_loss", "rl_policy_entropy", "rl_action")
@@ -194,9 +193,9 @@ class RLKD(Policy):
     ) -> None:
         super().__init__(train_target, epochs, **phases_and_bounds)
         if rl_epoch < 1 or rl_rollout < 2:
-            raise UserError(f"--rl_epoch must be 1 or more and --rl_rollout 2 or more, not {rl_epoch} and {rl_rollout}")
+            raise InputError(f"--rl_epoch must be 1 or more and --rl_rollout 2 or more, not {rl_epoch} and {rl_rollout}")
         if epochs // rl_epoch * rl_epoch < self.rl_warmup:
-            raise UserError(
+            raise InputError(
                 f"--rl_epoch {rl_epoch} divides no epoch from --rl_warmup {self.rl_warmup} to --epochs {epochs}:"
                 " the agent would never learn, which is --temperature random"
             )
@@ -225,18 +224,15 @@ class RLKD(Policy):
         return {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()} | within
 
     def extra_state_pattern(self) -> dict[str, Any]:
-        """What a checkpoint may hold of it, see helper/structure.py."""
-        batch = Checked(
-            (torch.empty(0, 3), torch.empty(0), torch.empty(0)),
-            lambda columns: len(set(map(len, columns))) == 1,
-            "has columns of several lengths",
-        )
-        within = {"rollout": Maybe([batch]), "rewards": Maybe([torch.zeros(())]), "probe": Maybe(torch.zeros(()))}
-        return Checked(
-            {name: optimizer_pattern(optimizer) for name, optimizer in self.optimizers.items()} | within,
-            lambda state: len(state.get("rollout", []) if "probe" in state else []) == len(state.get("rewards", [])),
-            "has not a reward for each batch",
-        )
+        """Return what `get_extra_state` may return: types and shapes, of which 0 stands for any size."""
+        batch = (torch.empty(0, 3), torch.empty(0), torch.empty(0))
+        return self.optimizers | {"rollout?": [batch], "rewards?": [torch.zeros(())], "probe?": torch.zeros(())}
+
+    def fits_extra_state(self, state: dict[str, Any]) -> bool:
+        """Whether a state of that pattern has a reward for each batch, and columns of one length."""
+        rollout, rewards = state.get("rollout", []), state.get("rewards", [])
+        even = all(len(set(map(len, columns))) == 1 for columns in rollout)
+        return even and len(rewards) == (len(rollout) if "probe" in state else 0)
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         for name, optimizer in self.optimizers.items():

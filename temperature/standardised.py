@@ -5,7 +5,7 @@ from collections.abc import Hashable
 
 from torch import Tensor
 
-from helper.errors import UserError
+from inputs import InputError
 from temperature.base import Average, Mixing, Tau, Temperature
 from temperature.fixed import Fixed
 
@@ -29,7 +29,7 @@ class Standardised(Temperature):
         inner: another temperature instead, which is shown the z-scored logits and whose tau acts on them.
 
     Raises:
-        UserError: base_tau is not a positive, finite number.
+        InputError: base_tau is not a positive, finite number.
     """
 
     weights = (0.1, 9.0)  # gamma and alpha of LSKD's KD
@@ -37,7 +37,7 @@ class Standardised(Temperature):
     def __init__(self, base_tau: float = 2.0, inner: Temperature | None = None) -> None:
         super().__init__()
         if not 0 < base_tau < math.inf:
-            raise UserError(f"--base_tau must be above 0, not {base_tau}")
+            raise InputError(f"--base_tau must be above 0, not {base_tau}")
         self.inner = Fixed(base_tau) if inner is None else inner
         self.seen = Average()  # the inner temperature
 

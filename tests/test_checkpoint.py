@@ -15,8 +15,9 @@ from common import no_hang
 
 from helper import checkpoint
 from helper.errors import RunError, UserError
-from helper.files import open_lock, open_regular, remove_leftovers, try_writing, write_atomically
+from helper.files import open_lock, remove_leftovers, try_writing, write_atomically
 from helper.teacher import find_teacher
+from inputs import open_regular
 from models import create_model, networks
 
 ROOT = Path(__file__).resolve().parents[1]

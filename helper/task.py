@@ -1,0 +1,233 @@
+"""What a run trains: a student, alone or with all that distillation adds to it, and the loss that they learn from."""
+
+from collections.abc import Hashable
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from dataset.base import Batch
+from distiller_zoo import Distiller, at_least_float32, kd_loss, warmed_up
+from helper import distributed
+from helper.device import autocast
+from models import Model, Output
+from temperature import Mixing, Tau, Temperature
+
+PROBE = 24  # images on which a temperature that observes sees how the student improves
+
+
+class StepOutput(NamedTuple):
+    """What a step computed from a batch."""
+
+    loss: Tensor  # a scalar, with gradient
+    losses: dict[str, Tensor]  # its terms before weighting
+    logits: Tensor  # [B, C], the student's
+    target: Tensor  # [B], the classes
+    tau: Tau | None  # None where nothing is distilled
+
+    def detached(self) -> "StepOutput":
+        """Return the same numbers without gradient, which frees all that led to them."""
+        tau = Tau(*(None if each is None else each.detach() for each in self.tau)) if self.tau else None
+        losses = {name: term.detach() for name, term in self.losses.items()}
+        return StepOutput(self.loss.detach(), losses, self.logits.detach(), self.target, tau)
+
+
+class Task(nn.Module):
+    """All that learns, in one module: a `student` and, in a subclass, a `forward` that computes its loss.
+
+    Args:
+        student: the network.
+        precision: what the student computes in, one of helper.device.PRECISIONS; losses are always in float32.
+    """
+
+    def __init__(self, student: Model, precision: str = "fp32") -> None:
+        super().__init__()
+        self.student, self.precision = student, precision
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Return the context in which the student is called."""
+        return autocast(self.student.classifier.weight.device, self.precision)
+
+    @property
+    def phase(self) -> Hashable | None:
+        """See `Temperature.phase`."""
+        return ()
+
+    def start_epoch(self, epoch: int) -> None:
+        """Called before each epoch, counted from 1."""
+
+    def mixing(self) -> Mixing:
+        """Return which images are blended into which in this epoch."""
+        return Mixing()
+
+    def before_step(self, batch: Batch) -> Batch:
+        """Select the samples to train on."""
+        return batch
+
+    def forward(self, batch: Batch, teacher: Output | None) -> StepOutput:
+        """Compute the loss of a batch from what the teacher says of it, if there is one."""
+        raise NotImplementedError
+
+    def after_step(self) -> None:
+        """Called after each step of the optimizer."""
+
+    def end_epoch(self) -> None:
+        """Called after each epoch."""
+
+    def describe(self) -> dict[str, float]:
+        """Return what the log should know of the epoch."""
+        return {}
+
+
+class Vanilla(Task):
+    """A network that learns from the labels only: the "vanilla" recipe."""
+
+    def forward(self, batch: Batch, teacher: None) -> StepOutput:
+        with self.autocast():
+            logits = self.student(batch.images)
+        logits, target = at_least_float32(logits), batch.target
+        if batch.count is not None:
+            logits, target = (distributed.all_gather_grad(each, batch.count) for each in (logits, target))
+        loss = F.cross_entropy(logits, target)
+        return StepOutput(loss, {"ce": loss}, logits, target, None)
+
+
+class Distillation(Task):
+    """A student with its temperature and distiller, and the loss that all of them learn from:
+
+    loss = gamma * cross entropy + warm-up * (alpha * KD(tau) + fixed_alpha * KD(kd_T)) + beta * the distiller's terms
+
+    Args:
+        student: the network.
+        temperature: sets tau for each sample.
+        distiller: compares student and teacher.
+        gamma: weight of the cross entropy.
+        alpha: weight of KD at tau.
+        beta: weight of the distiller's terms.
+        fixed_alpha: weight of KD at the fixed temperature kd_T.
+        kd_T: that temperature.
+        kd_warmup: epochs over which both KD terms grow to their full weight; 0 for none.
+        precision: see `Task`.
+    """
+
+    def __init__(
+        self,
+        student: Model,
+        temperature: Temperature,
+        distiller: Distiller,
+        gamma: float,
+        alpha: float,
+        beta: float,
+        fixed_alpha: float = 0.0,
+        kd_T: float = 4.0,
+        kd_warmup: int = 0,
+        precision: str = "fp32",
+    ) -> None:
+        super().__init__(student, precision)
+        self.temperature, self.distiller = temperature, distiller
+        self.gamma, self.alpha, self.beta = gamma, alpha, beta
+        self.fixed_alpha, self.kd_T, self.kd_warmup = fixed_alpha, kd_T, kd_warmup
+        self.register_buffer("warmup", torch.ones(()))
+        self.probe: tuple[Tensor, Tensor] | None = None  # images and classes, the same in all processes
+
+    def start_epoch(self, epoch: int) -> None:
+        self.temperature.start_epoch(epoch)
+        self.distiller.start_epoch(epoch)
+        self.warmup.fill_(warmed_up(epoch, self.kd_warmup))
+        self.probe = None
+
+    @property
+    def phase(self) -> Hashable | None:
+        return self.temperature.phase
+
+    def mixing(self) -> Mixing:
+        return self.temperature.mixing()
+
+    def before_step(self, batch: Batch) -> Batch:
+        """Select the samples to train on: all but those that an observing temperature keeps as its probe, once an
+        epoch. (If they were trained on, the first rewards would measure that.)"""
+        world_size = distributed.world_size()
+        size = min(max(PROBE // world_size, 1), len(batch) // 2)  # of this process's shard
+        if not self.temperature.observes or self.probe is not None or not size:
+            return batch
+        columns = (batch.images[:size], batch.target[:size])
+        self.probe = tuple(distributed.all_gather_grad(column, size * world_size) for column in columns)
+        self.temperature.observe(self._probe_loss())
+        return batch.without_first(size, world_size)
+
+    def forward(self, batch: Batch, teacher: Output) -> StepOutput:
+        with self.autocast():
+            student = self.student(batch.images, is_feat=True)
+        student = Output(student.features, at_least_float32(student.logits))
+        student, teacher, target, index = _whole_batch(student, teacher, batch)
+        tau = self.temperature(student.logits, teacher.logits, target, index)
+        losses = {"ce": F.cross_entropy(student.logits, target)}
+        loss = self.gamma * losses["ce"]
+        if self.alpha:
+            losses["kd"] = kd_loss(student.logits, teacher.logits, tau)
+            loss = loss + self.warmup * self.alpha * losses["kd"]
+        if self.fixed_alpha:
+            losses["kd_fixed"] = kd_loss(student.logits, teacher.logits, self.kd_T)
+            loss = loss + self.warmup * self.fixed_alpha * losses["kd_fixed"]
+        if self.beta:
+            terms = self.distiller(student, teacher, target, tau, index)
+            for name, term in terms.items():
+                losses[name] = term
+                loss = loss + self.beta * term
+        return StepOutput(loss, losses, student.logits, target, tau)
+
+    def after_step(self) -> None:
+        self.distiller.after_step()
+        if self.probe is not None:
+            self.temperature.observe(self._probe_loss())
+
+    @torch.no_grad()
+    def _probe_loss(self) -> Tensor:
+        """The student's cross entropy on the probe in training mode, leaving the running statistics as they are."""
+        images, target = self.probe
+        images, target = (distributed.shard(each) for each in (images, target))
+        copies = {name: buffer.clone() for name, buffer in self.student.named_buffers()}
+        with self.autocast():
+            logits = functional_call(self.student, copies, (images,))
+        logits = distributed.all_gather_grad(at_least_float32(logits), len(self.probe[1]))
+        return F.cross_entropy(logits, self.probe[1])
+
+    def end_epoch(self) -> None:
+        self.temperature.end_epoch()
+
+    def describe(self) -> dict[str, float]:
+        return self.temperature.describe() | self.distiller.describe()
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return the probe, within an epoch that has one."""
+        return {} if self.probe is None else {"probe": self.probe}
+
+    def extra_state_pattern(self) -> dict[str, Any]:
+        """Return what `get_extra_state` may return, see helper/structure.py."""
+        return {"probe?": (torch.empty(0, 3, 0, 0), torch.empty(0, dtype=torch.int64))}
+
+    def fits_extra_state(self, state: dict[str, Any]) -> bool:
+        """Whether a state of that pattern holds images with their classes."""
+        if "probe" not in state:
+            return True
+        images, target = state["probe"]
+        classes = self.student.classifier.out_features
+        return len(images) == len(target) > 0 and bool(((target >= 0) & (target < classes)).all())
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take up what `get_extra_state` returned."""
+        probe = state.get("probe")
+        self.probe = None if probe is None else tuple(column.to(self.warmup.device) for column in probe)
+
+
+def _whole_batch(student: Output, teacher: Output, batch: Batch) -> tuple[Output, Output, Tensor, Tensor]:
+    """Return outputs, classes and image numbers of the whole batch of which this process has a shard."""
+    if batch.count is None:
+        return student, teacher, batch.target, batch.index
+    columns = (student.logits, teacher.logits, batch.target, batch.index)
+    *logits, target, index = (distributed.all_gather_grad(column, batch.count) for column in columns)
+    features = (distributed.GatheredFeatures(output.features, batch.count) for output in (student, teacher))
+    return *map(Output, features, logits), target, index

@@ -1,0 +1,201 @@
+"""A run from where it stands to its last epoch: train, evaluate, save, log."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from dataset.base import Dataset
+from helper import distributed, signals
+from helper.cuda_graph import CUDAGraphStep
+from helper.errors import Diverged, Interrupted, UserError
+from helper.logger import EpochTable
+from helper.loops import Record, Step, Teacher, evaluate, train_one_epoch, train_step
+from helper.metrics import Metrics
+from helper.run_folder import RunFolder
+from helper.task import StepOutput, Task
+
+
+def make_optimizer(
+    module: nn.Module, learning_rate: float, momentum: float, weight_decay: float, plain: bool = False
+) -> torch.optim.SGD:
+    """Return SGD in one group for all that learns from the loss; as in the published code, Global-T's weight decays
+    like any other.
+
+    Args:
+        module: whose parameters with gradients are trained.
+        learning_rate: at the start.
+        momentum: share of the velocity that a step keeps.
+        weight_decay: L2 penalty.
+        plain: leave the step in its parts; otherwise it is one kernel, and the learning rate a tensor, so that it can
+            change in a step that is replayed (see `set_learning_rate`).
+    """
+    learned = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    rate = learning_rate if plain else torch.tensor(learning_rate, device=learned[0].device)
+    return torch.optim.SGD(learned, rate, momentum, weight_decay=weight_decay, fused=not plain)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Change the learning rate, in place where it is a tensor."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def step_lr(learning_rate: float, epoch: int, milestones: list[int], rate: float) -> float:
+    """Return the learning rate of an epoch, counted from 1: times `rate` for each milestone that lies before it."""
+    return learning_rate * rate ** sum(epoch > milestone for milestone in milestones)
+
+
+def make_step(task: Task, device: torch.device, options: dict[str, Any]) -> Step:
+    """Return what makes a training step: on a GPU the replay of a recorded one, unless the options say --plain or
+    several processes train together; these average their gradients."""
+    if distributed.world_size() > 1:
+        return partial(train_step, forward=distributed.ddp(task))
+    if device.type == "cuda" and not options["plain"]:
+        return CUDAGraphStep(options["batch_size"])
+    return train_step
+
+
+class Trainer:
+    """Trains one run.
+
+    Args:
+        run: its folder, resumed.
+        task: all that learns.
+        teacher: frozen; None where nothing is distilled.
+        optimizer: of the task.
+        metrics: sums of an epoch, resumed.
+        data: training and validation images.
+        options: of the run.
+        step: makes a step, see `helper.loops.train_one_epoch`.
+        pass_turn: called after each step and before each batch of a test, where several runs take turns.
+        table: on the screen; shared by the runs that take turns.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        task: Task,
+        teacher: Teacher | None,
+        optimizer: torch.optim.Optimizer,
+        metrics: Metrics,
+        data: Dataset,
+        options: dict[str, Any],
+        step: Step = train_step,
+        pass_turn: Callable[[], None] | None = None,
+        table: EpochTable | None = None,
+    ) -> None:
+        self.run, self.task, self.teacher, self.optimizer = run, task, teacher, optimizer
+        self.metrics, self.data, self.options, self.step = metrics, data, options, step
+        self.pass_turn, self.table = pass_turn, table or EpochTable()
+        self.bar: tqdm | None = None
+        self.started = 0.0  # when the epoch began, on time.perf_counter's clock
+        self.trained: Record | None = None  # the means of an epoch that is being tested
+
+    def fit(self) -> None:
+        """Train to the last epoch.
+
+        Raises:
+            Diverged: a loss or weight is not finite; the last good epoch is kept.
+            Interrupted: the process was asked to end; the state is saved.
+            RunError: the state cannot be written.
+        """
+        for epoch in range(len(self.run.history) + 1, self.options["epochs"] + 1):
+            with self._explained(epoch):
+                trained = self.train(epoch)
+                tested = self.evaluate(trained)
+            seconds = {"seconds": time.perf_counter() - self.started}
+            record = {"epoch": epoch, "learning_rate": self._learning_rate(epoch)} | trained | tested | seconds
+            self.run.save_epoch(record, self.task, self.optimizer)
+            label = f"seed {self.options['seed']:<4}" if self.pass_turn else ""
+            self.table.add(record, label)
+        self.run.finish(self.task.student)
+
+    def train(self, epoch: int) -> Record:
+        """Train an epoch, or what is left of it, and return its means."""
+        if distributed.any_rank(signals.asked()):
+            raise Interrupted("stopped before an epoch")
+        run, data = self.run, self.data.train
+        self.started = time.perf_counter() - run.seconds
+        set_learning_rate(self.optimizer, self._learning_rate(epoch))
+        if run.trained is not None:
+            return run.trained
+        hidden = distributed.hide_progress()
+        with tqdm(None, f"epoch {epoch}", len(data), False, unit="batch", disable=hidden, initial=run.step) as self.bar:
+            result = train_one_epoch(
+                self.task, self.teacher, data, self.optimizer, self.metrics, epoch, run.step, self._on_step, self.step
+            )
+        return result | {"images_per_second": data.num_samples / (time.perf_counter() - self.started)}
+
+    def evaluate(self, trained: Record) -> Record:
+        """Test the student of an epoch that was trained with these means."""
+        self.trained = trained
+        tested = evaluate(self.task.student, self.data.val, on_batch=self._on_test_batch)
+        finite = torch.stack([parameter.isfinite().all() for parameter in self.task.parameters()]).all()
+        if not finite or math.isnan(tested["test_loss"]):
+            raise Diverged("the weights are not finite after the last step")
+        return tested
+
+    def _learning_rate(self, epoch: int) -> float:
+        options = self.options
+        return step_lr(options["learning_rate"], epoch, options["lr_decay_epochs"], options["lr_decay_rate"])
+
+    def _on_step(self, number: int, output: StepOutput) -> None:
+        """Show progress, stop if the process was asked to end, let other runs have their turn."""
+        self.bar.update()
+        # reading the loss synchronises a GPU; all processes must do it or none
+        cheap = output.loss.device.type == "cpu" or not self.bar.disable and distributed.world_size() == 1
+        if cheap and number % self.options["print_freq"] == 0:
+            self.metrics.check()
+            tau = {"tau": f"{output.tau.student.mean().item():.2f}"} if output.tau else {}
+            self.bar.set_postfix({"loss": f"{output.loss.item():.3f}"} | tau)
+        if distributed.any_rank(signals.asked()):
+            self.metrics.check()
+            self._save(number, metrics=self.metrics.state())
+            raise Interrupted(f"stopped after step {number}")
+        if self.pass_turn:
+            self.pass_turn()
+
+    def _on_test_batch(self) -> None:
+        """Keep a trained epoch if the process was asked to end while it is tested.
+
+        A single process ends here. Several finish the test, if they are given the time: each has batches of its own,
+        between which it cannot know what the others were asked.
+        """
+        if signals.asked() and self.run.trained is None:
+            self._save(len(self.data.train), trained=self.trained)
+        if signals.asked() and distributed.world_size() == 1:
+            raise Interrupted("stopped within a test")
+        if self.pass_turn:
+            self.pass_turn()
+
+    def _save(self, step: int, **state: Any) -> None:
+        seconds = time.perf_counter() - self.started
+        self.run.save(self.task, self.optimizer, step=step, seconds=seconds, **state)
+
+    @contextmanager
+    def _explained(self, epoch: int) -> Iterator[None]:
+        """Say what to do about an error of an epoch."""
+        try:
+            yield
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise UserError(
+                "batch norm cannot learn from one image of one position, in a batch of one or a shard of one: choose"
+                " another --batch_size, or larger images"
+            ) from error
+        except Diverged as error:
+            raise Diverged(
+                f"{error} of epoch {epoch}; {self.run.kept()}: start anew with a lower --learning_rate or other loss"
+                " weights"
+            ) from error
