@@ -19,7 +19,7 @@ from helper.options import taken_by
 from models import Output
 from temperature import Tau, create_temperature
 
-GOLDEN = json.loads((Path(__file__).parent / "golden/losses.json").read_text())
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden/losses.json").read_text())
 UNEVEN = torch.tensor([3] * 30 + [1] * 10 + [0] * 60)[torch.randperm(100, generator=torch.Generator().manual_seed(0))]
 CASES = [(8, 10, 100), (16, 100, 200)]  # batch, classes, seed
 

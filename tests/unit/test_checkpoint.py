@@ -19,7 +19,7 @@ from helper.files import open_lock, open_regular, remove_leftovers, try_writing,
 from helper.teacher import find_teacher
 from models import create_model, networks
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Malicious:

@@ -14,7 +14,7 @@ from torch import nn
 from helper.errors import UserError
 from models import Model, Output, create_model, feature_widths, model_dict
 
-GOLDEN = json.loads((Path(__file__).parent / "golden/models.json").read_text())
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden/models.json").read_text())
 
 
 def filled(state):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from test_distillers import cases, check_gradient, close, draw, golden
 
 from distiller_zoo import kd_loss
 from helper.errors import UserError
@@ -11,7 +12,6 @@ from temperature.annealing import annealed
 from temperature.ctkd import curriculum_lambda, reverse_gradient
 from temperature.dtkd import LOWEST, dtkd_tau
 from temperature.standardised import Standardised
-from tests.test_distillers import cases, check_gradient, close, draw, golden
 
 CLASSES = 10
 EVERY = sorted(temperature_dict)
