@@ -1,5 +1,5 @@
 #!/bin/sh
-# All tests, and the linter. Arguments go to pytest: sh scripts/test.sh tests/test_models.py -k vgg
+# All tests, and the linter. Arguments go to pytest: sh scripts/test.sh tests/unit/test_models.py -k vgg
 . "$(dirname "$0")/env.sh"
 
 # The tests' networks are small: threads that wait for each other gain nothing, and crawl on a busy machine; two

@@ -40,7 +40,7 @@ OURS, where the sources are silent or their choice cannot work:
   predicts a batch's reward as the mean of its samples' by least squares; a sample's reward is its prediction (not the
   difference of consecutive ones, for a batch has no order) and an equal share of the rest. But where the prediction's
   slope in the action is an accident of a few batches, it counts once per sample and the true reward once per batch, so
-  the policy follows it to a bound. Mean tau in the test environment (tests/test_rlkd.py, last quarter of 640 steps):
+  the policy follows it to a bound. Mean tau in the environment of tests/unit/test_rlkd.py (last quarter of 640 steps):
       a reward that is noise, so that tau should stay at 5.5, seeds 0 to 4
           learned  9.4, 8.6, 3.4, 5.7, 4.5                  even  5.8, 5.5, 5.6, 5.8, 5.1
       best tau 3 for sure and 8 for unsure samples, whose share varies, seeds 0 to 2

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class Mutant(NamedTuple):
-    """A fault: `new` in the place of `old`, and the tests (pytest's arguments) that must fail for it."""
+    """A fault: `new` in the place of `old`, and the files below tests/ that must fail for it."""
 
     file: str
     old: str
@@ -27,34 +27,34 @@ class Mutant(NamedTuple):
 
 MUTANTS = {
     "reversal": Mutant("temperature/ctkd.py", "return -lambda_ * gradient", "return lambda_ * gradient",
-                       "tests/test_distillers.py tests/test_temperature.py"),
+                       "unit/test_distillers.py unit/test_temperature.py"),
     "tau squared": Mutant("temperature/base.py", "return self.student * self.teacher if self.scale is None",
-                          "return torch.ones_like(self.student) if self.scale is None", "tests/test_distillers.py"),
+                          "return torch.ones_like(self.student) if self.scale is None", "unit/test_distillers.py"),
     "lambda late": Mutant("temperature/ctkd.py", "curriculum_lambda(epoch, *self.schedule)",
-                          "curriculum_lambda(epoch - 1, *self.schedule)", "tests/test_temperature.py"),
+                          "curriculum_lambda(epoch - 1, *self.schedule)", "unit/test_temperature.py"),
     "no decay of tau": Mutant("helper/loops.py", "for parameter in module.parameters() if parameter.requires_grad]",
                               "for parameter in module.parameters() if parameter.requires_grad and parameter.dim()]",
-                              "tests/test_training.py tests/test_temperature.py"),
+                              "integration/test_training.py unit/test_temperature.py"),
     "mirrored crop": Mutant("dataset/memory.py", "[row + column, row + column.flip(0)]",
-                            "[row + column.flip(0), row + column]", "tests/test_dataset.py"),
+                            "[row + column.flip(0), row + column]", "unit/test_dataset.py"),
     "mean and std": Mutant("dataset/memory.py", ".sub_(self.mean).div_(self.std)", ".sub_(self.std).div_(self.mean)",
-                           "tests/test_dataset.py"),
+                           "unit/test_dataset.py"),
     "mean of CIFAR": Mutant("dataset/cifar100.py", "MEAN = (0.5071, 0.4867, 0.4408)", "MEAN = (0.4914, 0.4822, 0.4465)",
-                            "tests/test_dataset.py"),
+                            "unit/test_dataset.py"),
     "ddof": Mutant("helper/comparison.py", "from statistics import fmean, stdev, variance",
-                   "from statistics import fmean, pstdev as stdev, variance", "tests/test_compare.py"),
+                   "from statistics import fmean, pstdev as stdev, variance", "unit/test_compare.py"),
     "ddof of z-scores": Mutant("temperature/standardised.py", "logits.std(1, keepdim=True)",
-                               "logits.std(1, correction=0, keepdim=True)", "tests/test_temperature.py"),
+                               "logits.std(1, correction=0, keepdim=True)", "unit/test_temperature.py"),
     "DTKD's x and y": Mutant("temperature/dtkd.py", "2 * tau * y / (x + y)", "2 * tau * x / (x + y)",
-                             "tests/test_temperature.py"),
+                             "unit/test_temperature.py"),
     "last batch": Mutant("helper/loops.py", "for batch in bar:\n                between()",
-                         "for batch in list(bar)[:-1]:\n                between()", "tests/test_training.py"),
+                         "for batch in list(bar)[:-1]:\n                between()", "integration/test_training.py"),
     "random state": Mutant("helper/run_folder.py", "torch.set_rng_state(state[\"rng_cpu\"])", "pass",
-                           "tests/test_training.py"),
+                           "integration/test_training.py"),
     "best": Mutant("helper/run_folder.py", "if record[\"top1\"] > max(", "if record[\"top1\"] < max(",
-                   "tests/test_resume.py"),
+                   "unit/test_resume.py"),
     "best always": Mutant("helper/run_folder.py", "if record[\"top1\"] > max(", "if record[\"top1\"] or max(",
-                          "tests/test_resume.py"),
+                          "unit/test_resume.py"),
 }  # fmt: skip
 
 
@@ -69,7 +69,8 @@ def is_noticed(mutant: Mutant) -> bool:
         if text.count(mutant.old) != 1:
             sys.exit(f"error: {mutant.file} has {text.count(mutant.old)} places with {mutant.old!r}: mend this list")
         (copy / mutant.file).write_text(text.replace(mutant.old, mutant.new))
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *mutant.tests.split()]
+        files = [f"tests/{name}" for name in mutant.tests.split()]
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
         return subprocess.run(command, cwd=copy, capture_output=True).returncode == 1
 
 

@@ -23,7 +23,7 @@ from helper.teacher import find_teacher, fold_batch_norm, load_teacher
 from models import Model, create_model, feature_widths, imagenet_dict
 from models.imagenet import WEIGHTS
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SHAPES = {  # of 64x64 images, where stem and last map are told
     "ResNet18": ([64, 32, 32], [512, 2, 2], 512),
     "ResNet34": ([64, 32, 32], [512, 2, 2], 512),

@@ -34,7 +34,7 @@ from dataset.memory import MemoryLoader, count_views, crop
 from helper.errors import UserError
 from helper.run_folder import RunFolder
 
-IMAGENETTE = Path(__file__).resolve().parents[2] / "shared" / "data" / "imagenette_small"
+IMAGENETTE = Path(__file__).resolve().parents[3] / "shared" / "data" / "imagenette_small"
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 
 

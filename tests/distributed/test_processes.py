@@ -29,7 +29,7 @@ from helper.teacher_cache import OnlineTeacher
 from models import create_model
 from temperature import temperature_dict
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 IMAGES = 52  # in batches of 16: the last one has 4, which three processes cannot share evenly
 PAIRS = {2: [(distill, temperature) for distill in distiller_dict for temperature in temperature_dict]}
 # with RLKD three processes have a probe of nine images instead of eight
@@ -340,7 +340,7 @@ def wait_for(path, seconds=120):
 
 def test_a_lost_worker_is_started_again_and_the_end_is_the_same(run_of_two, tmp_path):
     line = f"self SIGKILL train_teacher.py {LINE} --run_dir {tmp_path / 'run'} --overwrite"
-    done = run(command("tests/at_a_step.py", line, "--max-restarts=1", *two()))
+    done = run(command("tests/distributed/at_a_step.py", line, "--max-restarts=1", *two()))
     assert "going on after epoch 1 of 2\n" in done.stdout
     check_same_end(tmp_path / "run", run_of_two[0])
 
@@ -352,7 +352,7 @@ def test_a_run_that_was_asked_to_end_saves_within_the_epoch(processes_before, ru
     line = LINE + f"--run_dir {folder}"
     whom, torchrun = ("self", ()) if processes_before == 1 else ("parent", two())
     status = 143 if processes_before == 1 else 1  # torchrun has a status of its own
-    told = run(command("tests/at_a_step.py", f"{whom} SIGTERM train_teacher.py {line}", *torchrun), status)
+    told = run(command("tests/distributed/at_a_step.py", f"{whom} SIGTERM train_teacher.py {line}", *torchrun), status)
     assert f"stopped; {folder} keeps the state after epoch 1 and 3 steps of the next" in told.stdout
     done = run(command("train_teacher.py", line, *two()))
     assert "going on after epoch 1 of 2 and 3 steps of the next" in done.stdout
@@ -368,7 +368,7 @@ def test_two_machines_meet_and_survive_the_loss_of_a_worker(run_of_two, tmp_path
     folder, port = tmp_path / "run", free_port()
     nodes = ("--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}")
     line = f"self SIGKILL train_teacher.py {LINE} --run_dir {folder}"
-    started = command("tests/at_a_step.py", line, "--max-restarts=1", *nodes)
+    started = command("tests/distributed/at_a_step.py", line, "--max-restarts=1", *nodes)
     new_store = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     agents = [subprocess.Popen(started, cwd=ROOT, env=environment() | new_store) for _ in range(2)]
     assert [agent.wait(300) for agent in agents] == [0, 0]

@@ -20,7 +20,7 @@ from helper.teacher import find_teacher
 from inputs import open_regular
 from models import create_model, networks
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Malicious:

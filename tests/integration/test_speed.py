@@ -47,7 +47,7 @@ from models import Model, create_model, model_dict
 from temperature import temperature_dict
 from temperature.base import as_tau
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 # ---------------------------------------------------------------- the teacher, prepared for inference

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = [path for folder in (ROOT, ROOT / "benchmarks") for path in folder.glob("*.py")
            if "run_main(main)" in path.read_text()]  # fmt: skip
 

@@ -53,7 +53,7 @@ from helper.teacher_cache import OnlineTeacher
 from models import create_model, model_dict
 from temperature import temperature_dict
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 # ---------------------------------------------------------------- the step
 
 

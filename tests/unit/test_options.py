@@ -17,7 +17,7 @@ from helper.loops import decayed
 from helper.options import parse, proportions_in_words, resolve_pair, run_folder, student_parser, teacher_parser
 from temperature.ctkd import CTKDInstance
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 # The published CIFAR-100 command, flag by flag, spelled as published.
 PUBLISHED = (

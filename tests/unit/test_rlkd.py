@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from common import Tiny, fixed_batch
 from torch import Tensor
 
 from distiller_zoo import create_distiller
@@ -26,7 +27,6 @@ from temperature.rlkd import (
     spread,
     state_of,
 )
-from tests.test_training import Tiny, fixed_batch
 
 IMAGES = 64
 

@@ -22,7 +22,7 @@ from helper.options import parse, resolve_pair, student_parser, teacher_parser
 from published.rows import TABLES, rows
 from temperature import temperature_dict
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.sh"))
 COMMANDS = [

@@ -25,7 +25,7 @@ from helper.plot import plot_compare, plot_run
 from helper.runs import NEUTRAL_OPTIONS, Run, find_runs, group_labels, group_runs
 
 ROOT = Path(compare.__file__).parent
-REFERENCE = Path(__file__).resolve().parents[2] / "shared/reference/published_tables.json"
+REFERENCE = Path(__file__).resolve().parents[3] / "shared/reference/published_tables.json"
 
 TOLD = ("teacher_sha256", "num_classes", "machine", "processes")  # in config.json beside the options
 OPTIONS = {
