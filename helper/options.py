@@ -503,7 +503,8 @@ def proportions_in_words(options: dict[str, Any]) -> str | None:
             reached = f", which reaches {epochs / warmup:.0%} of the weight" if warmup > epochs else ""
             is_scaled = warmup == _in_proportion(published, options)
             (scaled if is_scaled else kept).append(f"{name}'s warm-up over {warmup} epochs{reached} (--{key})")
-    if temperature == "dtkd" and options["distill"] == "kd" and options["kd_warmup"] == 0:
+    left = _in_proportion(dtkd.WARMUP, options)  # of the warm-up; one of 0 that is given is no proportion of it
+    if temperature == "dtkd" and options["distill"] == "kd" and options["kd_warmup"] == left == 0:
         scaled.append("KD's warm-up, of which nothing is left (--kd_warmup)")
     phases = {"random": ("rl_warmup", "aug_epoch"), "rlkd": ("rl_warmup", "rl_epoch", "aug_epoch")}.get(temperature, ())
     if phases and all(options[phase] == _phase(options) for phase in phases):
