@@ -39,6 +39,7 @@ NOT_HERE = {  # distillers by the names that RepDistiller and mdistiller give th
     "abound": "AB", "factor": "FT", "fsp": "FSP", "nst": "NST", "kdsvd": "KDSVD", "ofd": "OFD",
     "reviewkd": "ReviewKD", "mlkd": "MLKD",
 }  # fmt: skip
+DECIDE_DEFAULTS = {"dataset", "model", "model_s", "distill", "temperature", "epochs"}  # of other options
 # Numbers that a temperature's constructor checks as well, which knows what belongs together: it speaks first.
 _OF_TEMPERATURES = (
     "tau_init", "tau_range", "lambda_min", "lambda_max", "lambda_epochs", "rl_tau_min", "rl_tau_max", "random_mean",
@@ -252,6 +253,22 @@ def given(parser: Parser, argv: list[str]) -> set[str]:
     unset, names = object(), vars(parser.parse_args([]))
     told = parser.parse_args([_underscored(word) for word in argv], argparse.Namespace(**dict.fromkeys(names, unset)))
     return {name for name, value in vars(told).items() if value is not unset}
+
+
+def flags_of(parser: Parser, options: dict[str, Any]) -> list[str]:
+    """The flags of a command line that give options these values; none where one is no flag, is left out to have its
+    value, or decides what others are by default."""
+    known = vars(parser.parse_args([])).keys() - DECIDE_DEFAULTS
+    if not options.keys() <= known or any(value is None or value is False for value in options.values()):
+        return []
+    flags = []
+    for key, value in options.items():
+        flags.append("--lr" if key == "learning_rate" else f"--{key}")  # which is taken exactly as given
+        if isinstance(value, list):
+            flags.append(",".join(map(str, value)))
+        elif value is not True:
+            flags.append(str(value).removesuffix(".0"))
+    return flags
 
 
 def parse(parser: Parser, argv: list[str] | None = None) -> dict[str, Any]:

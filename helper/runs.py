@@ -101,16 +101,24 @@ def decisive(options: dict[str, Any], distill: str | None, temperature: str | No
     return {key: value for key, value in options.items() if key not in left_out}
 
 
+HASHES = {"data_sha256": "other data", "teacher_sha256": "another teacher"}  # and what is said where they differ
+
+
 def differing(there: dict[str, Any], here: dict[str, Any]) -> str:
-    """What two runs have in common and do otherwise, as a text; empty if nothing. A hash that is not known here, where
-    the data was not given, or that was made by another version of the formula, does not count."""
+    """What two runs have in common and do otherwise, as a text; empty if nothing."""
+    keys = differing_keys(there, here)
+    return "; ".join(HASHES.get(key, f"{key} {there[key]} instead of {here[key]}") for key in keys)
+
+
+def differing_keys(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """What two runs have in common and do otherwise. A hash that is not known here, where the data was not given, or
+    that was made by another version of the formula, does not count."""
     both = sorted(key for key in there.keys() & here.keys() if there[key] != here[key])
-    hashes = {"data_sha256": "other data", "teacher_sha256": "another teacher"}
-    return "; ".join(
-        hashes.get(key, f"{key} {there[key]} instead of {here[key]}")
+    return [
+        key
         for key in both
-        if key not in hashes or here[key] is not None and hash_version(there[key]) == hash_version(here[key])
-    )
+        if key not in HASHES or here[key] is not None and hash_version(there[key]) == hash_version(here[key])
+    ]
 
 
 def hash_version(value: Any) -> str:

@@ -62,7 +62,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from helper.errors import UserError, unknown
-from helper.structure import Checked, Maybe, optimizer_pattern
+from helper.structure import Checked, Maybe, load_optimizer, optimizer_pattern
 from temperature.policy import PHASE, Policy
 
 GAMMA, LAMBDA, CLIP = 0.99, 0.95, 0.2
@@ -240,7 +240,7 @@ class RLKD(Policy):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state[name])
+            load_optimizer(optimizer, state[name])
         device = self.entropy.device
         self.rollout = [Transition(*(column.to(device) for column in each)) for each in state.get("rollout", [])]
         self.rewards = [reward.to(device) for reward in state.get("rewards", [])]

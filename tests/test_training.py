@@ -7,6 +7,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import struct
@@ -47,7 +48,7 @@ from helper.errors import RunError, UserError
 from helper.log import RunLog, tensorboard_logger
 from helper.loops import Distillation, Stepper, decayed, evaluate, make_optimizer, train_epoch, train_step
 from helper.meter import Meter, Step
-from helper.options import parse, resolve_pair, student_parser, taken_by, teacher_parser
+from helper.options import DECAYS, parse, resolve_pair, student_parser, taken_by, teacher_parser
 from helper.run_folder import RunFolder
 from helper.runs import ADDED_OPTIONS
 from models import create_model, model_dict
@@ -448,6 +449,88 @@ def test_a_run_from_before_an_option_is_one_without_it(teacher, tmp_path, capsys
     for more in ("--fixed_alpha 0.5", "--kd_warmup 3", "--logit_stand"):
         with pytest.raises(UserError, match="holds a run with other options"):
             distil(f"{line} {more}")
+
+
+def flags_that_go_on(error, script):
+    """What an error advises to add, to go on with the run that is there."""
+    (flags,) = re.findall(rf"add (.*) to {script} to go on with it, give another --run_dir", str(error.value))
+    return flags
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 5, 6])
+def test_a_short_run_from_before_milestones_were_merged_goes_on_with_the_flags_that_its_error_names(epochs, tmp_path):
+    line = f"--model resnet8 --epochs {epochs} --run_dir {tmp_path}"
+    milestones = [round(share * epochs) for share in DECAYS]
+    old = parse(teacher_parser(), (DATA + line).split()) | {"lr_decay_epochs": milestones}
+    (tmp_path / "config.json").write_text(json.dumps({"kind": "teacher", "model": "resnet8", "options": old}))
+    with pytest.raises(UserError, match="holds a run with other options") as error:
+        train(line)
+    flags = flags_that_go_on(error, "train_teacher.py")
+    assert flags == "--lr_decay_epochs " + ",".join(map(str, milestones))
+    train(f"{line} {flags} --dry_run")
+    if epochs == 2:
+        train(f"{line} {flags}")
+        assert len(read_log(tmp_path)) == 2
+
+
+def test_a_run_from_before_the_calibration_goes_on_with_the_flags_that_its_error_names(teacher, tmp_path, monkeypatch):
+    line = f"--path-t {teacher} --temperature rlkd --epochs 2 --run_dir {tmp_path}"
+    interrupt_after_an_epoch(monkeypatch, line + " --rl_calibration learned --rl_max_kl 0")
+    config = json.loads((tmp_path / "config.json").read_text())
+    for key in ("rl_calibration", "rl_max_kl"):
+        del config["options"][key]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="holds a run with other options") as error:
+        distil(line)
+    flags = flags_that_go_on(error, "train_student.py")
+    assert flags == "--rl_calibration learned --rl_max_kl 0"
+    distil(f"{line} {flags}")
+    assert len(read_log(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("more", ["--distill pkt", "--epochs 1 --model_s resnet14", "--logit_stand", "--dpk_width 8"])
+def test_no_flags_are_named_where_they_would_not_be_all(more, teacher, tmp_path):
+    """Of another method or network, whose defaults differ, and of flags that can only be left out."""
+    line = f"--path-t {teacher} --epochs 2 --distill dpk --run_dir {tmp_path}"
+    old = resolve_pair(parse(student_parser(), (DATA + line).split()), "resnet8")
+    config = {"kind": "student", "model": "resnet8", "teacher": "resnet8"}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"options": old}))
+    with pytest.raises(UserError, match=r"holds a run with other options \(.*\): give another --run_dir"):
+        distil(f"{line} {more}")
+
+
+@pytest.mark.parametrize("overwrite", ["", " --overwrite"])
+@pytest.mark.parametrize("state", ["missing", "dangling"])
+def test_a_run_that_lost_its_state_begins_anew_only_where_that_is_asked_for(state, overwrite, tmp_path):
+    line = f"--model resnet8 --epochs 2 --run_dir {tmp_path}"
+    train(line)
+    kept = (tmp_path / "log.jsonl").read_text()
+    (tmp_path / "last.pth").unlink()
+    train(line)  # at its end, which needs none
+    assert (tmp_path / "log.jsonl").read_text() == kept
+    (tmp_path / "resnet8_last.pth").unlink()
+    if state == "dangling":
+        (tmp_path / "last.pth").symlink_to(tmp_path / "elsewhere.pth")
+        (tmp_path / "log.jsonl").write_text("")
+    if overwrite:
+        train(line + overwrite)
+        assert len(read_log(tmp_path)) == 2 and (tmp_path / "last.pth").is_file()
+        return
+    before = {path.name: path.lstat().st_mtime_ns for path in tmp_path.iterdir()}
+    says = {"missing": "log.jsonl has epochs, but there is no last.pth", "dangling": "last.pth is a symbolic link that"}
+    with pytest.raises(UserError, match=f"{says[state]}.* or add --overwrite to start anew") as error:
+        train(line)
+    assert error.value.status == 2
+    assert {path.name: path.lstat().st_mtime_ns for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("log", [None, ""])
+def test_a_run_that_was_killed_before_its_first_epoch_begins(log, teacher, tmp_path):
+    shutil.copy(teacher / "config.json", tmp_path)
+    if log is not None:
+        (tmp_path / "log.jsonl").write_text(log)
+    train(f"--model resnet8 --epochs 2 --run_dir {tmp_path}")
+    assert len(read_log(tmp_path)) == 2
 
 
 def test_weights_that_are_not_ours_are_not_overwritten(tmp_path):
