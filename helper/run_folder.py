@@ -244,11 +244,12 @@ class RunFolder:
             "rng_cuda": gpu_states,
             "processes": Maybe(int),
         }
-        return Checked(
+        fits = Checked(
             state,
             lambda state: len(state["history"]) + bool(state.get("part")) <= epochs,
             f"has more epochs than the {epochs} of this run",
         )
+        return Checked(fits, _sums_go_on, "sums up other losses in its begun epoch than in those before")
 
     def _restore(self, state: dict[str, Any], module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         device = next(module.parameters()).device
@@ -371,6 +372,16 @@ def _is_part(part: dict[str, Any]) -> bool:
         return False
     tensors = meter["tensors"]
     return len(meter["names"]) == len(tensors["sums"]) and bool(tensors["steps"] == part["step"])
+
+
+def _sums_go_on(state: dict[str, Any]) -> bool:
+    """Whether an epoch that was begun sums up what the last one did. (Of the first epoch its first step shows it.)"""
+    meter = (state.get("part") or {}).get("meter")
+    if meter is None or not state["history"]:
+        return True
+    before = state["history"][-1]
+    losses = [name for name in before if name == "loss" or name.startswith("loss_")]
+    return losses == meter["names"] and ("tau_mean" in before) == ("tau" in meter["tensors"])
 
 
 def _is_random_state(state: Tensor, device: torch.device | str) -> bool:
