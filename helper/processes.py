@@ -176,6 +176,12 @@ def one_a_machine_first(work: Callable[[], T]) -> T:
     return result
 
 
+def one_a_machine(work: Callable[[], T]) -> T | None:
+    """What some work comes to that the first process of each machine does; None on its others. A UserError of one of
+    them is everybody's."""
+    return one_a_machine_first(lambda: work() if told_local_rank() == 0 else None)
+
+
 def check_same(told: dict[str, Any]) -> None:
     """Raise UserError where another process was told something else, or has other data."""
     if size() == 1:

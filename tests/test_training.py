@@ -565,6 +565,26 @@ def test_another_tree_is_another_run(tmp_path):
         train(line + str(tmp_path / "b"))
 
 
+@pytest.mark.parametrize("script", [train_teacher, train_student])
+def test_data_is_identified_once_for_all_seeds(script, teacher, tmp_path, monkeypatch):
+    looks, made = [], []
+    monkeypatch.setattr(script, "identify_data", lambda *data: looks.append(data) or "2:ab")
+    monkeypatch.setattr(script, "open_run", functools.partial(noted_run, made, script.open_run))
+    line = f"--epochs 1 --trials 3 --dry_run --run_dir {tmp_path / 'run'}"
+    if script is train_teacher:
+        train_teacher.train(parse(teacher_parser(), (DATA + line).split()))
+    else:
+        train_student.distil(parse(student_parser(), f"{DATA}{line} --path-t {teacher}".split()))
+    assert looks == [("digits", None)]
+    assert made == ["2:ab"] * 3
+
+
+def noted_run(made, open_run, *args):
+    run = open_run(*args)
+    made.append(run.config["data_sha256"])
+    return run
+
+
 def test_a_run_begun_with_overwrite_goes_on_without_it(teacher, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "run"
     line = f"--path-t {teacher} --epochs 2 --run_dir {folder}"
