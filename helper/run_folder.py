@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from helper import checkpoint, processes
 from helper.device import cpu_info
 from helper.errors import InUse, UserError
-from helper.files import open_lock, reason, remove_leftovers, try_writing, write_atomically
+from helper.files import open_to_append, reason, remove_leftovers, try_writing, write_atomically
 from helper.log import RunLog
 from helper.meter import METER_PATTERN
 from helper.options import flags_of, student_parser, teacher_parser
@@ -172,7 +172,7 @@ class RunFolder:
     def _claim(self, stack: ExitStack) -> None:
         with self._place():
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(open_lock(self.folder / ".lock"))
+            lock = stack.enter_context(open_to_append(self.folder / ".lock"))
             try:
                 _lock(lock)
             except BlockingIOError as error:

@@ -1,5 +1,6 @@
 """Whole runs: the loop, what it writes, what it refuses, and that a killed run ends as if it had never been killed."""
 
+import fcntl
 import functools
 import gc
 import itertools
@@ -36,6 +37,7 @@ from common import (
 from PIL import Image
 from torch import nn
 
+import helper.teacher
 import train_student
 import train_teacher
 from dataset import create_dataset
@@ -44,7 +46,8 @@ from distiller_zoo import create_distiller, distiller_dict, kd_loss
 from helper import checkpoint, trials
 from helper.answers import Live
 from helper.device import prepare_device
-from helper.errors import RunError, UserError
+from helper.errors import InUse, RunError, UserError
+from helper.files import TRIES
 from helper.log import RunLog, tensorboard_logger
 from helper.loops import Distillation, Stepper, decayed, evaluate, make_optimizer, train_epoch, train_step
 from helper.meter import Meter, Step
@@ -758,6 +761,43 @@ def test_a_missing_teacher_names_the_two_commands_that_help(tmp_path, monkeypatc
     with pytest.raises(UserError, match="give --path-t FILE, or --model_t NAME"):
         distil("--epochs 1")
     assert not (tmp_path / "save").exists()
+
+
+def test_a_teacher_that_is_trained_elsewhere_is_waited_for(teacher, tmp_path, monkeypatch, capsys):
+    """The other process holds the lock, and is at its end when its lock is looked at a second time."""
+    folder, looks, real = tmp_path / teacher.name, [], helper.teacher.is_locked
+    folder.mkdir()
+    shutil.copy(teacher / "config.json", folder)
+    lock = (folder / ".lock").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+
+    def looked(path):
+        looks.append(real(path))
+        if len(looks) == 2:
+            shutil.copytree(teacher, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".lock"))
+            lock.close()
+        return looks[-1]
+
+    monkeypatch.setattr(helper.teacher, "is_locked", looked)
+    monkeypatch.setattr(helper.teacher, "PATIENCE", 0.01)
+    distil(f"--path-t {folder} --train_teacher --epochs 2 --run_dir {tmp_path / 'run'}")
+    out = capsys.readouterr().out
+    assert looks == [True, True, False] and out.count("is being trained elsewhere, which is waited for") == 1
+    assert "already finished" in out and len(read_log(tmp_path / "run")) == 2
+
+
+def test_a_teacher_that_stays_in_use_without_a_lock_is_given_up(tmp_path, monkeypatch):
+    tries = []
+
+    def in_use(options):
+        tries.append(options)
+        raise InUse("another process is training")
+
+    monkeypatch.setattr(helper.teacher, "train", in_use)
+    monkeypatch.setattr(helper.teacher, "PATIENCE", 0.01)
+    with pytest.raises(InUse):
+        distil(f"--path-t {tmp_path / 'resnet8_vanilla'} --train_teacher --epochs 1 --run_dir {tmp_path / 'run'}")
+    assert len(tries) == TRIES
 
 
 def test_train_teacher_trains_the_missing_one_as_long_as_its_file_name_says(tmp_path, monkeypatch):
