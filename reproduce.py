@@ -10,7 +10,6 @@ import helper.environment  # noqa: F401 (before PyTorch)
 
 # isort: split
 import argparse
-import fcntl
 import os
 import shlex
 import stat
@@ -32,10 +31,10 @@ from helper import signals
 from helper.bounds import check_numbers
 from helper.comparison import REPORTS, mean_and_spread
 from helper.errors import InUse, Parser, RunError, UserError, run_main
+from helper.files import PATIENCE, TRIES, is_locked, open_to_append
 from helper.options import given, parse, resolve_pair, student_parser, teacher_parser
 from helper.runs import ADDED_OPTIONS, NEUTRAL_OPTIONS, decisive, differing, read_config, read_log, warn
 from helper.tables import Table
-from inputs import InputError, open_regular
 from published.rows import SHORT, TABLES, Row, left_out, rows
 
 HEADING = ["table", "pair", "method", "state", "n", "last", "published"]
@@ -46,7 +45,6 @@ OURS = {  # flags that the list has, beside those that its rows have
     "dry_run", "overwrite",
 }  # fmt: skip
 MADE = {"done", "given"}  # states in which nothing is left to do
-PATIENCE = 5.0  # seconds between two looks at runs that are under way elsewhere
 FAILURES = 3  # failures in a row after which nothing else is begun
 
 
@@ -130,13 +128,8 @@ def state(folder: Path, model: str) -> tuple[str, float | None]:
     """
     if not os.path.exists(folder / "config.json") and any(folder.glob("ckpt_epoch_*.pth")):
         return "given", None
-    try:
-        with open_regular(folder / ".lock") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if is_locked(folder / ".lock"):
         return "running", None
-    except (OSError, InputError):
-        pass
     records, log = read_log(folder), folder / "log.jsonl"
     if records and os.path.exists(folder / f"{model}_last.pth"):  # what a run writes last
         return "done", records[-1]["top1"]
@@ -244,6 +237,7 @@ class Runner:
     def __init__(self, jobs: Sequence[Job], at_a_time: int, more: list[str]) -> None:
         self.left, self.at_a_time, self.more = list(jobs), at_a_time, more
         self.count, self.ended, self.in_a_row = len(jobs), 0, 0
+        self.in_use: Counter[str] = Counter()  # how often a run was begun and found to be in use
         self.failed: list[str] = []
         self.orphans: list[str] = []  # runs whose teacher failed
         self.running: set[subprocess.Popen] = set()
@@ -303,13 +297,24 @@ class Runner:
                 status = process.wait()
                 with self.lock:
                     self.running.remove(process)
-                    if status == InUse.status:  # begun by another process after we looked
-                        self.left.insert(0, job)
-                        print(f"{job.name}: under way elsewhere, which is waited for", flush=True)
-                        continue
-                    failed = bool(status) and not MADE.issuperset(job.states())
-                    word = f"failed with status {status}" if failed else "done"
-                    self._tried(job, f"{word} after {(time.monotonic() - start) / 60:.0f} min", failed)
+                    put_off = status == InUse.status and self._put_off(job)
+                    if not put_off:
+                        failed = bool(status) and not MADE.issuperset(job.states())
+                        word = f"failed with status {status}" if failed else "done"
+                        self._tried(job, f"{word} after {(time.monotonic() - start) / 60:.0f} min", failed)
+            if put_off:
+                time.sleep(PATIENCE)
+                with self.lock:
+                    self.left.insert(0, job)
+
+    def _put_off(self, job: Job) -> bool:
+        """Say that a run which another process began after we looked is tried again; False after TRIES of that."""
+        self.in_use[job.name] += 1
+        if self.in_use[job.name] == TRIES:
+            print(f"{job.name}: in use elsewhere at each of {TRIES} tries, which is given up", flush=True)
+            return False
+        print(f"{job.name}: under way elsewhere, which is waited for", flush=True)
+        return True
 
     def _next(self) -> Job | None:
         """The first job that can begin now, and is not under way or done elsewhere."""
@@ -336,10 +341,10 @@ class Runner:
             if self.at_a_time > 1:
                 environment |= self._part(place)
                 OUTPUT.mkdir(parents=True, exist_ok=True)
-                output = stack.enter_context((OUTPUT / f"{job.name}.txt").open("a"))
+                output = stack.enter_context(open_to_append(OUTPUT / f"{job.name}.txt"))
                 print(f"{job.name}: started, see {output.name}", flush=True)
             process = subprocess.Popen(command(job, self.more), env=environment, stdout=output, stderr=output)
-        except OSError as error:
+        except (OSError, UserError) as error:
             return self._tried(job, f"could not begin ({error})", failed=True)
         self.running.add(process)
         return process

@@ -44,7 +44,8 @@ def _distil(options: dict[str, Any], device: torch.device) -> list[Path]:
     # 1. the teacher's weights, and the runs: what they are, and what there is of them already
     found = find_teacher(options)
     options = resolve_pair(options, found.name)
-    runs = [(open_run(trial, found), trial) for trial in trials_of(options)]
+    data_sha256 = distributed.one_a_machine(lambda: identify_data(options["dataset"], options["data_dir"]))
+    runs = [(open_run(trial, found, data_sha256), trial) for trial in trials_of(options)]
     folders = [run.folder for run, _ in runs]
     print_settings(options)
     runs = [(run, trial) for run, trial in runs if not options["dry_run"] and not run.told_finished()]
@@ -72,12 +73,12 @@ def _distil(options: dict[str, Any], device: torch.device) -> list[Path]:
     return folders
 
 
-def open_run(options: dict[str, Any], found: FoundTeacher) -> RunFolder:
-    """The run of one seed, as a folder that is not written yet."""
+def open_run(options: dict[str, Any], found: FoundTeacher, data_sha256: str | None) -> RunFolder:
+    """The run of one seed, as a folder that is not written yet; `data_sha256` is what tells its data from other."""
     config = {
         "kind": "student",
         "dataset": options["dataset"],
-        "data_sha256": identify_data(options["dataset"], options["data_dir"]),
+        "data_sha256": data_sha256,
         "model": options["model_s"],
         "teacher": found.name,
         "teacher_sha256": found.sha256,

@@ -41,7 +41,8 @@ def train(options: dict[str, Any]) -> list[Path]:
 
 def _train(options: dict[str, Any], device: torch.device) -> list[Path]:
     # 1. the runs: what they are, and what there is of them already
-    runs = [(open_run(trial), trial) for trial in trials_of(options)]
+    data_sha256 = distributed.one_a_machine(lambda: identify_data(options["dataset"], options["data_dir"]))
+    runs = [(open_run(trial, data_sha256), trial) for trial in trials_of(options)]
     folders = [run.folder for run, _ in runs]
     if told := proportions_in_words(options):
         print(told)
@@ -61,12 +62,12 @@ def _train(options: dict[str, Any], device: torch.device) -> list[Path]:
     return folders
 
 
-def open_run(options: dict[str, Any]) -> RunFolder:
-    """The run of one seed, as a folder that is not written yet."""
+def open_run(options: dict[str, Any], data_sha256: str | None) -> RunFolder:
+    """The run of one seed, as a folder that is not written yet; `data_sha256` is what tells its data from other."""
     config = {
         "kind": "teacher",
         "dataset": options["dataset"],
-        "data_sha256": identify_data(options["dataset"], options["data_dir"]),
+        "data_sha256": data_sha256,
         "model": options["model"],
         "teacher": None,
         "distill": None,

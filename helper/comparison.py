@@ -9,7 +9,7 @@ from scipy import stats
 
 import published
 from helper.errors import UserError
-from helper.runs import OPTIONS_OF, USUAL_KD, Run, group_labels, group_runs, one_a_seed
+from helper.runs import OPTIONS_OF, USUAL_KD, Run, by_data, group_labels, group_runs, one_a_seed
 from helper.tables import Table, in_markdown
 from inputs import printable
 
@@ -22,9 +22,9 @@ REPORTS = {
     "mean": "a mean of trials, last or best epoch not stated",
     "unstated": "last or best epoch, not stated which",
 }
-RECIPE = (  # what two configurations must share for one to be a gain over the other
+RECIPE = (  # what two configurations must share for one to be a gain over the other, beside the data
     "epochs", "batch_size", "learning_rate", "lr_decay_epochs", "lr_decay_rate", "momentum", "weight_decay",
-    "train_subset", "image_size", "data_sha256",
+    "train_subset", "image_size",
 )  # fmt: skip
 # What no published protocol has otherwise, but those that say so. (DTKD's second weight belongs to it.)
 USUAL = {"precision": "fp32", "kd_warmup": 0, "sync_bn": False, "processes": 1}
@@ -236,13 +236,20 @@ def kd_weight(run: Run) -> float:
 
 
 def recipe(run: Run) -> list[object]:
-    """What a network's runs must share to be compared at all."""
+    """What a network's runs must share to be compared at all, beside the data."""
     return [run.dataset, run.option("precision") or "fp32", *map(run.option, ("model", *RECIPE))]
 
 
 def setting(run: Run) -> list[object]:
     """What runs must share to be compared as methods: the recipe, and the teacher."""
     return [*recipe(run), *map(run.option, ("teacher", "teacher_sha256"))]
+
+
+def on_its_data(runs: Sequence[Run], groups: Sequence[Sequence[Run]], among: Sequence[int]) -> list[int]:
+    """Which groups, of those with these numbers, are on the data of some runs; see `by_data`."""
+    parts = by_data([runs, *(groups[i] for i in among)])
+    here = next(part for part in parts if any(group is runs for group in part))
+    return [i for i in among if any(group is groups[i] for group in here)]
 
 
 def rank(runs: Sequence[Run]) -> tuple[bool, bool, bool, int]:
@@ -271,9 +278,9 @@ def baselines(runs: Sequence[Run], groups: Sequence[Sequence[Run]]) -> list[int]
     run, chosen = runs[0], []
     alone = [i for i, (other, *_) in enumerate(groups) if other.option("distill") is None]
     fixed = [i for i, (other, *_) in enumerate(groups) if is_fixed(other)]
-    here = [i for i in fixed if setting(groups[i][0]) == setting(run)]
+    here = on_its_data(runs, groups, [i for i in fixed if setting(groups[i][0]) == setting(run)])
     for bases in (
-        [i for i in alone if recipe(groups[i][0]) == recipe(run)],
+        on_its_data(runs, groups, [i for i in alone if recipe(groups[i][0]) == recipe(run)]),
         [i for i in here if is_baseline(groups[i][0]) and comparable(groups[i][0])],
         [i for i in here if not is_fixed(run) and method(groups[i][0]) == method(run)],
     ):

@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+import dataset.base
 from helper.errors import RunError, UserError
 from helper.runs import differing
 from inputs import InputError, printable
@@ -129,8 +130,8 @@ def _lost_processes_said(timeout: float) -> Iterator[None]:
         why = re.sub(r"^\[.*?\] ", "", str(error).partition(". ")[0].splitlines()[0])
         what = f"waited {timeout:g} s for another in vain" if "time" in why.lower() else "lost another"
         lost = RunError(
-            f"process {env_rank()} of {env_world_size()} {what} ({why}): look at what that said last; unless torchrun has"
-            " them start again, repeat the command, which goes on from the last checkpoint"
+            f"process {env_rank()} of {env_world_size()} {what} ({why}): look at what that said last; unless torchrun"
+            " has them start again, repeat the command, which goes on from the last checkpoint"
         )
         lost.known_to_all = True  # in so far as the first one of each machine says it
         raise lost from error
@@ -177,6 +178,12 @@ def local_rank0_first(work: Callable[[], T]) -> T:
     return result
 
 
+def one_a_machine(work: Callable[[], T]) -> T | None:
+    """What some work comes to that the first process of each machine does; None on its others. A UserError of one of
+    them is everybody's."""
+    return local_rank0_first(lambda: work() if env_local_rank() == 0 else None)
+
+
 def check_same(told: dict[str, Any]) -> None:
     """Raise UserError where another process was told something else, or has other data."""
     if world_size() == 1:
@@ -192,21 +199,9 @@ def check_same(told: dict[str, Any]) -> None:
             raise error
 
 
-def own_range(count: int) -> range:
-    """Which of so many things this process does, where each is done by one process only."""
-    return range(count)[rank() :: world_size()]
-
-
 def shard(rows: Tensor) -> Tensor:
-    """This process's rows of those of all [B, ...]: every world_size()-th, from its rank on; [ceil(B / world_size()), ...].
-
-    All get equally many: where they do not come out even, the first rows appear a second time. `all_gather_grad` drops those.
-    """
-    if world_size() == 1:
-        return rows
-    each = -(-len(rows) // world_size())
-    mine = rows[rank() :: world_size()]
-    return mine if len(mine) == each else torch.cat([mine, rows[:1]])
+    """Return this process's rows of [B, ...], see `dataset.base.shard`; `all_gather_grad` puts them together again."""
+    return dataset.base.shard(rows, rank(), world_size())
 
 
 def all_gather_grad(rows: Tensor, count: int) -> Tensor:

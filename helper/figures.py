@@ -7,9 +7,9 @@ from hashlib import sha256
 from statistics import fmean
 from typing import NamedTuple
 
-from helper.comparison import alike, chance, is_baseline, rank, recipe, setting, values
+from helper.comparison import alike, chance, is_baseline, on_its_data, rank, recipe, setting, values
 from helper.plot import COLOURS
-from helper.runs import Run
+from helper.runs import Run, by_data
 from helper.svg import Band, Curve, Dots, draw, draw_dots
 
 FULL = 6  # curves in a picture at most, but for those that stand in each
@@ -68,12 +68,21 @@ def figures(section: str, groups: Sequence[Sequence[Run]], labels: Sequence[str]
         shown = [Shown(group, label, _color(i)) for i, (group, label) in enumerate(alone)]
         yield from _accuracies(_file_name(f"{section}_alone"), "networks alone", [], shown)
     for pair, settings in pairs.items():
-        for i, here in enumerate(settings.values(), 1):
-            run, several = here[0][0][0], len(settings) > 1
+        parts = [part for same in settings.values() for part in _by_data(same)]
+        for i, here in enumerate(parts, 1):
+            run, several = here[0][0][0], len(parts) > 1
             told = f", {run.option('epochs')} epochs, teacher of {run.option('teacher_top1') or math.nan:.2f}"
-            students = [each for each in alone if recipe(each[0][0]) == recipe(run)]
+            among = [number for number, (group, _) in enumerate(alone) if recipe(group[0]) == recipe(run)]
+            taught = [run for group, _ in here for run in group]
+            students = [alone[number] for number in on_its_data(taught, [group for group, _ in alone], among)]
             name = _file_name(f"{section}_{pair.replace(' → ', '_')}" + f"_{i}" * several)
             yield from _of_pair(name, pair + told * several, students, here, groups)
+
+
+def _by_data(labelled: Sequence[tuple[Sequence[Run], str]]) -> list[list[tuple[Sequence[Run], str]]]:
+    """As `by_data`, of groups with their labels."""
+    parts = by_data([group for group, _ in labelled])
+    return [[each for each in labelled if any(each[0] is group for group in part)] for part in parts]
 
 
 def _file_name(text: str) -> str:

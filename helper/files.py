@@ -1,6 +1,7 @@
 """Writing files so that nothing is lost: whole or not at all; errors in a sentence."""
 
 import errno
+import fcntl
 import os
 import secrets
 from collections.abc import Iterator
@@ -10,13 +11,16 @@ from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
 from helper.errors import RunError, UserError
-from inputs import open_regular
+from inputs import InputError, open_regular
 
+PATIENCE = 5.0  # seconds between two looks at a run that is under way elsewhere
+TRIES = 10  # to begin one that is in use each time, although nobody is seen to have locked it
 WRONG_PLACE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 
 
-def open_lock(path: Path) -> BinaryIO:
-    """Open a file to lock, made where there is none; for writing, as locks on network file systems need it.
+def open_to_append(path: Path) -> BinaryIO:
+    """Open a regular file to append to or to lock, made where there is none; locks on network file systems need one
+    that is open for writing.
 
     Raises:
         InputError, OSError: as `open_regular`.
@@ -24,6 +28,18 @@ def open_lock(path: Path) -> BinaryIO:
     with suppress(FileNotFoundError):
         open_regular(path).close()
     return open(path, "ab")
+
+
+def is_locked(path: Path) -> bool:
+    """Whether another process has locked a file; not so where there is no regular file that can be read."""
+    try:
+        with open_regular(path) as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except (OSError, InputError):
+        return False
+    return False
 
 
 def try_writing(folder: Path) -> None:

@@ -36,9 +36,11 @@ class Metrics:
 
     def __init__(self) -> None:
         self.tensors: dict[str, Tensor] = {}
+        self.compared = False  # whether a step of the epoch has been compared with what is summed up
 
     def reset(self) -> None:
         """Begin an epoch."""
+        self.compared = False
         for name, tensor in self.tensors.items():
             tensor.fill_({"first_bad": math.inf, "tau_min": math.inf, "tau_max": -math.inf}.get(name, 0))
 
@@ -46,13 +48,8 @@ class Metrics:
         """Add a step of B samples. Raises UserError where it sums up something else than the state gone on from."""
         values = torch.stack([step.loss, *step.losses.values()]).detach()
         tau = [step.tau.student.detach(), step.tau.teacher.detach()] if step.tau else []
-        names = ["loss", *(f"loss_{name}" for name in step.losses)]
-        if not self.tensors:
-            self._prepare(step, values, names)
-        elif names != self.names or bool(tau) != ("tau" in self.tensors):
-            raise UserError(
-                f"last.pth holds other sums within its epoch than of {', '.join(names)}: add --overwrite to start anew"
-            )
+        if not self.compared:
+            self._compare(step, values)
         t, size = self.tensors, len(step.target)
         t["samples"] += size
         t["steps"] += 1
@@ -63,6 +60,17 @@ class Metrics:
             t["tau"] += torch.stack([each.mean() for each in tau]) * size
             torch.minimum(t["tau_min"], tau[0].min(), out=t["tau_min"])
             torch.maximum(t["tau_max"], tau[0].max(), out=t["tau_max"])
+
+    def _compare(self, step: StepOutput, values: Tensor) -> None:
+        """Make the tensors where there are none yet, and see that they are those of the step."""
+        names = ["loss", *(f"loss_{name}" for name in step.losses)]
+        if not self.tensors:
+            self._prepare(step, values, names)
+        elif names != self.names or bool(step.tau) != ("tau" in self.tensors):
+            raise UserError(
+                f"last.pth holds other sums within its epoch than of {', '.join(names)}: add --overwrite to start anew"
+            )
+        self.compared = True
 
     def _prepare(self, step: StepOutput, values: Tensor, names: list[str]) -> None:
         self.names = names
@@ -82,6 +90,7 @@ class Metrics:
 
     def load_state(self, state: dict[str, Any], device: torch.device) -> None:
         """Take up a `state`, on a device; all that it has summed up was finite."""
+        self.compared = False
         self.names, self.two_taus = state["names"], state["two_taus"]
         self.tensors = {name: tensor.to(device) for name, tensor in state["tensors"].items() if name != "first_bad"}
         self.tensors["first_bad"] = torch.full((len(self.names),), math.inf, device=device)

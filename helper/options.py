@@ -40,6 +40,7 @@ NOT_HERE = {  # distillers by the names that RepDistiller and mdistiller give th
     "abound": "AB", "factor": "FT", "fsp": "FSP", "nst": "NST", "kdsvd": "KDSVD", "ofd": "OFD",
     "reviewkd": "ReviewKD", "mlkd": "MLKD",
 }  # fmt: skip
+DECIDE_DEFAULTS = {"dataset", "model", "model_s", "distill", "temperature", "epochs"}  # of other options
 # Numbers that a temperature's constructor checks as well, which knows what belongs together: it speaks first.
 _OF_TEMPERATURES = (
     "tau_init", "tau_range", "lambda_min", "lambda_max", "lambda_epochs", "rl_tau_min", "rl_tau_max", "random_mean",
@@ -253,6 +254,22 @@ def given(parser: Parser, argv: list[str]) -> set[str]:
     unset, names = object(), vars(parser.parse_args([]))
     told = parser.parse_args([_underscored(word) for word in argv], argparse.Namespace(**dict.fromkeys(names, unset)))
     return {name for name, value in vars(told).items() if value is not unset}
+
+
+def flags_of(parser: Parser, options: dict[str, Any]) -> list[str]:
+    """The flags of a command line that give options these values; none where one is no flag, is left out to have its
+    value, or decides what others are by default."""
+    known = vars(parser.parse_args([])).keys() - DECIDE_DEFAULTS
+    if not options.keys() <= known or any(value is None or value is False for value in options.values()):
+        return []
+    flags = []
+    for key, value in options.items():
+        flags.append("--lr" if key == "learning_rate" else f"--{key}")  # which is taken exactly as given
+        if isinstance(value, list):
+            flags.append(",".join(map(str, value)))
+        elif value is not True:
+            flags.append(str(value).removesuffix(".0"))
+    return flags
 
 
 def parse(parser: Parser, argv: list[str] | None = None) -> dict[str, Any]:
@@ -504,7 +521,8 @@ def proportions_in_words(options: dict[str, Any]) -> str | None:
             reached = f", which reaches {epochs / warmup:.0%} of the weight" if warmup > epochs else ""
             is_scaled = warmup == _in_proportion(published, options)
             (scaled if is_scaled else kept).append(f"{name}'s warm-up over {warmup} epochs{reached} (--{key})")
-    if temperature == "dtkd" and options["distill"] == "kd" and options["kd_warmup"] == 0:
+    left = _in_proportion(dtkd.WARMUP, options)  # of the warm-up; one of 0 that is given is no proportion of it
+    if temperature == "dtkd" and options["distill"] == "kd" and options["kd_warmup"] == left == 0:
         scaled.append("KD's warm-up, of which nothing is left (--kd_warmup)")
     phases = {"random": ("rl_warmup", "aug_epoch"), "rlkd": ("rl_warmup", "rl_epoch", "aug_epoch")}.get(temperature, ())
     if phases and all(options[phase] == _phase(options) for phase in phases):

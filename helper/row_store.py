@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from helper.files import open_lock, remove_leftovers, write_atomically, writing
+from helper.files import open_to_append, remove_leftovers, write_atomically, writing
 from inputs import open_regular
 
 MOST = 2**31 - 2  # row numbers fit into int32
@@ -77,7 +77,7 @@ class RowStore:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        with writing(self.lock_path.parent), open_lock(self.lock_path) as lock:
+        with writing(self.lock_path.parent), open_to_append(self.lock_path) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 

@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from helper import checkpoint, distributed
 from helper.device import cpu_info
 from helper.errors import InUse, UserError
-from helper.files import open_lock, reason, remove_leftovers, try_writing, write_atomically
+from helper.files import open_to_append, reason, remove_leftovers, try_writing, write_atomically
 from helper.logger import RunLog
 from helper.metrics import METRICS_PATTERN, Metrics
-from helper.runs import ADDED_OPTIONS, Record, decisive, differing, hash_version, read_config, read_log
-from helper.structure import Checked, Maybe, Misfit, Replaced, fitted, module_pattern, optimizer_pattern
+from helper.options import flags_of, student_parser, teacher_parser
+from helper.runs import ADDED_OPTIONS, Record, decisive, differing, differing_keys, hash_version, read_config, read_log
+from helper.structure import Checked, Maybe, Misfit, fitted, load_optimizer, module_pattern, optimizer_pattern
 from helper.task import Task
 
 IDENTITY = ("kind", "model", "teacher", "teacher_sha256", "data_sha256")  # what a run is, beside its options
@@ -86,19 +87,36 @@ class RunFolder:
         patterns = ("config.json", "log.jsonl", "events.out.tfevents.*", "curve.png", *weights)
         return [file for pattern in patterns for file in self.folder.glob(pattern)]
 
-    def _check(self) -> None:
-        """Raise UserError where the folder holds anything that this run would replace or mix with."""
+    def _check(self) -> dict[str, Any] | None:
+        """Return what `config.json` says of the run to go on with; None where one begins.
+
+        Raises:
+            UserError: the folder holds anything that this run would replace or mix with.
+        """
         if self.overwrite:
-            return
+            return None
         with self._place():
             files = self._files()  # looked for before config.json, which a run that begins elsewhere now writes first
             if self.path.exists():
-                self._check_same_run()
-            elif files:
+                self._check_state()
+                return self._read_same_run()
+            if files:
                 raise UserError(
                     f"{self.folder} holds {files[0].name}, which is not from a run of this program: give another"
                     " --run_dir, or add --overwrite to replace it"
                 )
+            return None
+
+    def _check_state(self) -> None:
+        """Raise UserError where a run that is not finished has epochs, but lost the state to go on from."""
+        log, last = self.folder / "log.jsonl", self.folder / "last.pth"
+        has_epochs = log.is_file() and log.stat().st_size > 0  # before a look at last.pth, which is written first
+        if last.exists() or (self.folder / f"{self.model}_last.pth").exists():
+            return
+        if last.is_symlink():
+            raise UserError(f"{last} is a symbolic link that leads nowhere: mend it, or {ANEW}")
+        if has_epochs:
+            raise UserError(f"{log} has epochs, but there is no last.pth to go on from: put it back, or {ANEW}")
 
     @contextmanager
     def _place(self) -> Iterator[None]:
@@ -118,7 +136,8 @@ class RunFolder:
         with self._place():
             try_writing(self.folder)
 
-    def _check_same_run(self) -> None:
+    def _read_same_run(self) -> dict[str, Any]:
+        """Return what `config.json` says; raise UserError where that is another run."""
         try:
             config = read_config(self.folder)
             if not config["options"]:
@@ -128,10 +147,17 @@ class RunFolder:
         there = ADDED_OPTIONS | config["options"] | {key: config[key] for key in IDENTITY if key in config}
         ours = json.loads(json.dumps(self._decisive()))
         if changed := differing(there, ours):
-            raise UserError(
-                f"{self.folder} holds a run with other options ({changed}): give another --run_dir or"
-                " --experiments_name, or add --overwrite to replace it"
-            )
+            advice = "give another --run_dir or --experiments_name, or add --overwrite to replace it"
+            if flags := self._flags({key: there[key] for key in differing_keys(there, ours)}):
+                advice = f"add {flags} to go on with it, {advice}"
+            raise UserError(f"{self.folder} holds a run with other options ({changed}): {advice}")
+        return config
+
+    def _flags(self, options: dict[str, Any]) -> str:
+        """The flags that give options these values, with the script that takes them; empty where flags cannot."""
+        is_teacher = self.config.get("kind") == "teacher"
+        flags = flags_of(teacher_parser() if is_teacher else student_parser(), options)
+        return flags and f"{shlex.join(flags)} to train_{'teacher' if is_teacher else 'student'}.py"
 
     def _decisive(self) -> dict[str, Any]:
         """What decides which run this is."""
@@ -152,21 +178,21 @@ class RunFolder:
     def _claim(self, stack: ExitStack) -> None:
         with self._place():
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(open_lock(self.folder / ".lock"))
+            lock = stack.enter_context(open_to_append(self.folder / ".lock"))
             try:
                 _lock(lock)
             except BlockingIOError as error:
                 raise InUse(f"another process is training in {self.folder}: wait for it, or stop it") from error
             remove_leftovers(self.folder)
-            self._check()  # again: another process may have begun here in the meantime
+            config = self._check()  # again: another process may have begun here in the meantime
             if self.overwrite:
                 for file in self._files():
                     file.unlink()
-        if not self.path.exists():
+        if config is None:
             text = json.dumps(self.config | _provenance(), indent=2) + "\n"
             write_atomically(self.path, text.encode())
             return
-        there, here = read_config(self.folder).get("data_sha256"), self.config.get("data_sha256")
+        there, here = config.get("data_sha256"), self.config.get("data_sha256")
         if there and here and hash_version(there) != hash_version(here):
             print("note: the hash of this run's data is of an older version: it is not checked that they are the same")
 
@@ -215,7 +241,7 @@ class RunFolder:
         state = {
             "version": int,
             "module": module_pattern(task),
-            "optimizer": optimizer_pattern(optimizer) | {"param_groups": Replaced([])},  # each process has its own
+            "optimizer": optimizer_pattern(optimizer),
             "history": Checked([record], _is_history, "are no epochs from 1 on"),
             "step": Checked(int, lambda step: 0 <= step <= steps, f"is not from 0 to {steps}"),
             "seconds": float,
@@ -226,11 +252,12 @@ class RunFolder:
             "processes": Maybe(int),
         }
         whole = Checked(state, _is_whole, "holds no whole state within an epoch")
-        return Checked(
+        fits = Checked(
             whole,
             lambda state: len(state["history"]) + bool(state["step"]) <= epochs,
             f"has more epochs than the {epochs} of this run",
         )
+        return Checked(fits, _sums_go_on, "sums up other losses in its begun epoch than in those before")
 
     def _restore(
         self, state: dict[str, Any], task: Task, optimizer: torch.optim.Optimizer, metrics: Metrics
@@ -242,12 +269,12 @@ class RunFolder:
             task.load_state_dict(state["module"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:  # of an extra state that has no pattern
             raise UserError(f"{self.folder / 'last.pth'} does not fit this run: {ANEW}") from error
-        moved, groups = state["optimizer"]["state"], optimizer.state_dict()["param_groups"]
+        moved = state["optimizer"]["state"]
         if any(moved.values()):  # a fused step takes momentum of all parameters or of none
             parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
             for number, parameter in enumerate(parameters):
                 moved.setdefault(number, {}).setdefault("momentum_buffer", torch.zeros_like(parameter))
-        optimizer.load_state_dict({"state": moved, "param_groups": groups})
+        load_optimizer(optimizer, state["optimizer"])
         if "metrics" in state:
             metrics.load_state(state["metrics"], device)
         self.history, self.step, self.seconds = state["history"], state["step"], state["seconds"]
@@ -407,6 +434,16 @@ def upgraded(state: Any, task: Task) -> Any:
     if part and "seconds" not in part:
         raise Misfit("part holds no seconds")
     return {"version": VERSION, "step": 0, "seconds": 0.0} | upgraded | moved | {"module": module}
+
+
+def _sums_go_on(state: dict[str, Any]) -> bool:
+    """Whether an epoch that was begun sums up what the last one did. (Of the first epoch its first step shows it.)"""
+    metrics = state.get("metrics")
+    if metrics is None or not state["history"]:
+        return True
+    before = state["history"][-1]
+    losses = [name for name in before if name == "loss" or name.startswith("loss_")]
+    return losses == metrics["names"] and ("tau_mean" in before) == ("tau" in metrics["tensors"])
 
 
 def _is_random_state(state: Tensor, device: torch.device | str) -> bool:

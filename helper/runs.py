@@ -101,16 +101,24 @@ def decisive(options: dict[str, Any], distill: str | None, temperature: str | No
     return {key: value for key, value in options.items() if key not in left_out}
 
 
+HASHES = {"data_sha256": "other data", "teacher_sha256": "another teacher"}  # and what is said where they differ
+
+
 def differing(there: dict[str, Any], here: dict[str, Any]) -> str:
-    """What two runs have in common and do otherwise, as a text; empty if nothing. A hash that is not known here, where
-    the data was not given, or that was made by another version of the formula, does not count."""
+    """What two runs have in common and do otherwise, as a text; empty if nothing."""
+    keys = differing_keys(there, here)
+    return "; ".join(HASHES.get(key, f"{key} {there[key]} instead of {here[key]}") for key in keys)
+
+
+def differing_keys(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """What two runs have in common and do otherwise. A hash that is not known here, where the data was not given, or
+    that was made by another version of the formula, does not count."""
     both = sorted(key for key in there.keys() & here.keys() if there[key] != here[key])
-    hashes = {"data_sha256": "other data", "teacher_sha256": "another teacher"}
-    return "; ".join(
-        hashes.get(key, f"{key} {there[key]} instead of {here[key]}")
+    return [
+        key
         for key in both
-        if key not in hashes or here[key] is not None and hash_version(there[key]) == hash_version(here[key])
-    )
+        if key not in HASHES or here[key] is not None and hash_version(there[key]) == hash_version(here[key])
+    ]
 
 
 def hash_version(value: Any) -> str:
@@ -220,11 +228,38 @@ def _folders(root: Path) -> Iterator[Path]:
 
 
 def group_runs(runs: Iterable[Run]) -> list[list[Run]]:
-    """The runs that differ only in seed, names, places and device, together; another teacher's weights part them."""
+    """The runs that differ only in seed, names, places and device, together; another teacher's weights part them, and
+    other data, see `by_data`."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(json.dumps(_configuration(run), sort_keys=True), []).append(run)
-    return list(groups.values())
+    parts = [part for group in groups.values() for part in by_data([[run] for run in group])]
+    return [[run for single in part for run in single] for part in parts]
+
+
+def by_data(groups: Sequence[Sequence[Run]]) -> list[list[Sequence[Run]]]:
+    """Groups of runs, those on the same data together.
+
+    They all are, unless two of their hashes are of one version and differ. Then only those are that have a hash in
+    common: which of two data sets a hash of another version stands for is not known.
+    """
+    hashes = _hashes(groups) - {None}
+    if len(hashes) == len(set(map(hash_version, hashes))):
+        return [list(groups)]
+    parts: list[list[Sequence[Run]]] = []
+    for group in groups:
+        joined, others = [group], []
+        for part in parts:
+            if _hashes(part) & _hashes([group]):
+                joined = [*part, *joined]
+            else:
+                others.append(part)
+        parts = [*others, joined]
+    return parts
+
+
+def _hashes(groups: Sequence[Sequence[Run]]) -> set[str | None]:
+    return {run.config.get("data_sha256") for group in groups for run in group}
 
 
 def one_a_seed(runs: Sequence[Run]) -> list[Run]:
@@ -246,11 +281,14 @@ def group_labels(groups: Sequence[Sequence[Run]]) -> list[str]:
     labels = []
     for group in groups:
         run, own = group[0], _configuration(group[0])
-        twins = [_configuration(other[0]) for other in groups if _shown(other[0]) == _shown(run)]
+        shown_alike = [other for other in groups if _shown(other[0]) == _shown(run)]
+        twins = [_configuration(other[0]) for other in shown_alike]
         telling = [key for key in sorted(set().union(*twins)) if any(twin.get(key) != own.get(key) for twin in twins)]
         usual = USUAL_KD if (own["distill"], own["temperature"]) == ("kd", "fixed") else {}
         telling = [key for key in telling if key not in usual or own.get(key) != usual[key]]
-        labels.append(", ".join([run.method, *(_told(key, own.get(key)) for key in telling)]))
+        data = sorted(map(str, _hashes([group]))) if len(by_data(shown_alike)) > 1 else []
+        told = [_told(key, own.get(key)) for key in telling] + [_told("data_sha256", each) for each in data]
+        labels.append(", ".join([run.method, *told]))
     return labels
 
 
@@ -266,8 +304,8 @@ def _shown(run: Run) -> tuple[Any, ...]:
 
 
 def _configuration(run: Run) -> dict[str, Any]:
-    """All that can change a run's result, but for the seed."""
-    names = ("kind", "dataset", "model", "teacher", "teacher_sha256", "data_sha256", "distill", "temperature", "epochs")
+    """All that can change a run's result, but for the seed and the data, see `by_data`."""
+    names = ("kind", "dataset", "model", "teacher", "teacher_sha256", "distill", "temperature", "epochs")
     told = decisive(run.config["options"], run.option("distill"), run.option("temperature"))
     told.pop("seed", None)
     return ADDED_OPTIONS | told | {name: run.config.get(name) for name in names}

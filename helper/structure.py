@@ -171,7 +171,7 @@ def module_pattern(module: nn.Module) -> dict[str, Any]:
 
 
 def optimizer_pattern(optimizer: torch.optim.SGD | torch.optim.Adam) -> dict[str, Any]:
-    """Return the pattern of an optimizer's `state_dict`. Learning rate, momentum and the like stay the optimizer's."""
+    """Return the pattern of an optimizer's `state_dict`, for `load_optimizer`."""
 
     def state_of(parameter: Tensor) -> dict[str, Any]:
         if isinstance(optimizer, torch.optim.SGD):
@@ -179,5 +179,9 @@ def optimizer_pattern(optimizer: torch.optim.SGD | torch.optim.Adam) -> dict[str
         return {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}
 
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    groups = optimizer.state_dict()["param_groups"]
-    return {"state": dict(enumerate(map(state_of, parameters))), "param_groups": Replaced(groups)}
+    return {"state": dict(enumerate(map(state_of, parameters))), "param_groups": Replaced([])}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load an optimizer's `state_dict`; learning rate, momentum and the like stay the optimizer's own."""
+    optimizer.load_state_dict(state | {"param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,6 +1,7 @@
 """Where the teacher comes from: a file, a folder, or the vanilla recipe."""
 
 import stat
+import time
 from collections import Counter
 from http.client import HTTPException
 from pathlib import Path
@@ -13,8 +14,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from helper import checkpoint, distributed
 from helper.device import place
-from helper.errors import UserError
-from helper.files import reason
+from helper.errors import InUse, UserError
+from helper.files import PATIENCE, TRIES, is_locked, reason
 from helper.options import parse, resolve_pair, teacher_parser
 from models import Model
 from train_teacher import folder_name, train
@@ -152,5 +153,22 @@ def _train_missing(path: Path, folder: Path, name: str | None, options: dict[str
     for key in SHARED_OPTIONS:
         if options[key] is not None:
             argv += [f"--{key}", str(options[key])]
-    (folder,) = train(parse(teacher_parser(), argv))
-    return folder
+    return _train_or_wait(parse(teacher_parser(), argv))
+
+
+def _train_or_wait(options: dict[str, Any]) -> Path:
+    """Train a teacher; where another process is at it, wait until that ends, and go on with what it has left."""
+    tries = 0
+    while True:
+        try:
+            (folder,) = train(options)
+            return folder
+        except InUse:
+            tries += 1
+            if tries == TRIES:
+                raise
+        if tries == 1:
+            print(f"the teacher in {options['run_dir']} is being trained elsewhere, which is waited for", flush=True)
+        time.sleep(PATIENCE)
+        while distributed.on_rank0(lambda: is_locked(Path(options["run_dir"]) / ".lock")):
+            time.sleep(PATIENCE)

@@ -1,4 +1,4 @@
-"""What the teacher says of a batch: it is asked anew (`OnlineTeacher`), or its answers are looked up (`CachedTeacher`)."""
+"""A teacher's output for a batch: computed anew (`OnlineTeacher`), or looked up in a table (`CachedTeacher`)."""
 
 import json
 import random

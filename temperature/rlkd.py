@@ -193,7 +193,9 @@ class RLKD(Policy):
     ) -> None:
         super().__init__(train_target, epochs, **phases_and_bounds)
         if rl_epoch < 1 or rl_rollout < 2:
-            raise InputError(f"--rl_epoch must be 1 or more and --rl_rollout 2 or more, not {rl_epoch} and {rl_rollout}")
+            raise InputError(
+                f"--rl_epoch must be 1 or more and --rl_rollout 2 or more, not {rl_epoch} and {rl_rollout}"
+            )
         if epochs // rl_epoch * rl_epoch < self.rl_warmup:
             raise InputError(
                 f"--rl_epoch {rl_epoch} divides no epoch from --rl_warmup {self.rl_warmup} to --epochs {epochs}:"
@@ -236,7 +238,8 @@ class RLKD(Policy):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state[name])
+            groups = optimizer.state_dict()["param_groups"]  # the rates stay its own
+            optimizer.load_state_dict(state[name] | {"param_groups": groups})
         device = self.entropy.device
         self.rollout = [Transition(*(column.to(device) for column in each)) for each in state.get("rollout", [])]
         self.rewards = [reward.to(device) for reward in state.get("rewards", [])]

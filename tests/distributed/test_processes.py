@@ -270,6 +270,24 @@ def a_run_of_its_own(folder, differing):
     return run.config["processes"], (run.folder / "last.pth").exists()
 
 
+def a_run_on_the_data_of_its_machine(folder, machines):
+    """What each process has for a hash, and the error where two machines have other data."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCAL_RANK", str(0 if machines == 2 else distributed.rank()))
+        known = distributed.one_a_machine(lambda: f"2:{distributed.rank()}")
+    try:
+        RunFolder(folder, "resnet8", {"kind": "teacher", "data_sha256": known, "options": {}}, overwrite=False)
+    except UserError as error:
+        return known, str(error).partition(":")[0]
+    return known, None
+
+
+def test_data_is_identified_once_a_machine(together, tmp_path):
+    assert together(2, a_run_on_the_data_of_its_machine, tmp_path, 1) == [("2:0", None), (None, None)]
+    says = "process 1 differs from process 0 (other data)"
+    assert together(2, a_run_on_the_data_of_its_machine, tmp_path, 2) == [("2:0", says), ("2:1", says)]
+
+
 def test_processes_that_were_told_something_else_are_refused(together, tmp_path):
     for told in together(2, a_run_of_its_own, tmp_path / "none", {"batch_size": 32}):
         assert told.startswith("process 1 differs from process 0 (batch_size 32 instead of 64): give all of them")

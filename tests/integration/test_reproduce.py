@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from common import no_hang
 
 import published
 import reproduce
@@ -348,6 +349,39 @@ def test_a_run_that_another_process_begins_after_we_looked_is_waited_for(place, 
     assert "resnet8_vanilla_digits_1-epochs: under way elsewhere" in told and "failed" not in told
     assert "[1/2] resnet8_vanilla_digits_1-epochs: done elsewhere" in told
     assert "[2/2] digits_resnet8_vgg8_1-epochs_kd_seed-1: done after" in told
+
+
+IN_USE = f"""
+import sys
+open("tries", "a").write("x")
+sys.exit({InUse.status})
+"""
+
+
+def test_a_run_that_stays_in_use_without_a_lock_fails_after_some_tries(place, monkeypatch, capfd):
+    stand_ins(place, monkeypatch, IN_USE, "")
+    pauses, real = [], time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: pauses.append(seconds) or real(0.01))
+    monkeypatch.setattr(reproduce, "rows", lambda table: TABLE[:1])
+    monkeypatch.setattr(reproduce, "PATIENCE", 7.0)
+    with pytest.raises(RunError, match=r"1 run failed \(resnet8_vanilla_digits_1-epochs\)"):
+        call(monkeypatch, "ctkd")
+    assert len((place / "tries").read_text()) == reproduce.TRIES == pauses.count(7.0) + 1
+    out = capfd.readouterr().out
+    assert out.count("under way elsewhere, which is waited for") == reproduce.TRIES - 1
+    assert f"in use elsewhere at each of {reproduce.TRIES} tries" in out
+    assert f"[1/1] resnet8_vanilla_digits_1-epochs: failed with status {InUse.status}" in out
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device"])
+def test_what_runs_print_goes_into_regular_files_only(kind, place, monkeypatch, capfd):
+    stand_ins(place, monkeypatch, DONE, "")
+    path = place / "save/reproduce/resnet8_vanilla_digits_1-epochs.txt"
+    path.parent.mkdir(parents=True)
+    os.mkfifo(path) if kind == "fifo" else path.symlink_to("/dev/null")
+    with no_hang(), pytest.raises(RunError, match=r"1 run failed \(resnet8_vanilla_digits_1-epochs\), 1 not begun"):
+        call(monkeypatch, "ctkd --jobs 2")
+    assert f"{path.name} is no regular file: give another, or remove it" in capfd.readouterr().out
 
 
 def test_a_training_that_meets_another_in_its_folder_has_a_status_of_its_own(tmp_path):

@@ -1,5 +1,6 @@
 """Whole runs: the loop, what it writes, what it refuses, and that a killed run ends as if it had never been killed."""
 
+import fcntl
 import functools
 import gc
 import itertools
@@ -7,6 +8,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import struct
@@ -35,6 +37,7 @@ from common import (
 from PIL import Image
 from torch import nn
 
+import helper.teacher
 import train_student
 import train_teacher
 from dataset import create_dataset
@@ -42,11 +45,12 @@ from dataset.base import Batch
 from distiller_zoo import create_distiller, distiller_dict, kd_loss
 from helper import checkpoint, trials
 from helper.device import prepare_device
-from helper.errors import RunError, UserError
+from helper.errors import InUse, RunError, UserError
+from helper.files import TRIES
 from helper.logger import RunLog, tensorboard_logger
 from helper.loops import Distillation, Stepper, decayed, evaluate, make_optimizer, train_epoch, train_step
 from helper.metrics import Meter, Step
-from helper.options import kwargs_for, parse, resolve_pair, student_parser, teacher_parser
+from helper.options import DECAYS, kwargs_for, parse, resolve_pair, student_parser, teacher_parser
 from helper.run_folder import RunFolder
 from helper.runs import ADDED_OPTIONS
 from helper.teacher_cache import OnlineTeacher
@@ -450,6 +454,88 @@ def test_a_run_from_before_an_option_is_one_without_it(teacher, tmp_path, capsys
             distil(f"{line} {more}")
 
 
+def flags_that_go_on(error, script):
+    """What an error advises to add, to go on with the run that is there."""
+    (flags,) = re.findall(rf"add (.*) to {script} to go on with it, give another --run_dir", str(error.value))
+    return flags
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 5, 6])
+def test_a_short_run_from_before_milestones_were_merged_goes_on_with_the_flags_that_its_error_names(epochs, tmp_path):
+    line = f"--model resnet8 --epochs {epochs} --run_dir {tmp_path}"
+    milestones = [round(share * epochs) for share in DECAYS]
+    old = parse(teacher_parser(), (DATA + line).split()) | {"lr_decay_epochs": milestones}
+    (tmp_path / "config.json").write_text(json.dumps({"kind": "teacher", "model": "resnet8", "options": old}))
+    with pytest.raises(UserError, match="holds a run with other options") as error:
+        train(line)
+    flags = flags_that_go_on(error, "train_teacher.py")
+    assert flags == "--lr_decay_epochs " + ",".join(map(str, milestones))
+    train(f"{line} {flags} --dry_run")
+    if epochs == 2:
+        train(f"{line} {flags}")
+        assert len(read_log(tmp_path)) == 2
+
+
+def test_a_run_from_before_the_calibration_goes_on_with_the_flags_that_its_error_names(teacher, tmp_path, monkeypatch):
+    line = f"--path-t {teacher} --temperature rlkd --epochs 2 --run_dir {tmp_path}"
+    interrupt_after_an_epoch(monkeypatch, line + " --rl_calibration learned --rl_max_kl 0")
+    config = json.loads((tmp_path / "config.json").read_text())
+    for key in ("rl_calibration", "rl_max_kl"):
+        del config["options"][key]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="holds a run with other options") as error:
+        distil(line)
+    flags = flags_that_go_on(error, "train_student.py")
+    assert flags == "--rl_calibration learned --rl_max_kl 0"
+    distil(f"{line} {flags}")
+    assert len(read_log(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("more", ["--distill pkt", "--epochs 1 --model_s resnet14", "--logit_stand", "--dpk_width 8"])
+def test_no_flags_are_named_where_they_would_not_be_all(more, teacher, tmp_path):
+    """Of another method or network, whose defaults differ, and of flags that can only be left out."""
+    line = f"--path-t {teacher} --epochs 2 --distill dpk --run_dir {tmp_path}"
+    old = resolve_pair(parse(student_parser(), (DATA + line).split()), "resnet8")
+    config = {"kind": "student", "model": "resnet8", "teacher": "resnet8"}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"options": old}))
+    with pytest.raises(UserError, match=r"holds a run with other options \(.*\): give another --run_dir"):
+        distil(f"{line} {more}")
+
+
+@pytest.mark.parametrize("overwrite", ["", " --overwrite"])
+@pytest.mark.parametrize("state", ["missing", "dangling"])
+def test_a_run_that_lost_its_state_begins_anew_only_where_that_is_asked_for(state, overwrite, tmp_path):
+    line = f"--model resnet8 --epochs 2 --run_dir {tmp_path}"
+    train(line)
+    kept = (tmp_path / "log.jsonl").read_text()
+    (tmp_path / "last.pth").unlink()
+    train(line)  # at its end, which needs none
+    assert (tmp_path / "log.jsonl").read_text() == kept
+    (tmp_path / "resnet8_last.pth").unlink()
+    if state == "dangling":
+        (tmp_path / "last.pth").symlink_to(tmp_path / "elsewhere.pth")
+        (tmp_path / "log.jsonl").write_text("")
+    if overwrite:
+        train(line + overwrite)
+        assert len(read_log(tmp_path)) == 2 and (tmp_path / "last.pth").is_file()
+        return
+    before = {path.name: path.lstat().st_mtime_ns for path in tmp_path.iterdir()}
+    says = {"missing": "log.jsonl has epochs, but there is no last.pth", "dangling": "last.pth is a symbolic link that"}
+    with pytest.raises(UserError, match=f"{says[state]}.* or add --overwrite to start anew") as error:
+        train(line)
+    assert error.value.status == 2
+    assert {path.name: path.lstat().st_mtime_ns for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("log", [None, ""])
+def test_a_run_that_was_killed_before_its_first_epoch_begins(log, teacher, tmp_path):
+    shutil.copy(teacher / "config.json", tmp_path)
+    if log is not None:
+        (tmp_path / "log.jsonl").write_text(log)
+    train(f"--model resnet8 --epochs 2 --run_dir {tmp_path}")
+    assert len(read_log(tmp_path)) == 2
+
+
 def test_weights_that_are_not_ours_are_not_overwritten(tmp_path):
     published = tmp_path / "resnet8_vanilla/ckpt_epoch_1.pth"
     published.parent.mkdir()
@@ -480,6 +566,26 @@ def test_another_tree_is_another_run(tmp_path):
     train(line + str(tmp_path / "a"))
     with pytest.raises(UserError, match="holds a run with other options .*other data"):
         train(line + str(tmp_path / "b"))
+
+
+@pytest.mark.parametrize("script", [train_teacher, train_student])
+def test_data_is_identified_once_for_all_seeds(script, teacher, tmp_path, monkeypatch):
+    looks, made = [], []
+    monkeypatch.setattr(script, "identify_data", lambda *data: looks.append(data) or "2:ab")
+    monkeypatch.setattr(script, "open_run", functools.partial(noted_run, made, script.open_run))
+    line = f"--epochs 1 --trials 3 --dry_run --run_dir {tmp_path / 'run'}"
+    if script is train_teacher:
+        train_teacher.train(parse(teacher_parser(), (DATA + line).split()))
+    else:
+        train_student.distil(parse(student_parser(), f"{DATA}{line} --path-t {teacher}".split()))
+    assert looks == [("digits", None)]
+    assert made == ["2:ab"] * 3
+
+
+def noted_run(made, open_run, *args):
+    run = open_run(*args)
+    made.append(run.config["data_sha256"])
+    return run
 
 
 def test_a_run_begun_with_overwrite_goes_on_without_it(teacher, tmp_path, monkeypatch, capsys):
@@ -655,6 +761,43 @@ def test_a_missing_teacher_names_the_two_commands_that_help(tmp_path, monkeypatc
     with pytest.raises(UserError, match="give --path-t FILE, or --model_t NAME"):
         distil("--epochs 1")
     assert not (tmp_path / "save").exists()
+
+
+def test_a_teacher_that_is_trained_elsewhere_is_waited_for(teacher, tmp_path, monkeypatch, capsys):
+    """The other process holds the lock, and is at its end when its lock is looked at a second time."""
+    folder, looks, real = tmp_path / teacher.name, [], helper.teacher.is_locked
+    folder.mkdir()
+    shutil.copy(teacher / "config.json", folder)
+    lock = (folder / ".lock").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+
+    def looked(path):
+        looks.append(real(path))
+        if len(looks) == 2:
+            shutil.copytree(teacher, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".lock"))
+            lock.close()
+        return looks[-1]
+
+    monkeypatch.setattr(helper.teacher, "is_locked", looked)
+    monkeypatch.setattr(helper.teacher, "PATIENCE", 0.01)
+    distil(f"--path-t {folder} --train_teacher --epochs 2 --run_dir {tmp_path / 'run'}")
+    out = capsys.readouterr().out
+    assert looks == [True, True, False] and out.count("is being trained elsewhere, which is waited for") == 1
+    assert "already finished" in out and len(read_log(tmp_path / "run")) == 2
+
+
+def test_a_teacher_that_stays_in_use_without_a_lock_is_given_up(tmp_path, monkeypatch):
+    tries = []
+
+    def in_use(options):
+        tries.append(options)
+        raise InUse("another process is training")
+
+    monkeypatch.setattr(helper.teacher, "train", in_use)
+    monkeypatch.setattr(helper.teacher, "PATIENCE", 0.01)
+    with pytest.raises(InUse):
+        distil(f"--path-t {tmp_path / 'resnet8_vanilla'} --train_teacher --epochs 1 --run_dir {tmp_path / 'run'}")
+    assert len(tries) == TRIES
 
 
 def test_train_teacher_trains_the_missing_one_as_long_as_its_file_name_says(tmp_path, monkeypatch):

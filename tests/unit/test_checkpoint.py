@@ -15,7 +15,7 @@ from common import no_hang
 
 from helper import checkpoint
 from helper.errors import RunError, UserError
-from helper.files import open_lock, remove_leftovers, try_writing, write_atomically
+from helper.files import open_to_append, remove_leftovers, try_writing, write_atomically
 from helper.teacher import find_teacher
 from inputs import open_regular
 from models import create_model, networks
@@ -253,14 +253,14 @@ def test_only_regular_files_are_opened(tmp_path):
             assert file.read() == b"content"
     with no_hang():
         for path in odd_files(tmp_path):
-            for way in (open_regular, open_lock):
+            for way in (open_regular, open_to_append):
                 with pytest.raises(UserError, match=f"{path} is no regular file"):
                     way(path)
     with pytest.raises(UserError, match="is no possible file name"):
         open_regular(Path("a\0b"))
     with pytest.raises(FileNotFoundError):
         open_regular(tmp_path / "none")
-    with open_lock(tmp_path / "none") as lock:
+    with open_to_append(tmp_path / "none") as lock:
         assert lock.writable()
 
 

@@ -27,7 +27,7 @@ from helper.runs import NEUTRAL_OPTIONS, Run, find_runs, group_labels, group_run
 ROOT = Path(compare.__file__).parent
 REFERENCE = Path(__file__).resolve().parents[3] / "shared/reference/published_tables.json"
 
-TOLD = ("teacher_sha256", "num_classes", "machine", "processes")  # in config.json beside the options
+TOLD = ("teacher_sha256", "data_sha256", "num_classes", "machine", "processes")  # in config.json beside the options
 OPTIONS = {
     "batch_size": 64, "learning_rate": 0.05, "lr_decay_epochs": [150, 180, 210], "lr_decay_rate": 0.1, "momentum": 0.9,
     "weight_decay": 5e-4, "train_subset": 0, "gamma": 0.1, "alpha": 0.9, "beta": 0.0, "kd_T": 4.0, "tau_init": 1.0,
@@ -255,6 +255,48 @@ def test_what_changes_a_result_parts_runs(tmp_path, other):
     write_run(tmp_path / "a", history(71.0))
     write_run(tmp_path / "b", history(71.0), **other)
     assert len(group_runs(find_runs([tmp_path]))) == 2
+
+
+OLD, NEW = "a" * 64, "2:" + "b" * 64  # hashes of the data, by two versions of the formula
+
+
+def parted(tmp_path, *hashes):
+    """The numbers of runs in each group, and the labels; of runs with these hashes."""
+    for seed, data in enumerate(hashes, 1):
+        write_run(tmp_path / f"{seed}", history(70.0), seed, data_sha256=data)
+    groups = group_runs(find_runs([tmp_path]))
+    return sorted(len(group) for group in groups), group_labels(groups)
+
+
+@pytest.mark.parametrize("hashes", [(OLD, NEW), (OLD, NEW, OLD, NEW), (None, OLD, NEW), (None, NEW)])
+def test_hashes_of_two_versions_part_no_runs_and_are_in_no_label(tmp_path, hashes):
+    assert parted(tmp_path, *hashes) == ([len(hashes)], ["kd, tau 4"])
+
+
+def test_hashes_of_one_version_part_runs_and_tell_them_apart(tmp_path):
+    sizes, labels = parted(tmp_path, NEW, "2:c", NEW)
+    assert sizes == [1, 2] and sorted(labels) == ["kd, tau 4, data_sha256 2:" + "b" * 14, "kd, tau 4, data_sha256 2:c"]
+
+
+def test_where_one_version_shows_two_data_sets_every_hash_parts_runs(tmp_path):
+    """For nothing says which of the two the third stands for."""
+    sizes, labels = parted(tmp_path, OLD, NEW, "c" * 64, NEW, OLD, None)
+    assert sizes == [1, 1, 2, 2]
+    assert sorted(label.removeprefix("kd, tau 4, data_sha256 ") for label in labels) == [
+        "2:" + "b" * 14, "None", "a" * 16, "c" * 16,
+    ]  # fmt: skip
+
+
+def test_hashes_of_two_versions_hinder_no_gain_and_those_of_one_do(tmp_path):
+    alone = {"distill": None, "teacher": None}
+    write_run(tmp_path / "kd", history(70.0), data_sha256=OLD)
+    write_run(tmp_path / "ctkd", history(71.0), temperature="ctkd-global", data_sha256=NEW)
+    write_run(tmp_path / "dtkd", history(72.0), temperature="dtkd", data_sha256="c" * 64)  # other data than kd's
+    write_run(tmp_path / "alone", history(65.0), **alone, data_sha256=NEW)
+    text = comparison.report(find_runs([tmp_path]), markdown=True)
+    assert cells(text, "| kd, ctkd-global ", "| alone ")[3] == "+6.00"
+    assert not any("| kd, dtkd " in line and "| kd, tau 4 " in line for line in text.splitlines())
+    assert cells(text, "| kd, ctkd-global ", "| kd, tau 4 ")[3] == "+1.00"
 
 
 def test_the_seed_is_not_neutral():

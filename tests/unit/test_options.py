@@ -249,6 +249,7 @@ def test_milestones_that_are_given_are_kept_as_they_are(capsys):
          " 25, 30 and 35 (--lr_decay_epochs); KD's warm-up over 3 epochs (--kd_warmup)"),
         ("--epochs 5 --temperature dtkd --lr_decay_epochs 3", "5 epochs instead of 240; in proportion: KD's warm-up, of"
          " which nothing is left (--kd_warmup)"),
+        ("--epochs 40 --temperature dtkd --lr_decay_epochs 3 --kd_warmup 0", None),
         ("--epochs 60 --temperature rlkd --lr_decay_epochs 3", "60 epochs instead of 240; in proportion: the phases'"
          " lengths in epochs, 5 (--rl_warmup, --rl_epoch, --aug_epoch)"),
         ("--epochs 60 --distill dkd --dkd_weights mdistiller --model_s resnet20 --lr_decay_epochs 3", "60 epochs"

@@ -352,6 +352,18 @@ def test_several_data_sets_in_a_section_have_their_own_pictures(results):
     assert made == {"figures/few_digits_resnet56_resnet20_top1.svg", "figures/few_cifar100_resnet110_resnet20_top1.svg"}
 
 
+@pytest.mark.parametrize(("other", "pictures"), [("2:b", 1), ("b" * 64, 2)])
+def test_runs_on_other_data_have_pictures_of_their_own(tmp_path, other, pictures):
+    """Of hashes by two versions of the formula it is not known that the data is another."""
+    alone = {"distill": None, "teacher": None, "data_sha256": "a" * 64}
+    write_run(tmp_path / "alone", history(60.0), **alone)
+    write_run(tmp_path / "kd", history(70.0), data_sha256="a" * 64)
+    write_run(tmp_path / "ctkd", history(71.0), temperature="ctkd-global", data_sha256=other)
+    groups = finished_groups(find_runs([tmp_path]))
+    made = [figure for figure in figures("s", groups, group_labels(groups)) if figure.name.endswith("_top1.svg")]
+    assert [figure.svg.count("resnet20 alone") for figure in made if "resnet56" in figure.name] == [1, 0][:pictures]
+
+
 def test_incomplete_logs_leave_out_what_they_do_not_have(tmp_path):
     write_run(tmp_path / "a/kd", [{"epoch": 240}])
     for seed, tau in ((1, True), (2, False)):

@@ -149,6 +149,7 @@ ODD = [  # the way to a value, what it becomes, what is said
     (("part", "trained"), {"loss": 1.0}, "part is no whole state within an epoch"),
     (("part", "meter"), None, "part is no whole state within an epoch"),
     (("part", "meter", "names"), ["loss"], "part is no whole state within an epoch"),
+    (("part", "meter", "names"), ["loss", "loss_ce", "loss_pkt"], "state sums up other losses in its begun epoch"),
     (("part", "meter", "tensors", "tau"), None, "tensors are not all that a meter sums up"),
     (("part", "meter", "tensors", "sums"), torch.zeros(3), "sums is float32 instead of float64"),
     (("part", "within", "buffers", "warmup"), torch.zeros(2), "warmup is "),
@@ -230,14 +231,14 @@ def test_states_from_before_still_load(stopped, tmp_path):
 
 def test_momenta_that_share_memory_are_parted(stopped, tmp_path):
     state = copy.deepcopy(stopped)
-    own = state["optimizer"]["state"]
-    pair = [number for number in own if own[number]["momentum_buffer"].shape == own[0]["momentum_buffer"].shape][:1]
-    own[pair[0]]["momentum_buffer"] = own[0]["momentum_buffer"] = torch.zeros(16, 3, 3, 3)[:8]
+    shared = torch.zeros(10_000)
+    for own in state["optimizer"]["state"].values():
+        momentum = own["momentum_buffer"]
+        own["momentum_buffer"] = shared[: momentum.numel()].view(momentum.shape)
     torch.save(state, tmp_path / "last.pth")
-    optimizer = a_training(tmp_path).stepper.optimizer
-    stored = [kept["momentum_buffer"].untyped_storage() for kept in optimizer.state.values()]
-    assert len({storage.data_ptr() for storage in stored}) == len(stored)
-    assert stored[0].nbytes() == 8 * 27 * 4
+    momenta = [kept["momentum_buffer"] for kept in a_training(tmp_path).stepper.optimizer.state.values()]
+    assert len({momentum.untyped_storage().data_ptr() for momentum in momenta}) == len(momenta) > 1
+    assert all(momentum.untyped_storage().nbytes() == 4 * momentum.numel() for momentum in momenta)
 
 
 @pytest.mark.parametrize("begun_plain", [True, False])
