@@ -61,6 +61,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from helper.bounds import check_numbers
 from helper.errors import UserError, unknown
 from helper.structure import Checked, Maybe, optimizer_pattern
 from temperature.policy import PHASE, Policy
@@ -177,7 +178,7 @@ class RLKD(Policy):
         phases_and_bounds: of `Policy`.
 
     Raises:
-        UserError: a number outside its range.
+        UserError: a number outside its bounds.
     """
 
     notes = ("rl_reward", "rl_value_loss", "rl_policy_entropy", "rl_action")
@@ -193,8 +194,7 @@ class RLKD(Policy):
         **phases_and_bounds: float,
     ) -> None:
         super().__init__(train_target, epochs, **phases_and_bounds)
-        if rl_epoch < 1 or rl_rollout < 2:
-            raise UserError(f"--rl_epoch must be 1 or more and --rl_rollout 2 or more, not {rl_epoch} and {rl_rollout}")
+        check_numbers({"rl_epoch": rl_epoch, "rl_rollout": rl_rollout, "rl_max_kl": rl_max_kl})
         if epochs // rl_epoch * rl_epoch < self.rl_warmup:
             raise UserError(
                 f"--rl_epoch {rl_epoch} divides no epoch from --rl_warmup {self.rl_warmup} to --epochs {epochs}:"

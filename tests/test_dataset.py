@@ -799,11 +799,11 @@ def test_train_subset_keeps_images_with_their_targets():
     [
         ("mnist", {}, f"unknown data set 'mnist'; the known ones are: {', '.join(dataset_names)}"),
         ("imagenet", {}, "--data_dir is missing; --dataset imagenet expects images in train/<class>"),
-        ("digits", {"batch_size": 0}, "--batch_size must be at least 1, not 0"),
-        ("digits", {"train_subset": -1}, "--train_subset must be at least 0, not -1"),
+        ("digits", {"batch_size": 0}, "--batch_size must be 1 or more, not 0"),
+        ("digits", {"train_subset": -1}, "--train_subset must be 0 or more, not -1"),
         ("digits", {"train_subset": 1438}, "--train_subset 1438 is more than the 1437 training images"),
-        ("digits", {"num_workers": -1}, "--num_workers must be at least 0, not -1"),
-        ("folder", {"image_size": 0}, "--image_size must be at least 1, not 0"),
+        ("digits", {"num_workers": -1}, "--num_workers must be 0 or more, not -1"),
+        ("folder", {"image_size": 0}, "--image_size must be 8 or more, not 0"),
         ("digits", {"image_size": 64}, "--image_size is for folder and imagenet"),
     ],
 )
