@@ -332,7 +332,7 @@ class RLKD(Policy):
             low, high = torch.where(fits, kept, low), torch.where(fits, high, kept)
             guess = kept * (self.max_kl / moved.clamp(min=EPS)).sqrt()
             kept = torch.where((low < guess) & (guess < high), guess, (low + high) / 2)
-        kept = torch.where(low > 0, low, kept)
+        kept = torch.where(low > 0, low, kept)  # the last guess, if none was seen to fit
         _assign(policy, [old.lerp(new, kept) for old, new in zip(before, after, strict=True)])
 
     def _step(self, name: str, loss: Tensor) -> None:

@@ -597,7 +597,11 @@ def test_folder_too_large_is_refused_before_decoding(tmp_path, monkeypatch):
     monkeypatch.setattr(folder, "_decode", lambda *args: pytest.fail("decoded"))
     needed = 3 * (3 * (40_000 + 2 * 5_000) ** 2 + 2 * 40_000**2) / 2**30  # 3 training images with padding, 2 without
     message = error_of(folder.load, str(tmp_path), 40_000, 0)
-    assert f"{needed:.1f} GiB" in message and "limit is 8 GiB" in message and "--image_size" in message
+    assert f"{needed:.1f} GiB" in message and "limit is 8.0 GiB" in message and "--image_size" in message
+    monkeypatch.setattr(folder, "memory", lambda: 25_000_000)
+    assert "would take 41.6 MB of memory, and the limit is 25.0 MB: choose" in error_of(
+        folder.load, str(tmp_path), 1440, 0
+    )
 
 
 # CIFAR-100
