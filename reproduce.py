@@ -28,13 +28,13 @@ import torch
 
 import published
 from helper import signals
-from helper.bounds import check_numbers
 from helper.comparison import REPORTS, mean_and_spread
 from helper.errors import InUse, Parser, RunError, UserError, run_main
 from helper.files import PATIENCE, TRIES, is_locked, open_to_append
 from helper.options import given, parse, resolve_pair, student_parser, teacher_parser
 from helper.runs import ADDED_OPTIONS, NEUTRAL_OPTIONS, decisive, differing, read_config, read_log, warn
 from helper.tables import Table
+from inputs import check_numbers
 from published.rows import SHORT, TABLES, Row, left_out, rows
 
 HEADING = ["table", "pair", "method", "state", "n", "last", "published"]

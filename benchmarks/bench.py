@@ -43,7 +43,7 @@ from helper.options import parse, resolve_pair, student_parser
 from helper.teacher import fold_batch_norm
 from helper.teacher_cache import CachedTeacher, OnlineTeacher
 from helper.trials import Turn, make_step
-from inputs import unknown
+from inputs import check_numbers, unknown
 from models import create_model, model_dict
 from train_student import distillation
 
@@ -238,12 +238,9 @@ def parse_args() -> argparse.Namespace:
     add("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
     add("--json", action="store_true", help="print JSON, and the table on stderr")
     args = parser.parse_args()
-    if min(args.rounds, args.batch_size) < 2 or args.classes < 5 or min(args.trials, args.images) < 1:
-        raise UserError(
-            "--rounds and --batch_size must be 2 or more, --classes 5 or more, and --images and --trials 1 or more"
-        )
-    if min(args.workers) < 0:
-        raise UserError("--workers must be 0 or more")
+    check_numbers(vars(args))
+    if min(args.rounds, args.batch_size) < 2:
+        raise UserError("--rounds and --batch_size must be 2 or more")
     check_pairs(args.pairs)
     return args
 

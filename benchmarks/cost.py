@@ -30,6 +30,7 @@ from helper.loops import Distillation, make_optimizer, train_step
 from helper.options import parse, resolve_pair, student_parser
 from helper.teacher import fold_batch_norm
 from helper.teacher_cache import OnlineTeacher
+from inputs import check_numbers
 from models import Model, create_model
 from temperature import temperature_dict
 from train_student import distillation
@@ -126,8 +127,9 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.steps is None:
         args.steps = {"distillers": 1, "temperatures": 16}[args.what]
-    if args.rounds < 2 or args.batch_size < 2 or args.steps < 1:
-        raise UserError("--rounds and --batch_size must be 2 or more, and --steps 1 or more")
+    check_numbers(vars(args))
+    if min(args.rounds, args.batch_size) < 2:
+        raise UserError("--rounds and --batch_size must be 2 or more")
     return args
 
 

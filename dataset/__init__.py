@@ -5,7 +5,7 @@ import torch
 from dataset import cifar100, digits, tree
 from dataset.base import Batch, Dataset, Loader, balanced_subset
 from dataset.memory import ImageSet, MemoryLoader
-from inputs import InputError, unknown
+from inputs import InputError, check_numbers, unknown
 
 __all__ = ["Batch", "Dataset", "Loader", "check_dataset", "create_dataset", "dataset_dict", "dataset_names",
            "identify_data", "val_batch_size"]  # fmt: skip
@@ -53,13 +53,10 @@ def create_dataset(
         world_size: how many these are.
 
     Raises:
-        InputError: an unknown name, a number that makes no sense, or files that are missing or damaged.
+        InputError: an unknown name, a number outside its bounds, or files that are missing or damaged.
     """
-    least = {"batch_size": 1, "image_size": 1, "num_workers": 0, "train_subset": 0}
-    given = (batch_size, image_size, num_workers, train_subset)
-    for (option, smallest), value in zip(least.items(), given, strict=True):
-        if value < smallest:
-            raise InputError(f"--{option} must be at least {smallest}, not {value}")
+    check_numbers({"batch_size": batch_size, "image_size": image_size})
+    check_numbers({"num_workers": num_workers, "train_subset": train_subset})
     device = torch.device(device)
     val_size = val_batch_size(batch_size, image_size, device)
     common = {"device": device, "rank": rank, "world_size": world_size}

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dataset.base import Batch, shard
+from inputs import check_fits
 
 
 class ImageSet(NamedTuple):
@@ -78,6 +79,9 @@ class MemoryLoader:
         pad: width of the border in pixels.
         rank: number of this process among those that share the batches.
         world_size: how many these are.
+
+    Raises:
+        InputError: the images do not fit into the device's memory.
     """
 
     def __init__(
@@ -96,6 +100,9 @@ class MemoryLoader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
+        border = 2 * pad if augment else 0
+        size = len(images) * 3 * (images.shape[2] + border) * (images.shape[3] + border)
+        check_fits(f"{len(images)} images", size, "--train_subset or --image_size", torch.device(device))
         images = images.to(device)
         self.images = F.pad(images, (pad,) * 4) if augment else images
         self.target = target.to(device)

@@ -52,7 +52,7 @@ def try_writing(folder: Path) -> None:
 
 
 def reason(error: OSError | ValueError) -> str:
-    """Why a path cannot be used: what the system says, or Python of a path that none can be like."""
+    """Return why a path cannot be used: the system's message, or Python's if no path can have its characters."""
     return getattr(error, "strerror", None) or str(error)
 
 
