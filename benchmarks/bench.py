@@ -37,6 +37,7 @@ from benchmarks.baseline import MEAN, STD, Baseline
 from dataset import val_batch_size
 from dataset.memory import MemoryLoader
 from helper.answers import Live, TeacherTable
+from helper.bounds import check_numbers
 from helper.device import cpu_info, place, prepare_device, seed_everything
 from helper.errors import Parser, RunError, UserError, run_main, unknown
 from helper.loops import epoch_steps, evaluation, in_turns, make_optimizer
@@ -237,12 +238,9 @@ def parse_args() -> argparse.Namespace:
     add("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
     add("--json", action="store_true", help="print JSON, and the table on stderr")
     args = parser.parse_args()
-    if min(args.rounds, args.batch_size) < 2 or args.classes < 5 or min(args.trials, args.images) < 1:
-        raise UserError(
-            "--rounds and --batch_size must be 2 or more, --classes 5 or more, and --images and --trials 1 or more"
-        )
-    if min(args.workers) < 0:
-        raise UserError("--workers must be 0 or more")
+    check_numbers(vars(args))
+    if min(args.rounds, args.batch_size) < 2:
+        raise UserError("--rounds and --batch_size must be 2 or more")
     check_pairs(args.pairs)
     return args
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from distiller_zoo.cka import SMALLEST, cka_of_hsic, hsic_terms, linear_cka
+from helper.bounds import check_numbers
 from helper.errors import Parser, UserError, run_main
 
 FEATURES = (64, 1024, 8192)
@@ -59,8 +60,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=64, help="(default: 64)")
     parser.add_argument("--batches", type=int, default=1000, help="(default: 1000)")
     args = parser.parse_args()
-    if args.batch_size < SMALLEST or args.batches < 2:
-        raise UserError(f"--batch_size must be {SMALLEST} or more, and --batches 2 or more")
+    check_numbers(vars(args))
+    if args.batch_size < SMALLEST:
+        raise UserError(f"--batch_size must be {SMALLEST} or more")
     return args
 
 

@@ -25,6 +25,7 @@ from tqdm import trange
 from dataset.base import Batch
 from distiller_zoo import distiller_dict
 from helper.answers import Live
+from helper.bounds import check_numbers
 from helper.device import place, prepare_device, seed_everything
 from helper.errors import Parser, UserError, run_main
 from helper.loops import Distillation, make_optimizer, train_step
@@ -126,8 +127,9 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.steps is None:
         args.steps = {"distillers": 1, "temperatures": 16}[args.what]
-    if args.rounds < 2 or args.batch_size < 2 or args.steps < 1:
-        raise UserError("--rounds and --batch_size must be 2 or more, and --steps 1 or more")
+    check_numbers(vars(args))
+    if min(args.rounds, args.batch_size) < 2:
+        raise UserError("--rounds and --batch_size must be 2 or more")
     return args
 
 

@@ -23,8 +23,9 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.bench import Ours, processor, timed
+from helper.bounds import check_numbers
 from helper.device import prepare_device
-from helper.errors import Parser, UserError, run_main
+from helper.errors import Parser, run_main
 
 SIZES = {  # of which one grows while the others stay at BASE
     "images": (256, 512, 1024, 2048),
@@ -109,8 +110,7 @@ def parse_args() -> argparse.Namespace:
     add("--plot", type=Path, metavar="FILE", help="draw a picture")
     add("--json", action="store_true", help="print JSON, and the table on stderr")
     args = parser.parse_args()
-    if args.rounds < 1:
-        raise UserError("--rounds must be 1 or more")
+    check_numbers(vars(args))
     return args
 
 

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from benchmarks.bench import processor
 from dataset import create_dataset
+from helper.bounds import check_numbers
 from helper.errors import Parser, UserError, run_main
 
 
@@ -60,8 +61,9 @@ def parse_args() -> argparse.Namespace:
     add("--images_per_second", type=float, help="what the training step takes; says how many workers that needs")
     add("--json", action="store_true", help="print JSON, and the table on stderr")
     args = parser.parse_args()
-    if min(args.workers) < 1 or args.epochs < 1:
-        raise UserError("--workers and --epochs must be 1 or more")
+    check_numbers(vars(args) | {"images": args.images or None})
+    if min(args.workers) < 1:
+        raise UserError("--workers must be 1 or more")
     return args
 
 

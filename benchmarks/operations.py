@@ -21,6 +21,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.bench import VARIANTS, Ours, check_pairs, processor
+from helper.bounds import check_numbers
 from helper.device import prepare_device
 from helper.errors import Parser, run_main
 
@@ -69,6 +70,7 @@ def parse_args() -> argparse.Namespace:
     add("--batch_size", type=int, default=64, help="(default: 64)")
     add("--classes", type=int, default=100, help="(default: 100)")
     args = parser.parse_args()
+    check_numbers(vars(args))
     args.trials = 1
     check_pairs([args.pair])
     return args

@@ -25,6 +25,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.bench import WARM_UP, check_pairs, machine, servers
+from helper.bounds import check_numbers
 from helper.environment import SPIN_COUNT
 from helper.errors import Parser, UserError, run_main
 
@@ -76,8 +77,9 @@ def parse_args() -> argparse.Namespace:
     add("--rounds", type=int, default=7, help="epochs that count (default: 7)")
     add("--threads", type=int, default=os.cpu_count(), help="of each training (default: one for each core)")
     args = parser.parse_args()
-    if min(args.rounds, args.threads, args.images) < 1 or args.batch_size < 2:
-        raise UserError("--batch_size must be 2 or more, and --rounds, --threads and --images 1 or more")
+    check_numbers(vars(args))
+    if args.batch_size < 2:
+        raise UserError("--batch_size must be 2 or more")
     check_pairs([args.pair])
     return argparse.Namespace(**vars(args), classes=100, device="cpu", trials=1)
 

@@ -18,7 +18,8 @@ import helper.environment  # noqa: F401 (before PyTorch)
 # isort: split
 from tqdm import trange
 
-from helper.errors import Parser, RunError, UserError, run_main
+from helper.bounds import check_numbers
+from helper.errors import Parser, RunError, run_main
 
 ROOT = Path(__file__).resolve().parents[1]
 # What runs in a process of its own: the command, with a clock beside it, until the first step is over.
@@ -79,8 +80,7 @@ def parse_args() -> argparse.Namespace:
     add("--model_s", default="resnet20", help="the student (default: resnet20)")
     add("--rounds", type=int, default=5, help="starts that count (default: 5)")
     args = parser.parse_args()
-    if args.rounds < 1:
-        raise UserError("--rounds must be 1 or more")
+    check_numbers(vars(args))
     return args
 
 

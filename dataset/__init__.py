@@ -5,6 +5,7 @@ import torch
 from dataset import cifar100, digits, tree
 from dataset.base import Batch, Dataset, Loader, balanced_subset
 from dataset.memory import ImageSet, MemoryLoader
+from helper.bounds import check_numbers
 from helper.errors import UserError, unknown
 
 __all__ = ["Batch", "Dataset", "Loader", "check_dataset", "create_dataset", "dataset_dict", "dataset_names",
@@ -49,13 +50,10 @@ def create_dataset(
             Which ones does not depend on the seed, and a smaller subset is part of a larger one.
 
     Raises:
-        UserError: an unknown name, a number that makes no sense, or files that are missing or damaged.
+        UserError: an unknown name, a number outside its bounds, or files that are missing or damaged.
     """
-    least = {"batch_size": 1, "image_size": 1, "num_workers": 0, "train_subset": 0}
-    given = (batch_size, image_size, num_workers, train_subset)
-    for (option, smallest), value in zip(least.items(), given, strict=True):
-        if value < smallest:
-            raise UserError(f"--{option} must be at least {smallest}, not {value}")
+    check_numbers({"batch_size": batch_size, "image_size": image_size})
+    check_numbers({"num_workers": num_workers, "train_subset": train_subset})
     if name == "imagenet":
         from dataset import imagenet  # with torchvision, which takes seconds to import
 

@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from dataset.memory import ImageSet
 from dataset.tree import EXTENSIONS, Split, list_split
-from helper.bounds import memory
+from helper.bounds import in_words, memory
 from helper.errors import UserError, printable
-from helper.files import open_regular
+from helper.files import NotRegularError, open_regular
 from helper.processes import is_first
 
 EXPECTED = "--dataset folder expects images in train/<class> and val/<class> of --data_dir"
@@ -61,12 +61,14 @@ def _scaled(image: Image.Image) -> np.ndarray:
     return (255 * shares).round().astype(np.uint8)
 
 
-def why(path: str, error: Exception) -> str:
-    """What is wrong with a file, from the error of reading it, in a few words."""
+def why(error: Exception) -> str:
+    """Return what is wrong with a file, from the error of reading it, in a few words."""
     if isinstance(error, UnidentifiedImageError):
         return "it is no image that Pillow knows"
+    if isinstance(error, NotRegularError):
+        return error.why
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(text.removeprefix(path).partition(": give")[0].split())[:200]
+    return " ".join(text.split())[:200]
 
 
 class Tree(TorchDataset):
@@ -91,7 +93,7 @@ class Tree(TorchDataset):
     def unreadable(self, path: str, error: Exception) -> tuple[Tensor, str]:
         """What stands for an image that cannot be read."""
         black = torch.zeros(3, self.image_size, self.image_size, dtype=torch.uint8)
-        return black, f"the image {path} cannot be read ({why(path, error)}); mend or remove it"
+        return black, f"the image {path} cannot be read ({why(error)}); mend or remove it"
 
 
 def load(data_dir: str | None, image_size: int, num_workers: int) -> ImageSet:
@@ -177,8 +179,8 @@ def _check_size(train: Tree, val: Tree) -> None:
     limit = min(MEMORY_LIMIT, memory())
     if needed > limit:
         raise UserError(
-            f"the images of {train.root} and val would take {needed / 2**30:.1f} GiB of memory, and the limit is "
-            f"{limit / 2**30:.0f} GiB; choose an --image_size below {size}, or fewer images"
+            f"the images of {train.root} and val would take {in_words(needed)} of memory, and the limit is"
+            f" {in_words(limit)}: choose an --image_size below {size}, or fewer images"
         )
 
 

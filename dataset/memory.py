@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dataset.base import Batch
 from helper import processes
+from helper.bounds import check_fits
 
 
 class ImageSet(NamedTuple):
@@ -73,6 +74,9 @@ class MemoryLoader:
         mean: of the channels, where white is 1, to be subtracted.
         std: of the channels, to divide by.
         device: where the set lives and the batches are made.
+
+    Raises:
+        UserError: the images do not fit into the device's memory.
     """
 
     def __init__(
@@ -89,6 +93,9 @@ class MemoryLoader:
         flip: bool = False,
         pad: int = 4,
     ) -> None:
+        border = 2 * pad if augment else 0
+        size = len(images) * 3 * (images.shape[2] + border) * (images.shape[3] + border)
+        check_fits(f"{len(images)} images", size, "--train_subset or --image_size", torch.device(device))
         images = images.to(device)
         self.images = F.pad(images, (pad,) * 4) if augment else images
         self.target = target.to(device)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distiller_zoo.base import Distiller, at_least_float32
-from helper.bounds import check_fits
+from helper.bounds import check_fits, check_numbers
 from helper.errors import UserError
 from models import Output
 from temperature import Tau
@@ -165,7 +165,7 @@ class CRD(Distiller):
         nce_k: K, negatives an image. nce_t, nce_m: see `Contrast`. mode: see `Candidates`.
 
     Raises:
-        UserError: all images are of one class.
+        UserError: all images are of one class, or a number is outside its bounds.
     """
 
     weights = (0.1, 0.9, 0.8)
@@ -183,6 +183,7 @@ class CRD(Distiller):
         mode: str = "exact",
     ) -> None:
         super().__init__()
+        check_numbers({"feat_dim": feat_dim, "nce_k": nce_k, "nce_t": nce_t, "nce_m": nce_m})
         self.candidates = Candidates(train_target, nce_k, mode)
         self.embed_s, self.embed_t = Embed(student_widths[-1], feat_dim), Embed(teacher_widths[-1], feat_dim)
         self.contrast = Contrast(len(train_target), feat_dim, nce_t, nce_m)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from distiller_zoo.base import Distiller, at_least_float32, warmed_up
 from distiller_zoo.kd import kl_divergence
+from helper.bounds import check_numbers
 from helper.errors import UserError
 from models import Output
 from temperature import Tau, as_tau
@@ -84,7 +85,7 @@ class DKD(Distiller):
         num_classes: of the data set.
 
     Raises:
-        UserError: fewer than three classes.
+        UserError: fewer than three classes, or a number outside its bounds.
     """
 
     weights = (1.0, 0.0, 1.0)
@@ -93,6 +94,7 @@ class DKD(Distiller):
 
     def __init__(self, num_classes: int, dkd_alpha: float = 1.0, dkd_beta: float = 2.0, dkd_warmup: int = 0) -> None:
         super().__init__()
+        check_numbers({"dkd_alpha": dkd_alpha, "dkd_beta": dkd_beta, "dkd_warmup": dkd_warmup})
         if num_classes < 3:
             raise UserError(f"--distill dkd needs three classes or more, not {num_classes}: use --distill kd")
         self.alpha, self.beta, self.warmup_epochs = dkd_alpha, dkd_beta, dkd_warmup

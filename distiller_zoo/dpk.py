@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from distiller_zoo.base import Distiller, at_least_float32
 from distiller_zoo.cka import SMALLEST, cka_of_hsic, hsic_terms
 from distiller_zoo.maps import pair_stages, same_size
-from helper.bounds import TRAINED, check_fits, in_words
+from helper.bounds import TRAINED, check_fits, check_numbers, in_words
 from helper.errors import UserError
 from models import Output
 from temperature import Tau
@@ -151,7 +151,7 @@ class DPK(Distiller):
         dpk_momentum: how much of the smoothed HSIC a step keeps.
 
     Raises:
-        UserError: an unknown mask or schedule.
+        UserError: an unknown mask or schedule, or a number outside its bounds.
     """
 
     weights = (0.1, 0.9, 10.0)
@@ -171,6 +171,9 @@ class DPK(Distiller):
         dpk_momentum: float = 0.9,
     ) -> None:
         super().__init__()
+        check_numbers({"dpk_stages": dpk_stages, "dpk_patch": dpk_patch, "dpk_width": dpk_width})
+        check_numbers({"dpk_encoder_depth": dpk_encoder_depth, "dpk_decoder_depth": dpk_decoder_depth})
+        check_numbers({"dpk_momentum": dpk_momentum})
         if dpk_mask not in MASKS:
             raise UserError(f"unknown --dpk_mask '{dpk_mask}'; the known ones are: {', '.join(MASKS)}")
         self.mask, self.schedule = dpk_mask, share_schedule(dpk_schedule)

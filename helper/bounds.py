@@ -1,4 +1,4 @@
-"""The range of every number on a command line, and whether what it asks for fits into memory."""
+"""The limits of every number, as an option and as an argument, and checks that sizes fit into memory."""
 
 import math
 import os
@@ -7,13 +7,21 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from helper.errors import UserError
+import torch
 
-TRAINED = 12  # bytes of a float32 that is learned, with its gradient and its momentum
+from helper.errors import UserError
+from models import create_model
+
+TRAINED = 12  # bytes of a trained float32 parameter, with its gradient and its momentum
+CPU = torch.device("cpu")
 
 
 class Bounds(NamedTuple):
-    """The smallest and the largest number that is accepted."""
+    """The smallest and the largest number that is accepted.
+
+    A `least` between 0 and 1 is there so that nothing vanishes in float32: for a number of 0 or less, the error asks
+    for one above 0.
+    """
 
     least: float
     most: float
@@ -53,30 +61,38 @@ BOUNDS = {
     "anneal_from": _TAU, "anneal_to": _TAU, "base_tau": _TAU,
     # reproduce.py
     "seeds": Bounds(1, 1000), "jobs": Bounds(1, 1024),
+    # benchmarks/
+    "rounds": Bounds(1, 10_000), "images": Bounds(1, 10**7), "classes": Bounds(5, 100_000), "workers": Bounds(0, 512),
+    "steps": Bounds(1, 10_000), "batches": Bounds(2, 10**7), "threads": Bounds(1, 1024),
+    "images_per_second": Bounds(0.001, 1e9),
 }  # fmt: skip
 _KEEPS_ITSELF = ("nce_m", "dpk_momentum")
 
 
 def check_number(key: str, value: float) -> None:
-    """Raise UserError where a number is outside its bounds, or none at all."""
+    """Raise UserError where a number is outside the bounds of its key, or is NaN."""
     least, most, or_zero = BOUNDS[key]
     if least <= value <= most or or_zero and value == 0:
         return
     if key in _KEEPS_ITSELF and 1 <= value < math.inf:
         raise UserError(f"--{key} must be below 1, not {value}: what keeps all of itself never learns")
     if most < value < math.inf:
-        range_ = "below 2^63" if key == "seed" else f"{most:{',' if isinstance(most, int) else 'g'}} or less"
+        range_ = "below 2^63" if key == "seed" else f"{most:,.10g} or less"
     elif or_zero:
         range_ = f"0, or {least:g} or more" if 0 < value < least else "0 or more"
-    elif isinstance(least, float):  # it is there so that nothing vanishes in float32
+    elif 0 < least < 1:
         range_ = f"{least:g} or more" if 0 < value < least else "above 0"
     else:
-        range_ = f"{least} or more"
+        range_ = f"{least:,.10g} or more"
     raise UserError(f"--{key} must be {range_}, not {value}")
 
 
 def check_numbers(options: dict[str, Any], keys: Iterable[str] = BOUNDS) -> None:
-    """`check_number` of those of the options that are given. Raises UserError."""
+    """Check the numbers, and lists of numbers, under the given keys; None, or no such key, passes.
+
+    Raises:
+        UserError: a number is outside its bounds.
+    """
     for key in keys:
         values = options.get(key)
         for value in values if isinstance(values, list) else [values]:
@@ -86,7 +102,7 @@ def check_numbers(options: dict[str, Any], keys: Iterable[str] = BOUNDS) -> None
 
 @cache
 def memory() -> int:
-    """Bytes of memory that this machine has, or the container that the process is in."""
+    """Return the bytes of memory of this machine, or of the container that the process is in."""
     sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
@@ -97,30 +113,46 @@ def memory() -> int:
 
 
 def in_words(size: int) -> str:
-    """A number of bytes as people read it."""
+    """Return a number of bytes in GiB or MB."""
     return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 1e6:,.1f} MB"
 
 
-def check_fits(what: str, size: int, flags: str) -> None:
-    """Refuse what would take more memory than there is, before it is allocated.
+def memory_of(device: torch.device) -> int:
+    """Return the bytes of memory of a device: those of a GPU, and for the CPU those of this machine."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else memory()
+
+
+def check_fits(what: str, size: int, flags: str, device: torch.device = CPU) -> None:
+    """Refuse what is larger than the memory of a device, before it is allocated.
 
     Args:
-        what: takes `size` bytes. flags: what to choose smaller.
+        what: what is to be allocated, as the error names it.
+        size: its bytes.
+        flags: the flags that make it smaller.
+        device: where it is to be allocated.
 
     Raises:
         UserError: it does not fit.
     """
-    if size > memory():
+    limit = memory_of(device)
+    if size > limit:
+        owner = "the GPU" if device.type == "cuda" else "this machine"
         raise UserError(
-            f"{what} would take {in_words(size)}, and this machine has {in_words(memory())}: choose a smaller {flags}"
+            f"{what} would take {in_words(size)}, and {owner} has {in_words(limit)}: choose a smaller {flags}"
         )
 
 
-def check_sizes(options: dict[str, Any]) -> None:
-    """`check_fits` of what can be known from the options alone. Raises UserError."""
-    batch, side = options["batch_size"], options["image_size"]
-    check_fits(f"a batch of {batch} images", batch * 3 * side**2 * 4, "--batch_size or --image_size")
-    if options.get("distill") == "crd":  # each has a place, a number, a score, and what follows from that
-        check_fits("CRD's negatives of a batch", batch * options["nce_k"] * 40, "--nce_k or --batch_size")
+def check_sizes(options: dict[str, Any], device: torch.device = CPU) -> None:
+    """Check that what the options alone decide fits into the memory of a device. Raises UserError."""
+    batch, side, trials = options["batch_size"], options["image_size"], options["trials"]
+    check_fits(f"a batch of {batch} images", batch * 3 * side**2 * 4, "--batch_size or --image_size", device)
+    if options.get("distill") == "crd":  # of each: its place, a random number, its score, and their gradients
+        check_fits("CRD's negatives of a batch", batch * options["nce_k"] * 40, "--nce_k or --batch_size", device)
     if options.get("temperature") == "ctkd-instance":
-        check_fits("CTKD's hidden units", batch * options["instance_width"] * 8, "--instance_width or --batch_size")
+        size = batch * options["instance_width"] * 8
+        check_fits("CTKD's hidden units", size, "--instance_width or --batch_size", device)
+    if trials > 1:
+        with torch.device("meta"):  # without memory
+            model = create_model(options.get("model_s") or options["model"], 1, options["dataset"])
+        size = TRAINED * trials * sum(parameter.numel() for parameter in model.parameters())
+        check_fits(f"{trials} networks, trained side by side,", size, "--trials", device)

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 import pickle
 from functools import cache
 from pathlib import Path
@@ -40,12 +39,10 @@ def load(path: Path, advice: str = "get it again from somebody you trust, or tra
     Raises:
         UserError: there is no such file, it cannot be read, is damaged, or holds more than tensors and plain values.
     """
-    if os.path.isdir(path):
-        raise UserError(f"there is no file {path}, but a folder")
     try:
         file = open_regular(path)
     except FileNotFoundError as error:
-        raise UserError(f"there is no file {path}") from error
+        raise UserError(f"there is no file {path}: give another") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): give another, or mend that") from error
     try:

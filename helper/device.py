@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from helper import processes
+from helper.bounds import TRAINED, check_fits, check_sizes
 from helper.errors import UserError
 
 PRECISIONS = ("fp32", "bf16")
@@ -64,11 +65,12 @@ def device_of(options: dict[str, Any]) -> Iterator[torch.device]:
     """The device of a run that these options describe, for as long as it is at work with the other processes, if any.
 
     Raises:
-        UserError: as `prepare_device`.
+        UserError: as `prepare_device`, or the sizes in the options do not fit into the device's memory.
         RunError: as `processes.joined`.
     """
     with processes.own_errors_said():
         device = prepare_device(options["device"], options["gpu_id"], options["deterministic"], options["plain"])
+        check_sizes(options, device)
         with processes.joined(device, options["dist_timeout"]):
             yield device
 
@@ -113,7 +115,13 @@ def place(module: nn.Module, device: torch.device, plain: bool = False) -> nn.Mo
     """The module on the device, its convolutions in channels-last order, which is the faster one everywhere.
 
     `plain` leaves the order as it is.
+
+    Raises:
+        UserError: the module, with what training adds to it, does not fit into the device's memory.
     """
+    size = sum(parameter.numel() * (TRAINED if parameter.requires_grad else 4) for parameter in module.parameters())
+    size += sum(buffer.nbytes for buffer in module.buffers())
+    check_fits("a network and what is trained beside it", size, "network, --feat_dim or --dpk_width", device)
     return module.to(device) if plain else module.to(device, memory_format=torch.channels_last)
 
 

@@ -18,11 +18,21 @@ TRIES = 10  # to begin one that is in use each time, although nobody is seen to 
 WRONG_PLACE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 
 
+class NotRegularError(UserError):
+    """Something other than a regular file is at a path; `why` says so without the path."""
+
+    why = "is no regular file"
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"{path} {self.why}: give another, or remove it")
+
+
 def open_regular(path: Path) -> BinaryIO:
     """Open a regular file for binary reading; unlike `open`, this never waits for the writer of a FIFO or a device.
 
     Raises:
-        UserError: there is something else at `path` (a folder, a FIFO, a socket, a device), or no path can be like it.
+        NotRegularError: something else is at `path`: a folder, a FIFO, a socket or a device.
+        UserError: `path` has a character that no path can have here.
         OSError: as `open`, where nothing is there, or it may not be read.
     """
     try:
@@ -31,11 +41,11 @@ def open_regular(path: Path) -> BinaryIO:
         raise UserError(f"{str(path)!r} is no possible file name: give another") from error
     except OSError as error:
         if error.errno in (errno.ENXIO, errno.ENODEV):  # a socket, or a device that is not there
-            raise UserError(f"{path} is no regular file: give another, or remove it") from error
+            raise NotRegularError(path) from error
         raise
     if not stat.S_ISREG(os.fstat(file).st_mode):
         os.close(file)
-        raise UserError(f"{path} is no regular file: give another, or remove it")
+        raise NotRegularError(path)
     return open(file, "rb")
 
 
@@ -73,7 +83,7 @@ def try_writing(folder: Path) -> None:
 
 
 def reason(error: OSError | ValueError) -> str:
-    """Why a path cannot be used: what the system says, or Python of a path that none can be like."""
+    """Return why a path cannot be used: the system's message, or Python's if no path can have its characters."""
     return getattr(error, "strerror", None) or str(error)
 
 

@@ -425,11 +425,11 @@ class Training:
 
     @property
     def over(self) -> bool:
-        """Whether its last epoch is behind it."""
+        """Whether the last epoch is done."""
         return len(self.run.history) >= self.options["epochs"]
 
     def epoch(self) -> Steps:
-        """The next epoch: trained, evaluated and saved; a step at a time. Raises RunError as `fit`."""
+        """Train, evaluate and save the next epoch, and yield after each step. Raises RunError as `fit`."""
         epoch, options, part = len(self.run.history) + 1, self.options, self.run.part
         start = time.perf_counter() - (part["seconds"] if part else 0.0)
         module, optimizer = self.stepper.module, self.stepper.optimizer
@@ -466,10 +466,10 @@ class Training:
         return record
 
     def _look(self, trained: Record, start: float) -> None:
-        """Within a test: keep a trained epoch if the process was asked to end.
+        """Save the trained epoch if the process is asked to stop during the test that follows it.
 
-        One process ends here. Several come to the end of the test, if they are given the time: each has batches of its
-        own, between which it cannot know what the others were asked.
+        A single process stops at once. Several processes finish the test if there is time: each has its own batches and
+        cannot know between them whether the others were asked to stop.
         """
         if stopping.asked():
             part = {"step": len(self.data.train), "trained": trained, "seconds": time.perf_counter() - start}
@@ -480,11 +480,11 @@ class Training:
 
 
 def fit(trainings: Sequence[Training]) -> None:
-    """Train runs from where they stand to their last epochs, which are the same, in turns of a step.
+    """Train runs of equal length to their last epoch, one step of each in turn.
 
     Raises:
-        RunError: of a run a loss was not finite, or the state could not be written. Its last good epoch is kept, and
-            the other runs were trained to their end.
+        RunError: a run had a loss that is not finite, or could not write its state. It keeps its last good epoch, and
+            the other runs are finished first.
     """
     errors: dict[Training, RunError] = {}
     table = EpochTable()
@@ -514,10 +514,10 @@ def fit(trainings: Sequence[Training]) -> None:
 
 
 def in_turns(works: Sequence[tuple[Steps, Callable[[], AbstractContextManager[None]]]]) -> list[Record | RunError]:
-    """A piece of each work in turn, in the context that stands beside it, until all are done.
+    """Interleave generators step by step, each step in the context given beside its generator, until all are done.
 
     Returns:
-        What each came to, or the RunError that ended it.
+        What each generator returned, or the RunError that ended it.
     """
     results: dict[int, Record | RunError] = {}
     while len(results) < len(works):

@@ -18,10 +18,10 @@ from dataset import check_dataset, dataset_names
 from distiller_zoo import distiller_dict, dkd, dpk
 from distiller_zoo.cka import SMALLEST
 from helper import processes
-from helper.bounds import BOUNDS, TRAINED, check_fits, check_numbers, check_sizes
+from helper.bounds import BOUNDS, check_numbers, check_sizes
 from helper.device import PRECISIONS
 from helper.errors import Parser, UserError, unknown
-from models import create_model, networks
+from models import networks
 from temperature import annealing, dtkd, policy, rlkd, temperature_dict
 from temperature.ctkd import CURRICULA, curriculum_lambda
 
@@ -40,11 +40,6 @@ NOT_HERE = {  # distillers by the names that RepDistiller and mdistiller give th
     "reviewkd": "ReviewKD", "mlkd": "MLKD",
 }  # fmt: skip
 DECIDE_DEFAULTS = {"dataset", "model", "model_s", "distill", "temperature", "epochs"}  # of other options
-# Numbers that a temperature's constructor checks as well, which knows what belongs together: it speaks first.
-_OF_TEMPERATURES = (
-    "tau_init", "tau_range", "lambda_min", "lambda_max", "lambda_epochs", "rl_tau_min", "rl_tau_max", "random_mean",
-    "random_std", "anneal_from", "anneal_to", "base_tau",
-)  # fmt: skip
 
 
 class _Help(argparse.HelpFormatter):
@@ -284,7 +279,7 @@ def parse(parser: Parser, argv: list[str] | None = None) -> dict[str, Any]:
         options["data_dir"] = os.environ.get("IMAGENET_DIR")
     if options["image_size"] is None:
         options["image_size"] = 224 if options["dataset"] == "imagenet" else 32
-    check_numbers(options, [key for key in BOUNDS if key not in ("lr_decay_epochs", *_OF_TEMPERATURES)])
+    check_numbers(options, [key for key in BOUNDS if key != "lr_decay_epochs"])
     check_numbers({"learning_rate": options["lr"]})
     known = networks(options["dataset"])
     for key in ("model", "model_s", "model_t"):
@@ -295,13 +290,11 @@ def parse(parser: Parser, argv: list[str] | None = None) -> dict[str, Any]:
     _resolve_schedule(options)
     _check_together(options)
     check_sizes(options)
-    _check_trials(options)
     _resolve_speed(options)
     _resolve_processes(options)
     if "temperature" in options:  # their own checks, before any work is done
         factory = temperature_dict[options["temperature"]]
         factory(**taken_by(factory, options | {"num_classes": 1, "train_target": torch.zeros(1)}))
-        check_numbers(options, _OF_TEMPERATURES)
         _resolve_dpk(options)
         _check_teacher_weights(options)
     return options
@@ -538,16 +531,6 @@ def proportions_in_words(options: dict[str, Any]) -> str | None:
 
 def _listed(numbers: list[int]) -> str:
     return " and ".join(", ".join(map(str, numbers)).rsplit(", ", 1))
-
-
-def _check_trials(options: dict[str, Any]) -> None:
-    """Raise UserError where the networks of --trials, which are trained side by side, do not fit into memory."""
-    if options["trials"] == 1:
-        return
-    with torch.device("meta"):  # without memory
-        model = create_model(options.get("model_s") or options["model"], 1, options["dataset"])
-    size = TRAINED * options["trials"] * sum(parameter.numel() for parameter in model.parameters())
-    check_fits(f"{options['trials']} networks, trained side by side,", size, "--trials")
 
 
 def _check_together(options: dict[str, Any]) -> None:

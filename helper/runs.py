@@ -400,5 +400,5 @@ def _read_run(folder: Path) -> Run | None:
 
 @cache
 def warn(message: str) -> None:
-    """Say it on stderr, and no second time."""
+    """Print a warning on stderr, each message once."""
     print(f"warning: {printable(message)}", file=sys.stderr)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 NEVER_NEGATIVE = ("running_var", "exp_avg_sq", "step")  # the last words of tensors' names
+WORDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 TYPES = (
     torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
     torch.uint8, torch.bool,
@@ -76,23 +77,23 @@ def fitted(value: Any, pattern: Any, name: str = "content") -> Any:
         return _fitted_dict(value, pattern, name)
     if isinstance(pattern, list | tuple):
         expected = isinstance(value, list | tuple) and (len(value) == len(pattern) or isinstance(pattern, list))
-        _expect(expected, f"{name} is no {f'list of {len(pattern)}' if isinstance(pattern, tuple) else 'list'}")
+        _expect(expected, f"{name} is not a list" + (f" of {len(pattern)}" if isinstance(pattern, tuple) else ""))
         patterns = pattern if isinstance(pattern, tuple) else pattern * len(value)
         items = [fitted(*pair, f"{name}.{i}") for i, pair in enumerate(zip(value, patterns, strict=True))]
         return tuple(items) if isinstance(value, tuple) else items
     is_whole = type(value) is int and abs(value) < 2**63
     fits = is_whole if pattern is int else isinstance(value, pattern) or (pattern is float and is_whole)
-    _expect(fits, f"{name} is no {pattern.__name__}")
+    _expect(fits, f"{name} is not {WORDS[pattern]}")
     return value
 
 
 def _fitted_dict(value: Any, pattern: dict[Any, Any], name: str) -> dict[Any, Any]:
-    _expect(isinstance(value, dict), f"{name} is no dictionary")
+    _expect(isinstance(value, dict), f"{name} is not a dictionary")
     any_key = next((key for key in pattern if isinstance(key, type)), None)
     copy = {}
     for key, each in value.items():
         known = isinstance(key, any_key) if any_key else key in pattern
-        _expect(known, f"{name} holds {_word(key)}, which nothing takes")
+        _expect(known, f"{name} holds {_word(key)}, which is unknown here")
         own = pattern[any_key or key]
         if each is not None or not isinstance(own, Maybe):
             copy[key] = fitted(each, own, f"{name}.{_word(key)}")
@@ -127,7 +128,7 @@ def _expect(holds: bool, message: str) -> None:
 
 def check_stored(value: Any, name: str) -> None:
     """Raise Misfit unless a value is a dense tensor of a usual type and every one of its numbers is stored."""
-    _expect(type(value) in (Tensor, nn.Parameter), f"{name} is no tensor of a known kind")
+    _expect(type(value) in (Tensor, nn.Parameter), f"{name} is not a tensor of a known kind")
     kinds = {"quantized": value.is_quantized, "meta": value.is_meta, "nested": value.is_nested}
     kind = next((kind for kind, found in kinds.items() if found), str(value.layout).removeprefix("torch."))
     _expect(kind == "strided", f"{name} is a {kind} tensor, which no network has")

@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor
 
+from helper.bounds import check_numbers
 from helper.errors import UserError
 from temperature.base import Tau, Temperature
 
@@ -29,15 +30,14 @@ class Annealing(Temperature):
         epochs: length of the run.
 
     Raises:
-        UserError: a temperature that is not positive, or an unknown shape.
+        UserError: a temperature outside its bounds, or an unknown shape.
     """
 
     def __init__(
         self, epochs: int, anneal_from: float = 7.0, anneal_to: float = 1.0, anneal_shape: str = "linear"
     ) -> None:
         super().__init__()
-        if not (0 < anneal_from < math.inf and 0 < anneal_to < math.inf):
-            raise UserError(f"--anneal_from and --anneal_to must be above 0, not {anneal_from} and {anneal_to}")
+        check_numbers({"anneal_from": anneal_from, "anneal_to": anneal_to})
         if anneal_shape not in SHAPES:
             raise UserError(f"unknown --anneal_shape '{anneal_shape}'; the known ones are: {', '.join(SHAPES)}")
         self.schedule = (epochs, anneal_from, anneal_to, anneal_shape)

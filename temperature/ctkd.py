@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from helper.bounds import TRAINED, check_fits
+from helper.bounds import TRAINED, check_fits, check_numbers
 from helper.errors import UserError
 from temperature.base import Tau, Temperature
 
@@ -62,7 +62,7 @@ class CTKD(Temperature):
         lambda_min, lambda_max: strength of the adversary at the start and from epoch lambda_epochs on.
 
     Raises:
-        UserError: a number outside its range, or an unknown curriculum.
+        UserError: a number outside its bounds, or an unknown curriculum.
     """
 
     def __init__(
@@ -75,15 +75,10 @@ class CTKD(Temperature):
         lambda_epochs: float = 10,
     ) -> None:
         super().__init__()
-        if not (0 <= tau_init < math.inf and 0 < tau_range < math.inf):
-            raise UserError(f"--tau_init must be 0 or more and --tau_range above 0, not {tau_init} and {tau_range}")
+        check_numbers({"tau_init": tau_init, "tau_range": tau_range})
+        check_numbers({"lambda_min": lambda_min, "lambda_max": lambda_max, "lambda_epochs": lambda_epochs})
         if curriculum not in CURRICULA:
             raise UserError(f"unknown curriculum '{curriculum}'; the known ones are: {', '.join(CURRICULA)}")
-        if not (0 <= lambda_min < math.inf and 0 <= lambda_max < math.inf and lambda_epochs > 0):
-            raise UserError(
-                f"the curriculum needs lambdas of 0 or more and --lambda_epochs above 0,"
-                f" not {lambda_min}, {lambda_max} and {lambda_epochs}"
-            )
         self.tau_init, self.tau_range = tau_init, tau_range
         self.schedule = (curriculum, lambda_min, lambda_max, lambda_epochs)
         self.register_buffer("lambda_", torch.zeros(()))
@@ -122,8 +117,7 @@ class CTKDInstance(CTKD):
 
     def __init__(self, num_classes: int, instance_width: int = 128, **bounds_and_curriculum: float | str) -> None:
         super().__init__(**bounds_and_curriculum)
-        if instance_width < 1:
-            raise UserError(f"--instance_width must be 1 or more, not {instance_width}")
+        check_numbers({"instance_width": instance_width})
         check_fits(
             f"--instance_width {instance_width} for {num_classes} classes",
             TRAINED * (2 * num_classes + 2) * instance_width,

@@ -10,7 +10,7 @@ heuristic: the largest scaled logits are equal, the sharpness is not.
 import torch
 from torch import Tensor
 
-from helper.errors import UserError
+from helper.bounds import check_numbers
 from temperature.base import Tau, Temperature
 
 WARMUP = 20  # epochs of 240 over which both KD terms grow to their full weight
@@ -58,15 +58,14 @@ class DTKD(Temperature):
         dtkd_detach: no gradient through the student's largest logit; the released code has it.
 
     Raises:
-        UserError: kd_T is not a positive, finite number.
+        UserError: kd_T is outside its bounds.
     """
 
     weights = (1.0, None)
 
     def __init__(self, kd_T: float = 4.0, dtkd_detach: bool = False) -> None:
         super().__init__()
-        if not 0 < kd_T < float("inf"):
-            raise UserError(f"the reference temperature must be a positive number, not {kd_T}: give --kd_T 4, say")
+        check_numbers({"kd_T": kd_T})
         self.kd_T, self.detach = kd_T, dtkd_detach
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor, index: Tensor) -> Tau:

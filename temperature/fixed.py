@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from helper.errors import UserError
+from helper.bounds import check_numbers
 from temperature.base import Tau, Temperature
 
 
@@ -11,13 +11,12 @@ class Fixed(Temperature):
     """tau = kd_T, always.
 
     Raises:
-        UserError: kd_T is not a positive, finite number.
+        UserError: kd_T is outside its bounds.
     """
 
     def __init__(self, kd_T: float = 4.0) -> None:
         super().__init__()
-        if not 0 < kd_T < float("inf"):
-            raise UserError(f"the temperature must be a positive number, not {kd_T}: give --kd_T 4, say")
+        check_numbers({"kd_T": kd_T})
         self.register_buffer("tau", torch.tensor(float(kd_T)))
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor, index: Tensor) -> Tau:

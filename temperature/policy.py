@@ -10,6 +10,7 @@ from collections.abc import Hashable
 import torch
 from torch import Tensor, nn
 
+from helper.bounds import check_numbers
 from helper.errors import UserError
 from temperature.base import Average, Mixing, Tau, Temperature
 
@@ -40,7 +41,7 @@ class Policy(Temperature):
         rl_tau_min, rl_tau_max: the bounds.
 
     Raises:
-        UserError: a number outside its range.
+        UserError: a number outside its bounds.
     """
 
     notes = ("rl_action",)
@@ -56,11 +57,9 @@ class Policy(Temperature):
         rl_tau_max: float = 10.0,
     ) -> None:
         super().__init__()
-        if not (0 < kd_T < math.inf and 0 < rl_tau_min < rl_tau_max < math.inf):
-            raise UserError(
-                "--kd_T and --rl_tau_min must be above 0 and --rl_tau_max above --rl_tau_min,"
-                f" not {kd_T}, {rl_tau_min} and {rl_tau_max}"
-            )
+        check_numbers({"kd_T": kd_T, "aug_epoch": aug_epoch, "rl_tau_min": rl_tau_min, "rl_tau_max": rl_tau_max})
+        if rl_tau_min >= rl_tau_max:
+            raise UserError(f"--rl_tau_max must be above --rl_tau_min, not {rl_tau_max} and {rl_tau_min}")
         if not 1 <= rl_warmup <= epochs:
             raise UserError(f"--rl_warmup must be from 1 to --epochs {epochs}, not {rl_warmup}: it would never act")
         self.epochs, self.rl_warmup, self.aug_epoch = epochs, rl_warmup, aug_epoch
@@ -146,10 +145,7 @@ class Random(Policy):
         **phases_and_bounds: float,
     ) -> None:  # fmt: skip
         super().__init__(train_target, epochs, **phases_and_bounds)
-        if not (math.isfinite(random_mean) and 0 <= random_std < math.inf):
-            raise UserError(
-                f"--random_mean must be a number and --random_std 0 or more, not {random_mean} and {random_std}"
-            )
+        check_numbers({"random_mean": random_mean, "random_std": random_std})
         self.mean, self.std = random_mean, random_std
 
     def act(self, student: Tensor, teacher: Tensor) -> Tensor:

@@ -61,6 +61,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from helper.bounds import check_numbers
 from helper.errors import UserError, unknown
 from helper.structure import Checked, Maybe, load_optimizer, optimizer_pattern
 from temperature.policy import PHASE, Policy
@@ -72,7 +73,7 @@ MAX_NORM = 2.0  # of a gradient
 SPARSITY = 5e-3  # weight of the detector's mean
 CALIBRATIONS = ("even", "learned")
 MAX_KL = 1e-3  # of an update
-SHORTENINGS = 3  # of an update that goes further
+SHORTENINGS = 6  # guesses at the share of an update that is kept, where it goes further
 EPS = 1e-8
 
 
@@ -177,7 +178,7 @@ class RLKD(Policy):
         phases_and_bounds: of `Policy`.
 
     Raises:
-        UserError: a number outside its range.
+        UserError: a number outside its bounds.
     """
 
     notes = ("rl_reward", "rl_value_loss", "rl_policy_entropy", "rl_action")
@@ -193,8 +194,7 @@ class RLKD(Policy):
         **phases_and_bounds: float,
     ) -> None:
         super().__init__(train_target, epochs, **phases_and_bounds)
-        if rl_epoch < 1 or rl_rollout < 2:
-            raise UserError(f"--rl_epoch must be 1 or more and --rl_rollout 2 or more, not {rl_epoch} and {rl_rollout}")
+        check_numbers({"rl_epoch": rl_epoch, "rl_rollout": rl_rollout, "rl_max_kl": rl_max_kl})
         if epochs // rl_epoch * rl_epoch < self.rl_warmup:
             raise UserError(
                 f"--rl_epoch {rl_epoch} divides no epoch from --rl_warmup {self.rl_warmup} to --epochs {epochs}:"
@@ -317,16 +317,22 @@ class RLKD(Policy):
     def _shorten(self, state: Tensor, policy: Sequence[Tensor], before: Sequence[Tensor]) -> None:
         """Move the policy's parameters back toward those before the update, until it is within the trust region.
 
-        The divergence grows about with the square of the step, which gives the share of the step that is kept.
+        Near the old policy the divergence grows with the square of the step, which gives the share of the step to keep.
+        Where it grows faster or more slowly, the share is bracketed: a guess outside the bracket becomes its middle.
         """
         after = [parameter.clone() for parameter in policy]
         _assign(policy, before)
         mean, log_std = self.agent.actor(state), self.agent.log_std.clone()
         kept = torch.ones_like(log_std)
+        low, high = torch.zeros_like(kept), torch.ones_like(kept)  # the largest share known to fit, the smallest not to
         for _ in range(SHORTENINGS):
             _assign(policy, [old.lerp(new, kept) for old, new in zip(before, after, strict=True)])
             moved = divergence(mean, log_std, self.agent.actor(state), self.agent.log_std)
-            kept = kept * (self.max_kl / moved.clamp(min=EPS)).sqrt().clamp(max=1)
+            fits = moved <= self.max_kl
+            low, high = torch.where(fits, kept, low), torch.where(fits, high, kept)
+            guess = kept * (self.max_kl / moved.clamp(min=EPS)).sqrt()
+            kept = torch.where((low < guess) & (guess < high), guess, (low + high) / 2)
+        kept = torch.where(low > 0, low, kept)  # the last guess, if none was seen to fit
         _assign(policy, [old.lerp(new, kept) for old, new in zip(before, after, strict=True)])
 
     def _step(self, name: str, loss: Tensor) -> None:

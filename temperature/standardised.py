@@ -1,11 +1,10 @@
 """Logit standardisation: z-scored logits at a base temperature (LSKD, Sun et al., CVPR 2024, arXiv 2403.01427)."""
 
-import math
 from collections.abc import Hashable
 
 from torch import Tensor
 
-from helper.errors import UserError
+from helper.bounds import check_numbers
 from temperature.base import Average, Mixing, Tau, Temperature
 from temperature.fixed import Fixed
 
@@ -29,15 +28,14 @@ class Standardised(Temperature):
         inner: another temperature instead, which is shown the z-scored logits and whose tau acts on them.
 
     Raises:
-        UserError: base_tau is not a positive, finite number.
+        UserError: base_tau is outside its bounds.
     """
 
     weights = (0.1, 9.0)  # gamma and alpha of LSKD's KD
 
     def __init__(self, base_tau: float = 2.0, inner: Temperature | None = None) -> None:
         super().__init__()
-        if not 0 < base_tau < math.inf:
-            raise UserError(f"--base_tau must be above 0, not {base_tau}")
+        check_numbers({"base_tau": base_tau})
         self.inner = Fixed(base_tau) if inner is None else inner
         self.seen = Average()  # the inner temperature
 

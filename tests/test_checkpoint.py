@@ -84,8 +84,8 @@ def test_a_truncated_file_is_damaged(tmp_path, weights, keep):
 
 
 def test_missing_files_and_files_without_weights(tmp_path):
-    refused(tmp_path / "none.pth", "there is no file .*none.pth")
-    refused(tmp_path, "there is no file")
+    refused(tmp_path / "none.pth", "there is no file .*none.pth: give another$")
+    refused(tmp_path, "is no regular file: give another, or remove it$")
     for text in ("error", "text", "a", "epoch,loss", "\x80\x02"):
         (tmp_path / "odd.pth").write_text(text)
         refused(tmp_path / "odd.pth", "damaged")

@@ -597,7 +597,11 @@ def test_folder_too_large_is_refused_before_decoding(tmp_path, monkeypatch):
     monkeypatch.setattr(folder, "_decode", lambda *args: pytest.fail("decoded"))
     needed = 3 * (3 * (40_000 + 2 * 5_000) ** 2 + 2 * 40_000**2) / 2**30  # 3 training images with padding, 2 without
     message = error_of(folder.load, str(tmp_path), 40_000, 0)
-    assert f"{needed:.1f} GiB" in message and "limit is 8 GiB" in message and "--image_size" in message
+    assert f"{needed:.1f} GiB" in message and "limit is 8.0 GiB" in message and "--image_size" in message
+    monkeypatch.setattr(folder, "memory", lambda: 25_000_000)
+    assert "would take 41.6 MB of memory, and the limit is 25.0 MB: choose" in error_of(
+        folder.load, str(tmp_path), 1440, 0
+    )
 
 
 # CIFAR-100
@@ -799,11 +803,11 @@ def test_train_subset_keeps_images_with_their_targets():
     [
         ("mnist", {}, f"unknown data set 'mnist'; the known ones are: {', '.join(dataset_names)}"),
         ("imagenet", {}, "--data_dir is missing; --dataset imagenet expects images in train/<class>"),
-        ("digits", {"batch_size": 0}, "--batch_size must be at least 1, not 0"),
-        ("digits", {"train_subset": -1}, "--train_subset must be at least 0, not -1"),
+        ("digits", {"batch_size": 0}, "--batch_size must be 1 or more, not 0"),
+        ("digits", {"train_subset": -1}, "--train_subset must be 0 or more, not -1"),
         ("digits", {"train_subset": 1438}, "--train_subset 1438 is more than the 1437 training images"),
-        ("digits", {"num_workers": -1}, "--num_workers must be at least 0, not -1"),
-        ("folder", {"image_size": 0}, "--image_size must be at least 1, not 0"),
+        ("digits", {"num_workers": -1}, "--num_workers must be 0 or more, not -1"),
+        ("folder", {"image_size": 0}, "--image_size must be 8 or more, not 0"),
         ("digits", {"image_size": 64}, "--image_size is for folder and imagenet"),
     ],
 )

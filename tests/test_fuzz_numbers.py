@@ -6,9 +6,10 @@ import sys
 import pytest
 
 import reproduce
+from benchmarks import bench, cka_bias, cost, growth, loading, operations, sharing, startup
 from distiller_zoo import distiller_dict
 from helper.bounds import BOUNDS
-from helper.errors import UserError
+from helper.errors import Parser, UserError
 from helper.options import parse, student_parser, teacher_parser
 from helper.runs import OPTIONS_OF, TEMPERATURE_OPTIONS_OF
 from models import networks
@@ -115,3 +116,23 @@ def test_reproduce_has_bounds_too(flag, text, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["reproduce.py", f"{flag}={text}"])
     with pytest.raises(UserError, match=flag):
         reproduce.parse_args()
+
+
+@pytest.mark.parametrize("module", [bench, cka_bias, cost, growth, loading, operations, sharing, startup])
+def test_every_number_of_the_benchmarks_has_bounds_too(module, monkeypatch):
+    needed = {cost: ["distillers"], loading: ["--data_dir", "tree"]}.get(module, [])
+    numeric, add_argument = {}, Parser.add_argument
+
+    def remember(parser, *names, **settings):
+        if settings.get("type") in (int, float):
+            numeric[names[0]] = settings["type"]
+        return add_argument(parser, *names, **settings)
+
+    monkeypatch.setattr(Parser, "add_argument", remember)
+    monkeypatch.setattr(sys, "argv", [module.__name__, *needed])
+    assert module.parse_args() and numeric
+    for name, kind in numeric.items():
+        for text in ("-1", "9" * 30, *(("nan", "inf", "1e30") if kind is float else ())):
+            monkeypatch.setattr(sys, "argv", [module.__name__, *needed, f"{name}={text}"])
+            with pytest.raises(UserError, match=f"{name} must be "):
+                module.parse_args()

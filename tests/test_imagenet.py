@@ -282,9 +282,10 @@ def test_the_speed_of_loading_is_measured(tree, monkeypatch, capsys):
     assert list(result) == ["1", "2"] and min(result.values()) > 0
     needed = int(told.err.splitlines()[-1].split()[0])
     assert needed >= 1e9 / max(result["1"], result["2"] / 2) > needed - 1
-    monkeypatch.setattr(sys, "argv", ["loading.py", "--data_dir", str(tree), "--workers", "0"])
-    with pytest.raises(UserError, match="--workers and --epochs must be 1 or more"):
-        loading.main()
+    for wrong in ("--workers", "--epochs"):
+        monkeypatch.setattr(sys, "argv", ["loading.py", "--data_dir", str(tree), wrong, "0"])
+        with pytest.raises(UserError, match=f"{wrong} must be 1 or more"):
+            loading.main()
 
 
 @pytest.mark.parametrize(

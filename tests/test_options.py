@@ -5,17 +5,22 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from distiller_zoo import DPK
+from dataset.memory import MemoryLoader
+from distiller_zoo import CRD, DKD, DPK
 from distiller_zoo.crd import Contrast
 from helper import bounds
+from helper.device import device_of, place
 from helper.errors import UserError
 from helper.loops import decayed
 from helper.options import parse, proportions_in_words, resolve_pair, run_folder, student_parser, teacher_parser
+from temperature import create_temperature
 from temperature.ctkd import CTKDInstance
+from temperature.fixed import Fixed
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -327,7 +332,7 @@ NINES = "9" * 30
         ("--distill dkd --dkd_warmup 501 --epochs 5", "--dkd_warmup 501 is more than a hundred times --epochs 5"),
         ("--have_mlp 1 --decay_loops 5e6", "--lambda_epochs 5e\\+06 is more than a hundred times --epochs 240"),
         ("--alpha 1e-320", "--alpha must be 0, or 1e-06 or more, not 1e-320"),
-        ("--beta 1e30 --distill sp", "--beta must be 1e\\+09 or less, not 1e\\+30"),
+        ("--beta 1e30 --distill sp", "--beta must be 1,000,000,000 or less, not 1e\\+30"),
         ("--momentum 1e30", "--momentum must be 0.9999 or less"),
         ("--lr_decay_rate 1e30", "--lr_decay_rate must be 1 or less"),
         ("--lr_decay_rate 0", "--lr_decay_rate must be above 0"),
@@ -337,12 +342,12 @@ NINES = "9" * 30
         ("--hint_layer 5", "--hint_layer must be 4 or less"),
         ("--lr 1e-320", "--learning_rate must be 1e-09 or more, not 1e-320"),
         ("--kd_T 1e-320", "--kd_T must be 0.01 or more, not 1e-320"),
-        ("--kd_T 1e30", "--kd_T must be 1000 or less"),
-        ("--base_tau 1e30", "--base_tau must be 1000 or less"),
+        ("--kd_T 1e30", "--kd_T must be 1,000 or less"),
+        ("--base_tau 1e30", "--base_tau must be 1,000 or less"),
         ("--rl_tau_min 1e-30", "--rl_tau_min must be 0.01 or more"),
         ("--decay_max nan", "--lambda_min must be 0 or more, not nan"),
         ("--random_mean inf", "--random_mean must be -100 or more, not inf"),
-        ("--dist_timeout 1e30", "--dist_timeout must be 1e\\+07 or less"),
+        ("--dist_timeout 1e30", "--dist_timeout must be 10,000,000 or less"),
         ("--num_workers 1000", "--num_workers must be 512 or less"),
         ("--distill dpk --dpk_schedule fixed:0.99999999", "would learn nothing from DPK: give a share below 1$"),
         ("--distill dpk --dpk_schedule fixed:0.9999", "one patch of 10,000 to learn from: give a share of 0.99"),
@@ -363,10 +368,70 @@ def test_what_does_not_fit_is_refused_before_it_is_allocated(monkeypatch):
     for make, says in (
         (lambda: CTKDInstance(100, 5000), "--instance_width 5000 for 100 classes would take 12.1 MB.*a smaller"),
         (lambda: Contrast(10**12, 128), "CRD's two memory banks.*would take 953,674.3 GiB.*smaller --feat_dim$"),
-        (lambda: DPK([16] * 5, [16] * 5, epochs=1, dpk_width=10**6), "encoders and decoders would take.*--dpk_width"),
+        (lambda: DPK([16] * 5, [16] * 5, epochs=1, dpk_width=60_000), "encoders and decoders would take.*--dpk_width"),
         (lambda: DPK([16] * 5, [16] * 5, epochs=1, dpk_decoder_depth=100), "--dpk_decoder_depth$"),
     ):
         with pytest.raises(UserError, match=says), meta:
+            make()
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("--batch_size 200", "a batch of 200 images would take 2.5 MB, and the GPU has 2.1 MB: .* --batch_size or"),
+        ("--distill crd --nce_k 1000 --batch_size 64", "CRD's negatives of a batch would take 2.6 MB, and the GPU has"),
+        ("--trials 3", "3 networks, trained side by side, would take .* and the GPU has 2.1 MB: .* --trials$"),
+    ],
+)
+def test_sizes_fit_into_the_gpu_that_the_run_uses(line, says, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    memories = {0: 2**40, 1: 2**21}
+    properties = lambda gpu: SimpleNamespace(total_memory=memories[gpu.index])  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+    options = student(f"--model_s resnet8 --path-t x.pth {line}")
+    with device_of(options | {"device": "cuda:0"}) as device:
+        assert device == torch.device("cuda:0")
+    with pytest.raises(UserError, match=says), device_of(options | {"device": "cuda:1"}):
+        pass
+
+
+def test_networks_and_images_fit_into_the_gpu_that_they_are_moved_to(monkeypatch):
+    gpu = torch.device("cuda:0")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=10**6))
+    frozen = torch.nn.Linear(500, 500).requires_grad_(False)  # 1 MB, and 3 with what training adds
+    for module, size in ((frozen, "1.0 MB"), (torch.nn.Linear(300, 300), "1.1 MB")):
+        with pytest.raises(UserError, match=f"would take {size}, and the GPU has 1.0 MB: choose a smaller network"):
+            place(module, gpu)
+    settings = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "batch_size": 1, "target": torch.zeros(300), "augment": True}
+    with pytest.raises(UserError, match="300 images would take 1.4 MB, and the GPU has 1.0 MB: .* --train_subset or"):
+        MemoryLoader(images=torch.zeros(300, 3, 32, 32, dtype=torch.uint8), device=gpu, **settings)
+
+
+TRAINING = {"epochs": 10, "train_target": torch.zeros(4), "rl_warmup": 1, "rl_epoch": 1}
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: create_temperature("ctkd-global", tau_range=1e30), "--tau_range must be 1,000 or less"),
+        (lambda: create_temperature("rlkd", rl_rollout=1, **TRAINING), "--rl_rollout must be 2 or more"),
+        (lambda: create_temperature("rlkd", rl_max_kl=-1.0, **TRAINING), "--rl_max_kl must be 0 or more"),
+        (lambda: DKD(10, dkd_beta=-1.0), "--dkd_beta must be 0 or more"),
+        (lambda: CRD([4], [4], torch.arange(2), nce_m=1.0), "--nce_m must be below 1"),
+        (lambda: CRD([4], [4], torch.arange(2), nce_t=0.0), "--nce_t must be above 0"),
+        (lambda: DPK([4] * 5, [4] * 5, epochs=1, dpk_stages=-1), "--dpk_stages must be 0 or more"),
+        (lambda: DPK([4] * 5, [4] * 5, epochs=1, dpk_momentum=1.5), "--dpk_momentum must be below 1"),
+    ],
+)
+def test_temperatures_and_distillers_refuse_the_numbers_that_the_command_line_refuses(make, says):
+    with pytest.raises(UserError, match=says):
+        make()
+
+
+def test_the_limits_stand_in_one_place(monkeypatch):
+    monkeypatch.setitem(bounds.BOUNDS, "kd_T", bounds.Bounds(3.0, 5.0))
+    for make in (lambda: student("--kd_T 2"), lambda: Fixed(2.0)):
+        with pytest.raises(UserError, match="--kd_T must be 3 or more, not 2.0"):
             make()
 
 
@@ -403,9 +468,9 @@ def test_what_does_not_fit_is_refused_before_it_is_allocated(monkeypatch):
         ("--temperature rlkd --rl_epoch 0", "--rl_epoch must be 1 or more"),
         ("--temperature rlkd --aug_epoch -1", "--aug_epoch must be 0 or more"),
         ("--temperature rlkd --rl_rollout 1", "--rl_rollout must be 2 or more"),
-        ("--temperature rlkd --rl_tau_max 1", "--rl_tau_max above --rl_tau_min, not 4.0, 1.0 and 1.0"),
-        ("--temperature random --random_std -1", "--random_std 0 or more, not 0.0 and -1.0"),
-        ("--temperature annealing --anneal_to 0", "--anneal_from and --anneal_to must be above 0"),
+        ("--temperature rlkd --rl_tau_max 1", "--rl_tau_max must be above --rl_tau_min, not 1.0 and 1.0"),
+        ("--temperature random --random_std -1", "--random_std must be 0 or more, not -1.0"),
+        ("--temperature annealing --anneal_to 0", "--anneal_to must be above 0"),
         ("--temperature annealing --anneal_shape steps", "unknown --anneal_shape 'steps'.*linear, cosine"),
         ("--temperature standardised --base_tau 0", "--base_tau must be above 0"),
         ("--distill crd --mode loose", "invalid choice: 'loose'"),
@@ -431,9 +496,9 @@ def test_what_does_not_fit_is_refused_before_it_is_allocated(monkeypatch):
         ("--distill dkd --dkd_alpha 0 --dkd_beta 0", "--dkd_alpha and --dkd_beta are both 0"),
         ("--distill pkt --dkd_weights mdistiller", "--dkd_weights belongs to --distill dkd"),
         ("--distill dkd --dkd_weights mine", "invalid choice: 'mine'"),
-        ("--temperature ctkd-global --tau_range -1", "--tau_range above 0"),
+        ("--temperature ctkd-global --tau_range -1", "--tau_range must be above 0"),
         ("--temperature ctkd-global --curriculum spiral", "unknown curriculum 'spiral'"),
-        ("--have_mlp 1 --lambda_epochs 0", "--lambda_epochs above 0"),
+        ("--have_mlp 1 --lambda_epochs 0", "--lambda_epochs must be above 0"),
         ("--alpha nan", "--alpha must be 0 or more"),
         ("-b -1", "--beta must be 0 or more"),
         ("--lr_decay_epochs a,b", "--lr_decay_epochs takes epochs and commas"),

@@ -106,7 +106,7 @@ MOMENTUM = [
     ("sparse", lambda m: m.to_sparse(), "is a sparse_coo tensor"),
     ("meta", lambda m: m.to("meta"), "is a meta tensor"),
     ("quantized", lambda m: torch.quantize_per_tensor(m, 0.1, 0, torch.qint8), "is a quantized tensor"),
-    ("a text", lambda m: "x", "is no tensor"),
+    ("a text", lambda m: "x", "is not a tensor"),
 ]
 
 
@@ -120,32 +120,32 @@ def test_momentum_that_is_none_of_this_run_is_refused(change, says, stopped, fre
 
 
 ODD = [  # the way to a value, what it becomes, what is said
-    ((), torch.zeros(3), "state is no dictionary"),
+    ((), torch.zeros(3), "state is not a dictionary"),
     ((), {}, "holds no module"),
-    ((), None, "state is no dictionary"),
-    (("else",), 1, "holds else, which nothing takes"),
+    ((), None, "state is not a dictionary"),
+    (("else",), 1, "holds else, which is unknown here"),
     (("module", "student.stem.weight"), torch.zeros(8, 3, 3), "instead of"),
     (("module", "student.stem.weight"), torch.full((8, 3, 3, 3), math.nan), "stem.weight is not finite"),
-    (("module", "more"), torch.zeros(1), "holds more, which nothing takes"),
+    (("module", "more"), torch.zeros(1), "holds more, which is unknown here"),
     (("module",), {}, "module holds no student.stem.weight"),
-    (("module",), "x", "module is no dictionary"),
-    (("optimizer",), "x", "optimizer is no dictionary"),
-    (("optimizer", "state"), "x", "state is no dictionary"),
-    (("optimizer", "state", 99), {}, "holds 99, which nothing takes"),
-    (("history",), 5, "history is no list"),
-    (("history",), ["x"], "history.0 is no dictionary"),
+    (("module",), "x", "module is not a dictionary"),
+    (("optimizer",), "x", "optimizer is not a dictionary"),
+    (("optimizer", "state"), "x", "state is not a dictionary"),
+    (("optimizer", "state", 99), {}, "holds 99, which is unknown here"),
+    (("history",), 5, "history is not a list"),
+    (("history",), ["x"], "history.0 is not a dictionary"),
     (("history",), [{}], "history are no epochs from 1 on"),
     (("history", 0, "epoch"), 2, "history are no epochs from 1 on"),
-    (("history", 0, "top1"), "90", "top1 is no float"),
+    (("history", 0, "top1"), "90", "top1 is not a number"),
     (("history", 0, "top1"), math.nan, "history are no epochs from 1 on"),
-    (("history", 0, "seconds"), 10**400, "seconds is no float"),
+    (("history", 0, "seconds"), 10**400, "seconds is not a number"),
     (("history",), [{"epoch": i + 1, "top1": 5.0} for i in range(100)], "more epochs than the 3 of this run"),
     (("part",), {"step": 1}, "part holds no seconds"),
-    (("part",), 5, "part is no dictionary"),
+    (("part",), 5, "part is not a dictionary"),
     (("part", "step"), -1, "is not from 1 to 3"),
     (("part", "step"), 4, "is not from 1 to 3"),
     (("part", "step"), 1, "part is no whole state within an epoch"),  # the sums are of two
-    (("part", "step"), True, "step is no int"),
+    (("part", "step"), True, "step is not a whole number"),
     (("part", "trained"), {"loss": 1.0}, "part is no whole state within an epoch"),
     (("part", "meter"), None, "part is no whole state within an epoch"),
     (("part", "meter", "names"), ["loss"], "part is no whole state within an epoch"),
@@ -158,8 +158,8 @@ ODD = [  # the way to a value, what it becomes, what is said
     (("rng_cpu",), torch.zeros(5, dtype=torch.uint8), "rng_cpu is "),
     (("rng_cpu",), torch.zeros(5056, dtype=torch.int64), "rng_cpu is int64"),
     (("rng_cpu",), torch.full((5056,), 255, dtype=torch.uint8), "rng_cpu is no such state"),
-    (("rng_cuda",), "x", "rng_cuda is no list"),
-    (("processes",), "two", "processes is no int"),
+    (("rng_cuda",), "x", "rng_cuda is not a list"),
+    (("processes",), "two", "processes is not a whole number"),
 ]
 
 
@@ -186,12 +186,12 @@ AGENT = [
     (("actor", "state", 0, "exp_avg_sq"), torch.full((256, 3), -1.0), "exp_avg_sq is negative"),
     (("critic", "state", 0), {}, "state.0 holds no step"),
     (("critic", "state", 0, "step"), torch.tensor(-1.0), "step is negative"),
-    (("critic", "state"), "x", "critic.state is no dictionary"),
+    (("critic", "state"), "x", "critic.state is not a dictionary"),
     (("rollout", 0), (torch.zeros(8, 4), torch.zeros(8), torch.zeros(8)), r"rollout.0.0 is \[8, 4\]"),
     (("rollout", 0), (torch.zeros(8, 3), torch.zeros(7), torch.zeros(8)), "columns of several lengths"),
     (("rewards",), [], "has not a reward for each batch"),
     (("probe",), None, "has not a reward for each batch"),
-    (("probe",), "x", "probe is no tensor"),
+    (("probe",), "x", "probe is not a tensor"),
 ]
 
 

@@ -313,6 +313,22 @@ def test_an_update_is_shortened_to_the_trust_region(limit, change, cut):
         assert all(map(torch.equal, policy, after))
 
 
+@pytest.mark.parametrize(("size", "log_std"), [(0.3, 0.0), (1.0, 0.0), (10.0, 0.0), (0.0, -3.0)])
+def test_an_update_is_cut_no_deeper_than_the_limit_asks(size, log_std):
+    """Where the divergence grows faster than with the square of the step, because all layers move at once."""
+    temperature, state = make(), torch.rand(50, 3)
+    agent = temperature.agent
+    policy = [*agent.actor.parameters(), agent.log_std]
+    before, mean, old = [p.clone() for p in policy], agent.actor(state), agent.log_std.clone()
+    for parameter in agent.actor.parameters():
+        parameter.add_(size * torch.randn_like(parameter))
+    agent.log_std.add_(log_std)
+    assert divergence(mean, old, agent.actor(state), agent.log_std) > 10 * rlkd.MAX_KL
+    temperature._shorten(state, policy, before)
+    moved = divergence(mean, old, agent.actor(state), agent.log_std)
+    assert 0.25 * rlkd.MAX_KL < moved <= 1.01 * rlkd.MAX_KL
+
+
 def test_an_update_far_beyond_the_trust_region_is_shortened(monkeypatch):
     """In a whole update too, whose actor learns much too fast."""
     moved = []
