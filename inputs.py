@@ -15,6 +15,9 @@ import torch
 class InputError(ValueError):
     """Something that was given cannot be used: a name, a number, a file. The message is one sentence for the user."""
 
+    status = 2  # with which the process ends
+    known_to_all = False  # whether every process of a training raises it too
+
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     """Return the error for a name that is in no registry; it lists the names that are."""

@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from functools import partial
 from multiprocessing import active_children, get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -38,13 +39,16 @@ from dataset import val_batch_size
 from dataset.memory import MemoryLoader
 from helper.device import cpu_info, place, prepare_device, seed_everything
 from helper.errors import Parser, RunError, UserError, run_main
-from helper.loops import epoch_steps, evaluation, in_turns, make_optimizer
+from helper.loops import Step, evaluate, train_one_epoch
+from helper.metrics import Metrics
 from helper.options import parse, resolve_pair, student_parser
+from helper.task import Distillation
 from helper.teacher import fold_batch_norm
 from helper.teacher_cache import CachedTeacher, OnlineTeacher
-from helper.trials import Turn, make_step
+from helper.trainer import make_optimizer, make_step
+from helper.trials import Turns
 from inputs import check_numbers, unknown
-from models import create_model, model_dict
+from models import Model, create_model, model_dict
 from train_student import distillation
 
 PAIRS = ("resnet56:resnet20", "wrn_40_2:wrn_16_2", "vgg13:vgg8", "resnet32x4:ShuffleV1")
@@ -75,24 +79,38 @@ class Ours:
         teacher = OnlineTeacher(model, options["precision"])
         if table:
             teacher = CachedTeacher(model, self.train_loader, Path(folder), variant)
+        self.device, self.teacher = device, teacher
         self.runs = []
         for seed in range(args.trials if variant.endswith("at once") else 1):
-            turn = Turn(device)
-            with turn():
-                seed_everything(seed)
-                student = create_model(student_name, classes)
-                module = place(distillation(options, student, model, target.to(device)), device, plain)
-                optimizer = make_optimizer(module, 0.01, 0.9, 5e-4)
-                loader = self.train_loader.with_seed(seed)
-                self.runs.append((make_step(module, teacher, optimizer, loader, options), loader, turn))
+            seed_everything(seed)
+            student = create_model(student_name, classes)
+            task = place(distillation(options, student, model, target.to(device)), device, plain)
+            loader, optimizer = self.train_loader.with_seed(seed), make_optimizer(task, 0.01, 0.9, 5e-4)
+            self.runs.append((task, loader, optimizer, Metrics(), make_step(task, device, options)))
 
     def train(self) -> None:
         """One epoch of each."""
-        in_turns([(epoch_steps(stepper, loader, EPOCH, 50), turn) for stepper, loader, turn in self.runs])
+        Turns(self.device, len(self.runs)).run([partial(self._epoch, *run) for run in self.runs])
 
     def validate(self) -> None:
         """One pass over the images without augmentation, of each."""
-        in_turns([(evaluation(stepper.module.student, self.val_loader), turn) for stepper, _, turn in self.runs])
+        Turns(self.device, len(self.runs)).run([partial(self._test, task.student) for task, *_ in self.runs])
+
+    def _epoch(
+        self,
+        task: Distillation,
+        loader: MemoryLoader,
+        optimizer: torch.optim.Optimizer,
+        metrics: Metrics,
+        step: Step,
+        pass_turn: Callable[[], None],
+    ) -> None:
+        train_one_epoch(
+            task, self.teacher, loader, optimizer, metrics, EPOCH, on_step=lambda *_: pass_turn(), step=step
+        )
+
+    def _test(self, student: Model, pass_turn: Callable[[], None]) -> None:
+        evaluate(student, self.val_loader, on_batch=pass_turn)
 
 
 def random_images(count: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -196,8 +214,10 @@ def table(results: dict[str, dict[str, dict[str, Any]]]) -> Iterator[str]:
     """The results as lines."""
     width = max(len(variant) for variants in results.values() for variant in variants) + 4
     for pair, variants in results.items():
-        yield f"{pair.replace(':', ' → '):{width}}{'images/s':>9}{'training':>10}{'quartiles':>13}"\
-              f"{'validation':>12}{'quartiles':>13}{'MiB':>7}"
+        yield (
+            f"{pair.replace(':', ' → '):{width}}{'images/s':>9}{'training':>10}{'quartiles':>13}"
+            f"{'validation':>12}{'quartiles':>13}{'MiB':>7}"
+        )
         for variant, each in variants.items():
             cells = [f"  {variant:{width - 2}}{each['images_per_second']:9.0f}"]
             for name, size in (("train", 10), ("validation", 12)):

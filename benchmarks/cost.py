@@ -26,10 +26,13 @@ from dataset.base import Batch
 from distiller_zoo import distiller_dict
 from helper.device import place, prepare_device, seed_everything
 from helper.errors import Parser, UserError, run_main
-from helper.loops import Distillation, make_optimizer, train_step
+from helper.loops import train_step
+from helper.metrics import Metrics
 from helper.options import parse, resolve_pair, student_parser
+from helper.task import Distillation
 from helper.teacher import fold_batch_norm
 from helper.teacher_cache import OnlineTeacher
+from helper.trainer import make_optimizer
 from inputs import check_numbers
 from models import Model, create_model
 from temperature import temperature_dict
@@ -58,6 +61,7 @@ class Candidate:
         self.optimizer = make_optimizer(self.module, 1e-3, 0.9, 5e-4)
         parts = self.module.distiller, self.module.temperature
         self.parameters = sum(p.numel() for part in parts for p in part.parameters())
+        self.metrics = Metrics()
         self.seconds: list[float] = []
 
     def steps(self, batches: list[Batch]) -> None:
@@ -65,7 +69,7 @@ class Candidate:
         _wait(batches[0])
         start = time.perf_counter()
         for batch in batches:
-            train_step(self.module, OnlineTeacher(self.teacher), self.module.before_step(batch), self.optimizer)
+            train_step(self.module, OnlineTeacher(self.teacher), batch, self.optimizer, self.metrics)
         _wait(batches[0])
         self.seconds.append((time.perf_counter() - start) / len(batches))
 

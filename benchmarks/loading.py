@@ -39,9 +39,8 @@ def measure(args: argparse.Namespace) -> dict[int, float]:
             ).train  # fmt: skip
             speeds = []
             for epoch in range(1 + args.epochs):
-                train.set_epoch(epoch)
                 start = time.perf_counter()
-                count = sum(len(batch.target) for batch in train)
+                count = sum(len(batch.target) for batch in train.epoch(1 + epoch))
                 speeds.append(count / (time.perf_counter() - start))
                 bar.update()
             result[workers] = median(speeds[1:])

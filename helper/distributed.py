@@ -114,7 +114,7 @@ def own_errors_said() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        if env_local_rank() and not getattr(error, "known_to_all", False):
+        if env_local_rank() and not error.known_to_all:
             print(f"error in process {env_rank()}: {printable(str(error))}", file=sys.stderr)
             error.known_to_all = True  # said
         raise

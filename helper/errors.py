@@ -16,9 +16,6 @@ T = TypeVar("T")
 class UserError(InputError):
     """Something the user can mend: a wrong name, a missing file, a wrong combination. Exit status 2."""
 
-    status = 2
-    known_to_all = False  # whether every process that trains along raises it too
-
 
 class RunError(UserError):
     """A run that cannot go on although it was asked for rightly: a full disk, a loss that is NaN. Exit status 1."""
@@ -66,7 +63,7 @@ def run_main(main: Callable[[], None]) -> None:
         signals.ignore()
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: {printable(str(error))}", file=sys.stderr)
-        status = getattr(error, "status", UserError.status)
+        status = error.status
     except KeyboardInterrupt as interrupt:
         signals.ignore()
         status = 143 if isinstance(interrupt, signals.Terminated) else 130

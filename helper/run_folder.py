@@ -225,6 +225,8 @@ class RunFolder:
         state = checkpoint.load(path, ANEW)
         try:
             state = upgraded(state, task)
+            if isinstance(state, dict) and isinstance(newer := state.get("version"), int) and newer > VERSION:
+                raise Misfit(f"it is of version {newer}, which is newer than this code")
             return fitted(state, self._state_pattern(task, optimizer, steps), "state")
         except Misfit as misfit:
             raise UserError(f"{path} does not fit this run ({misfit}): {ANEW}") from misfit

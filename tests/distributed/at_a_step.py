@@ -4,6 +4,7 @@ python at_a_step.py (self | parent) SIGNAL SCRIPT ARGUMENT...
 
 Of several processes it is the last one, or who started that. All of them wait in that step until they know."""
 
+import functools
 import itertools
 import os
 import runpy
@@ -18,13 +19,12 @@ STEP = 10 + 3
 
 def main() -> None:
     sys.path.insert(0, str(ROOT))
-    from helper import distributed, signals
-    from helper.loops import Stepper
+    from helper import distributed, signals, trainer
 
     whom, name, script, *arguments = sys.argv[1:]
-    step, numbers = Stepper.__call__, itertools.count(1)
+    make_step, numbers = trainer.make_step, itertools.count(1)
 
-    def signalled(*given):
+    def signalled(step, *given):
         result = step(*given)
         if next(numbers) == STEP and not distributed.restarts():
             if distributed.rank() == distributed.world_size() - 1:
@@ -33,7 +33,7 @@ def main() -> None:
                 time.sleep(0.01)
         return result
 
-    Stepper.__call__ = signalled
+    trainer.make_step = lambda *given: functools.partial(signalled, make_step(*given))
     sys.argv = [script, *arguments]
     runpy.run_path(str(ROOT / script), run_name="__main__")
 

@@ -22,10 +22,14 @@ from dataset.memory import MemoryLoader
 from distiller_zoo import distiller_dict
 from helper import checkpoint, device, distributed, signals
 from helper.errors import Interrupted, RunError, UserError
-from helper.loops import Alone, Stepper, Training, evaluate, make_optimizer, train_epoch
+from helper.loops import evaluate, train_one_epoch
+from helper.metrics import Metrics
 from helper.options import parse, student_parser
 from helper.run_folder import RunFolder
+from helper.task import Vanilla
 from helper.teacher_cache import OnlineTeacher
+from helper.trainer import Trainer, make_optimizer, make_step
+from inputs import InputError
 from models import create_model
 from temperature import temperature_dict
 
@@ -48,7 +52,7 @@ def loader(count=IMAGES, batch_size=16, augment=True, kind=MemoryLoader):
     images = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
     return kind(
         images=images, target=torch.arange(count) % 10, batch_size=batch_size, mean=(0.5,) * 3, std=(0.25,) * 3,
-        device="cpu", augment=augment, flip=True,
+        device="cpu", augment=augment, flip=True, rank=distributed.rank(), world_size=distributed.world_size(),
     )  # fmt: skip
 
 
@@ -60,18 +64,18 @@ def digest(module):
     return known.hexdigest()
 
 
-class Noted(Stepper):
-    """Notes the loss of each step, and the state after it."""
+def noted_epoch(task, teacher, batches):
+    """An epoch of training as the command line makes its steps: their losses, digests after each, and the record."""
+    losses, digests = [], []
 
-    def __init__(self, *given):
-        super().__init__(*given)
-        self.losses, self.digests = [], []
+    def note(number, output):
+        assert number == len(losses) + 1
+        losses.append(output.loss.item())
+        digests.append(digest(task))
 
-    def __call__(self, batch):
-        step = super().__call__(batch)
-        self.losses.append(step.loss.item())
-        self.digests.append(digest(self.module))
-        return step
+    step, optimizer = make_step(task, torch.device("cpu"), {}), make_optimizer(task, 0.05, 0.9, 5e-4)
+    record = train_one_epoch(task, teacher, batches, optimizer, Metrics(), 1, on_step=note, step=step)
+    return {"losses": losses, "digests": digests, "record": record}
 
 
 def trained(distill, temperature):
@@ -80,18 +84,15 @@ def trained(distill, temperature):
     expert = Tiny(width=12).double().eval()
     module = make(temperature, distill, Tiny(), expert, target=torch.arange(IMAGES) % 10).double()
     getattr(module.temperature, "agent", nn.Identity()).float()  # which only ever sees float32
-    stepper = Noted(module, OnlineTeacher(expert), make_optimizer(module, 0.05, 0.9, 5e-4))
-    record = train_epoch(stepper, loader(kind=Wide), 1, 50)
-    return {"losses": stepper.losses, "digests": stepper.digests, "record": record, "state": module.state_dict()}
+    return noted_epoch(module, OnlineTeacher(expert), loader(kind=Wide)) | {"state": module.state_dict()}
 
 
 def real_networks():
     """Two steps of networks with batch norm: digests after each step; evaluation on a number that cannot be shared."""
     torch.manual_seed(0)
-    module = Alone(create_model("resnet8", 10))
-    stepper = Noted(module, None, make_optimizer(module, 0.05, 0.9, 5e-4))
-    train_epoch(stepper, loader(32), 1, 50)
-    return {"digests": stepper.digests, "tested": evaluate(module.student, loader(7, 2, augment=False))}
+    module = Vanilla(create_model("resnet8", 10))
+    noted = noted_epoch(module, None, loader(32))
+    return noted | {"tested": evaluate(module.student, loader(7, 2, augment=False))}
 
 
 def work(rank, size, port, connection):
@@ -180,24 +181,27 @@ def test_a_test_set_that_cannot_be_shared_evenly_is_counted_exactly(size, togeth
 
 
 def probe_taken_up():
-    """The probe of an RLKD run before and after it was saved within an epoch; and what was saved."""
+    """The probe of an RLKD run before and after it was saved within an epoch, what was saved, this process's shard of
+    it, and the images of which it was made."""
     module = make("rlkd", "kd", Tiny(), Tiny(width=12), target=torch.arange(IMAGES) % 10)
     module.start_epoch(1)
     batch = next(iter(loader()))
     module.before_step(batch)
-    before, state = module.probe, module.within_epoch()
+    before, state = module.probe, module.state_dict()
     module.probe = None
-    module.go_on(state)
-    return before, module.probe, state["probe"], batch.index
+    module.load_state_dict(state)
+    own = [distributed.shard(column) for column in module.probe]
+    return before, module.probe, state["_extra_state"]["probe"], own, [batch.images, batch.target]
 
 
 def test_each_process_takes_up_its_own_part_of_a_probe(together):
     told = together(2, probe_taken_up)
-    (images, target), _, (all_images, all_target), _ = told[0]
-    for before, after, saved, _ in told:
+    _, _, (all_images, all_target), (images, target), _ = told[0]
+    for before, after, saved, own, batch in told:
         assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-        assert torch.equal(saved[1], all_target)
-    assert not torch.equal(told[0][0][0], told[1][0][0])
+        assert torch.equal(saved[0], all_images) and torch.equal(saved[1], all_target)
+        assert all(torch.equal(a, b[: len(a)]) for a, b in zip(own, batch, strict=True))
+    assert not torch.equal(images, told[1][3][0])
     assert torch.equal(all_images[::2], images) and len(all_target) == 2 * len(target)
 
 
@@ -214,18 +218,19 @@ def test_fewer_images_than_processes_are_tested_too(together):
 def told_by_the_first(fails):
     def ask():
         if fails:
-            raise UserError("there is no such thing")
+            raise fails("there is no such thing")
         return {"rank": distributed.rank()}
 
     try:
         return distributed.on_rank0(ask), distributed.any_rank(distributed.rank() == 1)
-    except UserError as error:
-        return str(error)
+    except InputError as error:
+        return type(error), str(error)
 
 
 def test_the_first_process_finds_out_for_all(together):
-    assert together(2, told_by_the_first, False) == 2 * [({"rank": 0}, True)]
-    assert together(2, told_by_the_first, True) == 2 * ["there is no such thing"]
+    assert together(2, told_by_the_first, None) == 2 * [({"rank": 0}, True)]
+    for kind in (UserError, InputError):
+        assert together(2, told_by_the_first, kind) == 2 * [(kind, "there is no such thing")]
 
 
 def turns_taken(folder):
@@ -236,14 +241,14 @@ def turns_taken(folder):
         (folder / str(distributed.rank())).touch()
         return there
 
-    def fail():
-        raise UserError(f"found by {distributed.rank()}")
+    def fail(kind):
+        raise kind(f"found by {distributed.rank()}")
 
     there = distributed.local_rank0_first(leave)
     with pytest.raises(UserError, match="found by 0") as first:
-        distributed.local_rank0_first(fail)
-    with pytest.raises(UserError, match="found by 1") as second:
-        distributed.local_rank0_first(lambda: fail() if distributed.rank() == 1 else None)
+        distributed.local_rank0_first(lambda: fail(UserError))
+    with pytest.raises(InputError, match="found by 1") as second:
+        distributed.local_rank0_first(lambda: fail(InputError) if distributed.rank() == 1 else None)
     return there, first.value.known_to_all, second.value.known_to_all
 
 
@@ -261,12 +266,12 @@ def a_run_of_its_own(folder, differing):
         run = RunFolder(folder, "resnet8", {"options": options}, overwrite=False)
     except UserError as error:
         return str(error)
-    module = Alone(Tiny())
+    module = Vanilla(Tiny())
     optimizer = make_optimizer(module, 0.05, 0.9, 5e-4)
-    run.resume(module, optimizer)
+    run.resume(module, optimizer, Metrics())
     run.folder = folder / f"{distributed.rank()}"
     run.folder.mkdir()
-    run.save_part({"step": 1}, module, optimizer)
+    run.save(module, optimizer, step=1)
     return run.config["processes"], (run.folder / "last.pth").exists()
 
 
@@ -307,9 +312,7 @@ def command(script, line, *torchrun):
 
 
 def run(command, status=0, **more):
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, timeout=300, env=environment() | more
-    )
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, env=environment() | more)
     assert done.returncode == status, done.stdout + done.stderr
     return done
 
@@ -457,20 +460,30 @@ def test_a_device_that_only_one_process_lacks_is_said_by_that_one(monkeypatch, c
 
 def test_several_processes_keep_what_they_trained_and_go_on_testing(monkeypatch, tmp_path):
     """One that is asked to end within a test cannot know whether the others are, so it does not leave them."""
-    module = Alone(Tiny())
-    run = RunFolder(tmp_path, "resnet8", {"options": {}}, overwrite=False)
-    stepper = Stepper(module, None, make_optimizer(module, 0.05, 0.9, 5e-4))
-    training = Training(run, stepper, Dataset(loader(), loader(augment=False), 10), {})
-    training._look({"loss": 1.5}, 0.0)
-    assert run.part is None
+
+    def tested(name):
+        """A trainer of a trained epoch, in the test that follows."""
+        module, run = Vanilla(Tiny()), RunFolder(tmp_path / name, "resnet8", {"options": {}}, overwrite=False)
+        run.folder.mkdir()
+        optimizer, data = make_optimizer(module, 0.05, 0.9, 5e-4), Dataset(loader(), loader(augment=False), 10)
+        trainer = Trainer(run, module, None, optimizer, Metrics(), data, {})
+        trainer.trained = {"loss": 1.5}
+        return trainer
+
+    alone, one_of_two = tested("alone"), tested("one of two")
+    alone._on_test_batch()
+    assert alone.run.trained is None and not (alone.run.folder / "last.pth").exists()
     monkeypatch.setattr(signals, "asked", lambda: True)
-    with pytest.raises(Interrupted) as interrupt:
-        training._look({"loss": 1.5}, 0.0)
-    assert interrupt.value.part["step"] == 4
+    with pytest.raises(Interrupted):
+        alone._on_test_batch()
+    assert alone.run.step == 4 and alone.run.trained == {"loss": 1.5}
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     for loss in (1.5, 2.5):  # saved once
-        training._look({"loss": loss}, 0.0)
-    assert checkpoint.load(tmp_path / "last.pth")["part"]["trained"] == {"loss": 1.5}
+        one_of_two.trained = {"loss": loss}
+        one_of_two._on_test_batch()
+    for trainer in (alone, one_of_two):
+        state = checkpoint.load(trainer.run.folder / "last.pth")
+        assert state["step"] == 4 and state["trained"] == {"loss": 1.5}
 
 
 def test_other_errors_are_not_taken_for_lost_processes(monkeypatch):

@@ -13,8 +13,9 @@ from test_checkpoint import OPTIONS
 from test_resume import a_run, a_training, an_epoch, snapshot, stopped_run
 
 from helper import checkpoint
-from helper.errors import UserError
+from helper.metrics import Metrics
 from helper.teacher import find_teacher
+from inputs import InputError
 from models import create_model
 
 ODD = [
@@ -121,8 +122,8 @@ def state(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory):
-    stepper = a_training(tmp_path_factory.mktemp("fuzz") / "fresh").stepper
-    return stepper.module, stepper.optimizer
+    trainer = a_training(tmp_path_factory.mktemp("fuzz") / "fresh")
+    return trainer.task, trainer.optimizer
 
 
 @pytest.mark.filterwarnings("ignore")  # of what the reader thinks of damaged files
@@ -131,8 +132,8 @@ def test_a_mutated_state_is_refused_or_goes_on(seed, state, fresh, tmp_path):
     (tmp_path / "last.pth").write_bytes(mutated(state, random.Random(seed)))
     before = snapshot(*fresh, tmp_path)
     try:
-        a_run(tmp_path).resume(*fresh, steps=3)
-    except UserError as error:
+        a_run(tmp_path).resume(*fresh, Metrics(), steps=3)
+    except InputError as error:
         assert str(error).count("\n") == 0 and "--overwrite" in str(error)
         after = snapshot(*fresh, tmp_path)
         torch.testing.assert_close(after[0], before[0], rtol=0, atol=0)
@@ -141,7 +142,7 @@ def test_a_mutated_state_is_refused_or_goes_on(seed, state, fresh, tmp_path):
     assert all(value.isfinite().all() for value in fresh[0].state_dict().values() if isinstance(value, torch.Tensor))
     training = a_training(tmp_path)
     an_epoch(training)
-    assert training.run.part is None and training.run.history[-1]["epoch"] == len(training.run.history)
+    assert training.run.step == 0 and training.run.history[-1]["epoch"] == len(training.run.history)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -156,7 +157,7 @@ def test_a_mutated_teacher_is_refused_or_teaches(seed, tmp_path):
     try:
         found = find_teacher(OPTIONS | {"path_t": str(path)})
         model = checkpoint.network(found.path, found.weights, found.name, 10).eval()
-    except UserError as error:
+    except InputError as error:
         assert str(error).count("\n") == 0
     else:
         assert model(torch.zeros(2, 3, 32, 32)).isfinite().all()
@@ -164,5 +165,6 @@ def test_a_mutated_teacher_is_refused_or_teaches(seed, tmp_path):
 
 
 def test_the_state_that_is_mutated_is_a_whole_one(state):
-    assert state["part"]["within"]["probe"] and state["module"]["temperature._extra_state"]["rollout"]
+    assert state["module"]["_extra_state"]["probe"] and state["metrics"]
+    assert state["module"]["temperature._extra_state"]["rollout"]
     assert Tiny().state_dict().keys() == {key.removeprefix("student.") for key in state["module"] if "student" in key}

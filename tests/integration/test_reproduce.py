@@ -18,10 +18,11 @@ from common import no_hang
 import published
 import reproduce
 from helper.comparison import find_published
-from helper.errors import InUse, RunError, UserError
+from helper.errors import InUse, RunError
 from helper.options import parse, resolve_pair, student_parser, teacher_parser
 from helper.run_folder import RunFolder
 from helper.runs import NEUTRAL_OPTIONS, Run, foreign_options, read_config, read_log, warn
+from inputs import InputError
 from published.rows import IMAGENET, SHORT, TABLES, Row, left_out, rows
 
 ROOT = Path(reproduce.__file__).parent
@@ -180,7 +181,7 @@ def test_runs_are_made_once_and_listed(place, monkeypatch, capfd):
     folder = TABLE[2].folder(1)
     folder.rename(folder.with_name("kd_seed-2"))  # a seed that is not what it says, and not at its end
     (folder.with_name("kd_seed-2") / "vgg8_last.pth").unlink()
-    with pytest.raises(UserError, match="kd_seed-2 is another run .*: move it, or give the same flags"):
+    with pytest.raises(InputError, match="kd_seed-2 is another run .*: move it, or give the same flags"):
         call(monkeypatch, "ctkd --seeds 3 --trials")
 
 
@@ -226,7 +227,7 @@ def test_pipes_in_a_runs_folder_are_not_waited_for(tmp_path):
         os.mkfifo(tmp_path / name)
     assert reproduce.state(tmp_path, "resnet8") == ("damaged", None)
     assert read_log(tmp_path) == []
-    with pytest.raises(UserError, match="config.json is no regular file"):
+    with pytest.raises(InputError, match="config.json is no regular file"):
         read_config(tmp_path)
 
 
@@ -446,7 +447,7 @@ def test_wrong_use(monkeypatch):
                        ("--train_subset 64", "stand behind --"), ("--pairs a:b ctkd", "tables stand before --pairs"),
                        ("dtkd --pairs resnet56:resnet20", "these tables have no pair resnet56:resnet20")):  # fmt: skip
         monkeypatch.setattr(sys, "argv", ["reproduce.py", *line.split()])
-        with pytest.raises(UserError, match=says):
+        with pytest.raises(InputError, match=says):
             reproduce.parse_args()
     line = ["reproduce.py", "ctkd", "--jobs", "2", "ctkd-imagenet", "--", "--num_workers", "4"]
     monkeypatch.setattr(sys, "argv", line)

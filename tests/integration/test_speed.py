@@ -31,18 +31,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import train_student
 import train_teacher
-from dataset import Dataset, create_dataset
+from dataset import Batch, Dataset, create_dataset
 from distiller_zoo import distiller_dict
-from helper import checkpoint, loops, signals, teacher_cache
-from helper.cuda_graph import CUDAGraphStep
+from helper import checkpoint, signals, teacher_cache, trainer
+from helper.cuda_graph import CUDAGraphStep, undone
 from helper.device import place
 from helper.errors import Interrupted, RunError, UserError
-from helper.loops import Stepper, evaluate, make_optimizer, set_learning_rate, train_epoch, train_step
+from helper.loops import evaluate, train_one_epoch, train_step
+from helper.metrics import Metrics
 from helper.options import parse, resolve_pair, student_parser, teacher_parser
 from helper.row_store import RowStore
 from helper.run_folder import RunFolder
 from helper.teacher import fold_batch_norm
 from helper.teacher_cache import CachedTeacher, OnlineTeacher, check_table_dir
+from helper.trainer import Trainer, make_optimizer, set_learning_rate
+from inputs import InputError
 from models import Model, create_model, model_dict
 from temperature import temperature_dict
 from temperature.base import as_tau
@@ -255,9 +258,9 @@ def test_a_table_says_what_the_teacher_says(tmp_path, content):
     model, loader = tiny_teacher(), loader_of()
     table = CachedTeacher(model, loader, tmp_path, "sha", content)
     for epoch in (1, 2):
-        loader.set_epoch(epoch)
-        table.start_epoch(loader)
-        for batch in loader:
+        batches = loader.epoch(epoch)
+        table.prepare(batches)
+        for batch in batches:
             said, live = table(batch), OnlineTeacher(model)(batch)
             torch.testing.assert_close(said.logits, live.logits, rtol=1e-5, atol=1e-6)
             assert len(said.features) == (content == "pooled")
@@ -270,17 +273,16 @@ def test_each_view_is_asked_for_once_by_all_runs_together(tmp_path):
     seen = asked_of(model)
     table = CachedTeacher(model, loader, tmp_path, "sha")
     for _ in range(2):
-        table.start_epoch(loader)
+        table.prepare(loader.epoch(1))
         assert table.file.read == 96
     assert seen == [128]  # 96, always asked in batches of one size
     later = CachedTeacher(model, loader_of(), tmp_path, "sha")
     seen.clear()  # of its look whether the files fit the teacher
-    later.start_epoch(loader)
+    later.prepare(loader.epoch(1))
     assert not seen
-    loader.set_epoch(2)
-    later.start_epoch(loader)
+    later.prepare(loader.epoch(2))
     assert len(seen) == 1 and 96 < later.file.read <= 192
-    table.start_epoch(loader)  # it takes in what the other one asked
+    table.prepare(loader.epoch(2))  # it takes in what the other one asked
     assert len(seen) == 1
 
 
@@ -288,13 +290,13 @@ def test_each_view_is_asked_for_once_by_all_runs_together(tmp_path):
 def test_a_table_with_other_values_is_noticed(damage, tmp_path):
     model, loader = tiny_teacher(), loader_of()
     table = CachedTeacher(model, loader, tmp_path, "sha")
-    table.start_epoch(loader)
+    table.prepare(loader.epoch(1))
     values = torch.from_file(str(table.folder / "values"), shared=True, size=960)
     values[480:] = damage
     with pytest.raises(UserError, match="is damaged, for it does not hold what the teacher says: remove that folder"):
         CachedTeacher(model, loader, tmp_path, "sha")
     shutil.rmtree(table.folder)
-    CachedTeacher(model, loader, tmp_path, "sha").start_epoch(loader)
+    CachedTeacher(model, loader, tmp_path, "sha").prepare(loader.epoch(1))
 
 
 def test_a_filling_that_is_stopped_says_what_it_keeps(tmp_path, monkeypatch, capsys):
@@ -308,7 +310,7 @@ def test_a_filling_that_is_stopped_says_what_it_keeps(tmp_path, monkeypatch, cap
     monkeypatch.setattr(RowStore, "append", append)
     monkeypatch.setattr(teacher_cache, "WRITTEN_EVERY", math.inf)
     with pytest.raises(KeyboardInterrupt):
-        table.fill(loader)
+        table.fill()
     told = capsys.readouterr().out
     assert "asking the teacher for 7,776 answers" in told and "the table keeps 7,776 answers: the same command" in told
 
@@ -333,7 +335,7 @@ def test_a_filling_that_gets_sigterm_keeps_what_it_has(tmp_path, monkeypatch, ca
     table = CachedTeacher(model, loader, tmp_path, "sha")
     asked_to_end_after(3, table, monkeypatch)
     with pytest.raises(signals.Terminated):
-        table.fill(loader)
+        table.fill()
     assert "the table keeps 48 answers: the same command goes on from there" in capsys.readouterr().out
     assert CachedTeacher(model, loader, tmp_path, "sha").file.read == 48
 
@@ -344,15 +346,15 @@ def test_a_run_that_gets_sigterm_while_it_asks_keeps_the_answers_and_its_state(t
     table = CachedTeacher(tiny_teacher(), loader, tmp_path / "tables", "sha")
     asked_to_end_after(2, table, monkeypatch)
     run = RunFolder(tmp_path, "tiny", {"options": {}, "epochs": 3}, overwrite=True)
-    stepper = Stepper(module, table, make_optimizer(module, 0.05, 0.9, 0))
-    options = {"learning_rate": 0.05, "lr_decay_epochs": [], "lr_decay_rate": 0.1, "print_freq": 1}
-    epoch = loops.Training(run, stepper, Dataset(loader, loader, 10), options).epoch()
-    with pytest.raises(Interrupted), signals.looked_at():
-        next(epoch)
+    optimizer, data = make_optimizer(module, 0.05, 0.9, 0), Dataset(loader, loader, 10)
+    options = {"epochs": 3, "learning_rate": 0.05, "lr_decay_epochs": [], "lr_decay_rate": 0.1, "print_freq": 1}
+    with pytest.raises(Interrupted, match="before the teacher had answered"), signals.looked_at():
+        Trainer(run, module, table, optimizer, Metrics(), data, options).fit()
     assert table.file.read == 32
-    assert run.part is None and not (tmp_path / "last.pth").exists()
+    assert run.step == 0 and run.trained is None and not run.history and not (tmp_path / "last.pth").exists()
     monkeypatch.setattr(signals._Asked, "number", None)
-    assert table.start_epoch(loader) and table.file.read == 96
+    table.prepare(loader.epoch(1))
+    assert table.file.read == 96
 
 
 def test_answers_are_written_every_few_seconds(tmp_path, monkeypatch):
@@ -365,7 +367,7 @@ def test_answers_are_written_every_few_seconds(tmp_path, monkeypatch):
 
     monkeypatch.setattr(RowStore, "append", append)
     monkeypatch.setattr(teacher_cache.time, "monotonic", itertools.count(0, teacher_cache.WRITTEN_EVERY / 2).__next__)
-    table.start_epoch(loader_of())
+    table.prepare(loader_of().epoch(1))
     assert sum(written) == 96 and max(written) <= 48
 
 
@@ -378,16 +380,16 @@ def test_runs_that_fill_a_table_at_the_same_time_share_the_work(tmp_path, monkey
         table.at_once = 2
         orders.append([])
 
-        def asked(loader, rows, order=orders[-1], real=table._asked):
+        def asked(rows, order=orders[-1], real=table._asked):
             order.append(rows[0].item())
             if order is orders[0] and len(order) == 11:
-                second.start_epoch(loader)
-            return real(loader, rows)
+                second.prepare(loader.epoch(1))
+            return real(rows)
 
         monkeypatch.setattr(table, "_asked", asked)
-    first.start_epoch(loader)
+    first.prepare(loader.epoch(1))
     assert len(orders[0]) == 11 and len(orders[1]) == 38  # of 48, and one of them was under way
-    index, view = loader.draw()
+    index, view = loader.epoch(1).drawn()
     in_order = [row for row in (index * 162 + view).tolist() if row in orders[1]]
     assert orders[1] != in_order
     assert first.file.read == second.file.read == 96
@@ -399,11 +401,11 @@ def test_a_table_in_device_memory_holds_what_it_has_just_asked_for(tmp_path, mon
     model, loader = tiny_teacher(), loader_of()
     first, second = (CachedTeacher(model, loader, tmp_path, "sha") for _ in range(2))
     first.on_device = torch.full((len(first.file.position), 10), math.nan)
-    second.start_epoch(loader)
+    second.prepare(loader.epoch(1))
     for epoch in (1, 2):  # what another one has asked for, and what it asks for itself
-        loader.set_epoch(epoch)
-        first.start_epoch(loader)
-        for batch in loader:
+        batches = loader.epoch(epoch)
+        first.prepare(batches)
+        for batch in batches:
             torch.testing.assert_close(first(batch).logits, OnlineTeacher(model)(batch).logits, rtol=1e-5, atol=1e-6)
 
 
@@ -431,12 +433,11 @@ def test_a_file_of_a_table_that_is_none_is_said_so(name, tmp_path):
 def test_an_answer_does_not_depend_on_what_else_is_missing(tmp_path):
     model = place_channels_last(fold_batch_norm(create_model("resnet8", 10).eval()))
     whole, parts = (CachedTeacher(model, loader_of(), tmp_path / name, "sha") for name in ("whole", "parts"))
-    loader = loader_of()
-    index, view = loader.draw()
+    index, view = loader_of().epoch(1).drawn()
     rows = index * 162 + view
-    whole._ask(loader, rows)
+    assert whole._ask(rows)
     for some in rows.split([1, 5, 90]):
-        parts._ask(loader, some)
+        assert parts._ask(some)
     assert torch.equal(*(table.file.values[table.file.position[rows].long()] for table in (whole, parts)))
 
 
@@ -447,12 +448,11 @@ def place_channels_last(model):
 def test_a_table_can_be_filled_ahead(tmp_path):
     model, loader = tiny_teacher(), loader_of(subset=12)
     table = CachedTeacher(model, loader, tmp_path, "sha")
-    table.fill(loader)
+    table.fill()
     assert table.file.read == 12 * 81  # digits are not mirrored
     seen = asked_of(model)
     for epoch in (1, 5, 9):
-        loader.set_epoch(epoch)
-        table.start_epoch(loader)
+        table.prepare(loader.epoch(epoch))
     assert not seen
 
 
@@ -474,10 +474,10 @@ def test_a_table_belongs_to_weights_images_and_content(tmp_path, capsys):
 def test_blended_images_are_shown_to_the_teacher_itself(tmp_path):
     model, loader = tiny_teacher(), loader_of()
     table = CachedTeacher(model, loader, tmp_path, "sha")
-    loader.set_mixing(torch.arange(96).flip(0), 0.7)
-    table.start_epoch(loader)
+    batches = loader.epoch(1, partner=torch.arange(96).flip(0), weight=0.7)
+    table.prepare(batches)
     assert table.file.read == 0
-    batch = next(iter(loader))
+    batch = next(iter(batches))
     assert torch.equal(table(batch).logits, model(batch.images))
 
 
@@ -485,9 +485,9 @@ def test_what_the_table_cannot_hold_is_said(tmp_path):
     model, loader = tiny_teacher(), loader_of()
     with torch.no_grad():
         model.classifier.bias.fill_(1e5)
-    CachedTeacher(model, loader, tmp_path, "sha").start_epoch(loader)
+    CachedTeacher(model, loader, tmp_path, "sha").prepare(loader.epoch(1))
     with pytest.raises(RunError, match="too large for --table_dtype float16"):
-        CachedTeacher(model, loader, tmp_path, "sha", dtype="float16").start_epoch(loader)
+        CachedTeacher(model, loader, tmp_path, "sha", dtype="float16").prepare(loader.epoch(1))
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"):
         CachedTeacher(model, loader, tmp_path / "file", "sha")
@@ -578,7 +578,7 @@ def test_the_distillers_see_no_more_than_they_say():
     ],
 )
 def test_what_does_not_go_together_is_refused(flags, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(InputError, match=message):
         parse(student_parser(), flags.split())
 
 
@@ -612,15 +612,33 @@ def test_the_fast_path_computes_what_the_plain_one_does(distill):
         optimizer = make_optimizer(module, 0.05, 0.9, 5e-4)
         if plain:
             optimizer = torch.optim.SGD(module.parameters(), 0.05, 0.9, weight_decay=5e-4)
-        told = []
+        told, metrics = [], Metrics()
         for step in range(50):
             batch = fixed_batch()
-            batch = batch._replace(images=torch.randn(batch.images.shape).double())
+            batch = Batch(torch.randn(batch.images.shape).double(), batch.target, batch.index)
             torch.manual_seed(step)
-            told.append(train_step(module.train(), OnlineTeacher(expert), batch, optimizer).loss.item())
+            told.append(train_step(module.train(), OnlineTeacher(expert), batch, optimizer, metrics).loss.item())
         return told
 
     assert losses(plain=False) == pytest.approx(losses(plain=True), rel=1e-6)
+
+
+def after_each_step(monkeypatch, look):
+    """From now on `look` is called after each step that train_student.py makes: with the task, the optimizer, the
+    metrics and what the step computed."""
+    real = train_student.make_step
+
+    def make_step(*given):
+        step = real(*given)
+
+        def looked_at(task, teacher, batch, optimizer, metrics):
+            output = step(task, teacher, batch, optimizer, metrics)
+            look(task, optimizer, metrics, output)
+            return output
+
+        return looked_at
+
+    monkeypatch.setattr(train_student, "make_step", make_step)
 
 
 def test_the_first_50_losses_on_cifar100_are_those_of_the_plain_path(cifar100_dir, tmp_path, monkeypatch):
@@ -629,19 +647,9 @@ def test_the_first_50_losses_on_cifar100_are_those_of_the_plain_path(cifar100_di
     torch.manual_seed(0)
     teacher = tmp_path / "resnet8_vanilla.pth"
     torch.save(create_model("resnet8", 100).state_dict(), teacher)
-    told, real = {}, Stepper.__call__
-
-    def noted(self, batch):
-        step = real(self, batch)
-        told[name].append(step.loss.item())
-        return step
-
-    def untested(*_, **__):
-        yield
-        return {"test_loss": 0.0, "top1": 0.0, "top5": 0.0}
-
-    monkeypatch.setattr(Stepper, "__call__", noted)
-    monkeypatch.setattr(loops, "evaluation", untested)
+    told = {}
+    after_each_step(monkeypatch, lambda *_: told[name].append(_[-1].loss.item()))
+    monkeypatch.setattr(trainer, "evaluate", lambda *_, **__: {"test_loss": 0.0, "top1": 0.0, "top5": 0.0})
     for name in ("fast", "plain"):
         told[name] = []
         line = data + f"--lr 0.01 --path-t {teacher} --skip_validation --temperature ctkd-global"
@@ -672,7 +680,7 @@ def test_in_bf16_losses_and_temperatures_are_float32(distill):
     module.student.stage.register_forward_hook(lambda *_: seen.append(_[-1].dtype))
     step = module(batch, OnlineTeacher(expert, "bf16")(batch))
     assert seen == [torch.bfloat16]
-    told = (step.loss, step.logits, step.tau.student, *step.parts.values())
+    told = (step.loss, step.logits, step.tau.student, *step.losses.values())
     assert {value.dtype for value in told} == {torch.float32}
     step.loss.backward()
     assert all(p.grad.dtype == torch.float32 for p in module.parameters() if p.grad is not None)
@@ -712,14 +720,18 @@ def _tensors(out):
 class Emulated(CUDAGraphStep):
     """Records on the CPU. Only what `capture` and `warm_up` do on a GPU is missing."""
 
-    def warm_up(self, given):
-        self._computed(given)
+    def _record(self, task, teacher, batch, optimizer, metrics):
+        self.changed = task, optimizer, metrics
+        return super()._record(task, teacher, batch, optimizer, metrics)
 
-    def capture(self, given):
+    def warm_up(self, step, device):
+        step()
+
+    def capture(self, step):
         graph = Recording()
-        with self.undone(), graph:
-            step = self._computed(given)
-        return graph, step
+        with undone(*self.changed), graph:
+            output = step()
+        return graph, output
 
 
 def small_run(distill, temperature, recorded, extra=()):
@@ -729,60 +741,101 @@ def small_run(distill, temperature, recorded, extra=()):
     torch.manual_seed(0)
     loader = loader_of(subset=28, batch_size=8)
     expert = Tiny(width=12).eval().requires_grad_(False)
-    module = train_student.distillation(resolve_pair(options, "resnet56"), Tiny(), expert, loader.target)
-    optimizer = make_optimizer(module, 0.01, 0.9, 5e-4)
-    stepper = Emulated(module, OnlineTeacher(expert), optimizer, loader, 8) if recorded else Stepper(
-        module, OnlineTeacher(expert), optimizer
-    )
-    logs = []
+    task = train_student.distillation(resolve_pair(options, "resnet56"), Tiny(), expert, loader.target)
+    optimizer, metrics = make_optimizer(task, 0.01, 0.9, 5e-4), Metrics()
+    step, logs = Emulated(8) if recorded else train_step, []
     for epoch in (1, 2, 3, 4):
         set_learning_rate(optimizer, 0.01 / epoch)
-        logs.append(train_epoch(stepper, loader, epoch, 1))
-    return stepper, logs
+        logs.append(train_one_epoch(task, OnlineTeacher(expert), loader, optimizer, metrics, epoch, step=step))
+    return task, step, logs
 
 
 @pytest.mark.parametrize("distill", distiller_dict)
 @pytest.mark.parametrize("temperature", temperature_dict)
 def test_a_replayed_step_is_the_step(temperature, distill):
-    computed, logs = small_run(distill, temperature, recorded=False)
-    replayed, same = small_run(distill, temperature, recorded=True)
-    assert len(replayed.recordings) == (2 if temperature in ("rlkd", "random") else 1)
+    computed, _, logs = small_run(distill, temperature, recorded=False)
+    replayed, step, same = small_run(distill, temperature, recorded=True)
+    assert len(step.recordings) == (2 if temperature in ("rlkd", "random") else 1)
     for ours, theirs in zip(same, logs, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-7)
-    for ours, theirs in zip(replayed.module.parameters(), computed.module.parameters(), strict=True):
+    for ours, theirs in zip(replayed.parameters(), computed.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
 def test_a_replayed_step_of_standardised_logits_is_the_step():
-    _, logs = small_run("kd", "rlkd", recorded=False, extra=["--logit_stand"])
-    _, same = small_run("kd", "rlkd", recorded=True, extra=["--logit_stand"])
+    *_, logs = small_run("kd", "rlkd", recorded=False, extra=["--logit_stand"])
+    *_, same = small_run("kd", "rlkd", recorded=True, extra=["--logit_stand"])
     for ours, theirs in zip(same, logs, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-7)
+
+
+def counted(loader, monkeypatch):
+    """The sizes of the batches of images that the loader makes from now on."""
+    sizes, real = [], loader.view_of
+
+    def view_of(index, view):
+        sizes.append(len(index))
+        return real(index, view)
+
+    monkeypatch.setattr(loader, "view_of", view_of)
+    return sizes
+
+
+def test_images_are_made_when_they_are_first_asked_for(monkeypatch):
+    loader = loader_of(subset=20, batch_size=8)
+    expected = [loader.view_of(batch.index, batch.view) for batch in loader.epoch(1)]
+    sizes = counted(loader, monkeypatch)
+    batches = list(loader.epoch(1))
+    assert sizes == [] and [len(batch) for batch in batches] == [8, 8, 4]
+    for _ in range(2):
+        assert all(torch.equal(batch.images, images) for batch, images in zip(batches, expected, strict=True))
+    assert sizes == [8, 8, 4]  # once each
+
+
+def test_a_copied_batch_has_the_same_images_in_tensors_of_its_own():
+    first, second, _ = loader_of(subset=20, batch_size=8).epoch(1)
+    given, images = first.copy(), second.images
+    assert torch.equal(given.images, first.images)
+    for ours, theirs in zip(given.numbers, second.numbers, strict=True):
+        assert ours.data_ptr() != theirs.data_ptr()
+        ours.copy_(theirs)
+    assert not torch.equal(given.images, images)  # they were made before
+    assert torch.equal(given.unmade().images, images)
+    assert torch.equal(first.images, first.unmade().images)
+
+
+def test_a_recorded_step_makes_the_images(monkeypatch):
+    """The batch's numbers are all that reaches it; only a batch of another size is made outside, by the step itself."""
+    loader = loader_of(subset=28, batch_size=8)
+    sizes, module, step = counted(loader, monkeypatch), make(), Emulated(8)
+    teacher = OnlineTeacher(Tiny(width=12).eval().requires_grad_(False))
+    optimizer, metrics = make_optimizer(module, 0.01, 0.9, 5e-4), Metrics()
+    for epoch in (1, 2):
+        train_one_epoch(module, teacher, loader, optimizer, metrics, epoch, step=step)
+        assert sizes == [8, 8] + epoch * [4]  # to warm up and to record
+    ((given, graph, _),) = step.recordings.values()
+    assert any(func is torch.ops.aten.gather.default and args[0].dtype == torch.uint8 for func, args, *_ in graph.calls)
+    last = [batch for batch in loader.epoch(2) if len(batch) == 8][-1]
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(given.numbers, last.numbers, strict=True))
 
 
 def test_steps_in_python_would_be_noticed():
     """The emulation tells a step that counts in Python from one that counts in tensors."""
 
-    class Forgetful(Stepper):
-        count = 0
-
-        def __call__(self, batch):
-            self.count += 1
-            self.optimizer.param_groups[0]["lr"].fill_(0.1 * self.count)
-            return super().__call__(batch)
-
-    class Replayed(Emulated, Forgetful):
-        pass
-
-    def losses(cls):
+    def losses(step):
         torch.manual_seed(0)
         loader = loader_of(subset=32, batch_size=8)
         module, expert = make(), Tiny(width=12).eval().requires_grad_(False)
-        optimizer = make_optimizer(module, 0.01, 0.9, 5e-4)
-        more = (loader, 8) if cls is Replayed else ()
-        return train_epoch(cls(module, OnlineTeacher(expert), optimizer, *more), loader, 1, 1)["loss"]
+        optimizer, numbers = make_optimizer(module, 0.01, 0.9, 5e-4), itertools.count(1)
 
-    assert losses(Replayed) != pytest.approx(losses(Forgetful), rel=1e-5)
+        def forgetful(batch):
+            optimizer.param_groups[0]["lr"].fill_(0.1 * next(numbers))
+            return batch
+
+        module.before_step = forgetful
+        return train_one_epoch(module, OnlineTeacher(expert), loader, optimizer, Metrics(), 1, step=step)["loss"]
+
+    assert losses(Emulated(8)) != pytest.approx(losses(train_step), rel=1e-5)
 
 
 def test_the_learning_rate_stays_the_tensor_that_it_is():
@@ -801,13 +854,8 @@ def test_a_run_from_before_goes_on_in_steps_that_can_be_recorded(teacher, tmp_pa
     state = checkpoint.load(tmp_path / "run/last.pth")
     state["optimizer"]["param_groups"][0] |= {"lr": 0.05, "fused": None}  # as they were
     checkpoint.save(state, tmp_path / "run/last.pth")
-    seen, real = [], Stepper.__call__
-
-    def noted(self, batch):
-        seen.append(self.optimizer.param_groups[0])
-        return real(self, batch)
-
-    monkeypatch.setattr(Stepper, "__call__", noted)
+    seen = []
+    after_each_step(monkeypatch, lambda task, optimizer, *_: seen.append(optimizer.param_groups[0]))
     distil(line)
     assert seen[0]["fused"] and isinstance(seen[0]["lr"], torch.Tensor)
     assert len(read_log(tmp_path / "run")) == 2
@@ -861,9 +909,7 @@ def test_a_table_in_the_memory_of_a_gpu_says_what_the_teacher_says(distill, teac
 @pytest.mark.gpu
 def test_a_step_that_reads_a_value_back_is_said_not_to_be_recordable(teacher, tmp_path, monkeypatch):
     line = on_gpu(f"--path-t {teacher}")
-    monkeypatch.setattr(
-        temperature_dict["fixed"], "forward", lambda self, *_: as_tau(self.tau.item()), raising=True
-    )
+    monkeypatch.setattr(temperature_dict["fixed"], "forward", lambda self, *_: as_tau(self.tau.item()), raising=True)
     with pytest.raises(RunError, match="cannot be recorded as a CUDA graph .* add --plain"):
         distil(line + f"--run_dir {tmp_path / 'run'}")
 
@@ -895,19 +941,14 @@ def test_trials_of_a_teacher_have_folders_of_their_own(tmp_path, monkeypatch):
 
 
 def test_a_trial_that_fails_does_not_stop_the_others(teacher, tmp_path, monkeypatch):
-    real = Stepper.__call__
+    ended = itertools.count(1)
 
-    def spoiled(self, batch):
-        step = real(self, batch)
-        if self.meter.tensors["samples"] == 96 and spoiled.now == 2:
+    def spoil(task, optimizer, metrics, _):
+        if metrics.tensors["samples"] == 96 and next(ended) == 2:
             with torch.no_grad():
-                self.module.student.classifier.weight.fill_(torch.nan)
-        if self.meter.tensors["samples"] == 96:
-            spoiled.now += 1
-        return step
+                task.student.classifier.weight.fill_(torch.nan)
 
-    spoiled.now = 1
-    monkeypatch.setattr(Stepper, "__call__", spoiled)
+    after_each_step(monkeypatch, spoil)
     with pytest.raises(RunError, match="the weights are not finite after the last step of epoch 1"):
         distil(f"--path-t {teacher} --epochs 3 --trials 2 --run_dir {tmp_path / 'both'}")
     assert len(read_log(tmp_path / "both_seed-1")) == 3

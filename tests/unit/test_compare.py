@@ -20,9 +20,10 @@ from scipy import stats
 import compare
 import published
 from helper import comparison, page, plot
-from helper.errors import RunError, UserError
+from helper.errors import RunError
 from helper.plot import plot_compare, plot_run
 from helper.runs import NEUTRAL_OPTIONS, Run, find_runs, group_labels, group_runs
+from inputs import InputError
 
 ROOT = Path(compare.__file__).parent
 REFERENCE = Path(__file__).resolve().parents[3] / "shared/reference/published_tables.json"
@@ -782,10 +783,10 @@ def test_output_and_plot(tmp_path, monkeypatch, capsys):
 
 def test_a_plot_holds_one_pair_and_its_student_alone(tmp_path):
     runs = some_runs(tmp_path)
-    with pytest.raises(UserError, match="draws one pair, here are 2"):
+    with pytest.raises(InputError, match="draws one pair, here are 2"):
         comparison.plotted(find_runs([runs]))
     write_run(tmp_path / "begun", [])
-    with pytest.raises(UserError, match="here are 0 with an epoch"):
+    with pytest.raises(InputError, match="here are 0 with an epoch"):
         comparison.plotted(find_runs([tmp_path / "begun"]))
     write_run(tmp_path / "more/alone", history(69.0), distill=None)
     write_run(tmp_path / "more/teacher", history(72.0), distill=None, model="resnet56")
@@ -821,7 +822,7 @@ def test_wrong_use_is_one_sentence_and_status_2(tmp_path, monkeypatch, capsys, w
 
 def test_a_picture_that_cannot_be_made_leaves_the_table_as_it_was(tmp_path, monkeypatch):
     (tmp_path / "t.md").write_text("old")
-    with pytest.raises(UserError, match="draws one pair"):
+    with pytest.raises(InputError, match="draws one pair"):
         call(monkeypatch, some_runs(tmp_path), "--output", tmp_path / "t.md", "--plot", tmp_path / "p.png")
     assert (tmp_path / "t.md").read_text() == "old"
 

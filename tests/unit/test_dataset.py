@@ -31,8 +31,8 @@ from dataset import (
     tree,
 )
 from dataset.memory import MemoryLoader, count_views, crop
-from helper.errors import UserError
 from helper.run_folder import RunFolder
+from inputs import InputError
 
 IMAGENETTE = Path(__file__).resolve().parents[3] / "shared" / "data" / "imagenette_small"
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
@@ -51,8 +51,12 @@ def loader_of(images, target=None, **options):
 
 def epoch_of(loader, epoch=1):
     """The order and the views of one epoch, [2, N]."""
-    loader.set_epoch(epoch)
-    return torch.cat([torch.stack([batch.index, batch.view]) for batch in loader], dim=1)
+    return torch.cat([torch.stack([batch.index, batch.view]) for batch in loader.epoch(epoch)], dim=1)
+
+
+def columns(batch):
+    """All tensors of a batch."""
+    return [each for each in (batch.images, batch.target, batch.index, batch.view) if each is not None]
 
 
 def as_pil(image):
@@ -60,8 +64,8 @@ def as_pil(image):
 
 
 def error_of(function, *args, **kwargs):
-    """The one sentence of the UserError that the call must raise."""
-    with pytest.raises(UserError) as caught:
+    """The one sentence of the InputError that the call must raise."""
+    with pytest.raises(InputError) as caught:
         function(*args, **kwargs)
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -145,7 +149,8 @@ def test_epochs_and_seeds_differ_in_order_and_views():
 def test_iterating_again_gives_the_same_epoch():
     loader = loader_of(random_images(20))
     for first, second in zip(loader, loader, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(first[:4], second[:4], strict=True))
+        assert torch.equal(first.images, second.images)
+        assert all(torch.equal(a, b) for a, b in zip(first.numbers, second.numbers, strict=True))
 
 
 def test_each_image_comes_once_and_the_last_batch_may_be_smaller():
@@ -171,13 +176,11 @@ def test_images_targets_and_indices_belong_together():
 
 def test_images_are_blended_into_others_which_show_what_they_show_most():
     loader = loader_of(random_images(37), target=torch.arange(37) % 10, batch_size=8)
-    loader.set_epoch(3)
-    plain = list(loader)
+    plain = list(loader.epoch(3))
     index, view = (torch.cat([getattr(batch, name) for batch in plain]) for name in ("index", "view"))
     partner = torch.arange(loader.num_samples)
     partner[[1, 4]] = torch.tensor([0, 2])
-    loader.set_mixing(partner, 0.7)
-    mixed = list(loader)
+    mixed = list(loader.epoch(3, partner=partner, weight=0.7))
     assert all(batch.view is None for batch in mixed)
     shown = torch.cat([batch.index for batch in mixed])
     assert torch.equal(shown, partner[index])
@@ -187,15 +190,13 @@ def test_images_are_blended_into_others_which_show_what_they_show_most():
     assert torch.allclose(images, expected, atol=1e-5)
     untouched = (index != 1) & (index != 4)
     assert torch.equal(images[untouched], torch.cat([batch.images for batch in plain])[untouched])
-    loader.set_mixing(None, 1.0)
-    again = list(loader)
+    again = list(loader.epoch(3))
     assert all(torch.equal(ours.images, theirs.images) for ours, theirs in zip(again, plain, strict=True))
 
 
 def test_validation_is_in_order_and_not_augmented():
     images = random_images(20)
     loader = loader_of(images, augment=False)
-    loader.set_epoch(5)
     batches = list(loader)
     assert len(loader) == 2 and [len(batch.images) for batch in batches] == [16, 4]
     assert all(batch.view is None for batch in batches)
@@ -209,7 +210,7 @@ def test_an_epoch_reads_nothing_back_from_the_device(augment):
     """A meta tensor has no values, so whatever would wait for one fails."""
     batches = list(loader_of(random_images(20), augment=augment, device="meta"))
     assert [tuple(batch.images.shape) for batch in batches] == [(16, 3, 32, 32), (4, 3, 32, 32)]
-    assert all(tensor.is_meta for batch in batches for tensor in batch if tensor is not None)
+    assert all(tensor.is_meta for batch in batches for tensor in columns(batch))
 
 
 @pytest.mark.gpu
@@ -225,7 +226,7 @@ def test_cuda_gives_the_epoch_of_the_cpu_without_synchronising():
     finally:
         torch.cuda.set_sync_debug_mode("default")
     for one, other in zip(ours, expected, strict=True):
-        torch.testing.assert_close([x.cpu() for x in one], list(other), atol=1e-6, rtol=0)
+        torch.testing.assert_close([x.cpu() for x in columns(one)], columns(other), atol=1e-6, rtol=0)
 
 
 # digits
@@ -399,8 +400,8 @@ def test_images_are_read_alike_in_both_data_sets_and_splits(tmp_path, dataset, s
 
     def first():
         data = create_dataset(dataset, batch_size=4, seed=0, device="cpu", data_dir=str(tmp_path), image_size=32)
-        images, _, index, _, _ = next(iter(getattr(data, split)))
-        return images[index.tolist().index(0)] * torch.tensor(folder.STD)[:, None, None] + torch.tensor(
+        batch = next(iter(getattr(data, split)))
+        return batch.images[batch.index.tolist().index(0)] * torch.tensor(folder.STD)[:, None, None] + torch.tensor(
             folder.MEAN
         ).view(3, 1, 1)
 
@@ -598,7 +599,7 @@ def test_folder_too_large_is_refused_before_decoding(tmp_path, monkeypatch):
     needed = 3 * (3 * (40_000 + 2 * 5_000) ** 2 + 2 * 40_000**2) / 2**30  # 3 training images with padding, 2 without
     message = error_of(folder.load, str(tmp_path), 40_000, 0)
     assert f"{needed:.1f} GiB" in message and "limit is 8.0 GiB" in message and "--image_size" in message
-    monkeypatch.setattr(folder, "memory", lambda: 25_000_000)
+    monkeypatch.setattr(folder, "host_memory", lambda: 25_000_000)
     assert "would take 41.6 MB of memory, and the limit is 25.0 MB: choose" in error_of(
         folder.load, str(tmp_path), 1440, 0
     )

@@ -16,10 +16,10 @@ from torch import nn
 
 from benchmarks import loading
 from dataset import create_dataset
-from helper import checkpoint, distributed
-from helper.errors import UserError
+from helper import checkpoint
 from helper.options import parse, student_parser
 from helper.teacher import find_teacher, fold_batch_norm, load_teacher
+from inputs import InputError
 from models import Model, create_model, feature_widths, imagenet_dict
 from models.imagenet import WEIGHTS
 
@@ -120,10 +120,10 @@ def test_weights_that_cannot_be_downloaded_are_said(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
     line = "--dataset imagenet --teacher_weights torchvision --model_t ResNet34"
-    with pytest.raises(UserError, match="could not be downloaded.*--path-t FILE"):
+    with pytest.raises(InputError, match="could not be downloaded.*--path-t FILE"):
         find_teacher(parse(student_parser(), line.split()))
     assert asked[0].endswith(".pth") and "resnet34" in asked[0]
-    with pytest.raises(UserError, match="torchvision has no weights of MobileNetV1_Imagenet"):
+    with pytest.raises(InputError, match="torchvision has no weights of MobileNetV1_Imagenet"):
         find_teacher(parse(student_parser(), line.replace("ResNet34", "MobileNetV1_Imagenet").split()))
     file = tmp_path / "checkpoints" / asked[0].rpartition("/")[2]
     checkpoint.save(create_model("ResNet34", 5).state_dict(), file)  # as if downloaded before
@@ -153,8 +153,7 @@ def build(tree, **more):
 
 
 def epoch(loader, number=1, done=0):
-    loader.set_epoch(number, done)
-    return list(loader)
+    return list(loader.epoch(number, done))
 
 
 def same(ours, theirs):
@@ -189,12 +188,10 @@ def test_workers_stay_and_follow_the_epochs(tree):
         assert same(epoch(alone, number), epoch(workers, number))
 
 
-def test_each_process_reads_its_share(tree, monkeypatch):
-    whole, data = epoch(build(tree).train), build(tree)
-    monkeypatch.setattr(distributed, "world_size", lambda: 4)
-    shares, tested = [], []
+def test_each_process_reads_its_share(tree):
+    whole, shares, tested = epoch(build(tree).train), [], []
     for rank in range(4):
-        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        data = build(tree, rank=rank, world_size=4)
         shares.append(epoch(data.train))
         tested += [index for batch in data.val for index in batch.index.tolist()]
     assert sorted(tested) == list(range(6))  # six images, four processes
@@ -231,8 +228,7 @@ def test_blended_images_are_called_what_they_show_most_of(tree):
     plain = {i: image for batch in epoch(train) for i, image in zip(batch.index.tolist(), batch.images, strict=True)}
     partner = torch.arange(22)
     partner[3] = 15
-    train.set_mixing(partner, 0.75)
-    blended = epoch(train)
+    blended = list(train.epoch(1, partner=partner, weight=0.75))
     index = torch.cat([batch.index for batch in blended]).tolist()
     images = torch.cat([batch.images for batch in blended])
     assert index.count(15) == 2 and 3 not in index
@@ -241,7 +237,6 @@ def test_blended_images_are_called_what_they_show_most_of(tree):
     assert torch.equal(images[untouched], plain[15])
     assert not torch.equal(images[mixed], plain[3]) and not torch.equal(images[mixed], plain[15])
     assert torch.cat([batch.target for batch in blended])[mixed] == 1  # the class of number 15
-    train.set_mixing(None, 1.0)
     assert same(epoch(train)[:1], epoch(build(tree).train)[:1])
 
 
@@ -251,19 +246,19 @@ def test_a_subset_keeps_classes_balanced(tree):
 
 
 def test_what_is_wrong_with_the_images_is_said(tree, tmp_path):
-    with pytest.raises(UserError, match="--data_dir is missing; --dataset imagenet expects"):
+    with pytest.raises(InputError, match="--data_dir is missing; --dataset imagenet expects"):
         build(tree, data_dir=None)
-    with pytest.raises(UserError, match="--train_subset 23 is more than the 22"):
+    with pytest.raises(InputError, match="--train_subset 23 is more than the 22"):
         build(tree, train_subset=23)
     for split in ("train", "val"):
         (tmp_path / split / "cat").mkdir(parents=True)
         (tmp_path / split / "cat" / "a.png").write_bytes((tree / "val/cat/00.png").read_bytes())
     (tmp_path / "train/cat/a.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match="cat/a.png cannot be read"):
+    with pytest.raises(InputError, match="cat/a.png cannot be read"):
         epoch(build(tmp_path).train)
-    with pytest.raises(UserError, match="leave --teacher_table out"):
+    with pytest.raises(InputError, match="leave --teacher_table out"):
         parse(student_parser(), ["--dataset", "imagenet", "--teacher_table"])
-    with pytest.raises(UserError, match="--teacher_weights torchvision downloads"):
+    with pytest.raises(InputError, match="--teacher_weights torchvision downloads"):
         parse(student_parser(), ["--teacher_weights", "torchvision"])
 
 
@@ -284,7 +279,7 @@ def test_the_speed_of_loading_is_measured(tree, monkeypatch, capsys):
     assert needed >= 1e9 / max(result["1"], result["2"] / 2) > needed - 1
     for wrong in ("--workers", "--epochs"):
         monkeypatch.setattr(sys, "argv", ["loading.py", "--data_dir", str(tree), wrong, "0"])
-        with pytest.raises(UserError, match=f"{wrong} must be 1 or more"):
+        with pytest.raises(InputError, match=f"{wrong} must be 1 or more"):
             loading.main()
 
 

@@ -9,16 +9,18 @@ from common import Tiny, make
 
 from dataset.base import Dataset
 from dataset.memory import MemoryLoader
-from helper import checkpoint, loops, signals
+from helper import checkpoint, signals
 from helper.device import place
-from helper.errors import Interrupted, UserError
-from helper.loops import Stepper, Training, make_optimizer
-from helper.metrics import Meter
+from helper.errors import Interrupted
+from helper.loops import train_step
+from helper.metrics import Metrics
 from helper.run_folder import RunFolder
 from helper.structure import Any, Checked, Maybe, Misfit, Replaced, fitted
 from helper.teacher_cache import OnlineTeacher
+from helper.trainer import Trainer, make_optimizer
+from inputs import InputError
 
-OPTIONS = {"learning_rate": 0.05, "lr_decay_epochs": [], "lr_decay_rate": 0.1, "print_freq": 1, "epochs": 3}
+OPTIONS = {"learning_rate": 0.05, "lr_decay_epochs": [], "lr_decay_rate": 0.1, "print_freq": 1, "epochs": 3, "seed": 1}
 CPU = torch.device("cpu")
 
 
@@ -39,17 +41,22 @@ def a_training(folder, temperature="rlkd", plain=False):
     """Three epochs of three steps, from where the folder's `last.pth` leaves them."""
     train, val = loaders()
     folder.mkdir(exist_ok=True)
+    torch.manual_seed(1)
     expert = Tiny(width=12)
-    module = place(make(temperature, expert=expert, target=train.target), CPU, plain)
-    optimizer = make_optimizer(module, 0.05, 0.9, 5e-4, plain)
+    task = place(make(temperature, expert=expert, target=train.target), CPU, plain)
+    optimizer, metrics = make_optimizer(task, 0.05, 0.9, 5e-4, plain), Metrics()
     run = a_run(folder)
-    run.resume(module, optimizer, len(train))
-    stepper = Stepper(module, OnlineTeacher(expert.eval().requires_grad_(False)), optimizer)
-    return Training(run, stepper, Dataset(train, val, 10), OPTIONS)
+    run.finish = lambda student: None
+    run.resume(task, optimizer, metrics, len(train))
+    teacher = OnlineTeacher(expert.eval().requires_grad_(False))
+    return Trainer(run, task, teacher, optimizer, metrics, Dataset(train, val, 10), dict(OPTIONS))
 
 
-def an_epoch(training):
-    return loops._at_one_go(training.epoch())
+def an_epoch(trainer):
+    """Train the next epoch; returns its record."""
+    trainer.options["epochs"] = len(trainer.run.history) + 1
+    trainer.fit()
+    return trainer.run.history[-1]
 
 
 def stopped_run(folder, temperature="rlkd"):
@@ -57,7 +64,7 @@ def stopped_run(folder, temperature="rlkd"):
     training = a_training(folder, temperature)
     an_epoch(training)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(signals, "asked", lambda: training.stepper.meter.tensors["steps"] >= 2)
+        patch.setattr(signals, "asked", lambda: training.metrics.tensors["steps"] == 2)
         an_epoch(training)
     return checkpoint.load(folder / "last.pth")
 
@@ -70,14 +77,14 @@ def stopped(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory):
-    """Module and optimizer of a run that has not begun."""
-    stepper = a_training(tmp_path_factory.mktemp("runs") / "fresh").stepper
-    return stepper.module, stepper.optimizer
+    """Task and optimizer of a run that has not begun."""
+    trainer = a_training(tmp_path_factory.mktemp("runs") / "fresh")
+    return trainer.task, trainer.optimizer
 
 
-def snapshot(module, optimizer, folder):
+def snapshot(task, optimizer, folder):
     """All that a refused file must leave as it is."""
-    state = copy.deepcopy([module.state_dict(), optimizer.state_dict(), torch.get_rng_state()])
+    state = copy.deepcopy([task.state_dict(), optimizer.state_dict(), torch.get_rng_state()])
     return state, {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
@@ -86,8 +93,8 @@ def check_refused(state, fresh, folder, says):
     torch.save(state, folder / "last.pth")
     run = a_run(folder)
     before = snapshot(*fresh, folder)
-    with pytest.raises(UserError, match=says) as error:
-        run.resume(*fresh, steps=3)
+    with pytest.raises(InputError, match=says) as error:
+        run.resume(*fresh, Metrics(), steps=3)
     assert str(error.value).endswith("add --overwrite to start anew") and "\n" not in str(error.value)
     after = snapshot(*fresh, folder)
     torch.testing.assert_close(after[0], before[0], rtol=0, atol=0)
@@ -121,13 +128,13 @@ def test_momentum_that_is_none_of_this_run_is_refused(change, says, stopped, fre
 
 ODD = [  # the way to a value, what it becomes, what is said
     ((), torch.zeros(3), "state is not a dictionary"),
-    ((), {}, "holds no module"),
+    ((), {}, "holds no version"),
     ((), None, "state is not a dictionary"),
     (("else",), 1, "holds else, which is unknown here"),
     (("module", "student.stem.weight"), torch.zeros(8, 3, 3), "instead of"),
     (("module", "student.stem.weight"), torch.full((8, 3, 3, 3), math.nan), "stem.weight is not finite"),
     (("module", "more"), torch.zeros(1), "holds more, which is unknown here"),
-    (("module",), {}, "module holds no student.stem.weight"),
+    (("module",), {}, "module holds no warmup"),
     (("module",), "x", "module is not a dictionary"),
     (("optimizer",), "x", "optimizer is not a dictionary"),
     (("optimizer", "state"), "x", "state is not a dictionary"),
@@ -140,21 +147,23 @@ ODD = [  # the way to a value, what it becomes, what is said
     (("history", 0, "top1"), math.nan, "history are no epochs from 1 on"),
     (("history", 0, "seconds"), 10**400, "seconds is not a number"),
     (("history",), [{"epoch": i + 1, "top1": 5.0} for i in range(100)], "more epochs than the 3 of this run"),
-    (("part",), {"step": 1}, "part holds no seconds"),
-    (("part",), 5, "part is not a dictionary"),
-    (("part", "step"), -1, "is not from 1 to 3"),
-    (("part", "step"), 4, "is not from 1 to 3"),
-    (("part", "step"), 1, "part is no whole state within an epoch"),  # the sums are of two
-    (("part", "step"), True, "step is not a whole number"),
-    (("part", "trained"), {"loss": 1.0}, "part is no whole state within an epoch"),
-    (("part", "meter"), None, "part is no whole state within an epoch"),
-    (("part", "meter", "names"), ["loss"], "part is no whole state within an epoch"),
-    (("part", "meter", "names"), ["loss", "loss_ce", "loss_pkt"], "state sums up other losses in its begun epoch"),
-    (("part", "meter", "tensors", "tau"), None, "tensors are not all that a meter sums up"),
-    (("part", "meter", "tensors", "sums"), torch.zeros(3), "sums is float32 instead of float64"),
-    (("part", "within", "buffers", "warmup"), torch.zeros(2), "warmup is "),
-    (("part", "within", "probe", 1, 0), torch.tensor(10), "probe are no images with their classes"),
-    (("part", "within", "probe", 0, 0, 0, 0, 0), torch.tensor(math.inf), "probe.0 is not finite"),
+    (("step",), 0, "no whole state within an epoch"),
+    (("step",), -1, "is not from 0 to 3"),
+    (("step",), 4, "is not from 0 to 3"),
+    (("step",), 1, "no whole state within an epoch"),  # the sums are of two
+    (("step",), True, "step is not a whole number"),
+    (("seconds",), "x", "seconds is not a number"),
+    (("version",), "x", "version is not a whole number"),
+    (("version",), 3, "it is of version 3, which is newer than this code"),
+    (("trained",), {"loss": 1.0}, "no whole state within an epoch"),
+    (("metrics",), None, "no whole state within an epoch"),
+    (("metrics", "names"), ["loss"], "no whole state within an epoch"),
+    (("metrics", "names"), ["loss", "loss_ce", "loss_pkt"], "state sums up other losses in its begun epoch"),
+    (("metrics", "tensors", "tau"), None, "tensors are not all sums of an epoch"),
+    (("metrics", "tensors", "sums"), torch.zeros(3), "sums is float32 instead of float64"),
+    (("module", "warmup"), torch.zeros(2), "warmup is "),
+    (("module", "_extra_state", "probe", 1, 0), torch.tensor(10), "_extra_state is inconsistent"),
+    (("module", "_extra_state", "probe", 0, 0, 0, 0, 0), torch.tensor(math.inf), "probe.0 is not finite"),
     (("rng_cpu",), torch.zeros(5, dtype=torch.uint8), "rng_cpu is "),
     (("rng_cpu",), torch.zeros(5056, dtype=torch.int64), "rng_cpu is int64"),
     (("rng_cpu",), torch.full((5056,), 255, dtype=torch.uint8), "rng_cpu is no such state"),
@@ -188,9 +197,9 @@ AGENT = [
     (("critic", "state", 0, "step"), torch.tensor(-1.0), "step is negative"),
     (("critic", "state"), "x", "critic.state is not a dictionary"),
     (("rollout", 0), (torch.zeros(8, 4), torch.zeros(8), torch.zeros(8)), r"rollout.0.0 is \[8, 4\]"),
-    (("rollout", 0), (torch.zeros(8, 3), torch.zeros(7), torch.zeros(8)), "columns of several lengths"),
-    (("rewards",), [], "has not a reward for each batch"),
-    (("probe",), None, "has not a reward for each batch"),
+    (("rollout", 0), (torch.zeros(8, 3), torch.zeros(7), torch.zeros(8)), "_extra_state is inconsistent"),
+    (("rewards",), [], "_extra_state is inconsistent"),
+    (("probe",), None, "_extra_state is inconsistent"),
     (("probe",), "x", "probe is not a tensor"),
 ]
 
@@ -201,19 +210,68 @@ def test_an_agent_that_is_none_of_this_run_is_refused(way, value, says, stopped,
 
 
 def test_a_damaged_file_is_refused_and_says_what_helps(stopped, fresh, tmp_path):
-    torch.save(Stepper, tmp_path / "last.pth")
+    torch.save(Trainer, tmp_path / "last.pth")
     code = (tmp_path / "last.pth").read_bytes()
     torch.save(stopped, tmp_path / "last.pth")
     for content in (b"", b"x" * 99, code, (tmp_path / "last.pth").read_bytes()[:-99]):
         (tmp_path / "last.pth").write_bytes(content)
         run = a_run(tmp_path)
-        with pytest.raises(UserError, match="last.pth is (damaged|refused).* add --overwrite"):
-            run.resume(*fresh, steps=3)
+        with pytest.raises(InputError, match="last.pth is (damaged|refused).* add --overwrite"):
+            run.resume(*fresh, Metrics(), steps=3)
+
+
+SUMS = ("warmup", "count", "total", "squares")  # buffers that the first form of last.pth had beside the weights
+
+
+def first_form(state):
+    """A `last.pth` as it was before it had a version."""
+    state = copy.deepcopy(state)
+    module = state["module"]
+    sums = {key: module.pop(key) for key in list(module) if key.rpartition(".")[2] in SUMS}
+    probe = module.pop("_extra_state").get("probe")
+    part = {
+        "step": state.pop("step"),
+        "seconds": state.pop("seconds"),
+        "within": {"buffers": sums, "probe": probe},
+        "meter": state.pop("metrics"),
+    }
+    for key in ("version", "trained"):
+        del state[key]
+    return state | {"part": part}
+
+
+def test_a_state_of_the_first_form_goes_on_as_one_of_this_form(stopped, tmp_path):
+    ends = []
+    for state in (stopped, first_form(stopped)):
+        folder = tmp_path / str(len(ends))
+        folder.mkdir()
+        torch.save(state, folder / "last.pth")
+        trainer = a_training(folder)
+        assert trainer.run.step == 2
+        record = an_epoch(trainer)
+        del record["seconds"], record["images_per_second"]
+        ends.append((record, trainer.task.state_dict()))
+    torch.testing.assert_close(*ends, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("way", "value", "says"),
+    [
+        (("part",), 5, "part is no dictionary"),
+        (("part", "within"), 5, "part is no dictionary"),
+        (("part",), {"step": 1}, "part holds no seconds"),
+        (("part", "more"), 5, "part holds more, which"),
+        (("part", "step"), 1, "no whole state within an epoch"),
+        (("part", "within", "buffers", "warmup"), torch.zeros(2), "warmup is "),
+    ],
+)
+def test_a_damaged_state_of_the_first_form_is_refused(way, value, says, stopped, fresh, tmp_path):
+    check_refused(changed(first_form(stopped), way, value), fresh, tmp_path, says)
 
 
 def test_states_from_before_still_load(stopped, tmp_path):
-    """Of a run without `part`, of agents without a rollout, and of optimizers that step in another way."""
-    state = changed(stopped, ("optimizer", "param_groups", 0, "lr"), 7.0)
+    """Of a run at the end of an epoch, of agents without a rollout, and of optimizers that step in another way."""
+    state = changed(first_form(stopped), ("optimizer", "param_groups", 0, "lr"), 7.0)
     for way in ((), ("module", "temperature._extra_state")):
         where = state
         for key in way:
@@ -223,10 +281,10 @@ def test_states_from_before_still_load(stopped, tmp_path):
     state["optimizer"]["state"][1]["momentum_buffer"] = None
     del state["optimizer"]["state"][2]
     torch.save(state, tmp_path / "last.pth")
-    training = a_training(tmp_path)
-    assert len(training.run.history) == 1 and training.run.part is None
-    assert [an_epoch(training)["epoch"] for _ in range(2)] == [2, 3]
-    assert training.stepper.optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
+    trainer = a_training(tmp_path)
+    assert len(trainer.run.history) == 1 and trainer.run.step == 0
+    assert [an_epoch(trainer)["epoch"] for _ in range(2)] == [2, 3]
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
 
 
 def test_momenta_that_share_memory_are_parted(stopped, tmp_path):
@@ -236,7 +294,7 @@ def test_momenta_that_share_memory_are_parted(stopped, tmp_path):
         momentum = own["momentum_buffer"]
         own["momentum_buffer"] = shared[: momentum.numel()].view(momentum.shape)
     torch.save(state, tmp_path / "last.pth")
-    momenta = [kept["momentum_buffer"] for kept in a_training(tmp_path).stepper.optimizer.state.values()]
+    momenta = [kept["momentum_buffer"] for kept in a_training(tmp_path).optimizer.state.values()]
     assert len({momentum.untyped_storage().data_ptr() for momentum in momenta}) == len(momenta) > 1
     assert all(momentum.untyped_storage().nbytes() == 4 * momentum.numel() for momentum in momenta)
 
@@ -248,23 +306,26 @@ def test_plain_and_fast_steps_take_turns_in_one_run(begun_plain, tmp_path):
     an_epoch(training)
     losses, weights = [], []
     for plain in (begun_plain, not begun_plain):
-        stepper = a_training(tmp_path, "fixed", plain).stepper
-        for parameter, kept in stepper.optimizer.state.items():
+        trainer = a_training(tmp_path, "fixed", plain)
+        for parameter, kept in trainer.optimizer.state.items():
             assert kept["momentum_buffer"].stride() == parameter.stride()
         batches = [batch for batch, _ in zip(loaders()[0], range(2), strict=False)]
-        losses.append([stepper(batch).loss.item() for batch in batches])
-        weights.append(dict(stepper.module.named_parameters()))
+        steps = [
+            train_step(trainer.task, trainer.teacher, batch, trainer.optimizer, trainer.metrics) for batch in batches
+        ]
+        losses.append([step.loss.item() for step in steps])
+        weights.append(dict(trainer.task.named_parameters()))
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-6)
 
 
 def test_steps_of_another_loss_are_not_added_up(stopped, fresh):
-    meter = Meter()
-    meter.go_on(stopped["part"]["meter"], CPU)
+    metrics = Metrics()
+    metrics.load_state(stopped["metrics"], CPU)
     other = make("rlkd", "pkt")
     batch = next(iter(loaders()[0]))
-    with pytest.raises(UserError, match="other sums within its epoch than of loss, loss_ce, loss_kd, loss_pkt:"):
-        meter.update(other(batch, OnlineTeacher(Tiny(width=12).eval())(batch)))
+    with pytest.raises(InputError, match="other sums within its epoch than of loss, loss_ce, loss_kd, loss_pkt:"):
+        metrics.update(other(batch, OnlineTeacher(Tiny(width=12).eval())(batch)))
 
 
 # ---------------------------------------------------------------- what is taken up
@@ -280,16 +341,16 @@ def test_random_numbers_go_on(tmp_path):
 
 def test_the_best_and_the_last_weights_are_those_of_the_best_and_the_last_epoch(tmp_path):
     training = a_training(tmp_path, "fixed")
-    run, module = training.run, training.stepper.module
-    student, kept = module.student, tmp_path / "tiny_best.pth"
+    run, task, optimizer = training.run, training.task, training.optimizer
+    student, kept = task.student, tmp_path / "tiny_best.pth"
     seen = []
     for epoch, top1 in enumerate((40.0, 60.0, 60.0), 1):
         with torch.no_grad():
             student.classifier.bias.fill_(epoch)
-        run.save_epoch({"epoch": epoch, "top1": top1}, module, student, training.stepper.optimizer)
+        run.save_epoch({"epoch": epoch, "top1": top1}, task, optimizer)
         seen.append(checkpoint.load(kept)["classifier.bias"][0].item())
         run = a_run(tmp_path)
-        run.resume(module, training.stepper.optimizer)
+        run.resume(task, optimizer, Metrics())
     assert seen == [1, 2, 2]  # of equal ones the first
     run.config |= {"kind": "student", "teacher": None, "model": "tiny", "dataset": "noise", "seed": 1}
     run.finish(student)

@@ -10,9 +10,12 @@ from common import Tiny, fixed_batch
 from torch import Tensor
 
 from distiller_zoo import create_distiller
-from helper.errors import UserError
-from helper.loops import PROBE, Distillation, make_optimizer, train_step
+from helper.loops import train_step
+from helper.metrics import Metrics
+from helper.task import PROBE, Distillation
 from helper.teacher_cache import OnlineTeacher
+from helper.trainer import make_optimizer
+from inputs import InputError
 from temperature import rlkd
 from temperature.policy import ACTION_STD, Policy, Random, entropy
 from temperature.rlkd import (
@@ -359,7 +362,7 @@ def test_nothing_moves_with_learning_off(temperature, varied):
 
 
 def test_the_calibration_is_one_of_two():
-    with pytest.raises(UserError, match="unknown --rl_calibration 'nonsense'; the known ones are: even, learned"):
+    with pytest.raises(InputError, match="unknown --rl_calibration 'nonsense'; the known ones are: even, learned"):
         make(rl_calibration="nonsense")
 
 
@@ -382,7 +385,7 @@ def test_the_reward_is_the_improvement_by_the_step_on_the_same_images():
         losses.append(probe.item())
         learned_from = module.before_step(batch)
         assert torch.equal(learned_from.index, batch.index if number else batch.index[PROBE:])
-        taus.append(train_step(module, OnlineTeacher(teacher), learned_from, optimizer).tau.student)
+        taus.append(train_step(module, OnlineTeacher(teacher), learned_from, optimizer, Metrics()).tau.student)
     rewards = [reward.item() for reward in module.temperature.rewards]
     assert rewards[:2] == pytest.approx([losses[0] - losses[1], losses[1] - losses[2]], rel=1e-4)
     assert len(rewards) == 3
@@ -407,8 +410,9 @@ def test_an_epoch_that_ends_within_a_rollout_is_learned_from(calibration):
     before = copy.deepcopy(module.temperature.agent.state_dict())
     optimizer = make_optimizer(module, 0.05, 0.9, 0.0)
     module.start_epoch(1)
+    metrics = Metrics()
     for _ in range(3):
-        train_step(module, OnlineTeacher(teacher), module.before_step(batch), optimizer)
+        train_step(module, OnlineTeacher(teacher), batch, optimizer, metrics)
     assert all(torch.equal(value, before[key]) for key, value in module.temperature.agent.state_dict().items())
     module.end_epoch()
     after = module.temperature.agent.state_dict()
