@@ -12,12 +12,12 @@ import helper.environment  # noqa: F401 (before PyTorch)
 import argparse
 from pathlib import Path
 
-from helper.comparison import plotted, report
 from helper.errors import Parser, run_main
 from helper.files import write_atomically
-from helper.page import write_pages
-from helper.plot import plot_compare
-from helper.runs import find_runs
+from report.comparison import plotted, report
+from report.page import write_pages
+from report.plot import plot_compare
+from report.runs import find_runs
 
 
 def parse_args() -> argparse.Namespace:

@@ -28,14 +28,17 @@ import torch
 
 import published
 from helper import signals
-from helper.comparison import REPORTS, mean_and_spread
 from helper.errors import InUse, Parser, RunError, UserError, run_main
 from helper.files import PATIENCE, TRIES, is_locked, open_to_append
 from helper.options import given, parse, resolve_pair, student_parser, teacher_parser
-from helper.runs import ADDED_OPTIONS, NEUTRAL_OPTIONS, decisive, differing, read_config, read_log, warn
-from helper.tables import Table
+from helper.run_files import read_config, read_log
+from helper.run_identity import ADDED_OPTIONS, NEUTRAL_OPTIONS, decisive, differing
 from inputs import check_numbers
-from published.rows import SHORT, TABLES, Row, left_out, rows
+from report.comparison import REPORTS
+from report.rows import SHORT, TABLES, Row, left_out, rows
+from report.runs import warn
+from report.statistics import mean_and_spread
+from report.tables import Table
 
 HEADING = ["table", "pair", "method", "state", "n", "last", "published"]
 OUTPUT = Path("save/reproduce")  # what each run prints, where several are at work

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import train_teacher
 from dataset import Dataset, create_dataset, identify_data
 from distiller_zoo import create_distiller, distiller_dict
 from helper import distributed
@@ -23,13 +24,14 @@ from helper.loops import evaluate
 from helper.metrics import Metrics
 from helper.options import kwargs_for, parse, proportions_in_words, resolve_pair, run_folder, student_parser
 from helper.run_folder import RunFolder
-from helper.runs import OPTIONS_OF, TEMPERATURE_OPTIONS_OF
+from helper.run_identity import OPTIONS_OF, TEMPERATURE_OPTIONS_OF
 from helper.task import Distillation
 from helper.teacher import FoundTeacher, find_teacher, load_teacher
 from helper.teacher_cache import CachedTeacher, OnlineTeacher, check_table_dir
 from helper.trainer import Trainer, make_optimizer, make_step
 from helper.trials import train_runs, trials_of
 from models import Model, create_model, feature_widths
+from report import draw_curve
 from temperature import create_temperature, temperature_dict
 from temperature.standardised import Standardised
 
@@ -42,7 +44,7 @@ def distil(options: dict[str, Any]) -> list[Path]:
 
 def _distil(options: dict[str, Any], device: torch.device) -> list[Path]:
     # 1. the teacher's weights, and the runs: what they are, and what there is of them already
-    found = find_teacher(options)
+    found = find_teacher(options, train_teacher.train)
     options = resolve_pair(options, found.name)
     data_sha256 = distributed.one_a_machine(lambda: identify_data(options["dataset"], options["data_dir"]))
     runs = [(open_run(trial, found, data_sha256), trial) for trial in trials_of(options)]
@@ -91,7 +93,7 @@ def open_run(options: dict[str, Any], found: FoundTeacher, data_sha256: str | No
     group = f"{options['dataset']}_{found.name}_{options['model_s']}/{options['distill']}_{options['temperature']}"
     group += "_logit_stand" * options["logit_stand"]
     folder = run_folder(options, "student_model", group, f"seed-{options['seed']}")
-    run = RunFolder(folder, options["model_s"], config, options["overwrite"])
+    run = RunFolder(folder, options["model_s"], config, options["overwrite"], draw_curve)
     print(f"distil {run.title}, into {folder}")
     return run
 

@@ -23,14 +23,11 @@ from helper.metrics import Metrics
 from helper.options import kwargs_for, parse, proportions_in_words, run_folder, teacher_parser
 from helper.run_folder import RunFolder
 from helper.task import Vanilla
+from helper.teacher import folder_name
 from helper.trainer import Trainer, make_optimizer, make_step
 from helper.trials import train_runs, trials_of
 from models import create_model
-
-
-def folder_name(model: str, dataset: str) -> str:
-    """The name of a teacher's folder: the published one for CIFAR-100, with the data set's name for others."""
-    return f"{model}_vanilla" if dataset == "cifar100" else f"{model}_vanilla_{dataset}"
+from report import draw_curve
 
 
 def train(options: dict[str, Any]) -> list[Path]:
@@ -78,7 +75,7 @@ def open_run(options: dict[str, Any], data_sha256: str | None) -> RunFolder:
     }
     name = folder_name(options["model"], options["dataset"]) + f"_seed-{options['seed']}" * (options["trials"] > 1)
     folder = run_folder(options, "models", "", name)
-    run = RunFolder(folder, options["model"], config, options["overwrite"])
+    run = RunFolder(folder, options["model"], config, options["overwrite"], draw_curve)
     print(f"train {run.title}, into {folder}")
     return run
 

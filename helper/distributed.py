@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import dataset.base
 from helper.errors import RunError, UserError
-from helper.runs import differing
+from helper.run_identity import differing
 from inputs import InputError, printable
 
 T = TypeVar("T")

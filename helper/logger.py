@@ -10,7 +10,7 @@ os.environ["PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION"] = "python"
 import tensorboard_logger
 
 from helper.files import write_atomically, writing
-from helper.runs import Record
+from helper.run_files import Record
 
 
 class RunLog:

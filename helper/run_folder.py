@@ -9,7 +9,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +26,8 @@ from helper.files import open_to_append, reason, remove_leftovers, try_writing, 
 from helper.logger import RunLog
 from helper.metrics import METRICS_PATTERN, Metrics
 from helper.options import flags_of, student_parser, teacher_parser
-from helper.runs import ADDED_OPTIONS, Record, decisive, differing, differing_keys, hash_version, read_config, read_log
+from helper.run_files import Record, read_config, read_log
+from helper.run_identity import ADDED_OPTIONS, decisive, differing, differing_keys, hash_version
 from helper.structure import Checked, Maybe, Misfit, fitted, load_optimizer, module_pattern, optimizer_pattern
 from helper.task import Task
 
@@ -48,12 +49,21 @@ class RunFolder:
         folder: where it is. model: the trained network's name, for file names.
         config: what `config.json` will say; its `options` decide whether a run already there is the same run.
         overwrite: start anew, whatever is there.
+        draw: draws the curves of a history, with a title, into a PNG file.
 
     Raises:
         UserError: the folder holds a run with other options, or another process was told to do another run.
     """
 
-    def __init__(self, folder: Path, model: str, config: dict[str, Any], overwrite: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        model: str,
+        config: dict[str, Any],
+        overwrite: bool,
+        draw: Callable[[list[Record], str, Path], None] | None = None,
+    ) -> None:
+        self.draw = draw
         self.folder, self.model, self.config = folder, model, config | {"processes": distributed.world_size()}
         self.overwrite = overwrite and not distributed.any_rank(distributed.restarts() > 0)
         self.history: list[Record] = []
@@ -362,9 +372,8 @@ class RunFolder:
         """Draw the picture and write the weights; the bare ones come last, as the sign that the run is over."""
         if not distributed.is_rank0():
             return
-        from helper.plot import plot_run  # matplotlib takes long to import, and no training waits for it
-
-        plot_run(self.history, self.title, self.folder / "curve.png")
+        if self.draw:
+            self.draw(self.history, self.title, self.folder / "curve.png")
         if self.config["kind"] == "teacher":
             self._save_teacher(student)
         checkpoint.save(student.state_dict(), self.folder / f"{self.model}_last.pth")

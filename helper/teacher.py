@@ -3,6 +3,7 @@
 import stat
 import time
 from collections import Counter
+from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,12 +19,14 @@ from helper.errors import InUse, UserError
 from helper.files import PATIENCE, TRIES, is_locked, reason
 from helper.options import parse, resolve_pair, teacher_parser
 from models import Model
-from train_teacher import folder_name, train
 
 SHARED_OPTIONS = (  # what a teacher trained here has in common with its student
     "dataset", "data_dir", "image_size", "train_subset", "num_workers", "batch_size", "seed", "device", "gpu_id",
     "print_freq", "dist_timeout",
 )  # fmt: skip
+
+
+Train = Callable[[dict[str, Any]], list[Path]]  # train_teacher.train
 
 
 class FoundTeacher(NamedTuple):
@@ -35,8 +38,17 @@ class FoundTeacher(NamedTuple):
     weights: dict[str, Tensor]
 
 
-def find_teacher(options: dict[str, Any]) -> FoundTeacher:
+def folder_name(model: str, dataset: str) -> str:
+    """Return the name of a teacher's folder: the published one for CIFAR-100, with the data set's name for others."""
+    return f"{model}_vanilla" if dataset == "cifar100" else f"{model}_vanilla_{dataset}"
+
+
+def find_teacher(options: dict[str, Any], train: Train | None = None) -> FoundTeacher:
     """Read the teacher that --path-t or --model_t names; with --train_teacher, train it first where it is missing.
+
+    Args:
+        options: of the student's run.
+        train: trains the network that other options describe, and returns its folder.
 
     Raises:
         UserError: there is none, its file is damaged, or it is another network than --model_t says.
@@ -56,7 +68,7 @@ def find_teacher(options: dict[str, Any]) -> FoundTeacher:
         if options["dry_run"]:
             print(f"the teacher {path} is missing")
             return FoundTeacher(path, name or "unknown", None, {})
-        trained = _train_missing(path, folder, name, options)
+        trained = _train_missing(path, folder, name, options, train)
         file = distributed.on_rank0(lambda: _newest(trained))
     return distributed.on_rank0(lambda: _read(file, options["model_t"], options["dataset"]))
 
@@ -138,7 +150,7 @@ def _epoch(path: Path) -> int:
     return int(number) if number.isdecimal() else 0
 
 
-def _train_missing(path: Path, folder: Path, name: str | None, options: dict[str, Any]) -> Path:
+def _train_missing(path: Path, folder: Path, name: str | None, options: dict[str, Any], train: Train | None) -> Path:
     """Train a teacher into its folder, or go on with it, for as many epochs as its file name says."""
     recipe = f"python train_teacher.py --model {name or 'NAME'} --dataset {options['dataset']} --run_dir {folder}"
     if name is None:
@@ -153,10 +165,10 @@ def _train_missing(path: Path, folder: Path, name: str | None, options: dict[str
     for key in SHARED_OPTIONS:
         if options[key] is not None:
             argv += [f"--{key}", str(options[key])]
-    return _train_or_wait(parse(teacher_parser(), argv))
+    return _train_or_wait(parse(teacher_parser(), argv), train)
 
 
-def _train_or_wait(options: dict[str, Any]) -> Path:
+def _train_or_wait(options: dict[str, Any], train: Train) -> Path:
     """Train a teacher; where another process is at it, wait until that ends, and go on with what it has left."""
     tries = 0
     while True:

@@ -16,10 +16,10 @@ import train_student
 import train_teacher
 from benchmarks import bench, cka_bias, cost, growth, loading, operations, sharing, startup
 from distiller_zoo import distiller_dict
-from helper import page
 from helper.errors import UserError, run_main
 from helper.options import parse, resolve_pair, student_parser, teacher_parser
-from published.rows import TABLES, rows
+from report import page
+from report.rows import TABLES, rows
 from temperature import temperature_dict
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 import reproduce
-from helper import page
-from helper.comparison import report
-from helper.plot import plot_compare
-from helper.runs import find_runs
-from published.rows import SHORT, rows
+from report import page
+from report.comparison import report
+from report.plot import plot_compare
+from report.rows import SHORT, rows
+from report.runs import find_runs
 
 RESULTS = Path(reproduce.__file__).parent / "results/cifar100_40-epochs"
 INTACT, ODD = (next(row for row in rows(SHORT) if row.method == method) for method in ("kd_tau-4", "kd_dtkd"))

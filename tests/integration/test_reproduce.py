@@ -17,13 +17,15 @@ from common import no_hang
 
 import published
 import reproduce
-from helper.comparison import find_published
 from helper.errors import InUse, RunError
 from helper.options import parse, resolve_pair, student_parser, teacher_parser
+from helper.run_files import read_config, read_log
 from helper.run_folder import RunFolder
-from helper.runs import NEUTRAL_OPTIONS, Run, foreign_options, read_config, read_log, warn
+from helper.run_identity import NEUTRAL_OPTIONS, foreign_options
 from inputs import InputError
-from published.rows import IMAGENET, SHORT, TABLES, Row, left_out, rows
+from report.comparison import find_published
+from report.rows import IMAGENET, SHORT, TABLES, Row, left_out, rows
+from report.runs import Run, warn
 
 ROOT = Path(reproduce.__file__).parent
 
@@ -474,7 +476,7 @@ def test_when_it_is_asked_to_end_so_are_its_runs(place, monkeypatch):
     stand_ins(place, monkeypatch, SAVES_SLOWLY, "")
     three = f"[Row('digits', name, None, 'alone', {TINY}, None) for name in ('vgg8', 'vgg13', 'vgg19')]"
     (place / "few.py").write_text(
-        "import reproduce\nfrom helper.errors import run_main\nfrom published.rows import Row\n"
+        "import reproduce\nfrom helper.errors import run_main\nfrom report.rows import Row\n"
         f"reproduce.rows = lambda table: {three}\n"
         "run_main(reproduce.main)\n"
     )

@@ -52,7 +52,7 @@ from helper.loops import Distillation, Stepper, decayed, evaluate, make_optimize
 from helper.metrics import Meter, Step
 from helper.options import DECAYS, kwargs_for, parse, resolve_pair, student_parser, teacher_parser
 from helper.run_folder import RunFolder
-from helper.runs import ADDED_OPTIONS
+from helper.run_identity import ADDED_OPTIONS
 from helper.teacher_cache import OnlineTeacher
 from inputs import InputError
 from models import create_model, model_dict

@@ -19,11 +19,12 @@ from scipy import stats
 
 import compare
 import published
-from helper import comparison, page, plot
 from helper.errors import RunError
-from helper.plot import plot_compare, plot_run
-from helper.runs import NEUTRAL_OPTIONS, Run, find_runs, group_labels, group_runs
+from helper.run_identity import NEUTRAL_OPTIONS
 from inputs import InputError
+from report import comparison, page, plot, statistics
+from report.plot import plot_compare, plot_run
+from report.runs import Run, find_runs, group_labels, group_runs
 
 ROOT = Path(compare.__file__).parent
 REFERENCE = Path(__file__).resolve().parents[3] / "shared/reference/published_tables.json"
@@ -449,12 +450,12 @@ def test_chance_pools_the_spread_of_several_configurations():
     ours, base = [71.0, 71.3, 71.5], [70.0, 70.6]
     groups = [runs_with(ours), runs_with(base)]
     interval = stats.ttest_ind(ours, base).confidence_interval()
-    assert comparison.chance(groups, "last", 3, 2) == pytest.approx((interval.high - interval.low) / 2)
-    spread, freedom = comparison.pooled([*groups, runs_with([60.0])], "last")  # one run has no spread
+    assert statistics.significance_margin(groups, "last", 3, 2) == pytest.approx((interval.high - interval.low) / 2)
+    spread, freedom = statistics.pooled([*groups, runs_with([60.0])], "last")  # one run has no spread
     assert freedom == 3
     assert spread == pytest.approx(math.sqrt((2 * statistics.variance(ours) + statistics.variance(base)) / 3))
-    assert comparison.chance([runs_with([60.0]), runs_with([61.0, 61.0])], "last", 3, 2) is None
-    assert comparison.chance(groups, "last", 3, 0) is None
+    assert statistics.significance_margin([runs_with([60.0]), runs_with([61.0, 61.0])], "last", 3, 2) is None
+    assert statistics.significance_margin(groups, "last", 3, 0) is None
 
 
 # --- the table

@@ -10,7 +10,7 @@ from benchmarks import bench, cka_bias, cost, growth, loading, operations, shari
 from distiller_zoo import distiller_dict
 from helper.errors import Parser
 from helper.options import parse, student_parser, teacher_parser
-from helper.runs import OPTIONS_OF, TEMPERATURE_OPTIONS_OF
+from helper.run_identity import OPTIONS_OF, TEMPERATURE_OPTIONS_OF
 from inputs import BOUNDS, InputError
 from models import networks
 

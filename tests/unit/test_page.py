@@ -12,14 +12,14 @@ from test_compare import history, write_run
 
 import compare
 from distiller_zoo import distiller_dict
-from helper import comparison, page, svg
-from helper.comparison import finished_groups
 from helper.errors import RunError
-from helper.figures import FULL, figures
-from helper.runs import find_runs, group_labels
-from helper.svg import Band, Curve, Dots, draw, draw_dots
-from helper.tables import Link, Table, in_markdown
 from inputs import InputError
+from report import page, statistics, svg
+from report.comparison import finished_groups
+from report.figures import FULL, figures
+from report.runs import find_runs, group_labels
+from report.svg import Band, Curve, Dots, draw, draw_dots
+from report.tables import Link, Table, in_markdown
 from temperature import temperature_dict
 
 
@@ -342,7 +342,7 @@ def test_the_picture_of_last_top1_marks_the_kd_of_the_same_teacher_and_recipe(tm
     names, centres, line, (band,) = dots(made["s_resnet56_resnet20_2_last.svg"])
     assert [name.split(",")[1] for name in names] == [" tau 4", " tau 2", " tau 4"]  # KD at tau 4, KD at tau 2, DKD
     assert sorted(centres)[0] < line < sorted(centres)[-1] and line not in centres  # a mean of three
-    noise = comparison.chance(groups, "last", 1, 3)
+    noise = statistics.significance_margin(groups, "last", 1, 3)
     scale = (sorted(centres)[-1] - sorted(centres)[0]) / (73.0 - 70.0)
     assert float(band.get("width")) == pytest.approx(2 * noise * scale, rel=0.02)
 

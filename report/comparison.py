@@ -1,19 +1,24 @@
 """Runs beside the published tables: mean and spread, the published number, difference and verdict."""
 
-import math
 import textwrap
 from collections.abc import Iterable, Sequence
-from statistics import fmean, stdev, variance
-
-from scipy import stats
+from statistics import fmean
 
 import published
 from helper.errors import UserError
-from helper.runs import OPTIONS_OF, USUAL_KD, Run, by_data, group_labels, group_runs, one_a_seed
-from helper.tables import Table, in_markdown
+from helper.run_identity import OPTIONS_OF
 from inputs import printable
+from report.runs import USUAL_KD, Run, by_data, group_labels, group_runs, one_a_seed
+from report.statistics import (
+    deviation,
+    mean_and_spread,
+    prediction_halfwidth,
+    same_noise_pool,
+    significance_margin,
+    values,
+)
+from report.tables import Table, in_markdown
 
-CONFIDENCE = 0.95
 KD_WEIGHTS = (USUAL_KD["gamma"], USUAL_KD["alpha"])
 TEACHER_TOLERANCE = 0.5  # points of accuracy: further from the published teacher it is another experiment
 REPORTS = {
@@ -64,57 +69,6 @@ class Notes:
         return f"[{self.texts.index(text) + 1}]"
 
 
-def values(runs: Sequence[Run], which: str) -> list[float]:
-    """The `last` or `best` accuracies of runs, as far as they have them."""
-    return [top1 for run in runs if (top1 := getattr(run, which)) is not None]
-
-
-def margin(accuracies: Sequence[float], std: float = 0.0) -> float:
-    """Half the 95 % prediction interval of one more run: Student's t times s * sqrt(1 + 1/n), to which a published
-    standard deviation is added in quadrature before. Needs two accuracies or more.
-    """
-    n = len(accuracies)
-    return stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * math.hypot(stdev(accuracies) * math.sqrt(1 + 1 / n), std)
-
-
-def deviation(accuracies: Sequence[float], top1: float, std: float = 0.0) -> int:
-    """Where measured accuracies lie from a published one: 1 above it, -1 below it, 0 within the noise."""
-    difference = fmean(accuracies) - top1
-    if abs(difference) <= margin(accuracies, std):
-        return 0
-    return 1 if difference > 0 else -1
-
-
-def pooled(groups: Iterable[Sequence[Run]], which: str) -> tuple[float, int]:
-    """The standard deviation over seeds that configurations have in common, and its degrees of freedom.
-
-    Args:
-        which: `last` or `best`.
-    """
-    samples = [accuracies for group in groups if len(accuracies := values(group, which)) > 1]
-    freedom = sum(len(accuracies) - 1 for accuracies in samples)
-    squares = sum(variance(accuracies) * (len(accuracies) - 1) for accuracies in samples)
-    return math.sqrt(squares / max(1, freedom)), freedom
-
-
-def chance(groups: Iterable[Sequence[Run]], which: str, ours: int, theirs: int) -> float | None:
-    """How far the means of so many runs of one and the other configuration may differ by chance (95 %), if they spread
-    as these do; None if that is not known, for want of runs or of seeds that differ."""
-    spread, freedom = pooled(groups, which)
-    if not spread or not ours or not theirs:
-        return None
-    return stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * spread * math.sqrt(1 / ours + 1 / theirs)
-
-
-def alike(run: Run, groups: Iterable[Sequence[Run]]) -> list[Sequence[Run]]:
-    """The configurations that are taken to spread as a run's does: those of its student, data set and epochs."""
-
-    def kind(run: Run) -> list[object]:
-        return [run.dataset, *map(run.option, ("model", "epochs", "train_subset"))]
-
-    return [group for group in groups if kind(group[0]) == kind(run)]
-
-
 def verdict(runs: Sequence[Run], record: published.Record) -> str:
     """`above`, `below` or `within noise (±1.00)` of a published number made by the same protocol; `one run` for one.
 
@@ -128,7 +82,7 @@ def verdict(runs: Sequence[Run], record: published.Record) -> str:
     std = record.get("std", 0.0)
     where = {deviation(accuracies, record["top1"], std) for accuracies in counted}
     if 0 in where:
-        return f"within noise (±{max(margin(accuracies, std) for accuracies in counted):.2f})"
+        return f"within noise (±{max(prediction_halfwidth(accuracies, std) for accuracies in counted):.2f})"
     return {1: "above", -1: "below"}[where.pop()] if len(where) == 1 else "between last and best"
 
 
@@ -175,13 +129,6 @@ def source_note(record: published.Record) -> str:
     if record["certainty"] != "certain":
         text += f" The number is {record['certainty']}."
     return text + (f" Note: {record['note']}." if "note" in record else "")
-
-
-def mean_and_spread(accuracies: Sequence[float]) -> str:
-    """`71.19 ± 0.12`, or `71.19` for one run; a dash for none."""
-    if not accuracies:
-        return "–"
-    return f"{fmean(accuracies):.2f}" + (f" ± {stdev(accuracies):.2f}" if len(accuracies) > 1 else "")
 
 
 def row(runs: Sequence[Run], label: str, notes: Notes) -> list[str]:
@@ -295,7 +242,7 @@ def gain_rows(groups: Sequence[Sequence[Run]], labels: Sequence[str]) -> list[li
     for runs, label in zip(groups, labels, strict=True):
         if runs[0].option("distill") is None:
             continue
-        here = alike(runs[0], groups)
+        here = same_noise_pool(runs[0], groups)
         for i in baselines(runs, groups):
             base = groups[i]
             other = (base[0].option("gamma"), kd_weight(base[0])) != (runs[0].option("gamma"), kd_weight(runs[0]))
@@ -303,7 +250,7 @@ def gain_rows(groups: Sequence[Sequence[Run]], labels: Sequence[str]) -> list[li
             cells = [runs[0].pair, label, labels[i] + mark]
             for which in ("last", "best"):
                 ours, theirs = values(runs, which), values(base, which)
-                noise = chance(here, which, len(ours), len(theirs))
+                noise = significance_margin(here, which, len(ours), len(theirs))
                 gain = f"{fmean(ours) - fmean(theirs):+.2f}" if ours and theirs else "–"
                 cells.append(gain if noise is None else f"{gain} ± {noise:.2f}")
             rows.append([*cells, f"{len(runs)}, {len(base)}", str(runs[0].option("epochs"))])

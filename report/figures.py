@@ -7,10 +7,11 @@ from hashlib import sha256
 from statistics import fmean
 from typing import NamedTuple
 
-from helper.comparison import alike, chance, is_baseline, on_its_data, rank, recipe, setting, values
-from helper.plot import COLOURS
-from helper.runs import Run, by_data
-from helper.svg import Band, Curve, Dots, draw, draw_dots
+from report.comparison import is_baseline, on_its_data, rank, recipe, setting
+from report.plot import COLOURS
+from report.runs import Run, by_data
+from report.statistics import same_noise_pool, significance_margin, values
+from report.svg import Band, Curve, Dots, draw, draw_dots
 
 FULL = 6  # curves in a picture at most, but for those that stand in each
 ALONE, BASELINE = "#999999", "#222222"  # the colours of the student alone and of KD
@@ -154,7 +155,7 @@ def _dots(title: str, shown: Sequence[Shown], base: Sequence[Run], groups: Seque
     ours = values(base, "last")
     if not ours:
         return draw_dots(title, "last top-1 (%)", rows)
-    return draw_dots(title, "last top-1 (%)", rows, fmean(ours), chance(alike(base[0], groups), "last", 1, len(ours)))
+    return draw_dots(title, "last top-1 (%)", rows, fmean(ours), significance_margin(same_noise_pool(base[0], groups), "last", 1, len(ours)))
 
 
 def _moves(group: Sequence[Run]) -> bool:

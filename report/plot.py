@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from helper.files import write_atomically
-from helper.runs import Run, group_labels, group_runs, number
+from helper.run_files import number
+from report.runs import Run, group_labels, group_runs
 
 rcParams["text.parse_math"] = False  # a dollar in a name begins no formula
 

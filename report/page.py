@@ -10,26 +10,24 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import published
-from helper.comparison import (
+from helper.errors import UserError
+from helper.files import write_atomically, writing
+from inputs import InputError, open_regular, printable
+from report.comparison import (
     EXPLANATION,
     GAIN_EXPLANATION,
     Notes,
-    alike,
-    chance,
     differences,
     find_published,
     finished_groups,
-    pooled,
     remarks,
     tables_of,
 )
-from helper.errors import UserError
-from helper.figures import Figure, figures
-from helper.files import write_atomically, writing
-from helper.runs import Run, find_runs, group_labels, warn
-from helper.tables import Link, Table, address, in_html, in_markdown
-from inputs import InputError, open_regular, printable
-from published.rows import EPOCHS
+from report.figures import Figure, figures
+from report.rows import EPOCHS
+from report.runs import Run, find_runs, group_labels, warn
+from report.statistics import pooled, same_noise_pool, significance_margin
+from report.tables import Link, Table, address, in_html, in_markdown
 
 TITLE = "Results"
 ABOUT = (
@@ -242,8 +240,8 @@ def _noise(groups: Sequence[Sequence[Run]]) -> list[str]:
     """By how much two single runs must differ before that says anything, for each student and number of epochs."""
     texts = {}
     for group in groups:
-        here = alike(group[0], groups)
-        (spread, freedom), needed = pooled(here, "last"), chance(here, "last", 1, 1)
+        here = same_noise_pool(group[0], groups)
+        (spread, freedom), needed = pooled(here, "last"), significance_margin(here, "last", 1, 1)
         if needed is not None:
             several = sum(len(each) > 1 for each in here)
             images, epochs = f"{group[0].option('train_subset') or 'all'} images", f"{group[0].option('epochs')} epochs"

@@ -1,0 +1,221 @@
+"""Runs on the disk: finding them, and grouping those that repeat one another."""
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from helper.errors import UserError
+from helper.run_files import Record, check_config, read_json, records_of
+from helper.run_identity import ADDED_OPTIONS, decisive, hash_version
+from inputs import printable
+
+# KD in the published tables of CIFAR-100: weights of cross entropy and KD, and no warm-up.
+USUAL_KD = {"gamma": 0.1, "alpha": 0.9, "kd_warmup": 0}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: its folder, the content of `config.json` (see FIELDS), an epoch a record from `log.jsonl`, and how many
+    lines of that are none."""
+
+    folder: Path
+    config: dict[str, Any]
+    history: list[Record]
+    damaged: int = 0
+
+    def option(self, name: str) -> Any:
+        """What the run was told about `name`; None if nothing."""
+        return self.config.get(name, self.config["options"].get(name))
+
+    @property
+    def dataset(self) -> str | None:
+        """The data set's name; a part of ImageNet says of how many classes, for nothing published is to compare."""
+        name, classes = self.option("dataset"), self.config.get("num_classes")
+        return f"{name} of {classes} classes" if name == "imagenet" and classes not in (None, 1000) else name
+
+    @property
+    def epochs(self) -> int:
+        """The last epoch in the log."""
+        return int(self.history[-1]["epoch"]) if self.history else 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether the log reaches the last epoch."""
+        return self.epochs > 0 and self.epochs == self.option("epochs")
+
+    @property
+    def last(self) -> float | None:
+        """Top-1 accuracy after the last epoch, in percent."""
+        return self.history[-1].get("top1") if self.history else None
+
+    @property
+    def best(self) -> float | None:
+        """Highest top-1 accuracy of all epochs, in percent; so the epoch is selected on the test set."""
+        return max((record["top1"] for record in self.history if "top1" in record), default=None)
+
+    @property
+    def pair(self) -> str:
+        """`teacher → student`, or the network that was trained alone."""
+        model = self.option("model") or "?"
+        return model if self.option("distill") is None else f"{self.option('teacher') or '?'} → {model}"
+
+    @property
+    def method(self) -> str:
+        """Distiller and temperature: `kd, tau 4`, `crd+kd, ctkd-global`, `kd, rlkd on z-scores`; else `alone`."""
+        distill, temperature = self.option("distill"), self.option("temperature")
+        if distill is None:
+            return "alone"
+        if distill != "kd" and self.option("alpha"):
+            distill += "+kd"
+        tau, z = self.option("kd_T"), " on z-scores" * bool(self.option("logit_stand"))
+        return f"{distill}, {f'tau {tau:g}' if temperature == 'fixed' and tau else temperature or '?'}{z}"
+
+    @property
+    def label(self) -> str:
+        """Networks and method in a line."""
+        return f"{self.pair}, {self.method}"
+
+
+def find_runs(paths: Iterable[str | Path]) -> list[Run]:
+    """All runs in and below the given folders, by folder; what cannot be read is left out with a line on stderr.
+
+    Raises:
+        UserError: a path is no folder, or holds no run.
+    """
+    runs = {}
+    for path in map(Path, paths):
+        if not os.path.isdir(path):
+            raise UserError(f"{path} is no folder: give folders of runs, like save/student_model")
+        found = {folder.resolve(): run for folder in _folders(path) if (run := _read_run(folder)) is not None}
+        if not found:
+            raise UserError(f"{path} holds no run (a folder with a readable config.json of a training)")
+        runs = found | runs
+    return [runs[folder] for folder in sorted(runs)]
+
+
+def _folders(root: Path) -> Iterator[Path]:
+    """The folders in and below a folder that hold a config.json; what cannot be looked into is passed over."""
+    left = [str(root)]
+    while left:
+        folder = left.pop()
+        try:
+            entries = list(os.scandir(folder))
+            left += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+        except OSError:
+            continue
+        if any(entry.name == "config.json" for entry in entries):
+            yield Path(folder)
+
+
+def group_runs(runs: Iterable[Run]) -> list[list[Run]]:
+    """The runs that differ only in seed, names, places and device, together; another teacher's weights part them, and
+    other data, see `by_data`."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(json.dumps(_configuration(run), sort_keys=True), []).append(run)
+    parts = [part for group in groups.values() for part in by_data([[run] for run in group])]
+    return [[run for single in part for run in single] for part in parts]
+
+
+def by_data(groups: Sequence[Sequence[Run]]) -> list[list[Sequence[Run]]]:
+    """Groups of runs, those on the same data together.
+
+    They all are, unless two of their hashes are of one version and differ. Then only those are that have a hash in
+    common: which of two data sets a hash of another version stands for is not known.
+    """
+    hashes = _hashes(groups) - {None}
+    if len(hashes) == len(set(map(hash_version, hashes))):
+        return [list(groups)]
+    parts: list[list[Sequence[Run]]] = []
+    for group in groups:
+        joined, others = [group], []
+        for part in parts:
+            if _hashes(part) & _hashes([group]):
+                joined = [*part, *joined]
+            else:
+                others.append(part)
+        parts = [*others, joined]
+    return parts
+
+
+def _hashes(groups: Sequence[Sequence[Run]]) -> set[str | None]:
+    return {run.config.get("data_sha256") for group in groups for run in group}
+
+
+def one_a_seed(runs: Sequence[Run]) -> list[Run]:
+    """The runs of one configuration without those that repeat a seed, which are no further samples; warns of them."""
+    kept: dict[Any, Run] = {}
+    for run in runs:
+        seed = run.option("seed")
+        first = kept.setdefault(run.folder if seed is None else seed, run)
+        if first is not run:
+            warn(f"{run.folder} is left out: {first.folder} has the same seed, {seed}")
+    return list(kept.values())
+
+
+def group_labels(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """A group's method, and where that does not tell it from its neighbours the options that do.
+
+    KD at a fixed tau leaves out those in which it is as usual.
+    """
+    labels = []
+    for group in groups:
+        run, own = group[0], _configuration(group[0])
+        shown_alike = [other for other in groups if _shown(other[0]) == _shown(run)]
+        twins = [_configuration(other[0]) for other in shown_alike]
+        telling = [key for key in sorted(set().union(*twins)) if any(twin.get(key) != own.get(key) for twin in twins)]
+        usual = USUAL_KD if (own["distill"], own["temperature"]) == ("kd", "fixed") else {}
+        telling = [key for key in telling if key not in usual or own.get(key) != usual[key]]
+        data = sorted(map(str, _hashes([group]))) if len(by_data(shown_alike)) > 1 else []
+        told = [_told(key, own.get(key)) for key in telling] + [_told("data_sha256", each) for each in data]
+        labels.append(", ".join([run.method, *told]))
+    return labels
+
+
+def _told(key: str, value: Any) -> str:
+    """An option and its value, for a label."""
+    if isinstance(value, float):
+        return f"{key} {value:.16g}"
+    return f"teacher {value!s:.6}" if key == "teacher_sha256" else f"{key} {value!s:.16}"
+
+
+def _shown(run: Run) -> tuple[Any, ...]:
+    return run.dataset, run.pair, run.method, run.option("epochs")
+
+
+def _configuration(run: Run) -> dict[str, Any]:
+    """All that can change a run's result, but for the seed and the data, see `by_data`."""
+    names = ("kind", "dataset", "model", "teacher", "teacher_sha256", "distill", "temperature", "epochs")
+    told = decisive(run.config["options"], run.option("distill"), run.option("temperature"))
+    told.pop("seed", None)
+    return ADDED_OPTIONS | told | {name: run.config.get(name) for name in names}
+
+
+def _read_run(folder: Path) -> Run | None:
+    has_log = os.path.exists(folder / "log.jsonl")  # written with the first epoch
+    try:
+        config = read_json(folder / "config.json")
+        if not has_log and not (isinstance(config, dict) and "kind" in config):
+            return None  # somebody else's config.json
+        config = check_config(config)
+        records = list(records_of(folder)) if has_log else []
+    except (OSError, ValueError) as error:
+        return warn(f"{folder} is left out: {error}")
+    # an epoch that was run again counts as it was run last
+    history = {record["epoch"]: record for record in records if record}
+    damaged = [line for line, record in enumerate(records, 1) if not record]
+    if damaged:
+        more = f" and {len(damaged) - 1} more" if damaged[1:] else ""
+        warn(f"{folder / 'log.jsonl'}: line {damaged[0]}{more} is left out, no whole record of an epoch")
+    return Run(folder, config, [history[epoch] for epoch in sorted(history)], len(damaged))
+
+
+@cache
+def warn(message: str) -> None:
+    """Print a warning on stderr, each message once."""
+    print(f"warning: {printable(message)}", file=sys.stderr)

@@ -1,0 +1,69 @@
+"""Mean, spread and what differences of accuracies may be noise, with the formulas named."""
+
+import math
+from collections.abc import Iterable, Sequence
+from statistics import fmean, stdev, variance
+
+from scipy import stats
+
+from report.runs import Run
+
+CONFIDENCE = 0.95
+
+
+def values(runs: Sequence[Run], which: str) -> list[float]:
+    """The `last` or `best` accuracies of runs, as far as they have them."""
+    return [top1 for run in runs if (top1 := getattr(run, which)) is not None]
+
+
+def prediction_halfwidth(accuracies: Sequence[float], std: float = 0.0) -> float:
+    """Half the 95 % prediction interval of one more run: Student's t times s * sqrt(1 + 1/n), to which a published
+    standard deviation is added in quadrature before. Needs two accuracies or more.
+    """
+    n = len(accuracies)
+    return stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * math.hypot(stdev(accuracies) * math.sqrt(1 + 1 / n), std)
+
+
+def deviation(accuracies: Sequence[float], top1: float, std: float = 0.0) -> int:
+    """Where measured accuracies lie from a published one: 1 above it, -1 below it, 0 within the noise."""
+    difference = fmean(accuracies) - top1
+    if abs(difference) <= prediction_halfwidth(accuracies, std):
+        return 0
+    return 1 if difference > 0 else -1
+
+
+def pooled(groups: Iterable[Sequence[Run]], which: str) -> tuple[float, int]:
+    """The standard deviation over seeds that configurations have in common, and its degrees of freedom.
+
+    Args:
+        which: `last` or `best`.
+    """
+    samples = [accuracies for group in groups if len(accuracies := values(group, which)) > 1]
+    freedom = sum(len(accuracies) - 1 for accuracies in samples)
+    squares = sum(variance(accuracies) * (len(accuracies) - 1) for accuracies in samples)
+    return math.sqrt(squares / max(1, freedom)), freedom
+
+
+def significance_margin(groups: Iterable[Sequence[Run]], which: str, ours: int, theirs: int) -> float | None:
+    """How far the means of so many runs of one and the other configuration may differ by chance (95 %), if they spread
+    as these do; None if that is not known, for want of runs or of seeds that differ."""
+    spread, freedom = pooled(groups, which)
+    if not spread or not ours or not theirs:
+        return None
+    return stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * spread * math.sqrt(1 / ours + 1 / theirs)
+
+
+def same_noise_pool(run: Run, groups: Iterable[Sequence[Run]]) -> list[Sequence[Run]]:
+    """The configurations that are taken to spread as a run's does: those of its student, data set and epochs."""
+
+    def kind(run: Run) -> list[object]:
+        return [run.dataset, *map(run.option, ("model", "epochs", "train_subset"))]
+
+    return [group for group in groups if kind(group[0]) == kind(run)]
+
+
+def mean_and_spread(accuracies: Sequence[float]) -> str:
+    """`71.19 ± 0.12`, or `71.19` for one run; a dash for none."""
+    if not accuracies:
+        return "–"
+    return f"{fmean(accuracies):.2f}" + (f" ± {stdev(accuracies):.2f}" if len(accuracies) > 1 else "")
