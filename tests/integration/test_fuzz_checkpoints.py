@@ -10,8 +10,7 @@ from contextlib import suppress
 import pytest
 import torch
 from common import Tiny
-from test_checkpoint import OPTIONS
-from test_resume import a_run, a_training, an_epoch, snapshot, stopped_run
+from small_runs import TEACHER, a_run, a_training, an_epoch, snapshot, stopped_run
 
 from helper import checkpoint
 from helper.errors import UserError
@@ -156,7 +155,7 @@ def test_a_mutated_teacher_is_refused_or_teaches(seed, tmp_path):
     raw = mutated(content, rng)
     path.write_bytes(raw)
     try:
-        found = find_teacher(OPTIONS | {"path_t": str(path)})
+        found = find_teacher(TEACHER | {"path_t": str(path)})
         model = checkpoint.network(found.path, found.weights, found.name, 10).eval()
     except UserError as error:
         assert str(error).count("\n") == 0

@@ -8,7 +8,6 @@ import math
 import os
 import re
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
@@ -170,7 +169,11 @@ def test_runs_are_found_beside_folders_that_are_nested_deep_or_closed(tmp_path, 
     try:
         assert [run.folder for run in find_runs([tmp_path])] == [folder]
     finally:
-        subprocess.run(["rm", "-r", "d"], check=True)  # shutil, with which pytest tidies up, does not get that deep
+        for _ in range(2500):  # shutil, with which pytest tidies up, does not get that deep
+            os.chdir("d")
+        for _ in range(2500):
+            os.chdir("..")
+            os.rmdir("d")
 
 
 def test_what_a_terminal_would_obey_is_not_shown(tmp_path, capsys):
@@ -790,11 +793,3 @@ def test_an_encoding_without_our_letters_is_enough(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["compare.py", str(some_runs(tmp_path))])
     compare.run_main(compare.main)
     assert b"resnet56 ? resnet20" in written.getvalue()
-
-
-def test_the_script_runs_from_elsewhere(tmp_path):
-    some_runs(tmp_path)
-    done = subprocess.run(
-        [sys.executable, ROOT / "compare.py", "runs"], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
-    assert "resnet56 → resnet20" in done.stdout and done.stderr == ""

@@ -1,9 +1,6 @@
 """Command lines: the published flags and their traps, our own names, and everything that is refused."""
 
 import itertools
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,8 +13,6 @@ from helper.errors import UserError
 from helper.loops import decayed
 from helper.options import parse, proportions_in_words, resolve_pair, run_folder, student_parser, teacher_parser
 from temperature.ctkd import CTKDInstance
-
-ROOT = Path(__file__).resolve().parents[2]
 
 # The published CIFAR-100 command, flag by flag, spelled as published.
 PUBLISHED = (
@@ -448,14 +443,3 @@ def test_wrong_use_is_one_sentence(line, says):
         student(line)
     assert "\n" not in str(error.value)
     assert error.value.status == 2
-
-
-@pytest.mark.parametrize("script", ["train_teacher.py", "train_student.py", "compare.py"])
-def test_help_is_grouped_and_wrong_use_ends_with_status_2(script):
-    shown = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True)
-    assert shown.returncode == 0
-    assert len(re.findall(r"^[a-z][a-z, ]+:$", shown.stdout, re.MULTILINE)) >= 2
-    wrong = subprocess.run([sys.executable, script, "--no_such_flag"], cwd=ROOT, capture_output=True, text=True)
-    assert wrong.returncode == 2
-    assert wrong.stderr.startswith("error: ")
-    assert wrong.stderr.count("\n") == 1
