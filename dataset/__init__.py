@@ -74,19 +74,9 @@ def create_dataset(
         kept = balanced_subset(target, train_subset)
         images, target = images[kept], target[kept]
     common |= {"mean": data.mean, "std": data.std}
-    train = MemoryLoader(
-        images=images,
-        target=target,
-        batch_size=batch_size,
-        augment=True,
-        seed=seed,
-        flip=data.flip,
-        pad=image_size // 8,
-        **common,
-    )
-    val = MemoryLoader(
-        images=data.val_images, target=data.val_target, batch_size=val_size, augment=False, **common
-    )
+    augmented = {"augment": True, "seed": seed, "flip": data.flip, "pad": image_size // 8}
+    train = MemoryLoader(images=images, target=target, batch_size=batch_size, **augmented, **common)
+    val = MemoryLoader(images=data.val_images, target=data.val_target, batch_size=val_size, augment=False, **common)
     return Dataset(train, val, data.num_classes)
 
 

@@ -1,7 +1,14 @@
 #!/bin/sh
-# All tests, and the linter. Arguments go to pytest: sh scripts/test.sh tests/unit/test_models.py -k vgg
+# All tests, and the linter: sh scripts/test.sh
+# The unit and golden tests alone, in a minute: sh scripts/test.sh --fast
+# Arguments go to pytest: sh scripts/test.sh tests/unit/test_models.py -k vgg
+requirements="requirements.txt requirements-dev.txt"
 . "$(dirname "$0")/env.sh"
 
+if [ "${1:-}" = --fast ]; then
+    shift
+    set -- tests/unit tests/golden "$@"
+fi
 # The tests' networks are small: threads that wait for each other gain nothing, and crawl on a busy machine; two
 # processes halve the time.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"

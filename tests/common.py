@@ -4,6 +4,7 @@ import itertools
 import json
 import signal
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,11 +12,14 @@ from torch import nn
 
 import train_student
 import train_teacher
+from dataset import create_dataset
 from dataset.base import Batch
 from helper import checkpoint, signals
 from helper.options import parse, resolve_pair, student_parser, teacher_parser
+from helper.row_store import RowStore
 from models import Model
 
+ROOT = Path(__file__).resolve().parents[1]
 DATA = "--dataset digits --train_subset 96 --batch_size 32 --print_freq 1 "
 TIMES = ("seconds", "images_per_second")  # the only fields of a log that may differ between two equal runs
 
@@ -32,6 +36,41 @@ class Tiny(Model):
         stem = self.stem(x).relu()
         stage = self.stage(stem).relu()
         return [stem, stage, stage.mean((2, 3))]
+
+
+class Normed(Tiny):
+    """A small network with batch norm behind its convolutions, after the published order."""
+
+    def __init__(self, num_classes=10, width=8):
+        super().__init__(num_classes, width)
+        self.bn1, self.bn2 = nn.BatchNorm2d(width), nn.BatchNorm2d(2 * width)
+
+    def extract(self, x):
+        stem = self.bn1(self.stem(x)).relu()
+        stage = self.bn2(self.stage(stem)).relu()
+        return [stem, stage, stage.mean((2, 3))]
+
+
+def pairwise(*factors):
+    """Return few tuples, with a value of each factor, in which any two values of two factors meet at least once."""
+    numbered = [[(place, number) for number in range(len(factor))] for place, factor in enumerate(factors)]
+    missing = {pair for one, other in itertools.combinations(numbered, 2) for pair in itertools.product(one, other)}
+    chosen = []
+    while missing:
+        case = list(min(missing))
+        for place in sorted(set(range(len(factors))) - {place for place, _ in case}):  # greedily, one after the other
+            pairs = [[tuple(sorted((value, other))) for other in case] for value in numbered[place]]
+            case.append(numbered[place][max(range(len(pairs)), key=lambda i: len(missing.intersection(pairs[i])))])
+        missing -= set(itertools.combinations(sorted(case), 2))
+        chosen.append(tuple(factors[place][number] for place, number in sorted(case)))
+    return chosen
+
+
+def product_of(*factors):
+    """Return pytest's parameters: the whole product, with the mark `full` on what `pairwise` can do without."""
+    few = pairwise(*map(list, factors))
+    cases = itertools.product(*factors)
+    return [pytest.param(*case, marks=[] if case in few else pytest.mark.full) for case in cases]
 
 
 @contextmanager
@@ -120,3 +159,22 @@ def interrupt_after_an_epoch(monkeypatch, line):
             distil(line)
 
 
+def loader_of(seed=1, subset=96, batch_size=32):
+    return create_dataset("digits", batch_size=batch_size, seed=seed, device="cpu", train_subset=subset).train
+
+
+def table_file(folder, rows=50, width=3, dtype=torch.float32):
+    folder.mkdir(exist_ok=True)
+    return RowStore(folder, rows, width, dtype)
+
+
+def rows_of(*numbers):
+    rows = torch.tensor(numbers)
+    return rows, torch.stack([rows, rows + 0.5, -rows], 1).float()
+
+
+def holds(table, *numbers):
+    table.refresh()
+    rows, values = rows_of(*numbers)
+    known = (table.position >= 0).nonzero().flatten()
+    return known.tolist() == sorted(numbers) and torch.equal(table.values[table.position[rows].long()], values)

@@ -41,7 +41,7 @@ MUTANTS = {
                            "unit/test_dataset.py"),
     "mean of CIFAR": Mutant("dataset/cifar100.py", "MEAN = (0.5071, 0.4867, 0.4408)", "MEAN = (0.4914, 0.4822, 0.4465)",
                             "unit/test_dataset.py"),
-    "ddof": Mutant("report/comparison.py", "from statistics import fmean, stdev, variance",
+    "ddof": Mutant("helper/comparison.py", "from statistics import fmean, stdev, variance",
                    "from statistics import fmean, pstdev as stdev, variance", "unit/test_compare.py"),
     "ddof of z-scores": Mutant("temperature/standardised.py", "logits.std(1, keepdim=True)",
                                "logits.std(1, correction=0, keepdim=True)", "unit/test_temperature.py"),

@@ -17,18 +17,17 @@ from common import Tiny, check_same_end, distil, make, read_log, train
 from PIL import Image
 from torch import nn
 
-from dataset.base import Dataset
 from dataset.memory import MemoryLoader
 from distiller_zoo import distiller_dict
-from helper import checkpoint, device, distributed, signals
-from helper.errors import Interrupted, RunError, UserError
+from helper import checkpoint, distributed
+from helper.errors import UserError
 from helper.loops import evaluate, train_one_epoch
 from helper.metrics import Metrics
 from helper.options import parse, student_parser
 from helper.run_folder import RunFolder
 from helper.task import Vanilla
 from helper.teacher_cache import OnlineTeacher
-from helper.trainer import Trainer, make_optimizer, make_step
+from helper.trainer import make_optimizer, make_step
 from inputs import InputError
 from models import create_model
 from temperature import temperature_dict
@@ -419,16 +418,6 @@ def test_a_student_of_two_processes(run_of_two, tmp_path):
     assert read_log(tmp_path / "one")[0]["loss"] == pytest.approx(read_log(tmp_path / "two")[0]["loss"], rel=0.05)
 
 
-def test_what_several_processes_cannot_do_is_said(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="--trials trains side by side in one process"):
-        parse(student_parser(), ["--trials", "2"])
-    monkeypatch.delenv("RANK", raising=False)
-    for address in ("nowhere", "tcp://127.0.0.1:99999"):
-        with pytest.raises(UserError, match="--dist_url is an address and a port"):
-            distributed.start_together(2, address)
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there are GPUs here")
 def test_synchronised_batch_norm_needs_gpus_where_there_are_several_processes(teacher, tmp_path, monkeypatch):
     monkeypatch.setattr(nn.SyncBatchNorm, "forward", nn.BatchNorm2d.forward)  # its own is for GPUs
@@ -437,61 +426,6 @@ def test_synchronised_batch_norm_needs_gpus_where_there_are_several_processes(te
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="--sync_bn works on GPUs only"):
         parse(student_parser(), ["--sync_bn"])
-
-
-def test_a_meeting_point_must_be_free(monkeypatch):
-    monkeypatch.delenv("RANK", raising=False)
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        with pytest.raises(UserError, match=r"cannot meet at tcp://127.0.0.1:\d+ \(Address already in use\)"):
-            distributed.start_together(2, f"tcp://127.0.0.1:{taken.getsockname()[1]}")
-
-
-def test_a_device_that_only_one_process_lacks_is_said_by_that_one(monkeypatch, capsys):
-    for local_rank, said in (("0", 0), ("1", 1)):
-        monkeypatch.setenv("LOCAL_RANK", local_rank)
-        monkeypatch.setenv("RANK", local_rank)
-        options = {"device": "cuda:99", "gpu_id": None, "deterministic": False, "plain": True, "dist_timeout": 1}
-        with pytest.raises(UserError, match="there is no device cuda:99"), device.device_of(options):
-            pass
-        assert capsys.readouterr().err.count("error in process 1: there is no device cuda:99") == said
-
-
-def test_several_processes_keep_what_they_trained_and_go_on_testing(monkeypatch, tmp_path):
-    """One that is asked to end within a test cannot know whether the others are, so it does not leave them."""
-
-    def tested(name):
-        """A trainer of a trained epoch, in the test that follows."""
-        module, run = Vanilla(Tiny()), RunFolder(tmp_path / name, "resnet8", {"options": {}}, overwrite=False)
-        run.folder.mkdir()
-        optimizer, data = make_optimizer(module, 0.05, 0.9, 5e-4), Dataset(loader(), loader(augment=False), 10)
-        trainer = Trainer(run, module, None, optimizer, Metrics(), data, {})
-        trainer.trained = {"loss": 1.5}
-        return trainer
-
-    alone, one_of_two = tested("alone"), tested("one of two")
-    alone._on_test_batch()
-    assert alone.run.trained is None and not (alone.run.folder / "last.pth").exists()
-    monkeypatch.setattr(signals, "asked", lambda: True)
-    with pytest.raises(Interrupted):
-        alone._on_test_batch()
-    assert alone.run.step == 4 and alone.run.trained == {"loss": 1.5}
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    for loss in (1.5, 2.5):  # saved once
-        one_of_two.trained = {"loss": loss}
-        one_of_two._on_test_batch()
-    for trainer in (alone, one_of_two):
-        state = checkpoint.load(trainer.run.folder / "last.pth")
-        assert state["step"] == 4 and state["trained"] == {"loss": 1.5}
-
-
-def test_other_errors_are_not_taken_for_lost_processes(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RuntimeError, match="something else"), distributed._lost_processes_said(1):
-        raise RuntimeError("something else")
-    with pytest.raises(RunError, match=r"lost another \(Connection"), distributed._lost_processes_said(1):
-        raise RuntimeError("[/gloo/pair.cc:545] Connection closed by peer")
 
 
 def test_what_only_one_process_finds_wrong_is_said(tmp_path):
@@ -544,30 +478,3 @@ def test_workers_that_decode_do_not_die_before_the_training_has_saved(whom, tmp_
     assert running.returncode == (143 if whom == "group" else 1), told
     assert "stopped; " in told and "is killed by signal" not in told
     assert checkpoint.load(folder / "last.pth")["history"]
-
-
-def test_a_process_that_was_lost_does_not_start_the_run_anew(monkeypatch, tmp_path):
-    """With --overwrite; each machine counts its own restarts, so one that counts is enough."""
-    monkeypatch.setattr(distributed, "any_rank", lambda flag: True)
-    assert not RunFolder(tmp_path / "run", "resnet8", {"options": {}}, overwrite=True).overwrite
-    monkeypatch.setattr(distributed, "any_rank", lambda flag: flag)
-    assert RunFolder(tmp_path / "run", "resnet8", {"options": {}}, overwrite=True).overwrite
-    for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"):
-        with monkeypatch.context() as patch:
-            patch.setenv(name, "1")
-            assert not RunFolder(tmp_path / "run", "resnet8", {"options": {}}, overwrite=True).overwrite
-
-
-@pytest.mark.parametrize(
-    ("gpu_id", "local_rank", "local_size", "gpu"),
-    [(None, 0, 1, "0"), ("3", 0, 1, "3"), (None, 2, 4, "2"), ("5,7", 1, 2, "7")],
-)
-def test_each_process_has_a_gpu_of_its_own(gpu_id, local_rank, local_size, gpu, monkeypatch):
-    monkeypatch.setenv("LOCAL_RANK", str(local_rank))
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local_size))
-    assert device._gpu_of_this_process(gpu_id) == gpu
-    with pytest.raises(UserError, match="lists 2 GPUs for 3 processes"):
-        monkeypatch.setenv("LOCAL_RANK", "2")
-        device._gpu_of_this_process("0,1")
-    with pytest.raises(UserError, match="--gpu_id takes numbers and commas, like 0,1; not 0,x"):
-        device.gpus_of("0,x")

@@ -142,9 +142,9 @@ def test_the_profile_adds_up(monkeypatch, capsys):
         assert float(shares["convolutions, backward"][column]) > 0
 
 
-def test_sharing_measures_every_setting_alone_and_beside_another(monkeypatch, capsys):
+def run_sharing(monkeypatch, capsys, chosen):
+    """The figures of each row that sharing.py prints, by the setting's name."""
     line = "--pair resnet8:resnet8 --images 16 --batch_size 8 --rounds 1 --threads 1"
-    chosen = dict(list(sharing.SETTINGS.items())[-2:])
     monkeypatch.setattr(sharing, "SETTINGS", chosen)
     monkeypatch.setattr(sys, "argv", ["sharing.py", *line.split()])
     before = dict(os.environ)
@@ -153,10 +153,20 @@ def test_sharing_measures_every_setting_alone_and_beside_another(monkeypatch, ca
     machine, heading, *rows = capsys.readouterr().out.splitlines()
     assert "1 threads" in machine
     assert len(rows) == len(chosen) and {len(row) for row in rows} == {len(heading)}
-    for row, name in zip(rows, chosen, strict=True):
-        assert row.startswith(name)
-        alone, shared, ratio = map(float, row.removeprefix(name).split())
-        assert alone > 0 and shared > 0 and ratio == pytest.approx(shared / alone, rel=0.1)
+    assert all(row.startswith(name) for row, name in zip(rows, chosen, strict=True))
+    return [[float(x) for x in row.removeprefix(name).split()] for row, name in zip(rows, chosen, strict=True)]
+
+
+def test_sharing_measures_a_training_alone_and_beside_another(monkeypatch, capsys):
+    ((alone, shared, ratio),) = run_sharing(monkeypatch, capsys, dict(list(sharing.SETTINGS.items())[-1:]))
+    assert alone > 0 and shared > 0 and ratio == pytest.approx(shared / alone, rel=0.1)
+
+
+def test_sharing_measures_every_setting(monkeypatch, capsys):
+    settings = dict(sharing.SETTINGS)
+    monkeypatch.setattr(sharing, "measure", lambda setting, *_: (10.0, 20.0 + len(str(setting))))
+    rows = run_sharing(monkeypatch, capsys, settings)
+    assert rows == [[10, 20 + len(str(setting)), (20 + len(str(setting))) / 10] for setting in settings.values()]
 
 
 def test_the_settings_of_sharing_replace_those_of_the_user(monkeypatch):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import compare
+import reproduce
 import train_student
 import train_teacher
 from benchmarks import bench, cka_bias, cost, growth, loading, operations, sharing, startup
@@ -102,12 +103,30 @@ def test_every_torchrun_command_of_the_readme_is_understood(command, tmp_path, m
     assert train_student.distil(parse(student_parser(), [*torchrun.training_script_args, "--dry_run"]))
 
 
+def started_by(command, tree, tmp_path):
+    """The Python commands that a runner starts, noted by a stand-in for Python."""
+    fake, asked = tmp_path / "python", tmp_path / "asked"
+    note = "import json, sys; print(json.dumps(sys.argv[1:]))"
+    fake.write_text(f"#!/bin/sh\n'{sys.executable}' -c '{note}' \"$@\" >> '{asked}'\n")
+    fake.chmod(0o755)
+    subprocess.run(command, shell=True, cwd=tree, env=os.environ | {"PYTHON": str(fake)}, check=True)
+    return [json.loads(line) for line in asked.read_text().splitlines()]
+
+
 @pytest.mark.parametrize("command", [line for line in SH_COMMANDS if "test.sh" not in line and "imagenet" not in line])
-def test_every_script_of_the_readme_dry_runs(command, tree):
+def test_every_script_of_the_readme_dry_runs(command, tree, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("CIFAR100_DIR", raising=False)
+    monkeypatch.chdir(tree)
     flags, dashes, more = command.partition(" -- ")
-    done = run(f"{flags} --dry_run{dashes}{more}", tree)
-    assert done.returncode == 0, done.stderr
-    assert ", into save/" in done.stdout or re.search("^(python train_|table )", done.stdout)
+    for program, *argv in started_by(f"{flags} --dry_run{dashes}{more}", tree, tmp_path):
+        if program == "reproduce.py":
+            monkeypatch.setattr(sys, "argv", [program, *argv])
+            reproduce.main()
+        else:
+            parser, start = PROGRAMS[program]
+            start(parse(parser(), argv))
+    told = capsys.readouterr().out
+    assert ", into save/" in told or re.search("^(python train_|table )", told)
     assert not (tree / "save").exists()
 
 
@@ -227,15 +246,31 @@ def test_without_a_teacher_the_runner_says_what_helps(tree):
 
 
 def test_continuous_integration_is_the_readmes_test_command():
-    assert "sh scripts/test.sh" in (ROOT / ".ci/run").read_text()
+    assert "exec sh scripts/test.sh\n" in (ROOT / ".ci/run").read_text()  # all lanes
+
+
+@pytest.mark.parametrize(
+    ("given", "asked"),
+    [("", ""), ("--fast", "tests/unit tests/golden"), ("--fast -k vgg", "tests/unit tests/golden -k vgg"),
+     ("tests/unit/test_models.py -m gpu", "tests/unit/test_models.py -m gpu")],
+)  # fmt: skip
+def test_the_test_command_has_a_fast_lane_and_passes_arguments_on(given, asked, tmp_path):
+    fake = tmp_path / "python"
+    fake.write_text('#!/bin/sh\necho "$@"\n')
+    fake.chmod(0o755)
+    command = ["sh", "scripts/test.sh", *given.split()]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHON": str(fake)}, capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["-m ruff check .", f"-m pytest -n 2 --dist worksteal {asked}".strip()]
 
 
 def test_the_environment_is_made_once_and_only_where_needed(tmp_path):
     """scripts/env.sh with a stand-in for python3 that says what it was asked."""
     (tmp_path / "scripts").mkdir()
-    for name in ("scripts/env.sh", "requirements.txt"):
+    for name in ("scripts/env.sh", "requirements.txt", "requirements-dev.txt"):
         (tmp_path / name).write_text((ROOT / name).read_text())
-    (tmp_path / "scripts/use.sh").write_text('. "$(dirname "$0")/env.sh"\n"$python" hello\n')
+    use_it = '. "$(dirname "$0")/env.sh"\n"$python" hello\n'
+    (tmp_path / "scripts/run.sh").write_text(use_it)
+    (tmp_path / "scripts/test.sh").write_text('requirements="requirements.txt requirements-dev.txt"\n' + use_it)
     fake = tmp_path / "bin/python3"
     fake.parent.mkdir()
     fake.write_text(
@@ -246,16 +281,24 @@ def test_the_environment_is_made_once_and_only_where_needed(tmp_path):
     asked = tmp_path / "asked"
     environment = {"PATH": f"{fake.parent}:{os.environ['PATH']}", "ASKED": str(asked)}
 
-    def use():
+    def use(name):
         asked.write_text("")
-        subprocess.run(["sh", "scripts/use.sh"], cwd=tmp_path, env=environment, check=True, capture_output=True)
+        subprocess.run(["sh", f"scripts/{name}.sh"], cwd=tmp_path, env=environment, check=True, capture_output=True)
         return [line for line in asked.read_text().splitlines() if not line.startswith("-c")]
 
-    install = "-m pip install --quiet --requirement requirements.txt"
-    assert use() == ["-m venv .venv", install, "hello"]
-    assert use() == ["hello"]
+    def installed():
+        return (tmp_path / ".venv/installed").read_text().split()
+
+    install = "-m pip install --quiet --requirement .venv/asked"
+    assert use("run") == ["-m venv .venv", install, "hello"]
+    assert "torch>=2.6" in installed() and "pytest>=8" not in installed()
+    assert use("run") == ["hello"]
+    assert use("test") == [install, "hello"]
+    assert {"torch>=2.6", "pytest>=8"} < set(installed())
+    assert use("run") == use("test") == ["hello"]
     (tmp_path / "requirements.txt").write_text("another\n")
-    assert use() == [install, "hello"]
+    assert use("run") == [install, "hello"]
+    assert installed() == ["another"]
 
 
 # --- output that cannot be written
@@ -312,3 +355,20 @@ def test_the_pages_of_the_results_are_what_compare_makes_of_the_logs():
     assert made.keys() == {"README.md", "index.html", *(f"figures/{f.name}" for f in ROOT.glob("results/figures/*"))}
     for name, text in made.items():
         assert (ROOT / "results" / name).read_text() == text, f"{name}: python compare.py --pages results"
+
+
+@pytest.mark.parametrize("script", ["train_teacher.py", "train_student.py", "compare.py"])
+def test_help_is_grouped_and_wrong_use_ends_with_status_2(script):
+    shown = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert shown.returncode == 0
+    assert len(re.findall(r"^[a-z][a-z, ]+:$", shown.stdout, re.MULTILINE)) >= 2
+    wrong = subprocess.run([sys.executable, script, "--no_such_flag"], cwd=ROOT, capture_output=True, text=True)
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("error: ")
+    assert wrong.stderr.count("\n") == 1
+
+
+def test_compare_runs_from_elsewhere(tmp_path):
+    command = [sys.executable, ROOT / "compare.py", ROOT / "results/short_cifar100"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "resnet20 → resnet8" in done.stdout and done.stderr == ""

@@ -9,10 +9,10 @@ import zipfile
 import pytest
 import torch
 from common import Tiny
-from test_checkpoint import OPTIONS
-from test_resume import a_run, a_training, an_epoch, snapshot, stopped_run
+from small_runs import TEACHER, a_run, a_training, an_epoch, snapshot, stopped_run
 
 from helper import checkpoint
+from helper.errors import UserError
 from helper.metrics import Metrics
 from helper.teacher import find_teacher
 from inputs import InputError
@@ -155,9 +155,9 @@ def test_a_mutated_teacher_is_refused_or_teaches(seed, tmp_path):
     raw = mutated(content, rng)
     path.write_bytes(raw)
     try:
-        found = find_teacher(OPTIONS | {"path_t": str(path)})
+        found = find_teacher(TEACHER | {"path_t": str(path)})
         model = checkpoint.network(found.path, found.weights, found.name, 10).eval()
-    except InputError as error:
+    except UserError as error:
         assert str(error).count("\n") == 0
     else:
         assert model(torch.zeros(2, 3, 32, 32)).isfinite().all()

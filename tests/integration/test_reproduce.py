@@ -1,10 +1,9 @@
-"""The list of the published runs, and reproduce.py, which makes them."""
+"""reproduce.py, which makes the runs of the published tables."""
 
 import fcntl
 import json
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -15,118 +14,18 @@ from pathlib import Path
 import pytest
 from common import no_hang
 
-import published
 import reproduce
+import train_teacher
 from helper.errors import InUse, RunError
-from helper.options import parse, resolve_pair, student_parser, teacher_parser
+from helper.options import parse, teacher_parser
 from helper.run_files import read_config, read_log
 from helper.run_folder import RunFolder
-from helper.run_identity import NEUTRAL_OPTIONS, foreign_options
 from inputs import InputError
-from report.comparison import find_published
-from report.rows import IMAGENET, SHORT, TABLES, Row, left_out, rows
-from report.runs import Run, warn
+from report.rows import Row
+from report.runs import warn
 
 ROOT = Path(reproduce.__file__).parent
 
-
-def resolved(row):
-    script, *argv = row.command(1)
-    options = parse(teacher_parser() if script == "train_teacher.py" else student_parser(), argv)
-    return resolve_pair(options, row.teacher) if row.teacher else options
-
-
-@pytest.mark.parametrize("table", TABLES)
-def test_a_row_is_a_run_that_is_set_beside_its_published_number(table):
-    source, _ = TABLES[table]
-    for row in rows(table):
-        options = resolved(row)
-        config = {"dataset": row.dataset, "model": row.model, "teacher": row.teacher, "options": options}
-        config |= {key: options.get(key) for key in ("distill", "temperature")}
-        found = find_published(Run(row.folder(1), config, []))
-        if row.top1 is not None and (row.teacher or source == "S05"):
-            record = next(r for r in found if r["source_id"] == source and r["top1"] == row.top1)
-            known = IMAGENET[source] if row.dataset == "imagenet" else None
-            protocol = published.settings(record, known)
-            assert protocol, row
-            for key, value in protocol.items():
-                assert options[key] == value, (row, key)
-
-
-RUNNER = (ROOT / "scripts/run_imagenet_distill.sh").read_text()
-DOCUMENTED = {  # our rows: the names of the runner's
-    "kd_ctkd-global": "", "kd_tau-4": "kd", "pkt+kd_ctkd-global": "pkt+ctkd", "srrl+kd_ctkd-global": "srrl+ctkd",
-    "dkd_ctkd-global": "dkd+ctkd", "kd_tau-1_mdistiller": "kd-mdistiller", "dkd_tau-1_mdistiller": "dkd-mdistiller",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("row", [row for table in TABLES for row in rows(table) if row.method in DOCUMENTED and
-                                 row.dataset == "imagenet" and row.model == "ResNet18"])  # fmt: skip
-def test_rows_of_imagenet_are_what_its_runner_documents(row):
-    fixed = RUNNER.partition("train_student.py ")[2].replace("\\\n", " ").replace('"$@"', "")
-    name = DOCUMENTED[row.method]
-    lines = RUNNER.replace("\\\n#", " ").splitlines()
-    flags = next((line for line in lines if f"--experiments_name {name} " in line + " "), "") if name else ""
-    line = f"{fixed} --model_t {row.teacher} --teacher_weights torchvision {flags[flags.find('--'):] if flags else ''}"
-    here, there = resolved(row), resolve_pair(parse(student_parser(), shlex.split(line)), row.teacher)
-    left_out = NEUTRAL_OPTIONS | foreign_options(here["distill"], here["temperature"])
-    assert {key for key in here.keys() - left_out if here[key] != there[key]} == set()
-
-
-def test_every_record_of_a_method_that_is_here_has_its_row():
-    for table, (source, dataset) in TABLES.items():
-        records = [r for r in published.tables()["records"] if (r["source_id"], r["dataset"]) == (source, dataset)]
-        here = [record["top1"] for record in records if record["method"] not in left_out(table)]
-        assert here and [row.top1 for row in rows(table) if row.teacher] == here
-    assert left_out("repdistiller") == ["AB", "AT", "CC", "FSP", "FT", "FitNet", "NST", "RKD"]
-
-
-def test_a_folder_belongs_to_one_configuration():
-    """So that rows of several tables share a run where they are the same, and only there."""
-    known = {}
-    for row in (row for table in (*TABLES, SHORT) for row in rows(table)):
-        options = resolved(row) | {"dkd_weights": None}  # only a name for others
-        assert known.setdefault(row.folder(1), options) == options
-        assert row.folder(1) != row.folder(2)
-
-
-def test_teachers_come_before_what_they_teach():
-    for table in (*TABLES, SHORT):
-        trained = set()
-        for row in rows(table):
-            argv = row.command(1)
-            if "--path-t" in argv:
-                assert argv[argv.index("--path-t") + 1] in trained
-            trained.add(str(row.folder(1)))
-
-
-def test_pairs_choose_rows_and_their_networks_alone():
-    assert reproduce.chosen("ctkd", None) == rows("ctkd")
-    told = [(row.pair, row.method) for row in reproduce.chosen("ctkd", ["resnet110:resnet20", "vgg13:vgg8"])]
-    assert told == [
-        ("resnet110", "alone"), ("vgg13", "alone"), ("resnet20", "alone"), ("vgg8", "alone"),
-        ("resnet110 → resnet20", "kd_tau-4"), ("vgg13 → vgg8", "kd_tau-4"),
-        ("resnet110 → resnet20", "kd_ctkd-global"), ("vgg13 → vgg8", "kd_ctkd-global"),
-    ]  # fmt: skip
-
-
-def test_a_pair_of_one_table_draws_no_row_of_another():
-    assert reproduce.chosen(SHORT, ["resnet56:resnet20"]) == []
-
-
-def test_the_control_of_dtkd_has_its_weights():
-    control, dtkd = (resolved(next(row for row in rows(SHORT) if row.method == name))
-                     for name in ("kd_tau-4_dtkd-weights", "kd_dtkd"))  # fmt: skip
-    assert control["alpha"] == dtkd["alpha"] + dtkd["fixed_alpha"] and control["fixed_alpha"] == 0
-    assert all(control[key] == dtkd[key] for key in ("gamma", "beta", "kd_warmup", "epochs", "lr_decay_epochs"))
-
-
-def test_the_short_table_is_short():
-    assert {row.options["epochs"] for row in rows(SHORT)} == {40}
-    assert {row.options["epochs"] for table in TABLES for row in rows(table)} == {240, 120, 100}
-
-
-# ---------------------------------------------------------------- making them
 
 TINY = {"train_subset": 32, "batch_size": 16, "epochs": 1}
 TABLE = [
@@ -188,12 +87,18 @@ def test_runs_are_made_once_and_listed(place, monkeypatch, capfd):
 
 
 def test_a_finished_run_with_a_damaged_log_is_mended(place, monkeypatch, capfd):
+    """By reproduce.py, which starts it again, and by the training itself."""
+    monkeypatch.setattr(reproduce, "rows", lambda table: TABLE[:1])
     call(monkeypatch, "ctkd -- --device cpu --skip_validation")
-    folder = TABLE[2].folder(1)
+    folder, (_, *argv) = TABLE[0].folder(1), TABLE[0].command(1)
     log = (folder / "log.jsonl").read_text()
-    for damaged in ("torn", "", '{"epoch": 1}\n'):
+    (folder / "log.jsonl").write_text("torn")
+    call(monkeypatch, "ctkd -- --device cpu --skip_validation")
+    assert (folder / "log.jsonl").read_text() == log
+    for damaged in ("", '{"epoch": 1}\n'):
         (folder / "log.jsonl").write_text(damaged)
-        call(monkeypatch, "ctkd -- --device cpu --skip_validation")
+        assert reproduce.state(folder, "resnet8") == ("damaged", None)
+        train_teacher.train(parse(teacher_parser(), [*argv, "--device", "cpu"]))
         assert (folder / "log.jsonl").read_text() == log
     (folder / "log.jsonl").write_text("torn")
     (folder / "last.pth").unlink()
@@ -202,7 +107,7 @@ def test_a_finished_run_with_a_damaged_log_is_mended(place, monkeypatch, capfd):
         call(monkeypatch, "ctkd -- --device cpu --skip_validation")
     assert "log.jsonl is lost or damaged, with no last.pth to make it of: add --overwrite" in capfd.readouterr().err
     call(monkeypatch, "ctkd --list")
-    assert "  damaged  " in capfd.readouterr().out and (folder / "vgg8_last.pth").exists()
+    assert "  damaged  " in capfd.readouterr().out and (folder / "resnet8_last.pth").exists()
 
 
 def test_what_a_run_is_at_is_read_from_its_folder(tmp_path):
@@ -352,8 +257,6 @@ def test_a_run_that_another_process_begins_after_we_looked_is_waited_for(place, 
     assert "resnet8_vanilla_digits_1-epochs: under way elsewhere" in told and "failed" not in told
     assert "[1/2] resnet8_vanilla_digits_1-epochs: done elsewhere" in told
     assert "[2/2] digits_resnet8_vgg8_1-epochs_kd_seed-1: done after" in told
-
-
 IN_USE = f"""
 import sys
 open("tries", "a").write("x")
@@ -435,26 +338,6 @@ def test_what_cannot_be_written_is_said(place, monkeypatch, capfd):
     with pytest.raises(RunError, match="2 runs failed .*, 1 not begun"):
         call(monkeypatch, "ctkd --jobs 2")
     assert "could not begin" in capfd.readouterr().out
-
-
-def test_wrong_use(monkeypatch):
-    for line, says in (("nothing", "no table 'nothing'"), ("--seeds 0", "--seeds must be 1"),
-                       ("--jobs 0", "--jobs must be 1"),
-                       ("--trials", "--trials trains several --seeds"), ("-- --percision bf16", "percision"),
-                       ("-- --percision bf16", "python train_student.py --help"),
-                       ("-- --seed 2", "--seed is what the tables say"), ("-- -a 3", "--alpha is what the tables say"),
-                       ("-- --batch-size 8", "--batch_size is what the tables say"),
-                       ("-- --logit-stand", "logit_stand"),
-                       ("-- --fixed_alpha 2", "--fixed_alpha is what the tables say"),
-                       ("--train_subset 64", "stand behind --"), ("--pairs a:b ctkd", "tables stand before --pairs"),
-                       ("dtkd --pairs resnet56:resnet20", "these tables have no pair resnet56:resnet20")):  # fmt: skip
-        monkeypatch.setattr(sys, "argv", ["reproduce.py", *line.split()])
-        with pytest.raises(InputError, match=says):
-            reproduce.parse_args()
-    line = ["reproduce.py", "ctkd", "--jobs", "2", "ctkd-imagenet", "--", "--num_workers", "4"]
-    monkeypatch.setattr(sys, "argv", line)
-    args, more = reproduce.parse_args()
-    assert args.tables == ["ctkd", "ctkd-imagenet"] and more == ["--num_workers", "4"]
 
 
 SAVES_SLOWLY = """

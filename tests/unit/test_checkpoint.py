@@ -2,16 +2,16 @@
 
 import os
 import pickle
+import resource
 import secrets
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from common import no_hang
+from small_runs import TEACHER
 
 from helper import checkpoint
 from helper.errors import RunError
@@ -19,8 +19,6 @@ from helper.files import open_to_append, remove_leftovers, try_writing, write_at
 from helper.teacher import find_teacher
 from inputs import InputError, open_regular
 from models import create_model, networks
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class Malicious:
@@ -212,21 +210,14 @@ def test_a_folder_names_its_network():
 def test_a_full_disk_leaves_the_old_checkpoint(tmp_path):
     path = tmp_path / "last.pth"
     checkpoint.save({"epoch": 1}, path)
-    program = f"""
-import resource, signal, sys, torch
-from pathlib import Path
-from helper import checkpoint
-from helper.errors import RunError
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # what a full disk does to a write
-try:
-    checkpoint.save({{"epoch": 2, "weights": torch.zeros(1_000_000)}}, Path({str(path)!r}))
-except RunError as error:
-    print(error, error.status)
-"""
-    ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
-    assert "cannot be written (File too large)" in ran.stdout, ran.stderr
-    assert ran.stdout.strip().endswith(" 1")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # what a full disk does to a write
+    try:
+        with pytest.raises(RunError, match="cannot be written .File too large.") as error:
+            checkpoint.save({"epoch": 2, "weights": torch.zeros(1_000_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert error.value.status == 1
     assert checkpoint.load(path) == {"epoch": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["last.pth"]
 
@@ -265,10 +256,7 @@ def test_only_regular_files_are_opened(tmp_path):
 
 
 def find(path, **more):
-    return find_teacher(OPTIONS | {"path_t": str(path)} | more)
-
-
-OPTIONS = {"teacher_weights": False, "model_t": None, "dataset": "digits", "dry_run": False, "train_teacher": False}
+    return find_teacher(TEACHER | {"path_t": str(path)} | more)
 
 
 def test_a_teacher_that_is_no_file_is_refused_at_once(tmp_path):

@@ -7,10 +7,9 @@ import json
 import math
 import os
 import re
-import statistics
-import subprocess
 import sys
 from pathlib import Path
+from statistics import fmean, stdev, variance
 
 import pytest
 from matplotlib.figure import Figure
@@ -172,7 +171,11 @@ def test_runs_are_found_beside_folders_that_are_nested_deep_or_closed(tmp_path, 
     try:
         assert [run.folder for run in find_runs([tmp_path])] == [folder]
     finally:
-        subprocess.run(["rm", "-r", "d"], check=True)  # shutil, with which pytest tidies up, does not get that deep
+        for _ in range(2500):  # shutil, with which pytest tidies up, does not get that deep
+            os.chdir("d")
+        for _ in range(2500):
+            os.chdir("..")
+            os.rmdir("d")
 
 
 def test_what_a_terminal_would_obey_is_not_shown(tmp_path, capsys):
@@ -409,8 +412,8 @@ def runs_with(lasts, bests=None):
 
 def test_deviation_at_the_edge_of_the_prediction_interval():
     accuracies = [70.0, 70.4, 70.5]
-    half = stats.t.ppf(0.975, 2) * statistics.stdev(accuracies) * math.sqrt(4 / 3)
-    mean = statistics.fmean(accuracies)
+    half = stats.t.ppf(0.975, 2) * stdev(accuracies) * math.sqrt(4 / 3)
+    mean = fmean(accuracies)
     for inside in (mean - half + 1e-6, mean + half - 1e-6):
         assert comparison.deviation(accuracies, inside) == 0
     assert comparison.deviation(accuracies, mean - half - 1e-6) == 1
@@ -419,8 +422,8 @@ def test_deviation_at_the_edge_of_the_prediction_interval():
 
 def test_deviation_adds_the_published_spread_in_quadrature():
     accuracies = [70.0, 70.4, 70.5]
-    spread = math.hypot(statistics.stdev(accuracies) * math.sqrt(4 / 3), 0.3)
-    edge = statistics.fmean(accuracies) - stats.t.ppf(0.975, 2) * spread
+    spread = math.hypot(stdev(accuracies) * math.sqrt(4 / 3), 0.3)
+    edge = fmean(accuracies) - stats.t.ppf(0.975, 2) * spread
     assert comparison.deviation(accuracies, edge + 1e-6, 0.3) == 0
     assert comparison.deviation(accuracies, edge - 1e-6, 0.3) == 1
     assert comparison.deviation([70.0, 70.0], 70.0) == 0  # no noise at all
@@ -453,7 +456,7 @@ def test_chance_pools_the_spread_of_several_configurations():
     assert statistics.significance_margin(groups, "last", 3, 2) == pytest.approx((interval.high - interval.low) / 2)
     spread, freedom = statistics.pooled([*groups, runs_with([60.0])], "last")  # one run has no spread
     assert freedom == 3
-    assert spread == pytest.approx(math.sqrt((2 * statistics.variance(ours) + statistics.variance(base)) / 3))
+    assert spread == pytest.approx(math.sqrt((2 * variance(ours) + variance(base)) / 3))
     assert statistics.significance_margin([runs_with([60.0]), runs_with([61.0, 61.0])], "last", 3, 2) is None
     assert statistics.significance_margin(groups, "last", 3, 0) is None
 
@@ -834,11 +837,3 @@ def test_an_encoding_without_our_letters_is_enough(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["compare.py", str(some_runs(tmp_path))])
     compare.run_main(compare.main)
     assert b"resnet56 ? resnet20" in written.getvalue()
-
-
-def test_the_script_runs_from_elsewhere(tmp_path):
-    some_runs(tmp_path)
-    done = subprocess.run(
-        [sys.executable, ROOT / "compare.py", "runs"], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
-    assert "resnet56 → resnet20" in done.stdout and done.stderr == ""

@@ -1,9 +1,6 @@
 """Command lines: the published flags and their traps, our own names, and everything that is refused."""
 
 import itertools
-import re
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,8 +18,6 @@ from inputs import InputError
 from temperature import create_temperature
 from temperature.ctkd import CTKDInstance
 from temperature.fixed import Fixed
-
-ROOT = Path(__file__).resolve().parents[2]
 
 # The published CIFAR-100 command, flag by flag, spelled as published.
 PUBLISHED = (
@@ -405,8 +400,6 @@ def test_networks_and_images_fit_into_the_gpu_that_they_are_moved_to(monkeypatch
     settings = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "batch_size": 1, "target": torch.zeros(300), "augment": True}
     with pytest.raises(InputError, match="300 images would take 1.4 MB, and the GPU has 1.0 MB: .* --train_subset or"):
         MemoryLoader(images=torch.zeros(300, 3, 32, 32, dtype=torch.uint8), device=gpu, **settings)
-
-
 TRAINING = {"epochs": 10, "train_target": torch.zeros(4), "rl_warmup": 1, "rl_epoch": 1}
 
 
@@ -514,14 +507,3 @@ def test_wrong_use_is_one_sentence(line, says):
         student(line)
     assert "\n" not in str(error.value)
     assert error.value.status == 2
-
-
-@pytest.mark.parametrize("script", ["train_teacher.py", "train_student.py", "compare.py"])
-def test_help_is_grouped_and_wrong_use_ends_with_status_2(script):
-    shown = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True)
-    assert shown.returncode == 0
-    assert len(re.findall(r"^[a-z][a-z, ]+:$", shown.stdout, re.MULTILINE)) >= 2
-    wrong = subprocess.run([sys.executable, script, "--no_such_flag"], cwd=ROOT, capture_output=True, text=True)
-    assert wrong.returncode == 2
-    assert wrong.stderr.startswith("error: ")
-    assert wrong.stderr.count("\n") == 1

@@ -6,67 +6,15 @@ import math
 import pytest
 import torch
 from common import Tiny, make
+from small_runs import CPU, a_run, a_training, an_epoch, loaders, snapshot, stopped_run
 
-from dataset.base import Dataset
-from dataset.memory import MemoryLoader
-from helper import checkpoint, signals
-from helper.device import place
-from helper.errors import Interrupted
+from helper import checkpoint
 from helper.loops import train_step
 from helper.metrics import Metrics
-from helper.run_folder import RunFolder
 from helper.structure import Any, Checked, Maybe, Misfit, Replaced, fitted
 from helper.teacher_cache import OnlineTeacher
-from helper.trainer import Trainer, make_optimizer
+from helper.trainer import Trainer
 from inputs import InputError
-
-OPTIONS = {"learning_rate": 0.05, "lr_decay_epochs": [], "lr_decay_rate": 0.1, "print_freq": 1, "epochs": 3, "seed": 1}
-CPU = torch.device("cpu")
-
-
-def loaders():
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (40, 3, 8, 8), generator=generator).byte()
-    known = {"images": images, "target": torch.arange(40) % 10, "batch_size": 16, "device": "cpu"}
-    known |= {"mean": (0.5,) * 3, "std": (0.5,) * 3}
-    return MemoryLoader(**known, augment=True), MemoryLoader(**known, augment=False)
-
-
-def a_run(folder):
-    """A run's folder, without a look at what is in it."""
-    return RunFolder(folder, "tiny", {"options": {}, "epochs": 3}, overwrite=True)
-
-
-def a_training(folder, temperature="rlkd", plain=False):
-    """Three epochs of three steps, from where the folder's `last.pth` leaves them."""
-    train, val = loaders()
-    folder.mkdir(exist_ok=True)
-    torch.manual_seed(1)
-    expert = Tiny(width=12)
-    task = place(make(temperature, expert=expert, target=train.target), CPU, plain)
-    optimizer, metrics = make_optimizer(task, 0.05, 0.9, 5e-4, plain), Metrics()
-    run = a_run(folder)
-    run.finish = lambda student: None
-    run.resume(task, optimizer, metrics, len(train))
-    teacher = OnlineTeacher(expert.eval().requires_grad_(False))
-    return Trainer(run, task, teacher, optimizer, metrics, Dataset(train, val, 10), dict(OPTIONS))
-
-
-def an_epoch(trainer):
-    """Train the next epoch; returns its record."""
-    trainer.options["epochs"] = len(trainer.run.history) + 1
-    trainer.fit()
-    return trainer.run.history[-1]
-
-
-def stopped_run(folder, temperature="rlkd"):
-    """A run that is stopped after the second step of its second epoch; returns what its `last.pth` holds."""
-    training = a_training(folder, temperature)
-    an_epoch(training)
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(signals, "asked", lambda: training.metrics.tensors["steps"] == 2)
-        an_epoch(training)
-    return checkpoint.load(folder / "last.pth")
 
 
 @pytest.fixture(scope="module")
@@ -80,12 +28,6 @@ def fresh(tmp_path_factory):
     """Task and optimizer of a run that has not begun."""
     trainer = a_training(tmp_path_factory.mktemp("runs") / "fresh")
     return trainer.task, trainer.optimizer
-
-
-def snapshot(task, optimizer, folder):
-    """All that a refused file must leave as it is."""
-    state = copy.deepcopy([task.state_dict(), optimizer.state_dict(), torch.get_rng_state()])
-    return state, {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 def check_refused(state, fresh, folder, says):
@@ -218,8 +160,6 @@ def test_a_damaged_file_is_refused_and_says_what_helps(stopped, fresh, tmp_path)
         run = a_run(tmp_path)
         with pytest.raises(InputError, match="last.pth is (damaged|refused).* add --overwrite"):
             run.resume(*fresh, Metrics(), steps=3)
-
-
 SUMS = ("warmup", "count", "total", "squares")  # buffers that the first form of last.pth had beside the weights
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from common import Tiny, fixed_batch
-from torch import Tensor
+from policies import decide, logits, make, play
 
 from distiller_zoo import create_distiller
 from helper.loops import train_step
@@ -17,7 +17,7 @@ from helper.teacher_cache import OnlineTeacher
 from helper.trainer import make_optimizer
 from inputs import InputError
 from temperature import rlkd
-from temperature.policy import ACTION_STD, Policy, Random, entropy
+from temperature.policy import ACTION_STD, Random, entropy
 from temperature.rlkd import (
     GAMMA,
     LAMBDA,
@@ -30,25 +30,6 @@ from temperature.rlkd import (
     spread,
     state_of,
 )
-
-IMAGES = 64
-
-
-def make(cls=RLKD, images=IMAGES, seed=0, **options):
-    defaults = {"epochs": 240, "rl_warmup": 1, "aug_epoch": 0}
-    if cls is RLKD:
-        defaults |= {"rl_epoch": 1, "rl_rollout": 8}
-    torch.manual_seed(seed)
-    return cls(torch.zeros(images), **defaults | options)
-
-
-def logits(batch=IMAGES, classes=10):
-    return 3 * torch.randn(batch, classes)
-
-
-def decide(temperature, student, teacher):
-    return temperature(student, teacher, None, torch.arange(len(student))).student
-
 
 # ---------------------------------------------------------------- the formulas
 
@@ -249,57 +230,6 @@ def test_random_takes_another_distribution():
 # ---------------------------------------------------------------- learning
 
 
-def play(temperature: Policy, best, steps: int, varied=False, noise=False) -> Tensor:
-    """Return the mean tau of sure and unsure samples in the last quarter [2], where the reward is known.
-
-    The reward is minus the mean squared distance between the batch's temperatures and the best ones. Sure and unsure
-    samples (of the teacher) may have different best temperatures.
-
-    Args:
-        best: the best temperatures of sure and unsure samples.
-        varied: the share of sure samples differs from batch to batch. noise: the reward is a random number instead.
-    """
-    temperature.start_epoch(1)
-    loss = torch.zeros(())
-    if temperature.observes:
-        temperature.observe(loss)
-    taus, sures = torch.zeros(steps, 32), torch.zeros(steps, 32)
-    for step in range(steps):
-        sure = torch.rand(32, 1) < (torch.rand(()) if varied else 0.5)
-        student, teacher = logits(32), logits(32) * torch.where(sure, 5.0, 0.1)
-        tau = decide(temperature, student, teacher)
-        worse = torch.randn(()) if noise else (tau - torch.where(sure, best[0], best[1])).square().mean()
-        loss = loss + 1e-3 * worse
-        if temperature.observes:
-            temperature.observe(loss)
-        taus[step], sures[step] = tau[:, 0], sure[:, 0]
-    taus, sures = taus[-steps // 4 :], sures[-steps // 4 :].bool()
-    return torch.stack([taus[sures].mean(), taus[~sures].mean()])
-
-
-@pytest.mark.parametrize("best", [3.0, 8.0])
-def test_the_agent_finds_the_best_temperature(best):
-    temperature = make()
-    taus = play(temperature, (best, best), 480)
-    assert (taus - best).abs().max() < 1
-    told = temperature.describe()
-    names = {"rl_reward", "rl_value_loss", "rl_policy_entropy", "rl_action_mean", "rl_action_std"}
-    assert told.keys() == names
-    assert all(map(math.isfinite, told.values()))
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_the_agent_finds_a_best_temperature_for_each_kind_of_sample(seed):
-    """Although the reward depends more on the share of each kind in a batch than on the temperatures."""
-    sure, unsure = play(make(seed=seed), (3.0, 8.0), 640, varied=True)
-    assert unsure - sure > 2
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_the_agent_stays_where_it_is_when_the_reward_is_noise(seed):
-    assert abs(play(make(seed=seed), (3.0, 8.0), 640, noise=True).mean() - 5.5) < 1
-
-
 @pytest.mark.parametrize(("limit", "change", "cut"), [(1e-3, 0.1, True), (1e-5, 0.01, True), (1e-3, 0.01, False)])
 def test_an_update_is_shortened_to_the_trust_region(limit, change, cut):
     temperature, state = make(rl_max_kl=limit), torch.rand(50, 3)
@@ -352,13 +282,6 @@ def test_the_divergence_is_that_of_two_normal_distributions():
     old, new = (torch.distributions.Normal(m, s.exp()) for m, s in ((mean, log_std), (new_mean, new_log_std)))
     expected = torch.distributions.kl_divergence(old, new).mean()
     assert torch.allclose(divergence(mean, log_std, new_mean, new_log_std), expected)
-
-
-@pytest.mark.parametrize("varied", [False, True])
-@pytest.mark.parametrize("temperature", [make(Random), make(rl_epoch=2)], ids=["random", "an epoch without learning"])
-def test_nothing_moves_with_learning_off(temperature, varied):
-    taus = play(temperature, (3.0, 8.0), 240, varied)
-    assert (taus - 5.5).abs().max() < 0.3
 
 
 def test_the_calibration_is_one_of_two():
