@@ -40,8 +40,10 @@ class NotRegularError(InputError):
 
     why = "is no regular file"
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(f"{path} {self.why}: give another, or remove it")
+    @classmethod
+    def at(cls, path: Path) -> "NotRegularError":
+        """Return the error for what is at `path`."""
+        return cls(f"{path} {cls.why}: give another, or remove it")
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -58,11 +60,11 @@ def open_regular(path: Path) -> BinaryIO:
         raise InputError(f"{str(path)!r} is no possible file name: give another") from error
     except OSError as error:
         if error.errno in (errno.ENXIO, errno.ENODEV):  # a socket, or a device that is not there
-            raise NotRegularError(path) from error
+            raise NotRegularError.at(path) from error
         raise
     if not stat.S_ISREG(os.fstat(file).st_mode):
         os.close(file)
-        raise NotRegularError(path)
+        raise NotRegularError.at(path)
     return open(file, "rb")
 
 

@@ -33,7 +33,7 @@ from helper.files import PATIENCE, TRIES, is_locked, open_to_append
 from helper.options import given, parse, resolve_pair, student_parser, teacher_parser
 from helper.run_files import read_config, read_log
 from helper.run_identity import ADDED_OPTIONS, NEUTRAL_OPTIONS, decisive, differing
-from inputs import check_numbers
+from inputs import InputError, check_numbers
 from report.comparison import REPORTS
 from report.rows import SHORT, TABLES, Row, left_out, rows
 from report.runs import warn
@@ -347,7 +347,7 @@ class Runner:
                 output = stack.enter_context(open_to_append(OUTPUT / f"{job.name}.txt"))
                 print(f"{job.name}: started, see {output.name}", flush=True)
             process = subprocess.Popen(command(job, self.more), env=environment, stdout=output, stderr=output)
-        except (OSError, UserError) as error:
+        except (OSError, InputError) as error:
             return self._tried(job, f"could not begin ({error})", failed=True)
         self.running.add(process)
         return process

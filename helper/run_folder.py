@@ -30,6 +30,7 @@ from helper.run_files import Record, read_config, read_log
 from helper.run_identity import ADDED_OPTIONS, decisive, differing, differing_keys, hash_version
 from helper.structure import Checked, Maybe, Misfit, fitted, load_optimizer, module_pattern, optimizer_pattern
 from helper.task import Task
+from inputs import InputError
 
 IDENTITY = ("kind", "model", "teacher", "teacher_sha256", "data_sha256")  # what a run is, beside its options
 
@@ -133,6 +134,8 @@ class RunFolder:
         """Say where the run cannot live, of a path that is impossible or a folder that cannot be written."""
         try:
             yield
+        except InputError:  # which says itself what is wrong
+            raise
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{self.folder} cannot be written ({reason(error)}): give another place with --run_dir"
@@ -152,6 +155,8 @@ class RunFolder:
             config = read_config(self.folder)
             if not config["options"]:
                 raise ValueError("it has no options")
+        except InputError:  # such as of a FIFO
+            raise
         except ValueError as error:
             raise UserError(f"{self.path} is damaged: add --overwrite to start that run anew") from error
         there = ADDED_OPTIONS | config["options"] | {key: config[key] for key in IDENTITY if key in config}

@@ -187,15 +187,15 @@ class Trainer:
         """Say what to do about an error of an epoch."""
         try:
             yield
+        except Diverged as error:  # before ValueError, which it is too
+            raise Diverged(
+                f"{error} of epoch {epoch}; {self.run.kept()}: start anew with a lower --learning_rate or other loss"
+                " weights"
+            ) from error
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
             raise UserError(
                 "batch norm cannot learn from one image of one position, in a batch of one or a shard of one: choose"
                 " another --batch_size, or larger images"
-            ) from error
-        except Diverged as error:
-            raise Diverged(
-                f"{error} of epoch {epoch}; {self.run.kept()}: start anew with a lower --learning_rate or other loss"
-                " weights"
             ) from error

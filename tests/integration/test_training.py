@@ -37,7 +37,7 @@ import helper.teacher
 import train_student
 import train_teacher
 from distiller_zoo import distiller_dict
-from helper import checkpoint, trials
+from helper import checkpoint
 from helper.device import prepare_device
 from helper.errors import InUse, RunError, UserError
 from helper.files import TRIES
@@ -46,6 +46,7 @@ from helper.options import DECAYS, parse, resolve_pair, student_parser, teacher_
 from helper.run_folder import RunFolder
 from helper.run_identity import ADDED_OPTIONS
 from helper.task import Distillation
+from helper.trainer import Trainer
 from inputs import InputError
 from models import create_model
 from temperature import temperature_dict
@@ -137,7 +138,7 @@ def test_the_same_seed_gives_the_same_run_and_another_another(teacher, tmp_path)
 
 def test_the_student_starts_from_the_same_weights_under_every_method(teacher, tmp_path, monkeypatch):
     started = []
-    monkeypatch.setattr(trials, "fit", lambda trainings: started.append(trainings[0].stepper.module.student))
+    monkeypatch.setattr(Trainer, "fit", lambda self: started.append(self.task.student))
     monkeypatch.setattr(train_student.RunFolder, "summary", lambda self: "")
     for temperature in temperature_dict:
         distil(f"--path-t {teacher} --temperature {temperature} --epochs 1 --run_dir {tmp_path / temperature}")
@@ -525,7 +526,7 @@ def test_a_teacher_that_stays_in_use_without_a_lock_is_given_up(tmp_path, monkey
         tries.append(options)
         raise InUse("another process is training")
 
-    monkeypatch.setattr(helper.teacher, "train", in_use)
+    monkeypatch.setattr(train_teacher, "train", in_use)
     monkeypatch.setattr(helper.teacher, "PATIENCE", 0.01)
     with pytest.raises(InUse):
         distil(f"--path-t {tmp_path / 'resnet8_vanilla'} --train_teacher --epochs 1 --run_dir {tmp_path / 'run'}")
@@ -580,9 +581,9 @@ def test_a_teacher_of_another_data_set_is_refused(tmp_path, teacher):
 
 def test_what_is_resumed_is_checked_against_the_steps_of_an_epoch(teacher, tmp_path, monkeypatch):
     told = []
-    monkeypatch.setattr(RunFolder, "resume", lambda self, module, optimizer, steps: told.append(steps))
+    monkeypatch.setattr(RunFolder, "resume", lambda self, task, optimizer, metrics, steps: told.append(steps))
     monkeypatch.setattr(RunFolder, "summary", lambda self: "")
-    monkeypatch.setattr(trials, "fit", lambda trainings: None)
+    monkeypatch.setattr(Trainer, "fit", lambda self: None)
     train(f"--model resnet8 --epochs 1 --run_dir {tmp_path / 'alone'}")
     distil(f"--path-t {teacher} --epochs 1 --run_dir {tmp_path / 'distilled'}")
     assert told == [3, 3]
@@ -624,6 +625,12 @@ def wait_for_epoch(process, folder, epoch):
     assert epochs_logged(folder) >= epoch
 
 
+def within_an_epoch(folder):
+    """What a state has of the epoch that was begun: sums of its steps, or its means."""
+    state = checkpoint.load(folder / "last.pth")
+    return {name for name in ("metrics", "trained") if state[name] is not None}
+
+
 @pytest.mark.parametrize("distill", distiller_dict)
 def test_an_interrupted_run_ends_bit_identical_under_every_distiller(distill, teacher, tmp_path, monkeypatch):
     line = f"--path-t {teacher} --distill {distill} --temperature ctkd-global --epochs 2 --nce_k 50 --run_dir "
@@ -632,13 +639,13 @@ def test_an_interrupted_run_ends_bit_identical_under_every_distiller(distill, te
     assert len(read_log(tmp_path / "stopped")) == 1
     first = checkpoint.load(tmp_path / "stopped/last.pth")["module"]
     stop_within_an_epoch(monkeypatch, line + str(tmp_path / "stopped"))
-    assert checkpoint.load(tmp_path / "stopped/last.pth")["part"]["step"] == 2
+    assert checkpoint.load(tmp_path / "stopped/last.pth")["step"] == 2
     distil(line + str(tmp_path / "stopped"))
     check_same_end(tmp_path / "stopped", tmp_path / "whole")
     last = checkpoint.load(tmp_path / "stopped/last.pth")["module"]
     learns = {"vid": {"stages"}, "crd": {"embed_s", "embed_t", "contrast"}, "srrl": {"connector"}}
-    learns["dpk"] = {"stages", "hsic"}
-    moved = [key.split(".") for key in last if not torch.equal(first[key], last[key])]
+    learns["dpk"] = {"stages", "hsic", "ratio", "epoch_hsic", "epoch_ratio"}
+    moved = [key.split(".") for key in last if key != "_extra_state" and not torch.equal(first[key], last[key])]
     assert {part for module, part, *_ in moved if module == "distiller"} == learns.get(distill, set())
     if distill == "crd":
         for memory in ("memory_v1", "memory_v2"):  # every image's, once in each epoch
@@ -655,11 +662,11 @@ def test_an_interrupted_run_ends_bit_identical_under_every_temperature(temperatu
     interrupt_after_an_epoch(monkeypatch, line + str(tmp_path / "stopped"))
     first = checkpoint.load(tmp_path / "stopped/last.pth")["module"]
     stop_within_an_epoch(monkeypatch, line + str(tmp_path / "stopped"))
-    assert checkpoint.load(tmp_path / "stopped/last.pth")["part"]["step"] == 2
+    assert checkpoint.load(tmp_path / "stopped/last.pth")["step"] == 2
     stop_within_an_epoch(monkeypatch, line + str(tmp_path / "stopped"), steps=1)  # the epoch's last one
-    assert checkpoint.load(tmp_path / "stopped/last.pth")["part"].keys() == {"step", "within", "meter", "seconds"}
+    assert within_an_epoch(tmp_path / "stopped") == {"metrics"}
     stop_within_an_epoch(monkeypatch, line + str(tmp_path / "stopped"), steps=1)  # within the test that follows
-    assert checkpoint.load(tmp_path / "stopped/last.pth")["part"].keys() == {"step", "trained", "seconds"}
+    assert within_an_epoch(tmp_path / "stopped") == {"trained"}
     distil(line + str(tmp_path / "stopped"))
     check_same_end(tmp_path / "stopped", tmp_path / "whole")
     last = checkpoint.load(tmp_path / "stopped/last.pth")["module"]

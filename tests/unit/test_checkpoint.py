@@ -17,7 +17,7 @@ from helper import checkpoint
 from helper.errors import RunError
 from helper.files import open_to_append, remove_leftovers, try_writing, write_atomically
 from helper.teacher import find_teacher
-from inputs import InputError, open_regular
+from inputs import InputError, NotRegularError, open_regular
 from models import create_model, networks
 
 
@@ -332,3 +332,11 @@ def test_trying_to_write_leaves_nothing(tmp_path):
     with pytest.raises(OSError):
         try_writing(Path("/proc/x/y"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "nowhere"]
+
+
+def test_the_error_of_what_is_no_file_stays_the_same_in_another_process(tmp_path):
+    with pytest.raises(NotRegularError) as error:
+        open_regular(tmp_path)
+    copied = pickle.loads(pickle.dumps(error.value))
+    assert type(copied) is NotRegularError
+    assert str(copied) == str(error.value) == f"{tmp_path} is no regular file: give another, or remove it"
