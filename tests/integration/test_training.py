@@ -154,7 +154,7 @@ def test_a_finished_run_is_not_touched_without_overwrite(teacher, tmp_path, caps
     distil(line)
     assert "already finished" in capsys.readouterr().out
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == stamp
-    with pytest.raises(InputError, match="holds a run with other options .*alpha 0.9 instead of 0.5"):
+    with pytest.raises(InputError, match=r"^\S+ holds a run with other options .*alpha 0.9 instead of 0.5"):
         distil(line + " --alpha 0.5")
     (folder / "notes.txt").write_text("mine")
     distil(line + " --alpha 0.5 --overwrite")
@@ -361,7 +361,7 @@ time.sleep(60)
     folder.mkdir()
     with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True) as holder:
         holder.stdout.readline()
-        with pytest.raises(InputError, match="another process is training in"):
+        with pytest.raises(InUse, match="another process is training in"):
             train(f"--model resnet8 --epochs 1 --run_dir {folder}")
         holder.kill()
 
