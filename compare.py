@@ -1,9 +1,9 @@
 """Set runs beside the published tables: mean and spread of every configuration, the published number, the difference.
 
-    python compare.py save/student_model
-    python compare.py save --markdown --output table.md
-    python compare.py --pages results
-    python compare.py save/student_model/resnet56_resnet20 --plot curves.png
+python compare.py save/student_model
+python compare.py save --markdown --output table.md
+python compare.py --pages results
+python compare.py save/student_model/resnet56_resnet20 --plot curves.png
 """
 
 import helper.environment  # noqa: F401 (before PyTorch)

@@ -196,5 +196,3 @@ def check_fits(what: str, size: int, flags: str, device: torch.device = CPU) -> 
         raise InputError(
             f"{what} would take {in_words(size)}, and {owner} has {in_words(limit)}: choose a smaller {flags}"
         )
-
-

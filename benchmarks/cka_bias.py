@@ -1,7 +1,7 @@
 """How far estimates of linear CKA from small batches are off, on Gaussian features whose true CKA is known.
 
-    python benchmarks/cka_bias.py
-    python benchmarks/cka_bias.py --batch_size 16 --batches 500
+python benchmarks/cka_bias.py
+python benchmarks/cka_bias.py --batch_size 16 --batches 500
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """What a training step costs under each distiller or temperature, relative to KD or a fixed one in the same run.
 
-    python benchmarks/cost.py distillers
-    python benchmarks/cost.py temperatures
-    python benchmarks/cost.py distillers --model_t resnet20 --model_s resnet8 --temperature fixed --rounds 50 --json
+python benchmarks/cost.py distillers
+python benchmarks/cost.py temperatures
+python benchmarks/cost.py distillers --model_t resnet20 --model_s resnet8 --temperature fixed --rounds 50 --json
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """How the time of an epoch grows with the number of images, the batch size and the number of classes; with a plot.
 
-    python benchmarks/growth.py
-    python benchmarks/growth.py --model_t resnet56 --model_s resnet20 --plot growth.png --json
+python benchmarks/growth.py
+python benchmarks/growth.py --model_t resnet56 --model_s resnet20 --plot growth.png --json
 """
 
 import argparse

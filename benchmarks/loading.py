@@ -1,7 +1,7 @@
 """How many images a second worker processes decode and augment, and how many of them a training needs.
 
-    python benchmarks/loading.py --data_dir path/to/imagenet
-    python benchmarks/loading.py --data_dir path/to/imagenet --workers 1 2 4 8 --images_per_second 2500 --json
+python benchmarks/loading.py --data_dir path/to/imagenet
+python benchmarks/loading.py --data_dir path/to/imagenet --workers 1 2 4 8 --images_per_second 2500 --json
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Where the time of a training epoch goes on a CPU, by kind of operation, under each variant of bench.py.
 
-    python benchmarks/operations.py
-    python benchmarks/operations.py --pair resnet32x4:ShuffleV1 --variants fp32 bf16
+python benchmarks/operations.py
+python benchmarks/operations.py --pair resnet32x4:ShuffleV1 --variants fp32 bf16
 """
 
 import argparse

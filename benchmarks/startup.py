@@ -1,7 +1,7 @@
 """From the command to the first step: seconds that pass before train_student.py has learned from one batch.
 
-    python benchmarks/startup.py
-    python benchmarks/startup.py --dataset digits
+python benchmarks/startup.py
+python benchmarks/startup.py --dataset digits
 """
 
 import argparse

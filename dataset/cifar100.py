@@ -42,9 +42,7 @@ def load(data_dir: str | None = None, **_: object) -> ImageSet:
     if not os.path.exists(root / FOLDER):
         _fetch(root)
     files = _read(root / FOLDER)
-    return ImageSet(
-        *_tensors(files["train"]), *_tensors(files["test"]), num_classes=100, mean=MEAN, std=STD, flip=True
-    )
+    return ImageSet(*_tensors(files["train"]), *_tensors(files["test"]), num_classes=100, mean=MEAN, std=STD, flip=True)
 
 
 def _tensors(file: bytes) -> tuple[torch.Tensor, torch.Tensor]:

@@ -194,9 +194,7 @@ class StreamLoader:
 class StreamEpoch:
     """The batches of one epoch of training of a `StreamLoader`; see its `epoch`."""
 
-    def __init__(
-        self, loader: StreamLoader, number: int, start: int, partner: Tensor | None, weight: float
-    ) -> None:
+    def __init__(self, loader: StreamLoader, number: int, start: int, partner: Tensor | None, weight: float) -> None:
         self.loader, self.number, self.start = loader, number, start
         self.partner, self.weight = partner, weight
 

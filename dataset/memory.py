@@ -168,9 +168,7 @@ class MemoryLoader:
 class MemoryEpoch:
     """The batches of one epoch of training of a `MemoryLoader`; see its `epoch`."""
 
-    def __init__(
-        self, loader: MemoryLoader, number: int, start: int, partner: Tensor | None, weight: float
-    ) -> None:
+    def __init__(self, loader: MemoryLoader, number: int, start: int, partner: Tensor | None, weight: float) -> None:
         self.loader, self.number, self.start = loader, number, start
         self.partner, self.weight = partner, weight
 

@@ -119,9 +119,7 @@ def identify(path: Path, weights: dict[str, Tensor], name: str | None = None, da
     return nearest
 
 
-def network(
-    path: Path, weights: dict[str, Tensor], name: str, num_classes: int, dataset: str | None = None
-) -> Model:
+def network(path: Path, weights: dict[str, Tensor], name: str, num_classes: int, dataset: str | None = None) -> Model:
     """The network `name` with these weights. Raises UserError if they were trained for another number of classes."""
     model = create_model(name, num_classes, dataset)
     trained_for = len(weights[_classifier_name(model) + ".bias"])

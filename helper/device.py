@@ -22,9 +22,7 @@ PRECISIONS = ("fp32", "bf16")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
-def prepare_device(
-    name: str | None, gpu_id: str | None, deterministic: bool, plain: bool = False
-) -> torch.device:
+def prepare_device(name: str | None, gpu_id: str | None, deterministic: bool, plain: bool = False) -> torch.device:
     """The device of a run, set up: honest float32, and with `deterministic` only algorithms that repeat bit by bit.
 
     `name` when given, else the first of `gpu_id` (a comma-separated list), else a GPU if there is one, else the CPU.

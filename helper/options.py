@@ -226,12 +226,30 @@ def _add_temperature(parser: Parser) -> None:
     none = argparse.SUPPRESS  # no default of their own: they set the options above
     add("--have_mlp", type=int, choices=(0, 1), default=none, help="1: --temperature ctkd-<mlp_name>, if not given")
     add("--mlp_name", choices=tuple(PUBLISHED_TEMPERATURES), default=none, help="see --have_mlp")
-    add("--cosine_decay", type=_curriculum, dest="curriculum", metavar="{0,1}", default=none,
-        help="1: --curriculum cosine, 0: linear")
-    add("--decay_max", type=_negated, dest="lambda_min", metavar="float", default=none,
-        help="--lambda_min, with a minus")
-    add("--decay_min", type=_negated, dest="lambda_max", metavar="float", default=none,
-        help="--lambda_max, with a minus")
+    add(
+        "--cosine_decay",
+        type=_curriculum,
+        dest="curriculum",
+        metavar="{0,1}",
+        default=none,
+        help="1: --curriculum cosine, 0: linear",
+    )
+    add(
+        "--decay_max",
+        type=_negated,
+        dest="lambda_min",
+        metavar="float",
+        default=none,
+        help="--lambda_min, with a minus",
+    )
+    add(
+        "--decay_min",
+        type=_negated,
+        dest="lambda_max",
+        metavar="float",
+        default=none,
+        help="--lambda_max, with a minus",
+    )
 
 
 def _negated(text: str) -> float:
@@ -475,8 +493,8 @@ def _resolve_dpk(options: dict[str, Any]) -> None:
 def _resolve_schedule(options: dict[str, Any]) -> None:
     model = options.get("model_s") or options["model"]
     exact, asked = options.pop("lr"), options["learning_rate"]
-    options["learning_rate"] = exact if exact is not None else LEARNING_RATES.get(
-        model, LEARNING_RATE if asked is None else asked
+    options["learning_rate"] = (
+        exact if exact is not None else LEARNING_RATES.get(model, LEARNING_RATE if asked is None else asked)
     )
     if exact is None and asked is not None and options["learning_rate"] != asked:
         print(f"note: learning rate {options['learning_rate']} instead of {asked}, the published rule for {model};"

@@ -276,9 +276,7 @@ class RunFolder:
         )
         return Checked(fits, _sums_go_on, "sums up other losses in its begun epoch than in those before")
 
-    def _restore(
-        self, state: dict[str, Any], task: Task, optimizer: torch.optim.Optimizer, metrics: Metrics
-    ) -> None:
+    def _restore(self, state: dict[str, Any], task: Task, optimizer: torch.optim.Optimizer, metrics: Metrics) -> None:
         device = next(task.parameters()).device
         if state["step"]:
             task.start_epoch(len(state["history"]) + 1)

@@ -155,7 +155,13 @@ def _dots(title: str, shown: Sequence[Shown], base: Sequence[Run], groups: Seque
     ours = values(base, "last")
     if not ours:
         return draw_dots(title, "last top-1 (%)", rows)
-    return draw_dots(title, "last top-1 (%)", rows, fmean(ours), significance_margin(same_noise_pool(base[0], groups), "last", 1, len(ours)))
+    return draw_dots(
+        title,
+        "last top-1 (%)",
+        rows,
+        fmean(ours),
+        significance_margin(same_noise_pool(base[0], groups), "last", 1, len(ours)),
+    )
 
 
 def _moves(group: Sequence[Run]) -> bool:

@@ -17,11 +17,17 @@ from dataset.base import Batch
 from helper import checkpoint, signals
 from helper.options import parse, resolve_pair, student_parser, teacher_parser
 from helper.row_store import RowStore
-from models import Model
+from models import Model, model_dict
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = "--dataset digits --train_subset 96 --batch_size 32 --print_freq 1 "
 TIMES = ("seconds", "images_per_second")  # the only fields of a log that may differ between two equal runs
+
+ONE_OF_EACH_FAMILY = ("resnet56", "resnet32x4", "resnet8x4_double", "ResNet50", "wrn_40_2", "vgg13", "MobileNetV2",
+                      "ShuffleV1", "ShuffleV2")  # fmt: skip
+FAMILIES = [  # all networks, of which those that differ in depth alone have the mark `full`
+    name if name in ONE_OF_EACH_FAMILY else pytest.param(name, marks=pytest.mark.full) for name in model_dict
+]
 
 
 class Tiny(Model):

@@ -1,6 +1,5 @@
 """RLKD's agent in an environment of its own, where the reward is known."""
 
-
 import torch
 from torch import Tensor
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,8 @@ import torchvision
 from PIL import Image
 
 from benchmarks import loading
-from dataset import create_dataset
+from dataset import create_dataset, folder
+from helper.errors import UserError
 from helper.options import parse, student_parser
 from inputs import InputError
 
@@ -73,6 +75,16 @@ def test_workers_stay_and_follow_the_epochs(tree):
     alone, workers = build(tree).train, build(tree, num_workers=2).train
     for number in (1, 2, 3):
         assert same(epoch(alone, number), epoch(workers, number))
+
+
+def test_workers_decode_a_folder_as_one_process_does(tree, tmp_path):
+    here, workers = (folder.load(str(tree), 32, num_workers) for num_workers in (0, 2))
+    assert len(here.train_target) == 22 and torch.equal(here.train_images, workers.train_images)
+    assert all(torch.equal(*pair) for pair in zip(here[:4], workers[:4], strict=True))
+    shutil.copytree(tree, tmp_path / "broken")
+    (tmp_path / "broken/train/dog/03.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match="dog/03.png cannot be read"):
+        folder.load(str(tmp_path / "broken"), 32, 1)
 
 
 def test_each_process_reads_its_share(tree):

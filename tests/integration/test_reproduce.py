@@ -256,6 +256,8 @@ def test_a_run_that_another_process_begins_after_we_looked_is_waited_for(place, 
     assert "resnet8_vanilla_digits_1-epochs: under way elsewhere" in told and "failed" not in told
     assert "[1/2] resnet8_vanilla_digits_1-epochs: done elsewhere" in told
     assert "[2/2] digits_resnet8_vgg8_1-epochs_kd_seed-1: done after" in told
+
+
 IN_USE = f"""
 import sys
 open("tries", "a").write("x")

@@ -180,9 +180,7 @@ def test_a_distiller_compares_the_layers_it_says(distill, uses):
     compared = {"pkt": (3,), "sp": (2,), "vid": (1, 2), "crd": (3,), "srrl": (3,), "dkd": ("logits",), "dpk": (1, 2)}
     torch.manual_seed(0)
     shapes, widths = [(6, 4, 8, 8), (6, 5, 8, 8), (6, 7, 4, 4), (6, 9)], [4, 5, 7, 9]
-    student, teacher = (
-        Output([torch.rand(shape) for shape in shapes], torch.rand(6, 10)) for _ in range(2)
-    )
+    student, teacher = (Output([torch.rand(shape) for shape in shapes], torch.rand(6, 10)) for _ in range(2))
     leaf = torch.zeros(1) if uses is None else student.logits if uses == "logits" else student.features[uses]
     leaf.requires_grad_()
     known = {"student_widths": widths, "teacher_widths": widths, "num_classes": 10, "nce_k": 8, "train_target": UNEVEN}

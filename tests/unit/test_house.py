@@ -45,7 +45,15 @@ def test_functions_are_measured_with_the_longest_first():
 
 def test_every_module_has_its_place():
     texts = house.code()
-    assert house.line_counts(texts).keys() >= {"scripts", "benchmarks", "helper", "report", "inputs", "published", *house.ZOO}
+    assert house.line_counts(texts).keys() >= {
+        "scripts",
+        "benchmarks",
+        "helper",
+        "report",
+        "inputs",
+        "published",
+        *house.ZOO,
+    }
     assert not any(name.startswith("tests") for name in texts)
     assert [house.floor_of(name) for name in ("compare", "benchmarks.bench", "report", "helper.loops", "models", "inputs")] == [
         4, 4, 3, 2, 1, 0,

@@ -1,10 +1,9 @@
 """The networks keep the promises of `Model`."""
 
-
 import pytest
 import torch
 import torch.nn.functional as F
-from common import Tiny, fixed_batch, make
+from common import FAMILIES, Tiny, fixed_batch, make
 from torch import nn
 
 from inputs import InputError
@@ -64,7 +63,7 @@ def test_returned_features_are_not_changed_in_place(model, images):
     assert all(torch.equal(feature, seen[id(feature)][1]) for feature in features)
 
 
-@pytest.mark.parametrize("name", model_dict)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_every_parameter_learns(name, images):
     torch.manual_seed(0)
     model = create_model(name, 10).train()

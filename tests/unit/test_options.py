@@ -184,7 +184,9 @@ def test_the_weights_of_a_temperature_are_those_of_kd_only_and_can_be_given():
 
 
 def test_a_warm_up_of_nothing_is_refused():
-    with pytest.raises(InputError, match="--kd_warmup 20 has no KD term to act on: leave it out, --dkd_warmup is DKD's"):
+    with pytest.raises(
+        InputError, match="--kd_warmup 20 has no KD term to act on: leave it out, --dkd_warmup is DKD's"
+    ):
         resolve_pair(student("--distill dkd --kd_warmup 20"), "resnet56")
 
 
@@ -400,6 +402,8 @@ def test_networks_and_images_fit_into_the_gpu_that_they_are_moved_to(monkeypatch
     settings = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "batch_size": 1, "target": torch.zeros(300), "augment": True}
     with pytest.raises(InputError, match="300 images would take 1.4 MB, and the GPU has 1.0 MB: .* --train_subset or"):
         MemoryLoader(images=torch.zeros(300, 3, 32, 32, dtype=torch.uint8), device=gpu, **settings)
+
+
 TRAINING = {"epochs": 10, "train_target": torch.zeros(4), "rl_warmup": 1, "rl_epoch": 1}
 
 

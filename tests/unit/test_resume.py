@@ -160,6 +160,8 @@ def test_a_damaged_file_is_refused_and_says_what_helps(stopped, fresh, tmp_path)
         run = a_run(tmp_path)
         with pytest.raises(InputError, match="last.pth is (damaged|refused).* add --overwrite"):
             run.resume(*fresh, Metrics(), steps=3)
+
+
 SUMS = ("warmup", "count", "total", "squares")  # buffers that the first form of last.pth had beside the weights
 
 

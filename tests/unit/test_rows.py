@@ -54,7 +54,7 @@ def test_rows_of_imagenet_are_what_its_runner_documents(row):
     name = DOCUMENTED[row.method]
     lines = RUNNER.replace("\\\n#", " ").splitlines()
     flags = next((line for line in lines if f"--experiments_name {name} " in line + " "), "") if name else ""
-    line = f"{fixed} --model_t {row.teacher} --teacher_weights torchvision {flags[flags.find('--'):] if flags else ''}"
+    line = f"{fixed} --model_t {row.teacher} --teacher_weights torchvision {flags[flags.find('--') :] if flags else ''}"
     here, there = resolved(row), resolve_pair(parse(student_parser(), shlex.split(line)), row.teacher)
     left_out = NEUTRAL_OPTIONS | foreign_options(here["distill"], here["temperature"])
     assert {key for key in here.keys() - left_out if here[key] != there[key]} == set()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from common import Tiny, holds, loader_of, make, rows_of, table_file
+from common import FAMILIES, Tiny, holds, loader_of, make, rows_of, table_file
 from torch import nn
 
 from dataset import Dataset
@@ -22,10 +22,10 @@ from helper.run_folder import RunFolder
 from helper.teacher import fold_batch_norm
 from helper.teacher_cache import CachedTeacher, OnlineTeacher, check_table_dir
 from helper.trainer import Trainer, make_optimizer
-from models import Model, create_model, model_dict
+from models import Model, create_model
 
 
-@pytest.mark.parametrize("name", model_dict)
+@pytest.mark.parametrize("name", FAMILIES)
 @torch.no_grad()
 def test_a_folded_teacher_says_the_same(name):
     torch.manual_seed(0)
