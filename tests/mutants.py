@@ -27,9 +27,9 @@ class Mutant(NamedTuple):
 
 MUTANTS = {
     "reversal": Mutant("temperature/ctkd.py", "return -lambda_ * gradient", "return lambda_ * gradient",
-                       "unit/test_distillers.py unit/test_temperature.py"),
+                       "golden/test_losses.py unit/test_temperature.py"),
     "tau squared": Mutant("temperature/base.py", "return self.student * self.teacher if self.scale is None",
-                          "return torch.ones_like(self.student) if self.scale is None", "unit/test_distillers.py"),
+                          "return torch.ones_like(self.student) if self.scale is None", "golden/test_losses.py"),
     "lambda late": Mutant("temperature/ctkd.py", "curriculum_lambda(epoch, *self.schedule)",
                           "curriculum_lambda(epoch - 1, *self.schedule)", "unit/test_temperature.py"),
     "no decay of tau": Mutant("helper/trainer.py", "for parameter in module.parameters() if parameter.requires_grad]",
@@ -47,13 +47,13 @@ MUTANTS = {
                                "logits.std(1, correction=0, keepdim=True)", "unit/test_temperature.py"),
     "DTKD's x and y": Mutant("temperature/dtkd.py", "2 * tau * y / (x + y)", "2 * tau * x / (x + y)",
                              "unit/test_temperature.py"),
-    "last batch": Mutant("helper/loops.py", "for batch in tqdm(loader, description,", "for batch in tqdm(list(loader)[:-1], description,",
-                         "unit/test_step.py"),
+    "last batch": Mutant("helper/loops.py", "for batch in tqdm(loader, description,",
+                         "for batch in tqdm(list(loader)[:-1], description,", "unit/test_step.py"),
     "random state": Mutant("helper/run_folder.py", "torch.set_rng_state(state[\"rng_cpu\"])", "pass",
                            "unit/test_resume.py"),
-    "best": Mutant("helper/run_folder.py", "if record[\"top1\"] > max(", "if record[\"top1\"] < max(",
+    "best": Mutant("helper/run_folder.py", "record[\"top1\"] > max(", "record[\"top1\"] < max(",
                    "unit/test_resume.py"),
-    "best always": Mutant("helper/run_folder.py", "if record[\"top1\"] > max(", "if record[\"top1\"] or max(",
+    "best always": Mutant("helper/run_folder.py", "record[\"top1\"] > max(", "record[\"top1\"] or max(",
                           "unit/test_resume.py"),
 }  # fmt: skip
 
