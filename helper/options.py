@@ -222,6 +222,10 @@ def _add_temperature(parser: Parser) -> None:
     add("--anneal_to", type=float, default=1.0, help="annealing: tau in the last epoch")
     add("--anneal_shape", metavar="NAME", default="linear", help=f"annealing: {' or '.join(annealing.SHAPES)}")
     add("--base_tau", type=float, default=2.0, help="standardised: the temperature on z-scored logits")
+    _add_published_temperature(parser)
+
+
+def _add_published_temperature(parser: Parser) -> None:
     add = parser.add_argument_group("temperature, as published").add_argument
     none = argparse.SUPPRESS  # no default of their own: they set the options above
     add("--have_mlp", type=int, choices=(0, 1), default=none, help="1: --temperature ctkd-<mlp_name>, if not given")

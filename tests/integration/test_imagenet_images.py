@@ -15,7 +15,6 @@ from PIL import Image
 
 from benchmarks import loading
 from dataset import create_dataset, folder
-from helper.errors import UserError
 from helper.options import parse, student_parser
 from inputs import InputError
 
@@ -83,7 +82,7 @@ def test_workers_decode_a_folder_as_one_process_does(tree, tmp_path):
     assert all(torch.equal(*pair) for pair in zip(here[:4], workers[:4], strict=True))
     shutil.copytree(tree, tmp_path / "broken")
     (tmp_path / "broken/train/dog/03.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match="dog/03.png cannot be read"):
+    with pytest.raises(InputError, match="dog/03.png cannot be read"):
         folder.load(str(tmp_path / "broken"), 32, 1)
 
 

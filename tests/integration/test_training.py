@@ -36,12 +36,14 @@ from PIL import Image
 import helper.teacher
 import train_student
 import train_teacher
+from dataset import create_dataset
 from distiller_zoo import distiller_dict
 from helper import checkpoint
 from helper.device import prepare_device
 from helper.errors import InUse, RunError, UserError
 from helper.files import TRIES
 from helper.logger import RunLog, tensorboard_logger
+from helper.loops import evaluate
 from helper.options import DECAYS, parse, resolve_pair, student_parser, teacher_parser
 from helper.run_folder import RunFolder
 from helper.run_identity import ADDED_OPTIONS
@@ -104,7 +106,10 @@ def test_a_student_run_logs_its_temperature(teacher, tmp_path, temperature, caps
     check_logged_temperature(temperature, log)
     assert config["teacher"] == "resnet8"
     assert config["teacher_sha256"] == checkpoint.file_hash(teacher / "ckpt_epoch_2.pth")
-    assert config["teacher_top1"] == pytest.approx(read_log(teacher)[-1]["top1"])
+    model = create_model("resnet8", 10)
+    model.load_state_dict(checkpoint.load_weights(teacher / "ckpt_epoch_2.pth"))
+    digits = create_dataset("digits", batch_size=32, seed=1, device="cpu").val
+    assert config["teacher_top1"] == pytest.approx(evaluate(model, digits)["top1"])
     shown = capsys.readouterr().out
     assert f"the teacher resnet8 has top-1 {config['teacher_top1']:.2f}" in shown
     assert f"best {max(r['top1'] for r in log):.2f} (epoch" in shown
@@ -462,8 +467,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(t
     def poisoned(self, batch, said):
         step = real(self, batch, said)
         if len(list(folder.glob("last.pth"))):  # from the second epoch on
-            step.parts["kd"] = step.parts["kd"] * math.inf
-            step = step._replace(loss=step.loss + step.parts["kd"])
+            step.losses["kd"] = step.losses["kd"] * math.inf
+            step = step._replace(loss=step.loss + step.losses["kd"])
         return step
 
     monkeypatch.setattr(Distillation, "forward", poisoned)
