@@ -478,7 +478,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(t
     assert error.value.status == 1
     assert [record["epoch"] for record in read_log(folder)] == [1]
     state = checkpoint.load(folder / "last.pth")
-    assert all(value.isfinite().all() for value in state["module"].values())
+    assert all(value.isfinite().all() for value in state["module"].values() if isinstance(value, torch.Tensor))
     monkeypatch.undo()
     distil(line)
     assert [record["epoch"] for record in read_log(folder)] == [1, 2, 3]
