@@ -27,7 +27,8 @@ class Batch:
         view: Tensor | None = None,
         count: int | None = None,
     ) -> None:
-        self._images, self._make = (images, None) if isinstance(images, Tensor) else (None, images)
+        self._images: Tensor | None = images if isinstance(images, Tensor) else None
+        self._make = None if isinstance(images, Tensor) else images
         self.target, self.index, self.view, self.count = target, index, view, count
 
     def __len__(self) -> int:
@@ -37,21 +38,28 @@ class Batch:
     def images(self) -> Tensor:
         """The images [B, 3, H, W]."""
         if self._images is None:
+            assert self._make is not None and self.view is not None
             self._images = self._make(self.index, self.view)
         return self._images
 
     @property
     def numbers(self) -> tuple[Tensor, ...]:
-        """Class, number and view of each image, [B] each, of a batch whose views are counted."""
-        return self.target, self.index, self.view
+        """Class, number and view of each image, [B] each; the view is missing where views are not counted."""
+        return (self.target, self.index) if self.view is None else (self.target, self.index, self.view)
 
     def copy(self) -> "Batch":
         """Return a batch with the same numbers in tensors of its own, whose images are not made yet."""
-        return Batch(self._make, *(column.clone() for column in self.numbers), self.count)
+        batch = self.unmade()
+        batch.target, batch.index = batch.target.clone(), batch.index.clone()
+        batch.view = None if batch.view is None else batch.view.clone()
+        return batch
 
     def unmade(self) -> "Batch":
-        """Return a batch of the same tensors whose images are not made yet."""
-        return Batch(self._make, *self.numbers, self.count)
+        """Return a batch of the same tensors whose images are not made yet. Raises ValueError where they are all there
+        is."""
+        if self._make is None:
+            raise ValueError("this batch was given images, so they cannot be made again")
+        return Batch(self._make, self.target, self.index, self.view, self.count)
 
     def without_first(self, rows: int, processes: int = 1) -> "Batch":
         """Return the batch without its first `rows` images, in each of the processes that share it."""

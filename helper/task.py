@@ -30,7 +30,7 @@ class StepOutput(NamedTuple):
 
     def detached(self) -> "StepOutput":
         """Return the same numbers without gradient, which frees all that led to them."""
-        tau = Tau(*(None if each is None else each.detach() for each in self.tau)) if self.tau else None
+        tau = self.tau.detached() if self.tau else None
         losses = {name: term.detach() for name, term in self.losses.items()}
         return StepOutput(self.loss.detach(), losses, self.logits.detach(), self.target, tau)
 
@@ -85,7 +85,7 @@ class Task(nn.Module):
 class Vanilla(Task):
     """A network that learns from the labels only: the "vanilla" recipe."""
 
-    def forward(self, batch: Batch, teacher: None) -> StepOutput:
+    def forward(self, batch: Batch, teacher: Output | None) -> StepOutput:
         with self.autocast():
             logits = self.student(batch.images)
         logits, target = at_least_float32(logits), batch.target
@@ -112,6 +112,8 @@ class Distillation(Task):
         kd_warmup: epochs over which both KD terms grow to their full weight; 0 for none.
         precision: see `Task`.
     """
+
+    warmup: Tensor  # weight of both KD terms in this epoch
 
     def __init__(
         self,
@@ -154,11 +156,13 @@ class Distillation(Task):
         if not self.temperature.observes or self.probe is not None or not size:
             return batch
         columns = (batch.images[:size], batch.target[:size])
-        self.probe = tuple(distributed.all_gather_grad(column, size * world_size) for column in columns)
-        self.temperature.observe(self._probe_loss())
+        images, target = (distributed.all_gather_grad(column, size * world_size) for column in columns)
+        self.probe = images, target
+        self.temperature.observe(self._probe_loss(*self.probe))
         return batch.without_first(size, world_size)
 
-    def forward(self, batch: Batch, teacher: Output) -> StepOutput:
+    def forward(self, batch: Batch, teacher: Output | None) -> StepOutput:
+        assert teacher is not None
         with self.autocast():
             student = self.student(batch.images, is_feat=True)
         student = Output(student.features, at_least_float32(student.logits))
@@ -182,18 +186,17 @@ class Distillation(Task):
     def after_step(self) -> None:
         self.distiller.after_step()
         if self.probe is not None:
-            self.temperature.observe(self._probe_loss())
+            self.temperature.observe(self._probe_loss(*self.probe))
 
     @torch.no_grad()
-    def _probe_loss(self) -> Tensor:
+    def _probe_loss(self, images: Tensor, target: Tensor) -> Tensor:
         """The student's cross entropy on the probe in training mode, leaving the running statistics as they are."""
-        images, target = self.probe
-        images, target = (distributed.shard(each) for each in (images, target))
+        images = distributed.shard(images)
         copies = {name: buffer.clone() for name, buffer in self.student.named_buffers()}
         with self.autocast():
             logits = functional_call(self.student, copies, (images,))
-        logits = distributed.all_gather_grad(at_least_float32(logits), len(self.probe[1]))
-        return F.cross_entropy(logits, self.probe[1])
+        logits = distributed.all_gather_grad(at_least_float32(logits), len(target))
+        return F.cross_entropy(logits, target)
 
     def end_epoch(self) -> None:
         self.temperature.end_epoch()
@@ -220,7 +223,7 @@ class Distillation(Task):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take up what `get_extra_state` returned."""
         probe = state.get("probe")
-        self.probe = None if probe is None else tuple(column.to(self.warmup.device) for column in probe)
+        self.probe = None if probe is None else (probe[0].to(self.warmup.device), probe[1].to(self.warmup.device))
 
 
 def _whole_batch(student: Output, teacher: Output, batch: Batch) -> tuple[Output, Output, Tensor, Tensor]:
@@ -228,6 +231,7 @@ def _whole_batch(student: Output, teacher: Output, batch: Batch) -> tuple[Output
     if batch.count is None:
         return student, teacher, batch.target, batch.index
     columns = (student.logits, teacher.logits, batch.target, batch.index)
-    *logits, target, index = (distributed.all_gather_grad(column, batch.count) for column in columns)
-    features = (distributed.GatheredFeatures(output.features, batch.count) for output in (student, teacher))
-    return *map(Output, features, logits), target, index
+    ours, theirs, target, index = (distributed.all_gather_grad(column, batch.count) for column in columns)
+    student = Output(distributed.GatheredFeatures(student.features, batch.count), ours)
+    teacher = Output(distributed.GatheredFeatures(teacher.features, batch.count), theirs)
+    return student, teacher, target, index

@@ -97,7 +97,7 @@ class Trainer:
         self.run, self.task, self.teacher, self.optimizer = run, task, teacher, optimizer
         self.metrics, self.data, self.options, self.step = metrics, data, options, step
         self.pass_turn, self.table = pass_turn, table or EpochTable()
-        self.bar: tqdm | None = None
+        self.bar = tqdm(disable=True)  # of the epoch
         self.started = 0.0  # when the epoch began, on time.perf_counter's clock
         self.trained: Record | None = None  # the means of an epoch that is being tested
 

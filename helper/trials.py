@@ -117,11 +117,11 @@ class Turns:
             default = torch.cuda.default_generators[index]
 
         def swap() -> None:
-            mine, self.random[number] = self.random[number], torch.get_rng_state()
-            torch.set_rng_state(mine)
+            own, self.random[number] = self.random[number], torch.get_rng_state()
+            torch.set_rng_state(own)
             if default is not None:  # exchanged and not copied: recordings keep to the one that they began with
-                mine, self.cuda_random[number] = self.cuda_random[number], default.graphsafe_get_state()
-                default.graphsafe_set_state(mine)
+                own_cuda, self.cuda_random[number] = self.cuda_random[number], default.graphsafe_get_state()
+                default.graphsafe_set_state(own_cuda)
 
         swap()
         try:
@@ -134,7 +134,7 @@ def train_runs(
     runs: Sequence[tuple[RunFolder, dict[str, Any]]],
     device: torch.device,
     found_out: dict[str, Any],
-    build: Callable[[RunFolder, dict[str, Any], Callable[[], None] | None, EpochTable], Trainer],
+    build: Callable[..., Trainer],
 ) -> None:
     """Train runs to their ends, and print their results.
 
@@ -142,7 +142,8 @@ def train_runs(
         runs: folders and options.
         device: of all of them.
         found_out: what their `config.json` should say beside their options.
-        build: makes the trainer of a run, in its turn; it is given how to pass that on, and the table on the screen.
+        build: makes the trainer of a run, in its turn, from its folder, its options, a function that passes the turn on
+            (None for one run), and the table on the screen.
     """
     table = EpochTable()
     with ExitStack() as stack:

@@ -1,5 +1,6 @@
 """What every network of the zoo has in common."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from inputs import InputError
 class Output(NamedTuple):
     """What a network says of a batch."""
 
-    features: list[Tensor]  # stem, stages ([B, C, H, W] each), and the pooled vector [B, D] last
+    features: Sequence[Tensor]  # stem, stages ([B, C, H, W] each), and the pooled vector [B, D] last
     logits: Tensor  # [B, classes]
 
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# All tests, the linter and the formatter: sh scripts/test.sh
+# All tests; the linter, the formatter and the type checker: sh scripts/test.sh
 # The unit and golden tests alone, in a minute: sh scripts/test.sh --fast
 # Arguments go to pytest: sh scripts/test.sh tests/unit/test_models.py -k vgg
 requirements="requirements.txt requirements-dev.txt"
@@ -14,4 +14,5 @@ fi
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 "$python" -m ruff check .
 "$python" -m ruff format --check --quiet .
+"$python" -m mypy --no-error-summary
 exec "$python" -m pytest -n 2 --dist worksteal "$@"

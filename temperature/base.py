@@ -19,6 +19,11 @@ class Tau(NamedTuple):
         """What the KD term is multiplied with so that its gradient keeps its size: tau^2 when both are equal."""
         return self.student * self.teacher if self.scale is None else self.scale
 
+    def detached(self) -> "Tau":
+        """Return the same temperatures without gradient."""
+        scale = None if self.scale is None else self.scale.detach()
+        return Tau(self.student.detach(), self.teacher.detach(), scale)
+
 
 def as_tau(tau: "float | Tensor | Tau") -> Tau:
     """A Tau from a number, from a tensor (a scalar, [B] or [B, 1]), or from a Tau."""
@@ -37,6 +42,10 @@ class Average(nn.Module):
     They are kept on the device and changed in place: nothing waits for them until they are asked for, and a step that
     is replayed as a CUDA graph counts on.
     """
+
+    count: Tensor
+    total: Tensor
+    squares: Tensor
 
     def __init__(self) -> None:
         super().__init__()

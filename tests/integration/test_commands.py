@@ -260,7 +260,7 @@ def test_the_test_command_has_a_fast_lane_and_passes_arguments_on(given, asked, 
     fake.chmod(0o755)
     command = ["sh", "scripts/test.sh", *given.split()]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHON": str(fake)}, capture_output=True, text=True)
-    linted = ["-m ruff check .", "-m ruff format --check --quiet ."]
+    linted = ["-m ruff check .", "-m ruff format --check --quiet .", "-m mypy --no-error-summary"]
     assert done.stdout.splitlines() == [*linted, f"-m pytest -n 2 --dist worksteal {asked}".strip()]
 
 
