@@ -17,7 +17,7 @@ def _load_folder(**options: object) -> ImageSet:
     return folder.load(**options)
 
 
-# each takes the keywords data_dir, image_size, num_workers and quiet, and ignores those that mean nothing to it
+# each takes the keywords data_dir, image_size and num_workers, and ignores those that mean nothing to it
 dataset_dict = {"cifar100": cifar100.load, "digits": digits.load, "folder": _load_folder}
 dataset_names = (*dataset_dict, "imagenet")  # which is too large for memory
 
@@ -102,4 +102,5 @@ def _load(name: str, data_dir: str | None, image_size: int, num_workers: int, qu
     check_dataset(name)
     if image_size != 32 and name != "folder":
         raise InputError(f"the images of {name} have 32 pixels a side; --image_size is for folder and imagenet")
-    return dataset_dict[name](data_dir=data_dir, image_size=image_size, num_workers=num_workers, quiet=quiet)
+    more = {"quiet": quiet} if name == "folder" else {}  # the one that shows progress
+    return dataset_dict[name](data_dir=data_dir, image_size=image_size, num_workers=num_workers, **more)

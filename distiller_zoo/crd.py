@@ -94,7 +94,7 @@ class Contrast(nn.Module):
         if self.seen is None:
             return
         index, *embeddings = self.seen
-        # of an image that is there twice (see MemoryLoader.set_mixing) the last one counts, on GPUs too
+        # of an image that is there twice (see MemoryLoader.epoch) the last one counts, on GPUs too
         last = ((index == index[:, None]) * torch.arange(len(index), device=index.device)).amax(1)
         for v, memory in zip(embeddings, (self.memory_v1, self.memory_v2), strict=True):
             memory[index] = F.normalize(self.nce_m * memory[index] + (1 - self.nce_m) * v[last], dim=1)

@@ -19,7 +19,7 @@ from helper.errors import UserError
 from inputs import TRAINED, check_fits
 
 PRECISIONS = ("fp32", "bf16")
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of glibc's malloc.h
 
 
 def prepare_device(name: str | None, gpu_id: str | None, deterministic: bool, plain: bool = False) -> torch.device:
@@ -108,6 +108,15 @@ def keep_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt and mallopt(M_MMAP_THRESHOLD, 2**30):  # refused by some versions
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def share_freed_memory() -> None:
+    """Have threads that are started from now on take memory that others have freed, where the C library is glibc.
+
+    Otherwise each has an arena of its own, and runs that take turns need the memory of a step once for each of them.
+    """
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        mallopt(M_ARENA_MAX, 1)
 
 
 def place(module: nn.Module, device: torch.device, plain: bool = False) -> nn.Module:

@@ -155,7 +155,7 @@ class Distillation(Task):
         size = min(max(PROBE // world_size, 1), len(batch) // 2)  # of this process's shard
         if not self.temperature.observes or self.probe is not None or not size:
             return batch
-        columns = (batch.images[:size], batch.target[:size])
+        columns = (batch.images[:size].clone(), batch.target[:size].clone())
         images, target = (distributed.all_gather_grad(column, size * world_size) for column in columns)
         self.probe = images, target
         self.temperature.observe(self._probe_loss(*self.probe))
@@ -200,6 +200,7 @@ class Distillation(Task):
 
     def end_epoch(self) -> None:
         self.temperature.end_epoch()
+        self.probe = None
 
     def describe(self) -> dict[str, float]:
         return self.temperature.describe() | self.distiller.describe()

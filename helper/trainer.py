@@ -77,7 +77,7 @@ class Trainer:
         data: training and validation images.
         options: of the run.
         step: makes a step, see `helper.loops.train_one_epoch`.
-        pass_turn: called after each step and before each batch of a test, where several runs take turns.
+        pass_turn: called after each step and before each test, where several runs take turns.
         table: on the screen; shared by the runs that take turns.
     """
 
@@ -139,6 +139,8 @@ class Trainer:
     def evaluate(self, trained: Record) -> Record:
         """Test the student of an epoch that was trained with these means."""
         self.trained = trained
+        if self.pass_turn:  # once: the runs that take turns share the loader
+            self.pass_turn()
         tested = evaluate(self.task.student, self.data.val, on_batch=self._on_test_batch)
         finite = torch.stack([parameter.isfinite().all() for parameter in self.task.parameters()]).all()
         if not finite or math.isnan(tested["test_loss"]):
@@ -171,12 +173,12 @@ class Trainer:
         A single process ends here. Several finish the test, if they are given the time: each has batches of its own,
         between which it cannot know what the others were asked.
         """
-        if signals.asked() and self.run.trained is None:
+        if not signals.asked():
+            return
+        if self.run.trained is None or distributed.world_size() == 1:
             self._save(len(self.data.train), trained=self.trained)
-        if signals.asked() and distributed.world_size() == 1:
+        if distributed.world_size() == 1:
             raise Interrupted("stopped within a test")
-        if self.pass_turn:
-            self.pass_turn()
 
     def _save(self, step: int, **state: Any) -> None:
         seconds = time.perf_counter() - self.started

@@ -3,11 +3,13 @@
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 
 from helper import signals
+from helper.device import share_freed_memory
 from helper.errors import Interrupted, RunError
 from helper.logger import EpochTable
 from helper.run_folder import RunFolder
@@ -40,6 +42,7 @@ class Turns:
     """
 
     def __init__(self, device: torch.device, count: int) -> None:
+        share_freed_memory()
         self.device, self.count = device, count
         self.current, self.over = 0, [False] * count
         self.changed = threading.Condition()
@@ -52,7 +55,7 @@ class Turns:
         """Call all works, each with a function that passes its turn on to the next one, until they return.
 
         Raises:
-            RunError: the first of those that works raised; the others were done to their end.
+            RunError: one of those that works raised, an Interrupted if there is one; the others were done to their end.
             BaseException: any other error, which ends all works.
         """
         threads = [threading.Thread(target=self._work, args=each, daemon=True) for each in enumerate(works)]
@@ -65,10 +68,13 @@ class Turns:
             with self.changed:
                 self.failure = self.failure or interrupt
                 self.changed.notify_all()
+            for thread in threads:  # which end at their next turn: the interpreter must not end before them
+                thread.join()
             raise
         if self.failure:
             raise self.failure
-        for number in sorted(self.errors, key=lambda number: (isinstance(self.errors[number], Interrupted), number)):
+        order = sorted(self.errors, key=lambda number: (not isinstance(self.errors[number], Interrupted), number))
+        for number in order:
             raise self.errors[number]
 
     def _work(self, number: int, work: Callable[[Callable[[], None]], None]) -> None:
@@ -156,9 +162,14 @@ def train_runs(
                 with signals.looked_at():
                     trainer.fit()
             else:
-                works = [lambda turn, each=each: build(*each, turn, table).fit() for each in runs]
+
+                def work(run: RunFolder, options: dict[str, Any], pass_turn: Callable[[], None]) -> None:
+                    trainer = build(run, options, pass_turn, table)
+                    pass_turn()  # all are built before one of them trains
+                    trainer.fit()
+
                 with signals.looked_at():
-                    Turns(device, len(runs)).run(works)
+                    Turns(device, len(runs)).run([partial(work, *each) for each in runs])
         except (Interrupted, KeyboardInterrupt) as stop:
             kept = "; ".join(run.kept() for run, _ in runs)
             same = "the same command without --overwrite" if runs[0][0].overwrite else "the same command"

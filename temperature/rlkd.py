@@ -21,7 +21,7 @@ numbers ("row n") by which comments and tests name them:
 6. The detector of critical states learned from a loss that is always 0. Here: from the reward's prediction error.
 7. Under DKD, temperatures [B, 1] times losses [B] made [B, B]: every sample got the mean weight. See distiller_zoo/.
 8. PKT's weight was added instead of multiplied; 9. VID had the KD term twice; 10. no distiller's own layers were ever
-   trained; 11. the ShuffleNets had a learning rate of 0.05 instead of 0.01. See helper/loops.py and helper/options.py.
+   trained; 11. the ShuffleNets had a learning rate of 0.05 instead of 0.01. See helper/trainer.py, helper/options.py.
 12. MobileNetV2 and ResNet50 could not be chosen. 16. The agent ran once for each sample; here once for a batch.
 14. The entropies' normaliser was a constant (sums over equally many epochs need none); 15. an entropy could be NaN;
    17. tau could be near 0, against its description. See policy.py.

@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from common import read_log
 from PIL import Image
 
+import train_teacher
 from benchmarks import loading
 from dataset import create_dataset, folder
-from helper.options import parse, student_parser
+from helper.options import parse, student_parser, teacher_parser
 from inputs import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -209,3 +211,10 @@ def test_a_slurm_job_whose_time_ends_queues_itself_anew(asked, status, queued, t
             os.kill(int((tmp_path / "told.pid").read_text()), signal.SIGKILL)
     assert "--nnodes=2" in told.read_text() and "--model_t ResNet34" in told.read_text()
     assert ("requeue 7" in told.read_text()) == queued
+
+
+def test_trials_share_the_images_that_workers_decode(tree, tmp_path):
+    line = f"--dataset imagenet --data_dir {tree} --image_size 32 --num_workers 1 --model resnet8 --batch_size 8"
+    line += f" --epochs 1 --trials 2 --device cpu --run_dir {tmp_path / 'run'}"
+    folders = train_teacher.train(parse(teacher_parser(), line.split()))
+    assert [len(read_log(folder)) for folder in folders] == [1, 1]

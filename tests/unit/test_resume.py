@@ -341,3 +341,13 @@ def test_a_fitted_value_is_a_copy_in_the_layout_of_the_pattern():
     assert copied["b"] == 6
     assert torch.equal(copied["a"], value) and copied["a"].stride() == pattern.stride()
     assert copied["a"].untyped_storage().data_ptr() not in (value.data_ptr(), pattern.data_ptr())
+
+
+def test_a_state_at_the_end_of_an_epoch_holds_no_images(tmp_path):
+    an_epoch(a_training(tmp_path))
+    assert checkpoint.load(tmp_path / "last.pth")["module"]["_extra_state"] == {}
+
+
+def test_images_of_the_probe_are_stored_alone(stopped):
+    images, _ = stopped["module"]["_extra_state"]["probe"]
+    assert images.untyped_storage().nbytes() == 4 * images.numel()
