@@ -21,14 +21,13 @@ from helper.device import device_of, place, seed_everything, start_together
 from helper.errors import run_main
 from helper.logger import EpochTable
 from helper.loops import evaluate
-from helper.metrics import Metrics
 from helper.options import kwargs_for, parse, proportions_in_words, resolve_pair, run_folder, student_parser
 from helper.run_folder import RunFolder
 from helper.run_identity import OPTIONS_OF, TEMPERATURE_OPTIONS_OF
 from helper.task import Distillation
 from helper.teacher import FoundTeacher, find_teacher, load_teacher
 from helper.teacher_cache import CachedTeacher, OnlineTeacher, check_table_dir
-from helper.trainer import Trainer, make_optimizer, make_step
+from helper.trainer import Trainer
 from helper.trials import train_runs, trials_of
 from models import Model, create_model, feature_widths
 from report import draw_curve
@@ -143,14 +142,10 @@ def build_trainer(
     student = create_model(options["model_s"], data.num_classes, options["dataset"])
     student = nn.SyncBatchNorm.convert_sync_batchnorm(student) if options["sync_bn"] else student
     task = place(distillation(options, student, model, data.train.target), device, options["plain"])
-    optimizer = make_optimizer(task, **kwargs_for(make_optimizer, options))
     if extra := sum(parameter.numel() for parameter in task.distiller.parameters()):
         own = sum(parameter.numel() for parameter in student.parameters())
         print(f"{options['distill']} learns {extra:,} parameters for training only, beside the student's {own:,}")
-    run.resume(task, optimizer, metrics := Metrics(), len(data.train))
-    data = data._replace(train=data.train.with_seed(options["seed"]))
-    step = make_step(task, device, options)
-    return Trainer(run, task, teacher, optimizer, metrics, data, options, step, pass_turn, table)
+    return train_teacher.resumed_trainer(run, task, teacher, data, options, pass_turn, table)
 
 
 def loss_in_words(options: dict[str, Any]) -> str:

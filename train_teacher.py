@@ -19,10 +19,11 @@ from helper import distributed
 from helper.device import device_of, place, seed_everything, start_together
 from helper.errors import run_main
 from helper.logger import EpochTable
+from helper.loops import Teacher
 from helper.metrics import Metrics
 from helper.options import kwargs_for, parse, proportions_in_words, run_folder, teacher_parser
 from helper.run_folder import RunFolder
-from helper.task import Vanilla
+from helper.task import Task, Vanilla
 from helper.teacher import folder_name
 from helper.trainer import Trainer, make_optimizer, make_step
 from helper.trials import train_runs, trials_of
@@ -93,11 +94,28 @@ def build_trainer(
     model = create_model(options["model"], data.num_classes, options["dataset"])
     model = nn.SyncBatchNorm.convert_sync_batchnorm(model) if options["sync_bn"] else model
     task = place(Vanilla(model, options["precision"]), device, options["plain"])
-    optimizer = make_optimizer(task, **kwargs_for(make_optimizer, options))
-    run.resume(task, optimizer, metrics := Metrics(), len(data.train))
+    return resumed_trainer(run, task, None, data, options, pass_turn, table)
+
+
+def resumed_trainer(
+    run: RunFolder,
+    task: Task,
+    teacher: Teacher | None,
+    data: Dataset,
+    options: dict[str, Any],
+    pass_turn: Callable[[], None] | None,
+    table: EpochTable,
+) -> Trainer:
+    """Return the trainer of a run, from where it stopped; the arguments are those of `Trainer`, on the device.
+
+    Raises:
+        UserError: the run's `last.pth` does not fit.
+    """
+    optimizer, metrics = make_optimizer(task, **kwargs_for(make_optimizer, options)), Metrics()
+    run.resume(task, optimizer, metrics, len(data.train))
+    step = make_step(task, data.train.target.device, options)
     data = data._replace(train=data.train.with_seed(options["seed"]))
-    step = make_step(task, device, options)
-    return Trainer(run, task, None, optimizer, metrics, data, options, step, pass_turn, table)
+    return Trainer(run, task, teacher, optimizer, metrics, data, options, step, pass_turn, table)
 
 
 def main() -> None:

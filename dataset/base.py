@@ -1,5 +1,6 @@
 """What every data set hands to the training loop."""
 
+import random
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
@@ -68,15 +69,37 @@ class Batch:
         return Batch(self.images[rows:], self.target[rows:], self.index[rows:], view, count)
 
 
-class Epoch(Protocol):
-    """The batches of one epoch."""
+class Epoch:
+    """The batches of one epoch of training, in a random order; a loader's subclass says what they hold.
 
-    def __len__(self) -> int: ...
-    def __iter__(self) -> Iterator[Batch]: ...
+    Args:
+        loader: of the images.
+        number: see `Loader.epoch`, as for the others.
+        start: batches to leave out.
+        partner: what is blended in.
+        weight: of the partner.
+    """
+
+    def __init__(self, loader: "Loader", number: int, start: int, partner: Tensor | None, weight: float) -> None:
+        self.loader, self.number, self.start = loader, number, start
+        self.partner, self.weight = partner, weight
+
+    def __len__(self) -> int:
+        return max(0, len(self.loader) - self.start)
+
+    def __iter__(self) -> Iterator[Batch]:
+        raise NotImplementedError
 
     def drawn(self) -> Tensor | None:
         """Return the epoch's image numbers and views in this process, [2, N] int64 on the CPU; None where they are not
         counted."""
+        return None
+
+    def generator(self) -> torch.Generator:
+        """Return the random numbers of the epoch, which depend on seed and epoch alone."""
+        # torch uses only the lower 32 bits of a CPU seed, so both are hashed into them
+        mixed = random.Random(f"seed {self.loader.seed} epoch {self.number}").getrandbits(32)
+        return torch.Generator().manual_seed(mixed)
 
 
 class Loader(Protocol):
@@ -84,6 +107,7 @@ class Loader(Protocol):
 
     num_samples: int
     batch_size: int
+    seed: int
     target: Tensor  # [num_samples] int64, the class of each image by its number
 
     def __len__(self) -> int:
@@ -100,6 +124,9 @@ class Loader(Protocol):
             partner: [num_samples] int64, the image that is blended into each (itself for none); None: no blending.
             weight: of the partner, from 0.5 to 1. A blend has the class and number of its partner.
         """
+
+    def with_seed(self, seed: int) -> "Loader":
+        """Return a loader of the same images, in memory once, in the orders and views of another seed."""
 
 
 class Dataset(NamedTuple):

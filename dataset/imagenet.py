@@ -6,7 +6,6 @@ is drawn from the seed and the epoch alone: it is the same with any number of wo
 """
 
 import os
-import random
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,7 @@ from torch.utils.data import Dataset as TorchDataset
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2.functional import center_crop, horizontal_flip, resize
 
-from dataset.base import Batch, Dataset, balanced_subset, shard
+from dataset.base import Batch, Dataset, Epoch, balanced_subset, shard
 from dataset.folder import MEAN, STD, Tree, open_splits, read_image
 from inputs import InputError
 
@@ -191,26 +190,17 @@ class StreamLoader:
         return [([(i, 0, i, 1.0) for i in index.tolist()], index, None) for index in parts]
 
 
-class StreamEpoch:
-    """The batches of one epoch of training of a `StreamLoader`; see its `epoch`."""
+class StreamEpoch(Epoch):
+    """The batches of one epoch of training of a `StreamLoader`; see its `epoch`. Augmentations are not counted."""
 
-    def __init__(self, loader: StreamLoader, number: int, start: int, partner: Tensor | None, weight: float) -> None:
-        self.loader, self.number, self.start = loader, number, start
-        self.partner, self.weight = partner, weight
-
-    def __len__(self) -> int:
-        return max(0, len(self.loader) - self.start)
+    loader: StreamLoader
 
     def __iter__(self) -> Iterator[Batch]:
         return self.loader.decoded(self._shares())
 
-    def drawn(self) -> None:
-        """None: these augmentations cannot be counted."""
-
     def _shares(self) -> list[Share]:
         loader = self.loader
-        mixed = random.Random(f"seed {loader.seed} epoch {self.number}").getrandbits(32)
-        generator = torch.Generator().manual_seed(mixed)
+        generator = self.generator()
         order = torch.randperm(loader.num_samples, generator=generator)
         seeds = torch.randint(2**32, (loader.num_samples,), generator=generator)
         start, shares = self.start * loader.batch_size, []

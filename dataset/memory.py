@@ -2,15 +2,15 @@
 
 import copy
 import hashlib
-import random
 from collections.abc import Iterator
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dataset.base import Batch, shard
+from dataset.base import Batch, Epoch, shard
 from inputs import check_fits
 
 
@@ -165,22 +165,16 @@ class MemoryLoader:
         return pixels.float().sub_(self.mean).div_(self.std)
 
 
-class MemoryEpoch:
+class MemoryEpoch(Epoch):
     """The batches of one epoch of training of a `MemoryLoader`; see its `epoch`."""
 
-    def __init__(self, loader: MemoryLoader, number: int, start: int, partner: Tensor | None, weight: float) -> None:
-        self.loader, self.number, self.start = loader, number, start
-        self.partner, self.weight = partner, weight
-
-    def __len__(self) -> int:
-        return max(0, len(self.loader) - self.start)
+    loader: MemoryLoader
 
     def __iter__(self) -> Iterator[Batch]:
         loader = self.loader
-        drawn = self._drawn()[:, self.start * loader.batch_size :]
-        if not drawn.numel():  # all was done
+        if not self._drawn.numel():  # all was done
             return
-        order, views = drawn.to(loader.target.device)  # the only copy to the device in an epoch
+        order, views = self._drawn.to(loader.target.device)  # the only copy to the device in an epoch
         columns = (column.split(loader.batch_size) for column in (loader.target[order], order, views))
         for whole in zip(*columns, strict=True):
             count = len(whole[0]) if loader.world_size > 1 else None
@@ -197,13 +191,14 @@ class MemoryEpoch:
         if self.partner is not None:
             return None
         loader = self.loader
-        batches = self._drawn()[:, self.start * loader.batch_size :].split(loader.batch_size, 1)
+        batches = self._drawn.split(loader.batch_size, 1)
         return torch.cat([shard(columns.T, loader.rank, loader.world_size) for columns in batches]).T
 
+    @cached_property
     def _drawn(self) -> Tensor:
-        # torch uses only the lower 32 bits of a CPU seed, so seed and epoch are hashed into them
-        mixed = random.Random(f"seed {self.loader.seed} epoch {self.number}").getrandbits(32)
-        generator = torch.Generator().manual_seed(mixed)
+        """Image numbers and views of the whole batches [2, N], once for the teacher's table and for the steps."""
+        generator = self.generator()
         order = torch.randperm(self.loader.num_samples, generator=generator)
         view = torch.randint(count_views(self.loader.pad), (self.loader.num_samples,), generator=generator)
-        return torch.stack([order, view if self.loader.flip else view - view % 2])
+        drawn = torch.stack([order, view if self.loader.flip else view - view % 2])
+        return drawn[:, self.start * self.loader.batch_size :]

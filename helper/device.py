@@ -105,9 +105,8 @@ def keep_memory() -> None:
     Otherwise it gives every large block back to the system, which clears its pages anew when the next step takes them:
     a tenth of a step on a CPU.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt and mallopt(M_MMAP_THRESHOLD, 2**30):  # refused by some versions
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    if _mallopt(M_MMAP_THRESHOLD, 2**30):  # refused by some versions
+        _mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def share_freed_memory() -> None:
@@ -115,8 +114,13 @@ def share_freed_memory() -> None:
 
     Otherwise each has an arena of its own, and runs that take turns need the memory of a step once for each of them.
     """
-    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
-        mallopt(M_ARENA_MAX, 1)
+    _mallopt(M_ARENA_MAX, 1)
+
+
+def _mallopt(parameter: int, value: int) -> bool:
+    """Set a parameter of glibc's malloc; False where that refuses it, or the C library is another."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return bool(mallopt and mallopt(parameter, value))
 
 
 def place(module: nn.Module, device: torch.device, plain: bool = False) -> nn.Module:

@@ -179,8 +179,8 @@ def local_rank0_first(work: Callable[[], T]) -> T:
 
 
 def one_a_machine(work: Callable[[], T]) -> T | None:
-    """What some work comes to that the first process of each machine does; None on its others. A UserError of one of
-    them is everybody's."""
+    """What some work comes to that the first process of each machine does; None on its others. An InputError of one
+    of them is everybody's."""
     return local_rank0_first(lambda: work() if env_local_rank() == 0 else None)
 
 

@@ -11,10 +11,10 @@ from tqdm import tqdm
 from dataset.base import Batch, Epoch, Loader
 from helper import distributed
 from helper.metrics import Metrics
+from helper.run_files import Record
 from helper.task import StepOutput, Task
 from models import Model, Output
 
-Record = dict[str, float]
 Step = Callable[["Task", "Teacher | None", Batch, torch.optim.Optimizer, Metrics], StepOutput]
 
 

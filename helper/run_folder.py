@@ -350,7 +350,7 @@ class RunFolder:
         self.history, self.step, self.seconds, self.trained = history, step, seconds, trained
 
     def kept(self) -> str:
-        """Return what of the run is on the disk, in words."""
+        """Return which epochs and steps of the run are saved, in words."""
         if not self.history and not self.step:
             return "no epoch was finished yet"
         kept = [f"the state after epoch {len(self.history)}"] if self.history else []

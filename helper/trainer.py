@@ -16,8 +16,9 @@ from helper import distributed, signals
 from helper.cuda_graph import CUDAGraphStep
 from helper.errors import Diverged, Interrupted, UserError
 from helper.logger import EpochTable
-from helper.loops import Record, Step, Teacher, evaluate, train_one_epoch, train_step
+from helper.loops import Step, Teacher, evaluate, train_one_epoch, train_step
 from helper.metrics import Metrics
+from helper.run_files import Record
 from helper.run_folder import RunFolder
 from helper.task import StepOutput, Task
 

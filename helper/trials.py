@@ -73,9 +73,8 @@ class Turns:
             raise
         if self.failure:
             raise self.failure
-        order = sorted(self.errors, key=lambda number: (not isinstance(self.errors[number], Interrupted), number))
-        for number in order:
-            raise self.errors[number]
+        if self.errors:
+            raise self.errors[min(self.errors, key=lambda i: (not isinstance(self.errors[i], Interrupted), i))]
 
     def _work(self, number: int, work: Callable[[Callable[[], None]], None]) -> None:
         try:

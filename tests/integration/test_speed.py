@@ -282,7 +282,7 @@ def test_no_import_that_takes_long_stands_before_the_first_step():
 def after_each_step(monkeypatch, look):
     """From now on `look` is called after each step that train_student.py makes: with the task, the optimizer, the
     metrics and what the step computed."""
-    real = train_student.make_step
+    real = train_teacher.make_step
 
     def make_step(*given):
         step = real(*given)
@@ -294,4 +294,4 @@ def after_each_step(monkeypatch, look):
 
         return looked_at
 
-    monkeypatch.setattr(train_student, "make_step", make_step)
+    monkeypatch.setattr(train_teacher, "make_step", make_step)
