@@ -119,7 +119,15 @@ def build_teacher(
     if not options["teacher_table"]:
         return OnlineTeacher(model, options["teacher_precision"])
     content = distiller_dict[options["distill"]].needs
-    table = CachedTeacher(model, data.train, table_dir(options, found), found.sha256, content, options["table_dtype"])
+    table = CachedTeacher(
+        model,
+        data.train,
+        table_dir(options, found),
+        found.sha256,
+        content,
+        options["table_dtype"],
+        options["teacher_precision"],
+    )
     if options["fill_teacher_table"]:
         table.fill()
     return table

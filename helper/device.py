@@ -18,16 +18,19 @@ from helper.bounds import check_sizes
 from helper.errors import UserError
 from inputs import TRAINED, check_fits
 
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "tf32", "bf16")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of glibc's malloc.h
 
 
-def prepare_device(name: str | None, gpu_id: str | None, deterministic: bool, plain: bool = False) -> torch.device:
+def prepare_device(
+    name: str | None, gpu_id: str | None, deterministic: bool, plain: bool = False, precision: str = "fp32"
+) -> torch.device:
     """The device of a run, set up: honest float32, and with `deterministic` only algorithms that repeat bit by bit.
 
     `name` when given, else the first of `gpu_id` (a comma-separated list), else a GPU if there is one, else the CPU.
     Of several processes on a machine, each has a GPU of its own: of `gpu_id` if it is given, else of all.
-    `plain` leaves out what is only for speed.
+    `plain` leaves out what is only for speed. Under the `precision` tf32 a GPU's convolutions are in TensorFloat-32, as
+    PyTorch's default and so the published code has them; on a CPU it is fp32.
 
     Raises:
         UserError: the name is no device, or a GPU that this machine does not have.
@@ -38,7 +41,7 @@ def prepare_device(name: str | None, gpu_id: str | None, deterministic: bool, pl
     torch.backends.cudnn.benchmark = not deterministic and not plain
     if not plain:
         keep_memory()
-    torch.backends.cudnn.allow_tf32 = False  # TensorFloat-32 keeps 10 of float32's 23 bits
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"  # TensorFloat-32 keeps 10 of float32's 23 bits
     if name is None and not torch.cuda.is_available():
         return torch.device("cpu")
     if name is None or name == "cuda" and distributed.env_world_size() > 1:
@@ -68,7 +71,8 @@ def device_of(options: dict[str, Any]) -> Iterator[torch.device]:
         RunError: as `distributed.process_group`.
     """
     with distributed.own_errors_said():
-        device = prepare_device(options["device"], options["gpu_id"], options["deterministic"], options["plain"])
+        keys = ("device", "gpu_id", "deterministic", "plain", "precision")
+        device = prepare_device(*(options[key] for key in keys))
         check_sizes(options, device)
         with distributed.process_group(device, options["dist_timeout"]):
             yield device
@@ -139,7 +143,7 @@ def place(module: nn.Module, device: torch.device, plain: bool = False) -> nn.Mo
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
     """A context in which networks compute in the precision, one of PRECISIONS; their weights stay float32."""
-    if precision == "fp32":
+    if precision != "bf16":
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
 

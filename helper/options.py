@@ -98,8 +98,8 @@ def _add_common(parser: Parser) -> None:
     add("--save_model", action="store_true", help="accepted; weights are always saved")
 
     add = parser.add_argument_group("device").add_argument
-    add("--precision", choices=PRECISIONS, default="fp32", help="what the networks compute in; losses, temperatures,"
-        " weights and tests are in fp32")  # fmt: skip
+    add("--precision", choices=PRECISIONS, default="fp32", help="what the networks compute in; losses, temperatures"
+        " and weights are in fp32; tf32: the convolutions of a GPU as PyTorch's default has them")  # fmt: skip
     add("--device", metavar="NAME", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
     add("--gpu_id", help="the GPU, or one for each of several processes, like 0,1 (default: the first, or all of them)")
     add("--deterministic", action="store_true", help="use only algorithms that repeat bit by bit on a GPU too")
@@ -362,7 +362,8 @@ def _resolve_table(options: dict[str, Any]) -> None:
     for key, default in (("table_dtype", "float32"), ("table_dir", None)):
         if not options["teacher_table"] and options[key] != default:
             raise UserError(f"--{key} belongs to --teacher_table: add that, or leave it out")
-    options["teacher_precision"] = "fp32" if options["teacher_table"] else options["precision"]
+    in_table = "fp32" if options["precision"] == "bf16" else options["precision"]
+    options["teacher_precision"] = in_table if options["teacher_table"] else options["precision"]
 
 
 def _underscored(word: str) -> str:

@@ -64,7 +64,7 @@ class CachedTeacher:
 
     Augmentations that can be counted (see dataset/memory.py) make what a teacher says of a data set a finite table.
     It is kept in files that later runs with the same teacher and data go on with. At the start of an epoch the teacher
-    is asked for the rows that are missing, in batches larger than the student's and always in float32; the steps only
+    is asked for the rows that are missing, in batches larger than the student's; the steps only
     look up. On a GPU the table is held in device memory too, all of it.
 
     Args:
@@ -76,6 +76,7 @@ class CachedTeacher:
         content: "logits" for [B, C], or "pooled" for the pooled features, from which the teacher's last layer makes the
             logits again.
         dtype: "float32" or "float16".
+        precision: what the answers are computed in, "fp32" or, with the device set up for it, "tf32".
 
     Raises:
         UserError: the folder cannot be written, the table would have more rows than can be numbered, or what is in it
@@ -90,6 +91,7 @@ class CachedTeacher:
         weights_sha256: str,
         content: str = "logits",
         dtype: str = "float32",
+        precision: str = "fp32",
     ) -> None:
         self.online, self.loader, self.content, self.views = OnlineTeacher(model), loader, content, loader.num_views
         self.device = loader.target.device
@@ -106,6 +108,8 @@ class CachedTeacher:
             "width": width,
             "dtype": dtype,
         }
+        if precision != "fp32":
+            identity["precision"] = precision
         text = json.dumps(identity, indent=2) + "\n"
         self.folder = folder / f"{content}_{dtype}_{sha256(text.encode()).hexdigest()[:16]}"
         try:

@@ -22,6 +22,8 @@ from helper.run_files import Record
 from helper.run_folder import RunFolder
 from helper.task import StepOutput, Task
 
+TURN = 8  # steps of one run before the next one has its turn
+
 
 def make_optimizer(
     module: nn.Module, learning_rate: float, momentum: float, weight_decay: float, plain: bool = False
@@ -78,7 +80,7 @@ class Trainer:
         data: training and validation images.
         options: of the run.
         step: makes a step, see `helper.loops.train_one_epoch`.
-        pass_turn: called after each step and before each test, where several runs take turns.
+        pass_turn: called after every TURN steps and before each test, where several runs take turns.
         table: on the screen; shared by the runs that take turns.
     """
 
@@ -165,7 +167,7 @@ class Trainer:
             self.metrics.check()
             self._save(number, metrics=self.metrics.state())
             raise Interrupted(f"stopped after step {number}")
-        if self.pass_turn:
+        if self.pass_turn and number % TURN == 0:
             self.pass_turn()
 
     def _on_test_batch(self) -> None:
