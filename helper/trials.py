@@ -63,7 +63,8 @@ class Turns:
             for thread in threads:
                 thread.start()
             for thread in threads:
-                thread.join()
+                while thread.is_alive():
+                    thread.join(0.5)  # between which this thread hears of signals, whichever thread they woke
         except KeyboardInterrupt as interrupt:
             with self.changed:
                 self.failure = self.failure or interrupt

@@ -207,7 +207,7 @@ def test_trials_on_a_gpu_are_runs_as_if_alone(distill, teacher, tmp_path):
     argv = ("--dataset digits --train_subset 96 --batch_size 32 " + line).split()
     together = train_student.distil(parse(student_parser(), [*argv, "--trials", "3", "--run_dir", f"{tmp_path}/all"]))
     for seed, folder in zip((4, 5, 6), together, strict=True):
-        check_logs_agree(folder, distil(f"{line} --seed {seed} --run_dir {tmp_path / f'alone-{seed}'}"), 1e-4)
+        check_logs_agree(folder, distil(f"{line} --seed {seed} --run_dir {tmp_path / f'alone-{seed}'}"), 1e-3)
 
 
 @pytest.mark.gpu
@@ -223,7 +223,7 @@ def test_a_table_in_the_memory_of_a_gpu_says_what_the_teacher_says(distill, teac
 @pytest.mark.gpu
 def test_a_step_that_reads_a_value_back_is_said_not_to_be_recordable(teacher, tmp_path, monkeypatch):
     line = on_gpu(f"--path-t {teacher}")
-    monkeypatch.setattr(temperature_dict["fixed"], "forward", lambda self, *_: as_tau(self.tau.item()), raising=True)
+    monkeypatch.setattr(temperature_dict["fixed"], "forward", lambda self, *_: as_tau(self.tau * self.tau.item()))
     with pytest.raises(RunError, match="cannot be recorded as a CUDA graph .* add --plain"):
         distil(line + f"--run_dir {tmp_path / 'run'}")
 
