@@ -1,13 +1,16 @@
-"""What users give (names, numbers, files, sizes), and the error for what cannot be used."""
+"""What users give (options, names, files, sizes), and the error for what cannot be used."""
 
 import errno
+import inspect
 import math
 import os
 import stat
-from collections.abc import Iterable
-from functools import cache
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache, wraps
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from types import UnionType
+from typing import Any, BinaryIO, NamedTuple, ParamSpec, TypeVar, get_args
 
 import torch
 
@@ -72,88 +75,160 @@ TRAINED = 12  # bytes of a trained float32 parameter, with its gradient and its 
 CPU = torch.device("cpu")
 
 
-class Bounds(NamedTuple):
-    """The smallest and the largest number that is accepted.
+class _Never:
+    """What stands for "there always was this option"."""
 
-    A `least` between 0 and 1 is there so that nothing vanishes in float32: for a number of 0 or less, the error asks
-    for one above 0.
+
+@dataclass(frozen=True)
+class Option:
+    """What is to be known of a value that users give, beside its name, type and default.
+
+    It stands in the annotation of the argument, or of the dataclass field, that takes the value, and nowhere else:
+
+        tau_init: Annotated[float, Option("lower bound of tau", 0.01, 1000)] = 1.0
+
+    From there come the flag and its help, the checks, `config.json`, and what makes two runs different.
+
+    Args:
+        help: a line for --help.
+        least: the smallest number that is accepted. One between 0 and 1 is there so that nothing vanishes in float32:
+            for a number of 0 or less, the error asks for one above 0.
+        most: the largest number.
+        or_zero: 0 is accepted too, though `least` is above it.
+        is_kept: it is the share of itself that something keeps from step to step.
+        names: of the flag, beside the option's own.
+        choices: the values of a text.
+        shown: what --help shows for the value.
+        in_proportion: a number of epochs in the published 240; where none is given, it is in proportion to the run's.
+        later: where it is not given its value is found when other options are known; `help` tells how.
+        is_neutral: it names, places or shows a run, and leaves its result alone.
+        is_flag: it can be given; otherwise it follows from others, and is only kept in `config.json`.
+        before: what runs did before there was the option.
+        normal: returns the one way in which a value is written; raises InputError for one that is none.
     """
 
-    least: float
-    most: float
-    or_zero: bool = False  # 0 is accepted too, though `least` is above it
+    help: str = ""
+    least: float = -math.inf
+    most: float = math.inf
+    or_zero: bool = False
+    is_kept: bool = False
+    names: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    shown: str = ""
+    in_proportion: bool = False
+    later: bool = False
+    is_neutral: bool = False
+    is_flag: bool = True
+    before: Any = _Never
+    normal: Callable[[Any], Any] | None = None
+
+    @classmethod
+    def of_share(cls, help: str, **more: Any) -> "Option":
+        """Return the option of a share of itself that something keeps from step to step."""
+        return cls(help, 1e-6, 0.9999, or_zero=True, is_kept=True, **more)
+
+    @classmethod
+    def of_weight(cls, help: str, **more: Any) -> "Option":
+        """Return the option of a loss term's weight: a term of less would be there in name only."""
+        return cls(help, 1e-6, 1e9, or_zero=True, **more)
+
+    @classmethod
+    def of_tau(cls, help: str, **more: Any) -> "Option":
+        """Return the option of a temperature."""
+        return cls(help, 0.01, 1000.0, **more)
+
+    @property
+    def was_added(self) -> bool:
+        """Whether there are runs without it; see `before`."""
+        return self.before is not _Never
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise InputError where a value, or one in a list of them, is none that is accepted; None is."""
+        for each in value if isinstance(value, list) else [value]:
+            if each is not None:
+                self._check_choice(name, each) if self.choices else self._check_number(name, each)
+
+    def _check_choice(self, name: str, value: str) -> None:
+        if value not in self.choices:
+            raise unknown(f"--{name}", value, self.choices)
+
+    def _check_number(self, name: str, value: float) -> None:
+        least, most = self.least, self.most
+        if not isinstance(value, int | float) or least <= value <= most or self.or_zero and value == 0:
+            return
+        if self.is_kept and 1 <= value < math.inf:
+            raise InputError(f"--{name} must be below 1, not {value}: what keeps all of itself never learns")
+        if most < value < math.inf:
+            range_ = "below 2^63" if most == LARGEST_SEED else f"{most:,.10g} or less"
+        elif self.or_zero:
+            range_ = f"0, or {least:g} or more" if 0 < value < least else "0 or more"
+        elif 0 < least < 1:
+            range_ = f"{least:g} or more" if 0 < value < least else "above 0"
+        else:
+            range_ = f"{least:,.10g} or more"
+        raise InputError(f"--{name} must be {range_}, not {value}")
 
 
-EPOCHS = 100_000
-_WEIGHT = Bounds(1e-6, 1e9, or_zero=True)  # a term of less weight would be there in name only
-_SHARE = Bounds(1e-6, 0.9999, or_zero=True)  # of itself that something keeps from step to step
-_TAU = Bounds(0.01, 1000.0)
-_LAMBDA = Bounds(1e-6, 1000.0, or_zero=True)
-BOUNDS = {
-    # data
-    "image_size": Bounds(8, 8192), "train_subset": Bounds(0, 10**9), "num_workers": Bounds(0, 512),
-    # optimization
-    "epochs": Bounds(1, EPOCHS), "batch_size": Bounds(1, 100_000), "learning_rate": Bounds(1e-9, 100.0),
-    "lr_decay_epochs": Bounds(0, 10**9), "lr_decay_rate": Bounds(1e-9, 1.0), "momentum": _SHARE,
-    "weight_decay": Bounds(1e-9, 10.0, or_zero=True),
-    # run
-    "seed": Bounds(0, 2**63 - 1), "trials": Bounds(1, 1000), "print_freq": Bounds(1, 10**9),
-    "save_freq": Bounds(0, EPOCHS), "dist_timeout": Bounds(0.1, 10.0**7),
-    # loss
-    "gamma": _WEIGHT, "alpha": _WEIGHT, "fixed_alpha": _WEIGHT, "beta": _WEIGHT, "dkd_alpha": _WEIGHT,
-    "dkd_beta": _WEIGHT, "kd_warmup": Bounds(0, EPOCHS), "dkd_warmup": Bounds(0, EPOCHS),
-    # CRD; RepDistiller's stages for hints
-    "feat_dim": Bounds(1, 65_536), "nce_k": Bounds(1, 10**9), "nce_t": Bounds(0.001, 1000.0),
-    "nce_m": _SHARE, "hint_layer": Bounds(0, 4),
-    # DPK
-    "dpk_stages": Bounds(0, 1000), "dpk_patch": Bounds(1, 8192), "dpk_width": Bounds(1, 65_536),
-    "dpk_encoder_depth": Bounds(0, 1000), "dpk_decoder_depth": Bounds(0, 1000), "dpk_momentum": _SHARE,
-    # temperatures
-    "kd_T": _TAU, "tau_init": Bounds(0.01, 1000.0, or_zero=True), "tau_range": _TAU, "lambda_min": _LAMBDA,
-    "lambda_max": _LAMBDA, "lambda_epochs": Bounds(0.001, 1e7), "instance_width": Bounds(1, 65_536),
-    "rl_warmup": Bounds(1, EPOCHS), "rl_epoch": Bounds(1, EPOCHS), "aug_epoch": Bounds(0, EPOCHS),
-    "rl_rollout": Bounds(2, 100_000), "rl_max_kl": Bounds(1e-6, 1000.0, or_zero=True), "rl_tau_min": _TAU,
-    "rl_tau_max": _TAU, "random_mean": Bounds(-100, 100.0), "random_std": Bounds(1e-6, 100.0, or_zero=True),
-    "anneal_from": _TAU, "anneal_to": _TAU, "base_tau": _TAU,
-    # reproduce.py
-    "seeds": Bounds(1, 1000), "jobs": Bounds(1, 1024),
-    # benchmarks/
-    "rounds": Bounds(1, 10_000), "images": Bounds(1, 10**7), "classes": Bounds(5, 100_000), "workers": Bounds(0, 512),
-    "steps": Bounds(1, 10_000), "batches": Bounds(2, 10**7), "threads": Bounds(1, 1024),
-    "images_per_second": Bounds(0.001, 1e9),
-}  # fmt: skip
-_KEEPS_ITSELF = ("nce_m", "dpk_momentum")
+EPOCHS = 100_000  # the most
+LARGEST_SEED = 2**63 - 1
 
 
-def check_number(key: str, value: float) -> None:
-    """Raise InputError where a number is outside the bounds of its key, or is NaN."""
-    least, most, or_zero = BOUNDS[key]
-    if least <= value <= most or or_zero and value == 0:
-        return
-    if key in _KEEPS_ITSELF and 1 <= value < math.inf:
-        raise InputError(f"--{key} must be below 1, not {value}: what keeps all of itself never learns")
-    if most < value < math.inf:
-        range_ = "below 2^63" if key == "seed" else f"{most:,.10g} or less"
-    elif or_zero:
-        range_ = f"0, or {least:g} or more" if 0 < value < least else "0 or more"
-    elif 0 < least < 1:
-        range_ = f"{least:g} or more" if 0 < value < least else "above 0"
-    else:
-        range_ = f"{least:,.10g} or more"
-    raise InputError(f"--{key} must be {range_}, not {value}")
+def in_proportion(epochs: int, length: int) -> int:
+    """Return so many of the published 240 epochs, in a run of this length."""
+    return round(epochs / 240 * length)
 
 
-def check_numbers(options: dict[str, Any], keys: Iterable[str] = BOUNDS) -> None:
-    """Check the numbers, and lists of numbers, under the given keys; None, or no such key, passes.
+class Declared(NamedTuple):
+    """An option where it is declared."""
 
-    Raises:
-        InputError: a number is outside its bounds.
-    """
-    for key in keys:
-        values = options.get(key)
-        for value in values if isinstance(values, list) else [values]:
-            if value is not None:
-                check_number(key, value)
+    kind: type
+    default: Any  # None where there is none
+    option: Option
+    owner: Any  # the class or function that takes it
+
+
+@cache
+def options_of(taker: Callable[..., Any]) -> dict[str, Declared]:
+    """Return the options, by name, that a function takes, or a class with its parents."""
+    declared: dict[str, Declared] = {}
+    for owner in reversed(inspect.getmro(taker)) if inspect.isclass(taker) else [taker]:
+        if inspect.isclass(owner) and (owner is object or "__init__" not in vars(owner)):
+            continue
+        for parameter in inspect.signature(owner).parameters.values():
+            for option in getattr(parameter.annotation, "__metadata__", ()):
+                kind = parameter.annotation.__origin__
+                kind = get_args(kind)[0] if isinstance(kind, UnionType) else kind
+                default = None if parameter.default is parameter.empty else parameter.default
+                known = declared.get(parameter.name)
+                declared[parameter.name] = Declared(kind, default, option, known.owner if known else owner)
+    return declared
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def checked(function: Callable[P, R]) -> Callable[P, R]:
+    """Have a function or constructor refuse, with an InputError, arguments that their options do not accept."""
+    signature, declared = inspect.signature(function), options_of(function)
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name, value in signature.bind(*args, **kwargs).arguments.items():
+            if name in declared:
+                declared[name].option.check(name, value)
+        return function(*args, **kwargs)
+
+    return call
+
+
+class TakesOptions:
+    """Classes below this one refuse, with an InputError, constructor arguments that their options do not accept."""
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        if "__init__" in vars(cls):
+            setattr(cls, "__init__", checked(vars(cls)["__init__"]))  # noqa: B010 (a type checker would mind)
 
 
 @cache

@@ -30,10 +30,11 @@ import published
 from helper import signals
 from helper.errors import InUse, Parser, RunError, UserError, run_main
 from helper.files import PATIENCE, TRIES, is_locked, open_to_append
-from helper.options import given, parse, resolve_pair, student_parser, teacher_parser
+from helper.flags import student_parser, teacher_parser
+from helper.options import given, parse, resolve_pair
 from helper.run_files import read_config, read_log
-from helper.run_identity import ADDED_OPTIONS, NEUTRAL_OPTIONS, decisive, differing
-from inputs import InputError, check_numbers
+from helper.run_identity import added_options, decisive, differing, neutral_options
+from inputs import InputError, Option
 from report.comparison import REPORTS
 from report.rows import SHORT, TABLES, Row, left_out, rows
 from report.runs import warn
@@ -91,7 +92,8 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
         parser.error(f"there is no {unknown[0]} here: flags of train_student.py stand behind --")
     if unknown := [name for name in args.tables if name not in names]:
         parser.error(f"there is no table '{unknown[0]}'; the known ones are: {', '.join(names)}")
-    check_numbers({"seeds": args.seeds, "jobs": args.jobs})
+    Option(least=1, most=1000).check("seeds", args.seeds)
+    Option(least=1, most=1024).check("jobs", args.jobs)
     if args.trials and args.seeds == 1:
         parser.error("--trials trains several --seeds side by side: give --seeds 3, say")
     args.tables = args.tables or list(TABLES)
@@ -103,7 +105,7 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
     student = student_parser()
     student.prog = "train_student.py"
     parse(student, more)  # so that what is wrong with it is said now
-    if ours := sorted(given(student, more) & OURS.union(*(row.options.keys() - NEUTRAL_OPTIONS for row in here))):
+    if ours := sorted(given(student, more) & OURS.union(*(row.options.keys() - neutral_options() for row in here))):
         parser.error(f"--{ours[0]} is what the tables say: leave it out, or call the training script itself")
     return args, more
 
@@ -154,7 +156,7 @@ def otherwise(row: Row, seed: int, more: list[str]) -> str:
         warn(f"{folder} may be another run: {error}")
         return ""
     here = options_of(Job(row, seed), more)
-    told = differing(ADDED_OPTIONS | there, decisive(here, here.get("distill"), here.get("temperature")))
+    told = differing(added_options() | there, decisive(here, here.get("distill"), here.get("temperature")))
     return f"{folder} is another run ({told})" if told else ""
 
 

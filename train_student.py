@@ -19,11 +19,11 @@ from distiller_zoo import create_distiller, distiller_dict
 from helper import distributed
 from helper.device import device_of, place, seed_everything, start_together
 from helper.errors import run_main
+from helper.flags import own_options, student_parser
 from helper.logger import EpochTable
 from helper.loops import evaluate
-from helper.options import kwargs_for, parse, proportions_in_words, resolve_pair, run_folder, student_parser
+from helper.options import kwargs_for, parse, proportions_in_words, resolve_pair, run_folder
 from helper.run_folder import RunFolder
-from helper.run_identity import OPTIONS_OF, TEMPERATURE_OPTIONS_OF
 from helper.task import Distillation
 from helper.teacher import FoundTeacher, find_teacher, load_teacher
 from helper.teacher_cache import CachedTeacher, OnlineTeacher, check_table_dir
@@ -102,8 +102,11 @@ def print_settings(options: dict[str, Any]) -> None:
     print(loss_in_words(options))
     if told := proportions_in_words(options):
         print(told)
-    for name, table in ((options["distill"], OPTIONS_OF), (options["temperature"], TEMPERATURE_OPTIONS_OF)):
-        if own := table.get(name):
+    for name, own in (
+        (options["distill"], own_options(options["distill"], None)),
+        (options["temperature"], own_options(None, options["temperature"])),
+    ):
+        if own:
             print(f"{name}: " + ", ".join(f"{key} {options[key]}" for key in own if options[key] is not None))
 
 

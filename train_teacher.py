@@ -18,10 +18,11 @@ from dataset import Dataset, create_dataset, identify_data
 from helper import distributed
 from helper.device import device_of, place, seed_everything, start_together
 from helper.errors import run_main
+from helper.flags import teacher_parser
 from helper.logger import EpochTable
 from helper.loops import Teacher
 from helper.metrics import Metrics
-from helper.options import kwargs_for, parse, proportions_in_words, run_folder, teacher_parser
+from helper.options import kwargs_for, parse, proportions_in_words, run_folder
 from helper.run_folder import RunFolder
 from helper.task import Task, Vanilla
 from helper.teacher import folder_name

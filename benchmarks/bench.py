@@ -35,19 +35,21 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.baseline import MEAN, STD, Baseline
+from benchmarks.limits import check_numbers
 from dataset import val_batch_size
 from dataset.memory import MemoryLoader
 from helper.device import cpu_info, place, prepare_device, seed_everything
 from helper.errors import Parser, RunError, UserError, run_main
+from helper.flags import student_parser
 from helper.loops import Step, evaluate, train_one_epoch
 from helper.metrics import Metrics
-from helper.options import parse, resolve_pair, student_parser
+from helper.options import parse, resolve_pair
 from helper.task import Distillation
 from helper.teacher import fold_batch_norm
 from helper.teacher_cache import CachedTeacher, OnlineTeacher
 from helper.trainer import make_optimizer, make_step
 from helper.trials import Turns
-from inputs import check_numbers, unknown
+from inputs import unknown
 from models import Model, create_model, model_dict
 from train_student import distillation
 

@@ -23,9 +23,9 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.bench import Ours, processor, timed
+from benchmarks.limits import check_numbers
 from helper.device import prepare_device
 from helper.errors import Parser, run_main
-from inputs import check_numbers
 
 SIZES = {  # of which one grows while the others stay at BASE
     "images": (256, 512, 1024, 2048),

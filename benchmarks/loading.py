@@ -22,9 +22,9 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.bench import processor
+from benchmarks.limits import check_numbers
 from dataset import create_dataset
 from helper.errors import Parser, UserError, run_main
-from inputs import check_numbers
 
 
 def measure(args: argparse.Namespace) -> dict[int, float]:

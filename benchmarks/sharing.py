@@ -25,9 +25,9 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.bench import WARM_UP, check_pairs, machine, servers
+from benchmarks.limits import check_numbers
 from helper.environment import SPIN_COUNT
 from helper.errors import Parser, UserError, run_main
-from inputs import check_numbers
 
 SETTINGS = {
     "libgomp's default": {"GOMP_SPINCOUNT": "300000"},

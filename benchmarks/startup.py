@@ -18,8 +18,8 @@ import helper.environment  # noqa: F401 (before PyTorch)
 # isort: split
 from tqdm import trange
 
+from benchmarks.limits import check_numbers
 from helper.errors import Parser, RunError, run_main
-from inputs import check_numbers
 
 ROOT = Path(__file__).resolve().parents[1]
 # What runs in a process of its own: the command, with a clock beside it, until the first step is over.

@@ -1,14 +1,16 @@
 """Where images come from. A new data set is a `load` that returns an ImageSet, named in dataset_dict."""
 
+from typing import Annotated
+
 import torch
 
 from dataset import cifar100, digits, tree
 from dataset.base import Batch, Dataset, Loader, balanced_subset
 from dataset.memory import ImageSet, MemoryLoader
-from inputs import InputError, check_numbers, unknown
+from inputs import InputError, Option, checked, unknown
 
-__all__ = ["Batch", "Dataset", "Loader", "check_dataset", "create_dataset", "dataset_dict", "dataset_names",
-           "identify_data", "val_batch_size"]  # fmt: skip
+__all__ = ["Batch", "BatchSize", "Dataset", "ImageSize", "Loader", "NumWorkers", "TrainSubset", "check_dataset",
+           "create_dataset", "dataset_dict", "dataset_names", "identify_data", "val_batch_size"]  # fmt: skip
 
 
 def _load_folder(**options: object) -> ImageSet:
@@ -21,19 +23,41 @@ def _load_folder(**options: object) -> ImageSet:
 dataset_dict = {"cifar100": cifar100.load, "digits": digits.load, "folder": _load_folder}
 dataset_names = (*dataset_dict, "imagenet")  # which is too large for memory
 
+BatchSize = Annotated[int, Option("images a step", 1, 100_000)]
+ImageSize = Annotated[
+    int,
+    Option(
+        "side of the square images, in pixels (default: 224 of imagenet, else 32; cifar100 and digits have no other)",
+        8,
+        8192,
+        later=True,
+    ),
+]
+TrainSubset = Annotated[int, Option("train on N images only; 0 is all of them", 0, 10**9, shown="N")]
+NumWorkers = Annotated[
+    int,
+    Option(
+        "processes that decode the images of folder and imagenet, for each process that trains",
+        0,
+        512,
+        is_neutral=True,
+    ),
+]
+
 VAL_PIXELS = {"cpu": 64 * 32**2, "cuda": 10_000 * 32**2}  # at once: more is no faster on a CPU
 
 
+@checked
 def create_dataset(
     name: str,
     *,
-    batch_size: int,
+    batch_size: BatchSize,
     seed: int,
     device: torch.device | str,
     data_dir: str | None = None,
-    image_size: int = 32,
-    num_workers: int = 0,
-    train_subset: int = 0,
+    image_size: ImageSize = 32,
+    num_workers: NumWorkers = 0,
+    train_subset: TrainSubset = 0,
     rank: int = 0,
     world_size: int = 1,
 ) -> Dataset:
@@ -55,8 +79,6 @@ def create_dataset(
     Raises:
         InputError: an unknown name, a number outside its bounds, or files that are missing or damaged.
     """
-    check_numbers({"batch_size": batch_size, "image_size": image_size})
-    check_numbers({"num_workers": num_workers, "train_subset": train_subset})
     device = torch.device(device)
     val_size = val_batch_size(batch_size, image_size, device)
     common = {"device": device, "rank": rank, "world_size": world_size}

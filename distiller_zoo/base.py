@@ -1,13 +1,16 @@
 """What a distiller is: something that compares a student with its teacher."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from inputs import TakesOptions
 from models import Output
 from temperature import Tau
 
 
-class Distiller(nn.Module):
+class Distiller(TakesOptions, nn.Module):
     """Adds named losses to a step. What it must learn for that (projections, say) are its own parameters.
 
     The constructor's arguments are found by name: a flag's, or one of `student_widths` and `teacher_widths` (the
@@ -18,6 +21,16 @@ class Distiller(nn.Module):
     weights = (0.1, 0.9, 1.0)  # gamma, alpha and beta where the command line gives none
     needs = "maps"  # what it must see of the teacher: "logits", "pooled" (and the last feature), "maps" (all features)
     uses_tau = False  # whether tau acts in `forward` too, and not only in the KD term
+
+    @classmethod
+    def check(cls, options: dict[str, Any]) -> None:
+        """Raise InputError for options, by name, that do not go together; called before any work is done."""
+
+    @classmethod
+    def complete(cls, options: dict[str, Any], pair: tuple[str, str]) -> dict[str, Any]:
+        """Return those options whose defaults depend on teacher and student, `pair`; they are None in `options` where
+        they were not given. Raises InputError for a pair that it cannot be used with."""
+        return {}
 
     def start_epoch(self, epoch: int) -> None:
         """Called before each epoch, counted from 1: a warm-up moves on here."""

@@ -6,16 +6,18 @@ an image cost no forward pass.
 """
 
 import math
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distiller_zoo.base import Distiller, at_least_float32
-from inputs import InputError, check_fits, check_numbers
+from inputs import InputError, Option, check_fits
 from models import Output
 from temperature import Tau
 
+MODES = ("exact", "relax")
 EPS = 1e-7
 
 
@@ -175,14 +177,13 @@ class CRD(Distiller):
         student_widths: list[int],
         teacher_widths: list[int],
         train_target: Tensor,
-        feat_dim: int = 128,
-        nce_k: int = 16384,
-        nce_t: float = 0.07,
-        nce_m: float = 0.5,
-        mode: str = "exact",
+        feat_dim: Annotated[int, Option("length of an embedding", 1, 65_536)] = 128,
+        nce_k: Annotated[int, Option("negatives an image", 1, 10**9)] = 16384,
+        nce_t: Annotated[float, Option("temperature of the contrast", 0.001, 1000.0)] = 0.07,
+        nce_m: Annotated[float, Option.of_share("how much of itself a memory keeps when it is renewed")] = 0.5,
+        mode: Annotated[str, Option("the positive is the image itself, or any of its class", choices=MODES)] = "exact",
     ) -> None:
         super().__init__()
-        check_numbers({"feat_dim": feat_dim, "nce_k": nce_k, "nce_t": nce_t, "nce_m": nce_m})
         self.candidates = Candidates(train_target, nce_k, mode)
         self.embed_s, self.embed_t = Embed(student_widths[-1], feat_dim), Embed(teacher_widths[-1], feat_dim)
         self.contrast = Contrast(len(train_target), feat_dim, nce_t, nce_m)

@@ -1,17 +1,20 @@
 """DKD: KD in two parts with weights of their own, the target class against the rest, and the rest among themselves
 (Zhao et al., CVPR 2022, arXiv 2203.08679)."""
 
+from typing import Annotated, Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from distiller_zoo.base import Distiller, at_least_float32, warmed_up
 from distiller_zoo.kd import kl_divergence
-from inputs import InputError, check_numbers
+from inputs import EPOCHS, InputError, Option, in_proportion
 from models import Output
 from temperature import Tau, as_tau
 
 WARMUP = 20  # epochs of 240, in mdistiller
+GROWTH = Option("epochs over which the loss grows to its full weight (default: 0)", 0, EPOCHS, later=True)
 # beta of DKD in mdistiller, by teacher and student; alpha is 1
 PAIR_BETA = {
     ("resnet56", "resnet20"): 2.0,
@@ -91,13 +94,36 @@ class DKD(Distiller):
     needs = "logits"
     uses_tau = True
 
-    def __init__(self, num_classes: int, dkd_alpha: float = 1.0, dkd_beta: float = 2.0, dkd_warmup: int = 0) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        dkd_alpha: Annotated[float, Option.of_weight("weight of the target class's part")] = 1.0,
+        dkd_beta: Annotated[
+            float, Option.of_weight("weight of the other classes' part (default: 2)", later=True)
+        ] = 2.0,
+        dkd_warmup: Annotated[int, GROWTH] = 0,
+    ) -> None:
         super().__init__()
-        check_numbers({"dkd_alpha": dkd_alpha, "dkd_beta": dkd_beta, "dkd_warmup": dkd_warmup})
         if num_classes < 3:
             raise InputError(f"--distill dkd needs three classes or more, not {num_classes}: use --distill kd")
         self.alpha, self.beta, self.warmup_epochs = dkd_alpha, dkd_beta, dkd_warmup
         self.register_buffer("warmup", torch.ones(()))
+
+    @classmethod
+    def complete(cls, options: dict[str, Any], pair: tuple[str, str]) -> dict[str, Any]:
+        published = options["dkd_weights"] == "mdistiller"
+        beta, warmup = options["dkd_beta"], options["dkd_warmup"]
+        if published and beta is None and pair not in PAIR_BETA:
+            known = ", ".join(f"{teacher} → {student}" for teacher, student in PAIR_BETA)
+            raise InputError(
+                f"mdistiller has no weight for {' → '.join(pair)}: leave --dkd_weights out for CTKD's, or choose a"
+                f" --dkd_beta (mdistiller has those of {known})"
+            )
+        if beta is None:
+            beta = PAIR_BETA[pair] if published else 2.0
+        if warmup is None:
+            warmup = in_proportion(WARMUP, options["epochs"]) if published else 0
+        return {"dkd_beta": beta, "dkd_warmup": warmup}
 
     def start_epoch(self, epoch: int) -> None:
         self.warmup.fill_(warmed_up(epoch, self.warmup_epochs))

@@ -30,6 +30,8 @@ OURS, where the sources are silent or differ:
   with different numbers of stages are paired by relative depth (`pair_stages`).
 """
 
+from typing import Annotated, Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -37,13 +39,16 @@ from torch import Tensor, nn
 from distiller_zoo.base import Distiller, at_least_float32
 from distiller_zoo.cka import SMALLEST, cka_of_hsic, hsic_terms
 from distiller_zoo.maps import pair_stages, same_size
-from inputs import TRAINED, InputError, check_fits, check_numbers, in_words
+from inputs import TRAINED, InputError, Option, check_fits, in_words
 from models import Output
 from temperature import Tau
 from temperature.annealing import annealed
 
 MASKS = ("sample", "batch")
 MAX_WIDTH = 128
+MOST_GIVEN = 0.99  # of the patches, where the teacher's share is fixed
+STAGES = Option("how many of the student's last stages; 0, or more than it has: all", 0, 1000)
+WIDTH = Option(f"channels of encodings (default: the narrower map's, {MAX_WIDTH} at most)", 1, 65_536)
 EPS = 1e-5
 
 
@@ -62,6 +67,19 @@ def share_schedule(text: str) -> float | str:
     if not text.startswith("fixed:") or not 0 <= share <= 1:
         raise InputError(f"--dpk_schedule is dynamic, linear, or a share from 0 to 1 like fixed:0.5; not {text}")
     return share
+
+
+def _written(text: str) -> str:
+    share = share_schedule(text)
+    return share if isinstance(share, str) else f"fixed:{share:g}"
+
+
+SCHEDULE = Option(
+    "the teacher's share of the patches: dynamic (1 - CKA), fixed:<ratio> like fixed:0.5, or linear (from 1 to 0 over"
+    " the epochs)",
+    shown="NAME",
+    normal=_written,
+)
 
 
 def standardised(maps: Tensor) -> Tensor:
@@ -160,21 +178,18 @@ class DPK(Distiller):
         student_widths: list[int],
         teacher_widths: list[int],
         epochs: int,
-        dpk_stages: int = 2,
-        dpk_patch: int = 1,
-        dpk_width: int | None = None,
-        dpk_encoder_depth: int = 1,
-        dpk_decoder_depth: int = 2,
-        dpk_mask: str = "sample",
-        dpk_schedule: str = "dynamic",
-        dpk_momentum: float = 0.9,
+        dpk_stages: Annotated[int, STAGES] = 2,
+        dpk_patch: Annotated[int, Option("side of a patch, in positions of the map", 1, 8192)] = 1,
+        dpk_width: Annotated[int | None, WIDTH] = None,
+        dpk_encoder_depth: Annotated[int, Option("residual blocks of each encoder", 0, 1000)] = 1,
+        dpk_decoder_depth: Annotated[int, Option("residual blocks of the decoder", 0, 1000)] = 2,
+        dpk_mask: Annotated[str, Option("a mask for each sample, or one for a batch", choices=MASKS)] = "sample",
+        dpk_schedule: Annotated[str, SCHEDULE] = "dynamic",
+        dpk_momentum: Annotated[
+            float, Option.of_share("how much of the smoothed HSIC, which CKA is made of, is kept")
+        ] = 0.9,
     ) -> None:
         super().__init__()
-        check_numbers({"dpk_stages": dpk_stages, "dpk_patch": dpk_patch, "dpk_width": dpk_width})
-        check_numbers({"dpk_encoder_depth": dpk_encoder_depth, "dpk_decoder_depth": dpk_decoder_depth})
-        check_numbers({"dpk_momentum": dpk_momentum})
-        if dpk_mask not in MASKS:
-            raise InputError(f"unknown --dpk_mask '{dpk_mask}'; the known ones are: {', '.join(MASKS)}")
         self.mask, self.schedule = dpk_mask, share_schedule(dpk_schedule)
         self.epochs, self.momentum = epochs, dpk_momentum
         pairs = list(enumerate(pair_stages(len(student_widths) - 2, len(teacher_widths) - 2)))
@@ -195,6 +210,30 @@ class DPK(Distiller):
         self.register_buffer("epoch_hsic", torch.zeros(count, 3))  # sums over the epoch's steps
         self.register_buffer("epoch_ratio", torch.zeros(count))
         self.register_buffer("epoch_steps", torch.zeros(()))
+
+    @classmethod
+    def check(cls, options: dict[str, Any]) -> None:
+        share = share_schedule(options["dpk_schedule"])
+        if share == 1 or share == "linear" and options["epochs"] == 1:
+            raise InputError(
+                "with all of its patches the teacher's, the student would learn nothing from DPK: give a share below 1"
+                + ", or more --epochs than 1" * (share == "linear")
+            )
+        if isinstance(share, float) and share > MOST_GIVEN:
+            raise InputError(
+                f"--dpk_schedule fixed:{share:g} leaves the student one patch of {1 / (1 - share):,.0f} to learn from:"
+                f" give a share of {MOST_GIVEN} or less"
+            )
+        for key in ("batch_size", "train_subset"):
+            if 0 < options[key] < SMALLEST:
+                raise InputError(
+                    f"--distill dpk measures how alike features are, which takes a --{key} of {SMALLEST} or more, not"
+                    f" {options[key]}"
+                )
+        if options["dpk_patch"] > (side := options["image_size"]):
+            raise InputError(
+                f"--dpk_patch {options['dpk_patch']} is larger than the images, which have a side of {side}"
+            )
 
     def start_epoch(self, epoch: int) -> None:
         if self.schedule == "linear":

@@ -18,7 +18,6 @@ from helper.bounds import check_sizes
 from helper.errors import UserError
 from inputs import TRAINED, check_fits
 
-PRECISIONS = ("fp32", "tf32", "bf16")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of glibc's malloc.h
 
 
@@ -142,7 +141,7 @@ def place(module: nn.Module, device: torch.device, plain: bool = False) -> nn.Mo
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
-    """A context in which networks compute in the precision, one of PRECISIONS; their weights stay float32."""
+    """A context in which networks compute in one of helper.flags.PRECISIONS; their weights stay float32."""
     if precision != "bf16":
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)

@@ -23,11 +23,12 @@ from helper import checkpoint, distributed
 from helper.device import cpu_info
 from helper.errors import InUse, UserError
 from helper.files import open_to_append, reason, remove_leftovers, try_writing, write_atomically
+from helper.flags import student_parser, teacher_parser
 from helper.logger import RunLog
 from helper.metrics import METRICS_PATTERN, Metrics
-from helper.options import flags_of, student_parser, teacher_parser
+from helper.options import flags_of
 from helper.run_files import Record, read_config, read_log
-from helper.run_identity import ADDED_OPTIONS, decisive, differing, differing_keys, hash_version
+from helper.run_identity import added_options, decisive, differing, differing_keys, hash_version
 from helper.structure import Checked, Maybe, Misfit, fitted, load_optimizer, module_pattern, optimizer_pattern
 from helper.task import Task
 from inputs import InputError
@@ -159,7 +160,7 @@ class RunFolder:
             raise
         except ValueError as error:
             raise UserError(f"{self.path} is damaged: add --overwrite to start that run anew") from error
-        there = ADDED_OPTIONS | config["options"] | {key: config[key] for key in IDENTITY if key in config}
+        there = added_options() | config["options"] | {key: config[key] for key in IDENTITY if key in config}
         ours = json.loads(json.dumps(self._decisive()))
         if changed := differing(there, ours):
             advice = "give another --run_dir or --experiments_name, or add --overwrite to replace it"

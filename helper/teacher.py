@@ -17,7 +17,8 @@ from helper import checkpoint, distributed
 from helper.device import place
 from helper.errors import InUse, UserError
 from helper.files import PATIENCE, TRIES, is_locked, reason
-from helper.options import parse, resolve_pair, teacher_parser
+from helper.flags import teacher_parser
+from helper.options import parse, resolve_pair
 from models import Model
 
 SHARED_OPTIONS = (  # what a teacher trained here has in common with its student

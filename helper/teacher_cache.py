@@ -32,7 +32,7 @@ class OnlineTeacher:
     """The teacher itself, asked anew for each batch.
 
     Args:
-        model: on the device, in evaluation mode. precision: what it computes in, one of helper.device.PRECISIONS.
+        model: on the device, in evaluation mode. precision: what it computes in, one of helper.flags.PRECISIONS.
     """
 
     def __init__(self, model: Model, precision: str = "fp32") -> None:

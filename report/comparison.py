@@ -6,7 +6,7 @@ from statistics import fmean
 
 import published
 from helper.errors import UserError
-from helper.run_identity import OPTIONS_OF
+from helper.flags import own_options
 from inputs import printable
 from report.runs import USUAL_KD, Run, by_data, group_labels, group_runs, one_a_seed
 from report.statistics import (
@@ -214,7 +214,7 @@ def baselines(runs: Sequence[Run], groups: Sequence[Sequence[Run]]) -> list[int]
     """
 
     def method(run: Run) -> list[object]:
-        own = OPTIONS_OF.get(run.option("distill"), ())
+        own = own_options(run.option("distill"), None)
         told = [run.option(name) for name in ("distill", "gamma", "beta", *own)]
         return [*told, kd_weight(run), run.option("kd_warmup") or 0]
 

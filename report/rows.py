@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import published
-from helper.options import LEARNING_RATE, LEARNING_RATES
+from helper.flags import LEARNING_RATE, LEARNING_RATES
 from models import networks
 
 TABLES = {  # their sources in tables.json

@@ -11,7 +11,7 @@ from typing import Any
 
 from helper.errors import UserError
 from helper.run_files import Record, check_config, read_json, records_of
-from helper.run_identity import ADDED_OPTIONS, decisive, hash_version
+from helper.run_identity import added_options, decisive, hash_version
 from inputs import printable
 
 # KD in the published tables of CIFAR-100: weights of cross entropy and KD, and no warm-up.
@@ -193,7 +193,7 @@ def _configuration(run: Run) -> dict[str, Any]:
     names = ("kind", "dataset", "model", "teacher", "teacher_sha256", "distill", "temperature", "epochs")
     told = decisive(run.config["options"], run.option("distill"), run.option("temperature"))
     told.pop("seed", None)
-    return ADDED_OPTIONS | told | {name: run.config.get(name) for name in names}
+    return added_options() | told | {name: run.config.get(name) for name in names}
 
 
 def _read_run(folder: Path) -> Run | None:

@@ -4,11 +4,12 @@ Only the fall is that of Annealing-KD (Jafari et al., EACL 2021, arXiv 2104.0716
 """
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from inputs import InputError, check_numbers
+from inputs import Option
 from temperature.base import Tau, Temperature
 
 SHAPES = ("linear", "cosine")
@@ -33,12 +34,13 @@ class Annealing(Temperature):
     """
 
     def __init__(
-        self, epochs: int, anneal_from: float = 7.0, anneal_to: float = 1.0, anneal_shape: str = "linear"
+        self,
+        epochs: int,
+        anneal_from: Annotated[float, Option.of_tau("tau in the first epoch")] = 7.0,
+        anneal_to: Annotated[float, Option.of_tau("tau in the last epoch")] = 1.0,
+        anneal_shape: Annotated[str, Option("how it falls", choices=SHAPES)] = "linear",
     ) -> None:
         super().__init__()
-        check_numbers({"anneal_from": anneal_from, "anneal_to": anneal_to})
-        if anneal_shape not in SHAPES:
-            raise InputError(f"unknown --anneal_shape '{anneal_shape}'; the known ones are: {', '.join(SHAPES)}")
         self.schedule = (epochs, anneal_from, anneal_to, anneal_shape)
         self.register_buffer("tau", torch.tensor(float(anneal_from)))
 

@@ -1,10 +1,15 @@
 """What a temperature is: something that says how soft each sample's targets are."""
 
 from collections.abc import Hashable
-from typing import NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from inputs import Option, TakesOptions
+
+KD_T = 4.0
+KdT = Annotated[float, Option.of_tau("the temperature if fixed, DTKD's reference, and RLKD's before its agent acts")]
 
 
 class Tau(NamedTuple):
@@ -79,7 +84,7 @@ class Mixing(NamedTuple):
     weight: float = 1.0  # of the partner, from 0.5 to 1
 
 
-class Temperature(nn.Module):
+class Temperature(TakesOptions, nn.Module):
     """Decides the temperature of every sample, in every step.
 
     The constructor's arguments are found by name: a flag's, `num_classes`, or `train_target` (the class of each
@@ -94,6 +99,16 @@ class Temperature(nn.Module):
     # that changes from step to step must be tensors, changed in place. This names the part of the state which decides
     # what `forward` does in the epoch that was started; for each value of it there is a recording. None: never record.
     phase: Hashable | None = ()
+
+    @classmethod
+    def complete(cls, options: dict[str, Any], pair: tuple[str, str]) -> dict[str, Any]:
+        """Return what weights of the loss `--distill kd` has where none are given and `weights` does not say it.
+
+        Args:
+            options: by name.
+            pair: teacher and student.
+        """
+        return {}
 
     def start_epoch(self, epoch: int) -> None:
         """Called before each epoch, counted from 1: a curriculum moves on here."""

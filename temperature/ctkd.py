@@ -8,12 +8,12 @@ reversal layer, which leaves the value alone and multiplies the gradient by -lam
 """
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
-from inputs import TRAINED, InputError, check_fits, check_numbers
+from inputs import TRAINED, Option, check_fits
 from temperature.base import Tau, Temperature
 
 
@@ -51,6 +51,10 @@ def curriculum_lambda(
 CURRICULA = ("cosine", "linear", "constant")
 
 
+def _strength(help: str) -> Option:
+    return Option(help, 1e-6, 1000.0, or_zero=True)
+
+
 class CTKD(Temperature):
     """What both forms share: the bound (tau_init, tau_init + tau_range), the reversal and the curriculum.
 
@@ -66,18 +70,14 @@ class CTKD(Temperature):
 
     def __init__(
         self,
-        tau_init: float = 1.0,
-        tau_range: float = 20.0,
-        curriculum: str = "cosine",
-        lambda_min: float = 0.0,
-        lambda_max: float = 1.0,
-        lambda_epochs: float = 10,
+        tau_init: Annotated[float, Option.of_tau("lower bound of tau", or_zero=True, names=("--t_start",))] = 1.0,
+        tau_range: Annotated[float, Option.of_tau("tau stays below tau_init + tau_range", names=("--t_end",))] = 20.0,
+        curriculum: Annotated[str, Option("how lambda rises", choices=CURRICULA)] = "cosine",
+        lambda_min: Annotated[float, _strength("lambda at epoch 0")] = 0.0,
+        lambda_max: Annotated[float, _strength("lambda from epoch lambda_epochs on")] = 1.0,
+        lambda_epochs: Annotated[float, Option("when lambda has risen", 0.001, 1e7, names=("--decay_loops",))] = 10.0,
     ) -> None:
         super().__init__()
-        check_numbers({"tau_init": tau_init, "tau_range": tau_range})
-        check_numbers({"lambda_min": lambda_min, "lambda_max": lambda_max, "lambda_epochs": lambda_epochs})
-        if curriculum not in CURRICULA:
-            raise InputError(f"unknown curriculum '{curriculum}'; the known ones are: {', '.join(CURRICULA)}")
         self.tau_init, self.tau_range = tau_init, tau_range
         self.schedule = (curriculum, lambda_min, lambda_max, lambda_epochs)
         self.register_buffer("lambda_", torch.zeros(()))
@@ -97,7 +97,7 @@ class CTKD(Temperature):
 class CTKDGlobal(CTKD):
     """Global-T: one learned number for all samples. It starts at 1, so the first tau is 1 + 20 sigmoid(1) = 15.62."""
 
-    def __init__(self, **bounds_and_curriculum: float | str) -> None:
+    def __init__(self, **bounds_and_curriculum: Any) -> None:
         super().__init__(**bounds_and_curriculum)
         self.prediction = nn.Parameter(torch.ones(()))
 
@@ -114,9 +114,13 @@ class CTKDInstance(CTKD):
     reversed gradient is to move the temperature, not to reach the student through it.
     """
 
-    def __init__(self, num_classes: int, instance_width: int = 128, **bounds_and_curriculum: float | str) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        instance_width: Annotated[int, Option("hidden units (our choice)", 1, 65_536)] = 128,
+        **bounds_and_curriculum: Any,
+    ) -> None:
         super().__init__(**bounds_and_curriculum)
-        check_numbers({"instance_width": instance_width})
         check_fits(
             f"--instance_width {instance_width} for {num_classes} classes",
             TRAINED * (2 * num_classes + 2) * instance_width,

@@ -7,11 +7,13 @@ largest scaled logits are equal. The paper derives this as "equal sharpness" (lo
 heuristic: the largest scaled logits are equal, the sharpness is not.
 """
 
+from typing import Annotated, Any
+
 import torch
 from torch import Tensor
 
-from inputs import check_numbers
-from temperature.base import Tau, Temperature
+from inputs import Option, in_proportion
+from temperature.base import KD_T, KdT, Tau, Temperature
 
 WARMUP = 20  # epochs of 240 over which both KD terms grow to their full weight
 DEFAULT_WEIGHTS = (3.0, 1.0)  # alpha of the KD term at these temperatures, and of the one at the fixed temperature
@@ -63,10 +65,19 @@ class DTKD(Temperature):
 
     weights = (1.0, None)
 
-    def __init__(self, kd_T: float = 4.0, dtkd_detach: bool = False) -> None:
+    def __init__(
+        self,
+        kd_T: KdT = KD_T,
+        dtkd_detach: Annotated[bool, Option("no gradient through the student's largest logit")] = False,
+    ) -> None:
         super().__init__()
-        check_numbers({"kd_T": kd_T})
         self.kd_T, self.detach = kd_T, dtkd_detach
+
+    @classmethod
+    def complete(cls, options: dict[str, Any], pair: tuple[str, str]) -> dict[str, Any]:
+        alpha, fixed_alpha = PAIR_WEIGHTS.get(pair, DEFAULT_WEIGHTS)
+        warmup = in_proportion(WARMUP, options["epochs"])
+        return {"alpha": alpha, "fixed_alpha": fixed_alpha, "kd_warmup": warmup}
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor, index: Tensor) -> Tau:
         return dtkd_tau(student_logits.detach() if self.detach else student_logits, teacher_logits, self.kd_T)

@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from inputs import check_numbers
-from temperature.base import Tau, Temperature
+from temperature.base import KD_T, KdT, Tau, Temperature
 
 
 class Fixed(Temperature):
@@ -14,9 +13,8 @@ class Fixed(Temperature):
         InputError: kd_T is outside its bounds.
     """
 
-    def __init__(self, kd_T: float = 4.0) -> None:
+    def __init__(self, kd_T: KdT = KD_T) -> None:
         super().__init__()
-        check_numbers({"kd_T": kd_T})
         self.register_buffer("tau", torch.tensor(float(kd_T)))
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor, index: Tensor) -> Tau:

@@ -6,16 +6,22 @@ every step; and epochs of exploration, in which images that the student is sure 
 
 import math
 from collections.abc import Hashable
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
-from inputs import InputError, check_numbers
-from temperature.base import Average, Mixing, Tau, Temperature
+from inputs import EPOCHS, InputError, Option
+from temperature.base import KD_T, Average, KdT, Mixing, Tau, Temperature
 
 PHASE = 20  # epochs of 240: the released configurations' warmup, rl_epoch and aug_epoch
 ACTION_STD = math.exp(-0.5)  # of an agent that has learned nothing yet
 LEAST_WEIGHT = 0.7  # of the uncertain image in a blend, in the last epoch
+
+
+def phase(help: str, least: int = 1) -> Option:
+    """Return the option of a number of epochs that is given for 240."""
+    return Option(help, least, EPOCHS, in_proportion=True)
 
 
 def entropy(log_probabilities: Tensor) -> Tensor:
@@ -49,14 +55,13 @@ class Policy(Temperature):
         self,
         train_target: Tensor,
         epochs: int,
-        kd_T: float = 4.0,
-        rl_warmup: int = PHASE,
-        aug_epoch: int = PHASE,
-        rl_tau_min: float = 1.0,
-        rl_tau_max: float = 10.0,
+        kd_T: KdT = KD_T,
+        rl_warmup: Annotated[int, phase("the epoch in which they begin to set tau")] = PHASE,
+        aug_epoch: Annotated[int, phase("every so many-th epoch mixes images; 0 for none", least=0)] = PHASE,
+        rl_tau_min: Annotated[float, Option.of_tau("lower bound of tau")] = 1.0,
+        rl_tau_max: Annotated[float, Option.of_tau("upper bound of tau")] = 10.0,
     ) -> None:
         super().__init__()
-        check_numbers({"kd_T": kd_T, "aug_epoch": aug_epoch, "rl_tau_min": rl_tau_min, "rl_tau_max": rl_tau_max})
         if rl_tau_min >= rl_tau_max:
             raise InputError(f"--rl_tau_max must be above --rl_tau_min, not {rl_tau_max} and {rl_tau_min}")
         if not 1 <= rl_warmup <= epochs:
@@ -140,11 +145,14 @@ class Random(Policy):
     """
 
     def __init__(
-        self, train_target: Tensor, epochs: int, random_mean: float = 0.0, random_std: float = ACTION_STD,
-        **phases_and_bounds: float,
-    ) -> None:  # fmt: skip
+        self,
+        train_target: Tensor,
+        epochs: int,
+        random_mean: Annotated[float, Option("mean of the actions, of which tau is the sigmoid", -100, 100)] = 0.0,
+        random_std: Annotated[float, Option("their standard deviation", 1e-6, 100, or_zero=True)] = ACTION_STD,
+        **phases_and_bounds: Any,
+    ) -> None:
         super().__init__(train_target, epochs, **phases_and_bounds)
-        check_numbers({"random_mean": random_mean, "random_std": random_std})
         self.mean, self.std = random_mean, random_std
 
     def act(self, student: Tensor, teacher: Tensor) -> Tensor:

@@ -55,14 +55,14 @@ OURS, where the sources are silent or their choice cannot work:
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inputs import InputError, check_numbers, unknown
-from temperature.policy import PHASE, Policy
+from inputs import InputError, Option
+from temperature.policy import PHASE, Policy, phase
 
 GAMMA, LAMBDA, CLIP = 0.99, 0.95, 0.2
 ACTOR_RATE, CRITIC_RATE, CALIBRATION_RATE = 1e-4, 1e-3, 1e-3  # of Adam
@@ -71,6 +71,18 @@ MAX_NORM = 2.0  # of a gradient
 SPARSITY = 5e-3  # weight of the detector's mean
 CALIBRATIONS = ("even", "learned")
 MAX_KL = 1e-3  # of an update
+SPREAD = Option(
+    "how a batch's reward is spread over its samples; learned drifts to a bound of tau (see temperature/rlkd.py)",
+    choices=CALIBRATIONS,
+    before="learned",
+)
+LIMIT = Option(
+    "how far an update may move the policy, as a KL divergence; 0 for no limit (our choice)",
+    1e-6,
+    1000.0,
+    or_zero=True,
+    before=0.0,
+)
 SHORTENINGS = 6  # guesses at the share of an update that is kept, where it goes further
 EPS = 1e-8
 
@@ -185,21 +197,18 @@ class RLKD(Policy):
         self,
         train_target: Tensor,
         epochs: int,
-        rl_epoch: int = PHASE,
-        rl_rollout: int = 16,
-        rl_calibration: str = "even",
-        rl_max_kl: float = MAX_KL,
-        **phases_and_bounds: float,
+        rl_epoch: Annotated[int, phase("it learns in every so many-th epoch")] = PHASE,
+        rl_rollout: Annotated[int, Option("batches an update of the agent (our choice)", 2, 100_000)] = 16,
+        rl_calibration: Annotated[str, SPREAD] = "even",
+        rl_max_kl: Annotated[float, LIMIT] = MAX_KL,
+        **phases_and_bounds: Any,
     ) -> None:
         super().__init__(train_target, epochs, **phases_and_bounds)
-        check_numbers({"rl_epoch": rl_epoch, "rl_rollout": rl_rollout, "rl_max_kl": rl_max_kl})
         if epochs // rl_epoch * rl_epoch < self.rl_warmup:
             raise InputError(
                 f"--rl_epoch {rl_epoch} divides no epoch from --rl_warmup {self.rl_warmup} to --epochs {epochs}:"
                 " the agent would never learn, which is --temperature random"
             )
-        if rl_calibration not in CALIBRATIONS:
-            raise unknown("--rl_calibration", rl_calibration, CALIBRATIONS)
         self.rl_epoch, self.rl_rollout = rl_epoch, rl_rollout
         self.calibration, self.max_kl = rl_calibration, rl_max_kl
         self.rollout: list[Transition] = []

@@ -1,10 +1,11 @@
 """Logit standardisation: z-scored logits at a base temperature (LSKD, Sun et al., CVPR 2024, arXiv 2403.01427)."""
 
 from collections.abc import Hashable
+from typing import Annotated
 
 from torch import Tensor
 
-from inputs import check_numbers
+from inputs import Option
 from temperature.base import Average, Mixing, Tau, Temperature
 from temperature.fixed import Fixed
 
@@ -33,9 +34,12 @@ class Standardised(Temperature):
 
     weights = (0.1, 9.0)  # gamma and alpha of LSKD's KD
 
-    def __init__(self, base_tau: float = 2.0, inner: Temperature | None = None) -> None:
+    def __init__(
+        self,
+        base_tau: Annotated[float, Option.of_tau("the temperature on z-scored logits")] = 2.0,
+        inner: Temperature | None = None,
+    ) -> None:
         super().__init__()
-        check_numbers({"base_tau": base_tau})
         self.inner = Fixed(base_tau) if inner is None else inner
         self.seen = Average()  # the inner temperature
 

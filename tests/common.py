@@ -15,7 +15,8 @@ import train_teacher
 from dataset import create_dataset
 from dataset.base import Batch
 from helper import checkpoint, signals
-from helper.options import parse, resolve_pair, student_parser, teacher_parser
+from helper.flags import student_parser, teacher_parser
+from helper.options import parse, resolve_pair
 from helper.row_store import RowStore
 from models import Model, model_dict
 

@@ -128,7 +128,8 @@ def frames_to_backward() -> list[str]:
     import torch
 
     import train_teacher
-    from helper.options import parse, teacher_parser
+    from helper.flags import teacher_parser
+    from helper.options import parse
 
     class Reached(BaseException):
         pass

@@ -21,9 +21,10 @@ from dataset.memory import MemoryLoader
 from distiller_zoo import distiller_dict
 from helper import checkpoint, distributed
 from helper.errors import UserError
+from helper.flags import student_parser
 from helper.loops import evaluate, train_one_epoch
 from helper.metrics import Metrics
-from helper.options import parse, student_parser
+from helper.options import parse
 from helper.run_folder import RunFolder
 from helper.task import Vanilla
 from helper.teacher_cache import OnlineTeacher

@@ -17,7 +17,8 @@ from PIL import Image
 import train_teacher
 from benchmarks import loading
 from dataset import create_dataset, folder
-from helper.options import parse, student_parser, teacher_parser
+from helper.flags import student_parser, teacher_parser
+from helper.options import parse
 from inputs import InputError
 
 ROOT = Path(__file__).resolve().parents[2]

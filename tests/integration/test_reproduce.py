@@ -17,7 +17,8 @@ from common import no_hang
 import reproduce
 import train_teacher
 from helper.errors import InUse, RunError
-from helper.options import parse, teacher_parser
+from helper.flags import teacher_parser
+from helper.options import parse
 from helper.run_files import read_config, read_log
 from helper.run_folder import RunFolder
 from inputs import InputError

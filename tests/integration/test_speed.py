@@ -28,9 +28,10 @@ from distiller_zoo import distiller_dict
 from helper import checkpoint, trainer
 from helper.device import place
 from helper.errors import RunError, UserError
+from helper.flags import student_parser, teacher_parser
 from helper.loops import evaluate, train_one_epoch
 from helper.metrics import Metrics
-from helper.options import parse, student_parser, teacher_parser
+from helper.options import parse
 from helper.task import Vanilla
 from helper.teacher_cache import OnlineTeacher
 from helper.trainer import make_optimizer

@@ -6,8 +6,9 @@ from common import Tiny, fixed_batch, make
 
 from dataset import create_dataset
 from distiller_zoo import distiller_dict
+from helper.flags import student_parser
 from helper.loops import evaluate
-from helper.options import parse, student_parser
+from helper.options import parse
 from helper.teacher_cache import OnlineTeacher
 from helper.trainer import make_optimizer, set_learning_rate
 from inputs import InputError

@@ -9,10 +9,11 @@ import reproduce
 from benchmarks import bench, cka_bias, cost, growth, loading, operations, sharing, startup
 from distiller_zoo import distiller_dict
 from helper.errors import Parser
-from helper.options import parse, student_parser, teacher_parser
-from helper.run_identity import OPTIONS_OF, TEMPERATURE_OPTIONS_OF
-from inputs import BOUNDS, InputError
+from helper.flags import all_options, own_options, student_parser, teacher_parser
+from helper.options import parse
+from inputs import InputError
 from models import networks
+from temperature import temperature_dict
 
 NONSENSE = (
     "nan", "-nan", "inf", "-inf", "infinity", "-1", "-0", "0", "-1e-300", "1e-320", "5e-324", "1e-30", "1e30", "1e308",
@@ -36,8 +37,8 @@ def is_numeric(action):
 
 def context(dest):
     """What makes a run to which an option means something."""
-    distill = next((name for name, keys in OPTIONS_OF.items() if dest in keys and name in distiller_dict), "kd")
-    temperature = next((name for name, keys in TEMPERATURE_OPTIONS_OF.items() if dest in keys), "fixed")
+    distill = next((name for name in distiller_dict if dest in own_options(name, None)), "kd")
+    temperature = next((name for name in temperature_dict if dest in own_options(None, name)), "fixed")
     return ["--distill", distill, "--temperature", temperature]
 
 
@@ -75,7 +76,8 @@ def test_numbers_are_refused_or_bounded(name):
 def test_every_number_has_two_bounds(name):
     parser = PARSERS[name]()
     for action in flags(parser, lambda action: action.type in (int, float) and action.choices is None):
-        least, most, _ = BOUNDS["learning_rate" if action.dest == "lr" else action.dest]
+        option = all_options()["learning_rate" if action.dest == "lr" else action.dest].option
+        least, most = option.least, option.most
         assert -math.inf < least < most < math.inf
         for text in (str(most * 2), str(least - 1), "nan"):
             number = text.partition(".")[0] if action.type is int else text

@@ -8,7 +8,8 @@ import torchvision
 from torch import nn
 
 from helper import checkpoint
-from helper.options import parse, student_parser
+from helper.flags import student_parser
+from helper.options import parse
 from helper.teacher import find_teacher, fold_batch_norm, load_teacher
 from inputs import InputError
 from models import Model, create_model, feature_widths, imagenet_dict

@@ -8,8 +8,9 @@ from common import Tiny
 from dataset import create_dataset
 from helper import checkpoint, device, distributed, signals
 from helper.errors import Interrupted, RunError, UserError
+from helper.flags import student_parser
 from helper.metrics import Metrics
-from helper.options import parse, student_parser
+from helper.options import parse
 from helper.run_folder import RunFolder
 from helper.task import Vanilla
 from helper.trainer import Trainer, make_optimizer
@@ -38,7 +39,8 @@ def test_a_device_that_only_one_process_lacks_is_said_by_that_one(monkeypatch, c
     for local_rank, said in (("0", 0), ("1", 1)):
         monkeypatch.setenv("LOCAL_RANK", local_rank)
         monkeypatch.setenv("RANK", local_rank)
-        options = {"device": "cuda:99", "gpu_id": None, "deterministic": False, "plain": True, "dist_timeout": 1}
+        options = {"device": "cuda:99", "gpu_id": None, "deterministic": False, "plain": True, "dist_timeout": 1,
+                   "precision": "fp32"}  # fmt: skip
         with pytest.raises(UserError, match="there is no device cuda:99"), device.device_of(options):
             pass
         assert capsys.readouterr().err.count("error in process 1: there is no device cuda:99") == said

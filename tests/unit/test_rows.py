@@ -8,8 +8,9 @@ import pytest
 
 import published
 import reproduce
-from helper.options import parse, resolve_pair, student_parser, teacher_parser
-from helper.run_identity import NEUTRAL_OPTIONS, foreign_options
+from helper.flags import student_parser, teacher_parser
+from helper.options import parse, resolve_pair
+from helper.run_identity import foreign_options, neutral_options
 from inputs import InputError
 from report.comparison import find_published
 from report.rows import IMAGENET, SHORT, TABLES, left_out, rows
@@ -56,7 +57,7 @@ def test_rows_of_imagenet_are_what_its_runner_documents(row):
     flags = next((line for line in lines if f"--experiments_name {name} " in line + " "), "") if name else ""
     line = f"{fixed} --model_t {row.teacher} --teacher_weights torchvision {flags[flags.find('--') :] if flags else ''}"
     here, there = resolved(row), resolve_pair(parse(student_parser(), shlex.split(line)), row.teacher)
-    left_out = NEUTRAL_OPTIONS | foreign_options(here["distill"], here["temperature"])
+    left_out = neutral_options() | foreign_options(here["distill"], here["temperature"])
     assert {key for key in here.keys() - left_out if here[key] != there[key]} == set()
 
 

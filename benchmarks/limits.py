@@ -1,0 +1,25 @@
+"""The numbers that benchmarks take."""
+
+from typing import Any
+
+from helper.flags import all_options
+from inputs import Option
+
+LIMITS = {
+    "rounds": Option(least=1, most=10_000),
+    "images": Option(least=1, most=10**7),
+    "classes": Option(least=5, most=100_000),
+    "workers": Option(least=0, most=512),
+    "steps": Option(least=1, most=10_000),
+    "batches": Option(least=2, most=10**7),
+    "threads": Option(least=1, most=1024),
+    "images_per_second": Option(least=0.001, most=1e9),
+}
+
+
+def check_numbers(args: dict[str, Any]) -> None:
+    """Raise InputError where an argument is outside its limits; those that training scripts take too have theirs."""
+    known = LIMITS | {name: declared.option for name, declared in all_options().items() if name not in LIMITS}
+    for name, value in args.items():
+        if name in known:
+            known[name].check(name, value)

@@ -1,0 +1,58 @@
+"""A method of one's own: a class with a flag, in a file outside the project, and nothing else to touch."""
+
+import importlib.util
+import json
+
+import pytest
+from common import distil, read_log
+
+from helper.flags import student_parser
+from inputs import InputError
+from temperature import temperature_dict
+
+METHOD = '''
+from typing import Annotated
+
+from inputs import Option
+from temperature.base import KD_T, KdT
+from temperature.fixed import Fixed
+
+
+class Sharper(Fixed):
+    """kd_T, divided by a number."""
+
+    def __init__(
+        self, kd_T: KdT = KD_T, sharpness: Annotated[float, Option("what kd_T is divided by", 1, 9)] = 2.0
+    ) -> None:
+        super().__init__(kd_T / sharpness)
+'''
+
+
+@pytest.fixture
+def sharper(tmp_path, monkeypatch):
+    file = tmp_path / "sharper.py"
+    file.write_text(METHOD)
+    spec = importlib.util.spec_from_file_location("sharper", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setitem(temperature_dict, "sharper", module.Sharper)
+
+
+def test_a_flag_that_is_declared_in_a_constructor_is_all_that_a_flag_is(sharper, teacher, tmp_path, capsys):
+    line = f"--path-t {teacher} --epochs 1 --temperature sharper --run_dir {tmp_path / 'run'}"
+    folder = distil(f"{line} --sharpness 4")
+    assert read_log(folder)[0]["tau_mean"] == 1.0
+    assert json.loads((folder / "config.json").read_text())["options"]["sharpness"] == 4
+    assert "sharper: kd_T" not in capsys.readouterr().out  # which belongs to all runs
+    assert "--sharpness float" in student_parser().format_help()
+    with pytest.raises(InputError, match="--sharpness must be 9 or less, not 10"):
+        distil(f"{line} --sharpness 10")
+    with pytest.raises(InputError, match="sharpness 4.0 instead of 2.0"):
+        distil(line)
+
+
+def test_it_makes_no_run_of_another_method_a_different_one(sharper, teacher, tmp_path, capsys):
+    line = f"--path-t {teacher} --epochs 1 --run_dir {tmp_path / 'run'}"
+    distil(line)
+    distil(f"{line} --sharpness 4")
+    assert "already finished" in capsys.readouterr().out
