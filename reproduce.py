@@ -30,7 +30,7 @@ import published
 from helper import signals
 from helper.errors import InUse, Parser, RunError, UserError, run_main
 from helper.files import PATIENCE, TRIES, is_locked, open_to_append
-from helper.flags import student_parser, teacher_parser
+from helper.flags import as_dict, student_parser, teacher_parser
 from helper.options import given, parse, resolve_pair
 from helper.run_files import read_config, read_log
 from helper.run_identity import added_options, decisive, differing, neutral_options
@@ -163,8 +163,8 @@ def otherwise(row: Row, seed: int, more: list[str]) -> str:
 def options_of(job: Job, more: list[str]) -> dict[str, Any]:
     """The options of a job, resolved as its script does it."""
     if job.row.teacher is None:
-        return parse(teacher_parser(), command(job, more)[2:])
-    return resolve_pair(parse(student_parser(), command(job, more)[2:]), job.row.teacher)
+        return as_dict(parse(teacher_parser(), command(job, more)[2:]))
+    return as_dict(resolve_pair(parse(student_parser(), command(job, more)[2:]), job.row.teacher))
 
 
 def listed(args: argparse.Namespace, more: list[str]) -> Iterator[str]:

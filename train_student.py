@@ -8,7 +8,6 @@ import helper.environment  # noqa: F401 (before PyTorch)
 # isort: split
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from distiller_zoo import create_distiller, distiller_dict
 from helper import distributed
 from helper.device import device_of, place, seed_everything, start_together
 from helper.errors import run_main
-from helper.flags import own_options, student_parser
+from helper.flags import StudentOptions, as_dict, own_options, student_parser
 from helper.logger import EpochTable
 from helper.loops import evaluate
 from helper.options import kwargs_for, parse, proportions_in_words, resolve_pair, run_folder
@@ -35,35 +34,36 @@ from temperature import create_temperature, temperature_dict
 from temperature.standardised import Standardised
 
 
-def distil(options: dict[str, Any]) -> list[Path]:
+def distil(options: StudentOptions) -> list[Path]:
     """Run the distillations that the options describe, one a seed, or go on with them; returns their folders."""
     with device_of(options) as device:
         return _distil(options, device)
 
 
-def _distil(options: dict[str, Any], device: torch.device) -> list[Path]:
+def _distil(options: StudentOptions, device: torch.device) -> list[Path]:
     # 1. the teacher's weights, and the runs: what they are, and what there is of them already
     found = find_teacher(options, train_teacher.train)
     options = resolve_pair(options, found.name)
-    data_sha256 = distributed.one_a_machine(lambda: identify_data(options["dataset"], options["data_dir"]))
+    data_sha256 = distributed.one_a_machine(lambda: identify_data(options.dataset, options.data_dir))
     runs = [(open_run(trial, found, data_sha256), trial) for trial in trials_of(options)]
     folders = [run.folder for run, _ in runs]
     print_settings(options)
-    runs = [(run, trial) for run, trial in runs if not options["dry_run"] and not run.told_finished()]
+    runs = [(run, trial) for run, trial in runs if not options.dry_run and not run.told_finished()]
     if not runs:
         return folders
     for run, _ in runs:
         run.check_writable()
-    if options["teacher_table"]:
+    if options.teacher_table:
         distributed.on_rank0(lambda: check_table_dir(table_dir(options, found)))
     # 2. data
     known = kwargs_for(
-        create_dataset, options | {"device": device, "rank": distributed.rank(), "world_size": distributed.world_size()}
+        create_dataset,
+        as_dict(options) | {"device": device, "rank": distributed.rank(), "world_size": distributed.world_size()},
     )
-    data = distributed.local_rank0_first(lambda: create_dataset(options["dataset"], **known))
+    data = distributed.local_rank0_first(lambda: create_dataset(options.dataset, **known))
     # 3. teacher: frozen, and measured before anything is learned from it
-    model = load_teacher(found, data.num_classes, device, options["dataset"], options["plain"])
-    top1 = None if options["skip_validation"] else evaluate(model, data.val, "teacher")["top1"]
+    model = load_teacher(found, data.num_classes, device, options.dataset, options.plain)
+    top1 = None if options.skip_validation else evaluate(model, data.val, "teacher")["top1"]
     if top1 is not None:
         print(f"the teacher {found.name} has top-1 {top1:.2f} on this test set")
     teacher = build_teacher(options, found, model, data)
@@ -74,71 +74,73 @@ def _distil(options: dict[str, Any], device: torch.device) -> list[Path]:
     return folders
 
 
-def open_run(options: dict[str, Any], found: FoundTeacher, data_sha256: str | None) -> RunFolder:
+def open_run(options: StudentOptions, found: FoundTeacher, data_sha256: str | None) -> RunFolder:
     """The run of one seed, as a folder that is not written yet; `data_sha256` is what tells its data from other."""
     config = {
         "kind": "student",
-        "dataset": options["dataset"],
+        "dataset": options.dataset,
         "data_sha256": data_sha256,
-        "model": options["model_s"],
+        "model": options.model_s,
         "teacher": found.name,
         "teacher_sha256": found.sha256,
-        "distill": options["distill"],
-        "temperature": options["temperature"],
-        "seed": options["seed"],
-        "epochs": options["epochs"],
-        "options": options,
+        "distill": options.distill,
+        "temperature": options.temperature,
+        "seed": options.seed,
+        "epochs": options.epochs,
+        "options": as_dict(options),
     }
-    group = f"{options['dataset']}_{found.name}_{options['model_s']}/{options['distill']}_{options['temperature']}"
-    group += "_logit_stand" * options["logit_stand"]
-    folder = run_folder(options, "student_model", group, f"seed-{options['seed']}")
-    run = RunFolder(folder, options["model_s"], config, options["overwrite"], draw_curve)
+    group = f"{options.dataset}_{found.name}_{options.model_s}/{options.distill}_{options.temperature}"
+    group += "_logit_stand" * options.logit_stand
+    folder = run_folder(options, "student_model", group, f"seed-{options.seed}")
+    run = RunFolder(folder, options.model_s, config, options.overwrite, draw_curve)
     print(f"distil {run.title}, into {folder}")
     return run
 
 
-def print_settings(options: dict[str, Any]) -> None:
+def print_settings(options: StudentOptions) -> None:
     """Say what the loss is made of, and the options of distiller and temperature."""
     print(loss_in_words(options))
     if told := proportions_in_words(options):
         print(told)
     for name, own in (
-        (options["distill"], own_options(options["distill"], None)),
-        (options["temperature"], own_options(None, options["temperature"])),
+        (options.distill, own_options(options.distill, None)),
+        (options.temperature, own_options(None, options.temperature)),
     ):
         if own:
-            print(f"{name}: " + ", ".join(f"{key} {options[key]}" for key in own if options[key] is not None))
+            print(
+                f"{name}: " + ", ".join(f"{key} {value}" for key in own if (value := options.method[key]) is not None)
+            )
 
 
-def table_dir(options: dict[str, Any], found: FoundTeacher) -> Path:
+def table_dir(options: StudentOptions, found: FoundTeacher) -> Path:
     """Where tables of the teacher's answers are."""
-    return Path(options["table_dir"] or found.path.parent / "teacher_table")
+    return Path(options.table_dir or found.path.parent / "teacher_table")
 
 
 def build_teacher(
-    options: dict[str, Any], found: FoundTeacher, model: Model, data: Dataset
+    options: StudentOptions, found: FoundTeacher, model: Model, data: Dataset
 ) -> OnlineTeacher | CachedTeacher:
     """Return what answers for the teacher: itself, or with --teacher_table the table of its answers."""
-    if not options["teacher_table"]:
-        return OnlineTeacher(model, options["teacher_precision"])
-    content = distiller_dict[options["distill"]].needs
+    if not options.teacher_table:
+        return OnlineTeacher(model, options.teacher_precision)
+    content = distiller_dict[options.distill].needs
     table = CachedTeacher(
         model,
         data.train,
         table_dir(options, found),
         found.sha256,
         content,
-        options["table_dtype"],
-        options["teacher_precision"],
+        options.table_dtype,
+        options.teacher_precision,
     )
-    if options["fill_teacher_table"]:
+    if options.fill_teacher_table:
         table.fill()
     return table
 
 
 def build_trainer(
     run: RunFolder,
-    options: dict[str, Any],
+    options: StudentOptions,
     pass_turn: Callable[[], None] | None,
     table: EpochTable,
     model: Model,
@@ -148,42 +150,42 @@ def build_trainer(
     """Return the trainer of one seed, from where its run stopped; `model` is the teacher as a network."""
     # what learns: student, temperature and distiller, in one module under one optimizer; the student is first to draw
     # random numbers, so that it starts from the same weights under every method
-    seed_everything(options["seed"])
+    seed_everything(options.seed)
     device = data.train.target.device
-    student = create_model(options["model_s"], data.num_classes, options["dataset"])
-    student = nn.SyncBatchNorm.convert_sync_batchnorm(student) if options["sync_bn"] else student
-    task = place(distillation(options, student, model, data.train.target), device, options["plain"])
+    student = create_model(options.model_s, data.num_classes, options.dataset)
+    student = nn.SyncBatchNorm.convert_sync_batchnorm(student) if options.sync_bn else student
+    task = place(distillation(options, student, model, data.train.target), device, options.plain)
     if extra := sum(parameter.numel() for parameter in task.distiller.parameters()):
         own = sum(parameter.numel() for parameter in student.parameters())
-        print(f"{options['distill']} learns {extra:,} parameters for training only, beside the student's {own:,}")
+        print(f"{options.distill} learns {extra:,} parameters for training only, beside the student's {own:,}")
     return train_teacher.resumed_trainer(run, task, teacher, data, options, pass_turn, table)
 
 
-def loss_in_words(options: dict[str, Any]) -> str:
+def loss_in_words(options: StudentOptions) -> str:
     """The weights of the loss, as they were given or looked up."""
-    terms = {"gamma": "CE", "alpha": "KD(tau)", "fixed_alpha": f"KD({options['kd_T']:g})", "beta": options["distill"]}
-    told = " + ".join(f"{options[key]:g} {term}" for key, term in terms.items() if options[key])
-    return f"loss = {told}" + f", KD growing over {options['kd_warmup']} epochs" * bool(options["kd_warmup"])
+    terms = {"gamma": "CE", "alpha": "KD(tau)", "fixed_alpha": f"KD({options.kd_T:g})", "beta": options.distill}
+    told = " + ".join(f"{weight:g} {term}" for key, term in terms.items() if (weight := getattr(options, key)))
+    return f"loss = {told}" + f", KD growing over {options.kd_warmup} epochs" * bool(options.kd_warmup)
 
 
-def distillation(options: dict[str, Any], student: Model, teacher: Model, train_target: Tensor) -> Distillation:
+def distillation(options: StudentOptions, student: Model, teacher: Model, train_target: Tensor) -> Distillation:
     """All that learns, on the student's device; `train_target` [N] holds the class of each training image."""
-    maps = distiller_dict[options["distill"]].needs == "maps"
-    known = options | {
-        "student_widths": feature_widths(student, options["image_size"], maps),
-        "teacher_widths": feature_widths(teacher, options["image_size"], maps),
+    maps = distiller_dict[options.distill].needs == "maps"
+    known = as_dict(options) | {
+        "student_widths": feature_widths(student, options.image_size, maps),
+        "teacher_widths": feature_widths(teacher, options.image_size, maps),
         "num_classes": student.classifier.out_features,
         "teacher_classifier": teacher.classifier,
         "train_target": train_target,
     }
-    temperature, distill = options["temperature"], options["distill"]
+    temperature, distill = options.temperature, options.distill
     tau = create_temperature(temperature, **kwargs_for(temperature_dict[temperature], known))
     weights = ("gamma", "alpha", "beta", "fixed_alpha", "kd_T", "kd_warmup")
     return Distillation(
         student,
-        Standardised(inner=tau) if options["logit_stand"] else tau,
+        Standardised(inner=tau) if options.logit_stand else tau,
         create_distiller(distill, **kwargs_for(distiller_dict[distill], known)),
-        **{key: options[key] for key in (*weights, "precision")},
+        **{key: getattr(options, key) for key in (*weights, "precision")},
     )
 
 

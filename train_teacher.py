@@ -9,7 +9,6 @@ import helper.environment  # noqa: F401 (before PyTorch)
 # isort: split
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -18,7 +17,7 @@ from dataset import Dataset, create_dataset, identify_data
 from helper import distributed
 from helper.device import device_of, place, seed_everything, start_together
 from helper.errors import run_main
-from helper.flags import teacher_parser
+from helper.flags import CommonOptions, TeacherOptions, as_dict, teacher_parser
 from helper.logger import EpochTable
 from helper.loops import Teacher
 from helper.metrics import Metrics
@@ -32,69 +31,70 @@ from models import create_model
 from report import draw_curve
 
 
-def train(options: dict[str, Any]) -> list[Path]:
+def train(options: TeacherOptions) -> list[Path]:
     """Train the networks that the options describe, one a seed, or go on with them; returns their folders."""
     with device_of(options) as device:
         return _train(options, device)
 
 
-def _train(options: dict[str, Any], device: torch.device) -> list[Path]:
+def _train(options: TeacherOptions, device: torch.device) -> list[Path]:
     # 1. the runs: what they are, and what there is of them already
-    data_sha256 = distributed.one_a_machine(lambda: identify_data(options["dataset"], options["data_dir"]))
+    data_sha256 = distributed.one_a_machine(lambda: identify_data(options.dataset, options.data_dir))
     runs = [(open_run(trial, data_sha256), trial) for trial in trials_of(options)]
     folders = [run.folder for run, _ in runs]
     if told := proportions_in_words(options):
         print(told)
-    runs = [(run, trial) for run, trial in runs if not options["dry_run"] and not run.told_finished()]
+    runs = [(run, trial) for run, trial in runs if not options.dry_run and not run.told_finished()]
     if not runs:
         return folders
     for run, _ in runs:
         run.check_writable()
     # 2. data
     known = kwargs_for(
-        create_dataset, options | {"device": device, "rank": distributed.rank(), "world_size": distributed.world_size()}
+        create_dataset,
+        as_dict(options) | {"device": device, "rank": distributed.rank(), "world_size": distributed.world_size()},
     )
-    data = distributed.local_rank0_first(lambda: create_dataset(options["dataset"], **known))
+    data = distributed.local_rank0_first(lambda: create_dataset(options.dataset, **known))
     # 3. the loop, from where each run stopped
     found_out = {"device": str(device), "num_classes": data.num_classes}
     train_runs(runs, device, found_out, lambda *run: build_trainer(*run, data))
     return folders
 
 
-def open_run(options: dict[str, Any], data_sha256: str | None) -> RunFolder:
+def open_run(options: TeacherOptions, data_sha256: str | None) -> RunFolder:
     """The run of one seed, as a folder that is not written yet; `data_sha256` is what tells its data from other."""
     config = {
         "kind": "teacher",
-        "dataset": options["dataset"],
+        "dataset": options.dataset,
         "data_sha256": data_sha256,
-        "model": options["model"],
+        "model": options.model,
         "teacher": None,
         "distill": None,
         "temperature": None,
-        "seed": options["seed"],
-        "epochs": options["epochs"],
-        "options": options,
+        "seed": options.seed,
+        "epochs": options.epochs,
+        "options": as_dict(options),
     }
-    name = folder_name(options["model"], options["dataset"]) + f"_seed-{options['seed']}" * (options["trials"] > 1)
+    name = folder_name(options.model, options.dataset) + f"_seed-{options.seed}" * (options.trials > 1)
     folder = run_folder(options, "models", "", name)
-    run = RunFolder(folder, options["model"], config, options["overwrite"], draw_curve)
+    run = RunFolder(folder, options.model, config, options.overwrite, draw_curve)
     print(f"train {run.title}, into {folder}")
     return run
 
 
 def build_trainer(
     run: RunFolder,
-    options: dict[str, Any],
+    options: TeacherOptions,
     pass_turn: Callable[[], None] | None,
     table: EpochTable,
     data: Dataset,
 ) -> Trainer:
     """Return the trainer of one seed, from where its run stopped."""
-    seed_everything(options["seed"])
+    seed_everything(options.seed)
     device = data.train.target.device
-    model = create_model(options["model"], data.num_classes, options["dataset"])
-    model = nn.SyncBatchNorm.convert_sync_batchnorm(model) if options["sync_bn"] else model
-    task = place(Vanilla(model, options["precision"]), device, options["plain"])
+    model = create_model(options.model, data.num_classes, options.dataset)
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(model) if options.sync_bn else model
+    task = place(Vanilla(model, options.precision), device, options.plain)
     return resumed_trainer(run, task, None, data, options, pass_turn, table)
 
 
@@ -103,7 +103,7 @@ def resumed_trainer(
     task: Task,
     teacher: Teacher | None,
     data: Dataset,
-    options: dict[str, Any],
+    options: CommonOptions,
     pass_turn: Callable[[], None] | None,
     table: EpochTable,
 ) -> Trainer:
@@ -112,10 +112,10 @@ def resumed_trainer(
     Raises:
         UserError: the run's `last.pth` does not fit.
     """
-    optimizer, metrics = make_optimizer(task, **kwargs_for(make_optimizer, options)), Metrics()
+    optimizer, metrics = make_optimizer(task, **kwargs_for(make_optimizer, as_dict(options))), Metrics()
     run.resume(task, optimizer, metrics, len(data.train))
     step = make_step(task, data.train.target.device, options)
-    data = data._replace(train=data.train.with_seed(options["seed"]))
+    data = data._replace(train=data.train.with_seed(options.seed))
     return Trainer(run, task, teacher, optimizer, metrics, data, options, step, pass_turn, table)
 
 

@@ -78,7 +78,7 @@ class Ours:
         self.train_loader = MemoryLoader(**common, batch_size=args.batch_size, device=device, augment=True, flip=True)
         val_size = val_batch_size(args.batch_size, 32, device)
         self.val_loader = MemoryLoader(**common, batch_size=val_size, device=device, augment=False)
-        teacher = OnlineTeacher(model, options["precision"])
+        teacher = OnlineTeacher(model, options.precision)
         if table:
             teacher = CachedTeacher(model, self.train_loader, Path(folder), variant)
         self.device, self.teacher = device, teacher

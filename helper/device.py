@@ -7,7 +7,6 @@ import random
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from torch import nn
 from helper import distributed
 from helper.bounds import check_sizes
 from helper.errors import UserError
+from helper.flags import CommonOptions
 from inputs import TRAINED, check_fits
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of glibc's malloc.h
@@ -62,7 +62,7 @@ def prepare_device(
 
 
 @contextmanager
-def device_of(options: dict[str, Any]) -> Iterator[torch.device]:
+def device_of(options: CommonOptions) -> Iterator[torch.device]:
     """The device of a run that these options describe, for as long as it is at work with the other processes, if any.
 
     Raises:
@@ -70,10 +70,9 @@ def device_of(options: dict[str, Any]) -> Iterator[torch.device]:
         RunError: as `distributed.process_group`.
     """
     with distributed.own_errors_said():
-        keys = ("device", "gpu_id", "deterministic", "plain", "precision")
-        device = prepare_device(*(options[key] for key in keys))
+        device = prepare_device(options.device, options.gpu_id, options.deterministic, options.plain, options.precision)
         check_sizes(options, device)
-        with distributed.process_group(device, options["dist_timeout"]):
+        with distributed.process_group(device, options.dist_timeout):
             yield device
 
 
@@ -95,11 +94,11 @@ def _gpu_of_this_process(gpu_id: str | None) -> str:
     return listed[own]
 
 
-def start_together(options: dict[str, Any]) -> None:
+def start_together(options: CommonOptions) -> None:
     """Start the processes that --multiprocessing_distributed asks for, if it does; see distributed.start_together."""
-    if options["multiprocessing_distributed"]:
-        listed = gpus_of(options["gpu_id"]) if options["gpu_id"] else range(max(1, torch.cuda.device_count()))
-        distributed.start_together(len(listed), options["dist_url"])
+    if options.multiprocessing_distributed:
+        listed = gpus_of(options.gpu_id) if options.gpu_id else range(max(1, torch.cuda.device_count()))
+        distributed.start_together(len(listed), options.dist_url)
 
 
 def keep_memory() -> None:

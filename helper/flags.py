@@ -5,8 +5,8 @@ The options of a distiller or temperature stand in its own constructor; the othe
 
 import argparse
 import inspect
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
 from functools import reduce
 from typing import Annotated, Any
 
@@ -261,7 +261,24 @@ class TeacherOptions(CommonOptions, AloneOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class StudentOptions(CommonOptions, TemperatureOptions, LossOptions, PairOptions):
-    """What train_student.py takes, beside the options of each distiller and temperature."""
+    """What train_student.py takes."""
+
+    method: Mapping[str, Any]  # the options of all distillers and temperatures, by name
+
+
+def as_dict(options: CommonOptions) -> dict[str, Any]:
+    """Return all options by name, those of the methods beside the others: what `config.json` holds."""
+    values = {field.name: getattr(options, field.name) for field in fields(options)}
+    return values | values.pop("method", {})
+
+
+def as_options(values: dict[str, Any]) -> Any:
+    """Return the StudentOptions, or TeacherOptions, that are called `values` by name."""
+    if "model_s" not in values:
+        return TeacherOptions(**values)
+    own = {field.name for field in fields(StudentOptions)}
+    method = {name: value for name, value in values.items() if name not in own}
+    return StudentOptions(**{name: value for name, value in values.items() if name in own}, method=method)
 
 
 class _Help(argparse.HelpFormatter):

@@ -19,7 +19,17 @@ from distiller_zoo import distiller_dict, dkd
 from helper import distributed
 from helper.bounds import check_sizes
 from helper.errors import Parser, UserError
-from helper.flags import LEARNING_RATE, LEARNING_RATES, PUBLISHED_TEMPERATURES, all_options, own_options
+from helper.flags import (
+    LEARNING_RATE,
+    LEARNING_RATES,
+    PUBLISHED_TEMPERATURES,
+    CommonOptions,
+    StudentOptions,
+    all_options,
+    as_dict,
+    as_options,
+    own_options,
+)
 from inputs import Declared, in_proportion, unknown
 from models import networks
 from temperature import dtkd, temperature_dict
@@ -60,8 +70,9 @@ def flags_of(parser: Parser, options: dict[str, Any]) -> list[str]:
     return flags
 
 
-def parse(parser: Parser, argv: list[str] | None = None) -> dict[str, Any]:
-    """The resolved options of a command line: checked, and with every default that depends on another filled in.
+def parse(parser: Parser, argv: list[str] | None = None) -> Any:
+    """The options of a command line, StudentOptions or TeacherOptions: checked, and with every default that depends on
+    another filled in.
 
     Raises:
         UserError: an unknown flag or name, or a number without sense.
@@ -86,15 +97,15 @@ def parse(parser: Parser, argv: list[str] | None = None) -> dict[str, Any]:
         _resolve_student(options)
     _resolve_schedule(options)
     _check_together(options)
-    check_sizes(options)
     _resolve_speed(options)
     _resolve_processes(options)
+    check_sizes(as_options(options))
     if "temperature" in options:  # their own checks, before any work is done
         factory = temperature_dict[options["temperature"]]
         factory(**kwargs_for(factory, options | {"num_classes": 1, "train_target": torch.zeros(1)}))
         distiller_dict[options["distill"]].check(options)
         _check_teacher_weights(options)
-    return options
+    return as_options(options)
 
 
 def _check_teacher_weights(options: dict[str, Any]) -> None:
@@ -194,13 +205,13 @@ def _resolve_student(options: dict[str, Any]) -> None:
         )
 
 
-def resolve_pair(options: dict[str, Any], teacher: str) -> dict[str, Any]:
+def resolve_pair(given: StudentOptions, teacher: str) -> StudentOptions:
     """The options with all that depends on the teacher filled in: the weights and warm-ups of DKD and DTKD.
 
     Raises:
         InputError: --dkd_weights mdistiller for a pair without published weights, or a warm-up of nothing.
     """
-    pair = (teacher, options["model_s"])
+    pair, options = (teacher, given.model_s), as_dict(given)
     options = options | distiller_dict[options["distill"]].complete(options, pair)
     own = temperature_dict[options["temperature"]].complete(options, pair) if options["distill"] == "kd" else {}
     defaults = {"fixed_alpha": 0.0, "kd_warmup": 0} | own
@@ -210,7 +221,7 @@ def resolve_pair(options: dict[str, Any], teacher: str) -> dict[str, Any]:
             f"--kd_warmup {options['kd_warmup']} has no KD term to act on: leave it out"
             + (", --dkd_warmup is DKD's" if options["distill"] == "dkd" else "")
         )
-    return options
+    return as_options(options)
 
 
 def _scaled(declared: Declared, options: dict[str, Any]) -> int:
@@ -248,9 +259,10 @@ def _decays(epochs: int) -> list[int]:
     return sorted({round(share * epochs) for share in DECAYS})
 
 
-def proportions_in_words(options: dict[str, Any]) -> str | None:
+def proportions_in_words(given: CommonOptions) -> str | None:
     """What of a run that is shorter than the published 240 epochs is scaled in proportion and what is not, with the
     flags that change it; None if there is nothing to say."""
+    options = as_dict(given)
     epochs, temperature = options["epochs"], options.get("temperature")
     scaled, kept = [], []
     if options["lr_decay_epochs"] == _decays(epochs):
@@ -305,8 +317,8 @@ def kwargs_for(factory: Callable[..., Any], options: dict[str, Any]) -> dict[str
     return {key: value for key, value in options.items() if key in names}
 
 
-def run_folder(options: dict[str, Any], kind: str, group: str, name: str) -> Path:
+def run_folder(options: CommonOptions, kind: str, group: str, name: str) -> Path:
     """Where a run lives: --run_dir, or save/<kind>/<experiments_dir>/<experiments_name> with defaults for both."""
-    if options["run_dir"]:
-        return Path(options["run_dir"])
-    return Path("save") / kind / (options["experiments_dir"] or group) / (options["experiments_name"] or name)
+    if options.run_dir:
+        return Path(options.run_dir)
+    return Path("save") / kind / (options.experiments_dir or group) / (options.experiments_name or name)

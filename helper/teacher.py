@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.fx
@@ -17,7 +17,7 @@ from helper import checkpoint, distributed
 from helper.device import place
 from helper.errors import InUse, UserError
 from helper.files import PATIENCE, TRIES, is_locked, reason
-from helper.flags import teacher_parser
+from helper.flags import StudentOptions, TeacherOptions, teacher_parser
 from helper.options import parse, resolve_pair
 from models import Model
 
@@ -27,7 +27,7 @@ SHARED_OPTIONS = (  # what a teacher trained here has in common with its student
 )  # fmt: skip
 
 
-Train = Callable[[dict[str, Any]], list[Path]]  # train_teacher.train
+Train = Callable[[TeacherOptions], list[Path]]  # train_teacher.train
 
 
 class FoundTeacher(NamedTuple):
@@ -44,7 +44,7 @@ def folder_name(model: str, dataset: str) -> str:
     return f"{model}_vanilla" if dataset == "cifar100" else f"{model}_vanilla_{dataset}"
 
 
-def find_teacher(options: dict[str, Any], train: Train | None = None) -> FoundTeacher:
+def find_teacher(options: StudentOptions, train: Train | None = None) -> FoundTeacher:
     """Read the teacher that --path-t or --model_t names; with --train_teacher, train it first where it is missing.
 
     Args:
@@ -54,24 +54,24 @@ def find_teacher(options: dict[str, Any], train: Train | None = None) -> FoundTe
     Raises:
         UserError: there is none, its file is damaged, or it is another network than --model_t says.
     """
-    if options["teacher_weights"]:
-        if options["dry_run"]:
-            return FoundTeacher(Path(f"torchvision's weights of {options['model_t']}"), options["model_t"], None, {})
-        file = distributed.on_rank0(lambda: _downloaded(options["model_t"]))
-        return distributed.on_rank0(lambda: _read(file, options["model_t"], options["dataset"]))
-    if options["path_t"] is None and options["model_t"] is None:
+    if options.teacher_weights:
+        if options.dry_run:
+            return FoundTeacher(Path(f"torchvision's weights of {options.model_t}"), options.model_t, None, {})
+        file = distributed.on_rank0(lambda: _downloaded(options.model_t))
+        return distributed.on_rank0(lambda: _read(file, options.model_t, options.dataset))
+    if options.path_t is None and options.model_t is None:
         raise UserError("a student needs a teacher: give --path-t FILE, or --model_t NAME for save/models/NAME_vanilla")
-    path = Path(options["path_t"] or Path("save/models") / folder_name(options["model_t"] or "", options["dataset"]))
+    path = Path(options.path_t or Path("save/models") / folder_name(options.model_t or "", options.dataset))
     file = distributed.on_rank0(lambda: _newest(path))
     if file is None:
         folder = path.parent if path.suffix == ".pth" else path
-        name = options["model_t"] or checkpoint.model_of_folder(folder)
-        if options["dry_run"]:
+        name = options.model_t or checkpoint.model_of_folder(folder)
+        if options.dry_run:
             print(f"the teacher {path} is missing")
             return FoundTeacher(path, name or "unknown", None, {})
         trained = _train_missing(path, folder, name, options, train)
         file = distributed.on_rank0(lambda: _newest(trained))
-    return distributed.on_rank0(lambda: _read(file, options["model_t"], options["dataset"]))
+    return distributed.on_rank0(lambda: _read(file, options.model_t, options.dataset))
 
 
 def _read(file: Path, expected: str | None, dataset: str) -> FoundTeacher:
@@ -151,25 +151,25 @@ def _epoch(path: Path) -> int:
     return int(number) if number.isdecimal() else 0
 
 
-def _train_missing(path: Path, folder: Path, name: str | None, options: dict[str, Any], train: Train | None) -> Path:
+def _train_missing(path: Path, folder: Path, name: str | None, options: StudentOptions, train: Train | None) -> Path:
     """Train a teacher into its folder, or go on with it, for as many epochs as its file name says."""
-    recipe = f"python train_teacher.py --model {name or 'NAME'} --dataset {options['dataset']} --run_dir {folder}"
+    recipe = f"python train_teacher.py --model {name or 'NAME'} --dataset {options.dataset} --run_dir {folder}"
     if name is None:
         raise UserError(f"there is no teacher {path}: give another --path-t, or train one with `{recipe}`")
-    if not options["train_teacher"]:
+    if not options.train_teacher:
         raise UserError(
             f"there is no finished teacher {path}: train it with `{recipe}`, or add --train_teacher to this command"
         )
     resolve_pair(options, name)  # what is refused then is refused before hours of training
-    argv = ["--model", name, "--run_dir", str(folder), "--epochs", str(_epoch(path) or options["epochs"])]
-    argv += [f"--{key}" for key in ("deterministic", "plain", "sync_bn") if options[key]]
+    argv = ["--model", name, "--run_dir", str(folder), "--epochs", str(_epoch(path) or options.epochs)]
+    argv += [f"--{key}" for key in ("deterministic", "plain", "sync_bn") if getattr(options, key)]
     for key in SHARED_OPTIONS:
-        if options[key] is not None:
-            argv += [f"--{key}", str(options[key])]
+        if (value := getattr(options, key)) is not None:
+            argv += [f"--{key}", str(value)]
     return _train_or_wait(parse(teacher_parser(), argv), train)
 
 
-def _train_or_wait(options: dict[str, Any], train: Train) -> Path:
+def _train_or_wait(options: TeacherOptions, train: Train) -> Path:
     """Train a teacher; where another process is at it, wait until that ends, and go on with what it has left."""
     tries = 0
     while True:
@@ -181,7 +181,7 @@ def _train_or_wait(options: dict[str, Any], train: Train) -> Path:
             if tries == TRIES:
                 raise
         if tries == 1:
-            print(f"the teacher in {options['run_dir']} is being trained elsewhere, which is waited for", flush=True)
+            print(f"the teacher in {options.run_dir} is being trained elsewhere, which is waited for", flush=True)
         time.sleep(PATIENCE)
-        while distributed.on_rank0(lambda: is_locked(Path(options["run_dir"]) / ".lock")):
+        while distributed.on_rank0(lambda: is_locked(Path(options.run_dir) / ".lock")):
             time.sleep(PATIENCE)

@@ -15,6 +15,7 @@ from dataset.base import Dataset
 from helper import distributed, signals
 from helper.cuda_graph import CUDAGraphStep
 from helper.errors import Diverged, Interrupted, UserError
+from helper.flags import CommonOptions
 from helper.logger import EpochTable
 from helper.loops import Step, Teacher, evaluate, train_one_epoch, train_step
 from helper.metrics import Metrics
@@ -58,13 +59,13 @@ def step_lr(learning_rate: float, epoch: int, milestones: list[int], rate: float
     return learning_rate * rate ** sum(epoch > milestone for milestone in milestones)
 
 
-def make_step(task: Task, device: torch.device, options: dict[str, Any]) -> Step:
+def make_step(task: Task, device: torch.device, options: CommonOptions) -> Step:
     """Return what makes a training step: on a GPU the replay of a recorded one, unless the options say --plain or
     several processes train together; these average their gradients."""
     if distributed.world_size() > 1:
         return partial(train_step, forward=distributed.ddp(task))
-    if device.type == "cuda" and not options["plain"]:
-        return CUDAGraphStep(options["batch_size"])
+    if device.type == "cuda" and not options.plain:
+        return CUDAGraphStep(options.batch_size)
     return train_step
 
 
@@ -92,7 +93,7 @@ class Trainer:
         optimizer: torch.optim.Optimizer,
         metrics: Metrics,
         data: Dataset,
-        options: dict[str, Any],
+        options: CommonOptions,
         step: Step = train_step,
         pass_turn: Callable[[], None] | None = None,
         table: EpochTable | None = None,
@@ -112,14 +113,14 @@ class Trainer:
             Interrupted: the process was asked to end; the state is saved.
             RunError: the state cannot be written.
         """
-        for epoch in range(len(self.run.history) + 1, self.options["epochs"] + 1):
+        for epoch in range(len(self.run.history) + 1, self.options.epochs + 1):
             with self._explained(epoch):
                 trained = self.train(epoch)
                 tested = self.evaluate(trained)
             seconds = {"seconds": time.perf_counter() - self.started}
             record = {"epoch": epoch, "learning_rate": self._learning_rate(epoch)} | trained | tested | seconds
             self.run.save_epoch(record, self.task, self.optimizer)
-            label = f"seed {self.options['seed']:<4}" if self.pass_turn else ""
+            label = f"seed {self.options.seed:<4}" if self.pass_turn else ""
             self.table.add(record, label)
         self.run.finish(self.task.student)
 
@@ -152,14 +153,14 @@ class Trainer:
 
     def _learning_rate(self, epoch: int) -> float:
         options = self.options
-        return step_lr(options["learning_rate"], epoch, options["lr_decay_epochs"], options["lr_decay_rate"])
+        return step_lr(options.learning_rate, epoch, options.lr_decay_epochs, options.lr_decay_rate)
 
     def _on_step(self, number: int, output: StepOutput) -> None:
         """Show progress, stop if the process was asked to end, let other runs have their turn."""
         self.bar.update()
         # reading the loss synchronises a GPU; all processes must do it or none
         cheap = output.loss.device.type == "cpu" or not self.bar.disable and distributed.world_size() == 1
-        if cheap and number % self.options["print_freq"] == 0:
+        if cheap and number % self.options.print_freq == 0:
             self.metrics.check()
             tau = {"tau": f"{output.tau.student.mean().item():.2f}"} if output.tau else {}
             self.bar.set_postfix({"loss": f"{output.loss.item():.3f}"} | tau)

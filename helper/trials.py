@@ -3,27 +3,33 @@
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from helper import signals
 from helper.device import share_freed_memory
 from helper.errors import Interrupted, RunError
+from helper.flags import CommonOptions
 from helper.logger import EpochTable
 from helper.run_folder import RunFolder
 from helper.trainer import Trainer
 
+O = TypeVar("O", bound=CommonOptions)  # noqa: E741
 
-def trials_of(options: dict[str, Any]) -> list[dict[str, Any]]:
+
+def trials_of(options: O) -> list[O]:
     """Return the options of each of --trials runs: consecutive seeds, and names of their own where one is given."""
-    if options["trials"] == 1:
+    if options.trials == 1:
         return [options]
     trials = []
-    for seed in range(options["seed"], options["seed"] + options["trials"]):
-        names = {key: f"{options[key]}_seed-{seed}" for key in ("run_dir", "experiments_name") if options[key]}
-        trials.append(options | names | {"seed": seed})
+    for seed in range(options.seed, options.seed + options.trials):
+        names: dict[str, Any] = {
+            key: f"{name}_seed-{seed}" for key in ("run_dir", "experiments_name") if (name := getattr(options, key))
+        }
+        trials.append(replace(options, seed=seed, **names))
     return trials
 
 
@@ -137,7 +143,7 @@ class Turns:
 
 
 def train_runs(
-    runs: Sequence[tuple[RunFolder, dict[str, Any]]],
+    runs: Sequence[tuple[RunFolder, O]],
     device: torch.device,
     found_out: dict[str, Any],
     build: Callable[..., Trainer],
@@ -163,7 +169,7 @@ def train_runs(
                     trainer.fit()
             else:
 
-                def work(run: RunFolder, options: dict[str, Any], pass_turn: Callable[[], None]) -> None:
+                def work(run: RunFolder, options: O, pass_turn: Callable[[], None]) -> None:
                     trainer = build(run, options, pass_turn, table)
                     pass_turn()  # all are built before one of them trains
                     trainer.fit()

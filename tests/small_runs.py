@@ -1,6 +1,7 @@
 """Runs of three epochs of three steps, and what their folders hold."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -48,12 +49,12 @@ def a_training(folder, temperature="rlkd", plain=False):
     run.finish = lambda student: None
     run.resume(task, optimizer, metrics, len(train))
     teacher = OnlineTeacher(expert.eval().requires_grad_(False))
-    return Trainer(run, task, teacher, optimizer, metrics, Dataset(train, val, 10), dict(OPTIONS))
+    return Trainer(run, task, teacher, optimizer, metrics, Dataset(train, val, 10), SimpleNamespace(**OPTIONS))
 
 
 def an_epoch(trainer):
     """Train the next epoch; returns its record."""
-    trainer.options["epochs"] = len(trainer.run.history) + 1
+    trainer.options.epochs = len(trainer.run.history) + 1
     trainer.fit()
     return trainer.run.history[-1]
 

@@ -5,6 +5,7 @@ import io
 import math
 import random
 import zipfile
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -155,7 +156,7 @@ def test_a_mutated_teacher_is_refused_or_teaches(seed, tmp_path):
     raw = mutated(content, rng)
     path.write_bytes(raw)
     try:
-        found = find_teacher(TEACHER | {"path_t": str(path)})
+        found = find_teacher(SimpleNamespace(**TEACHER, path_t=str(path)))
         model = checkpoint.network(found.path, found.weights, found.name, 10).eval()
     except UserError as error:
         assert str(error).count("\n") == 0

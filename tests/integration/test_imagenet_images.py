@@ -166,7 +166,7 @@ def test_what_is_wrong_with_the_images_is_said(tree, tmp_path):
 def test_the_place_may_be_told_by_the_environment(monkeypatch):
     monkeypatch.setenv("IMAGENET_DIR", "/somewhere")
     options = parse(student_parser(), ["--dataset", "imagenet"])
-    assert (options["data_dir"], options["image_size"]) == ("/somewhere", 224)
+    assert (options.data_dir, options.image_size) == ("/somewhere", 224)
 
 
 def test_the_speed_of_loading_is_measured(tree, monkeypatch, capsys):

@@ -15,6 +15,7 @@ import struct
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ from helper import checkpoint
 from helper.device import prepare_device
 from helper.errors import InUse, RunError, UserError
 from helper.files import TRIES
-from helper.flags import student_parser, teacher_parser
+from helper.flags import as_dict, student_parser, teacher_parser
 from helper.logger import RunLog, tensorboard_logger
 from helper.loops import evaluate
 from helper.options import DECAYS, parse, resolve_pair
@@ -203,7 +204,7 @@ def flags_that_go_on(error, script):
 def test_a_short_run_from_before_milestones_were_merged_goes_on_with_the_flags_that_its_error_names(epochs, tmp_path):
     line = f"--model resnet8 --epochs {epochs} --run_dir {tmp_path}"
     milestones = [round(share * epochs) for share in DECAYS]
-    old = parse(teacher_parser(), (DATA + line).split()) | {"lr_decay_epochs": milestones}
+    old = as_dict(parse(teacher_parser(), (DATA + line).split())) | {"lr_decay_epochs": milestones}
     (tmp_path / "config.json").write_text(json.dumps({"kind": "teacher", "model": "resnet8", "options": old}))
     with pytest.raises(InputError, match="holds a run with other options") as error:
         train(line)
@@ -236,7 +237,7 @@ def test_no_flags_are_named_where_they_would_not_be_all(more, teacher, tmp_path)
     line = f"--path-t {teacher} --epochs 2 --distill dpk --run_dir {tmp_path}"
     old = resolve_pair(parse(student_parser(), (DATA + line).split()), "resnet8")
     config = {"kind": "student", "model": "resnet8", "teacher": "resnet8"}
-    (tmp_path / "config.json").write_text(json.dumps(config | {"options": old}))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"options": as_dict(old)}))
     with pytest.raises(InputError, match=r"holds a run with other options \(.*\): give another --run_dir"):
         distil(f"{line} {more}")
 
@@ -488,7 +489,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(t
 def test_weights_that_explode_in_the_last_step_are_not_saved(teacher, tmp_path):
     options = parse(student_parser(), f"{DATA}--path-t {teacher} --epochs 1 --run_dir {tmp_path / 'run'}".split())
     with pytest.raises(RunError, match="not finite.*of epoch 1; no epoch was finished yet"):
-        train_student.distil(options | {"learning_rate": 1e30})  # which the command line refuses
+        train_student.distil(replace(options, learning_rate=1e30))  # which the command line refuses
     assert not (tmp_path / "run/last.pth").exists()
 
 

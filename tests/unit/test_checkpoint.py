@@ -6,6 +6,7 @@ import resource
 import secrets
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -256,7 +257,7 @@ def test_only_regular_files_are_opened(tmp_path):
 
 
 def find(path, **more):
-    return find_teacher(TEACHER | {"path_t": str(path)} | more)
+    return find_teacher(SimpleNamespace(**TEACHER | {"path_t": str(path)} | more))
 
 
 def test_a_teacher_that_is_no_file_is_refused_at_once(tmp_path):

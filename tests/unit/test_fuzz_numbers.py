@@ -9,7 +9,7 @@ import reproduce
 from benchmarks import bench, cka_bias, cost, growth, loading, operations, sharing, startup
 from distiller_zoo import distiller_dict
 from helper.errors import Parser
-from helper.flags import all_options, own_options, student_parser, teacher_parser
+from helper.flags import all_options, as_dict, own_options, student_parser, teacher_parser
 from helper.options import parse
 from inputs import InputError
 from models import networks
@@ -63,7 +63,7 @@ def test_numbers_are_refused_or_bounded(name):
         for text in NONSENSE:
             options = outcome(parser, [*before, f"{action.option_strings[0]}={text}"])
             accepted += options is not None
-            for key, value in (options or {}).items():
+            for key, value in (as_dict(options) if options else {}).items():
                 for number in value if isinstance(value, list) else [value]:
                     if isinstance(number, int | float):
                         assert math.isfinite(number) and abs(number) < 2**63, (action.dest, text, key)
@@ -109,7 +109,7 @@ def test_names_of_networks_and_distillers_may_be_written_in_any_case():
         for known in networks(dataset):
             line = ["--dataset", dataset, "--model_s", known.upper(), "--model_t", known.lower()]
             options = parse(parser, line)
-            assert (options["model_s"], options["model_t"]) == (known, known)
+            assert (options.model_s, options.model_t) == (known, known)
 
 
 @pytest.mark.parametrize("flag", ["--seeds", "--jobs"])

@@ -1,6 +1,7 @@
 """Command lines: the published flags and their traps, our own names, and everything that is refused."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from dataset.memory import MemoryLoader
 from distiller_zoo import CRD, DKD, DPK, distiller_dict
 from distiller_zoo.crd import Contrast
 from helper.device import device_of, place
-from helper.flags import StudentOptions, TeacherOptions, student_parser, teacher_parser
+from helper.flags import StudentOptions, TeacherOptions, as_dict, student_parser, teacher_parser
 from helper.options import parse, proportions_in_words, resolve_pair, run_folder
 from helper.trainer import step_lr
 from inputs import InputError, options_of
@@ -63,7 +64,7 @@ def test_the_published_command_means_what_it_meant():
         "epochs": 240,
         "dataset": "cifar100",
     }
-    assert {key: options[key] for key in expected} == expected
+    assert {key: as_dict(options)[key] for key in expected} == expected
     folder = run_folder(options, "student_model", "-", "-")
     assert folder == Path("save/student_model/tea-res56-stu-res20/KD/global_T/your_experiment_name/fold-1")
 
@@ -90,16 +91,16 @@ def test_clear_names_say_the_same_as_the_published_ones():
     ],
 )
 def test_have_mlp_and_mlp_name_choose_the_temperature(published, temperature):
-    assert student(published)["temperature"] == temperature
+    assert student(published).temperature == temperature
 
 
 def test_the_linear_curriculum_by_its_published_flag():
-    assert student("--cosine_decay 0")["curriculum"] == "linear"
+    assert student("--cosine_decay 0").method["curriculum"] == "linear"
 
 
 def test_leaving_the_curriculum_out_is_the_published_curriculum_and_no_division_by_zero():
     options = student("--have_mlp 1")
-    assert (options["lambda_min"], options["lambda_max"], options["lambda_epochs"]) == (0, 1, 10)
+    assert (options.method["lambda_min"], options.method["lambda_max"], options.method["lambda_epochs"]) == (0, 1, 10)
 
 
 def test_every_other_published_flag_is_accepted():
@@ -109,10 +110,10 @@ def test_every_other_published_flag_is_accepted():
         " --nce_t 0.07 --nce_m 0.5 --hint_layer 2 --dkd_alpha 1 --dkd_beta 2 --dali gpu --deterministic"
         " --dist-url tcp://127.0.0.1:23451 --skip-validation"
     )
-    assert options["print_freq"] == 200
-    assert options["skip_validation"]
+    assert options.print_freq == 200
+    assert options.skip_validation
     options = teacher("--model vgg13 --save_freq 40 --print_freq 100 --batch_size 64 --learning_rate 0.05 --trial 0")
-    assert (options["model"], options["save_freq"]) == ("vgg13", 40)
+    assert (options.model, options.save_freq) == ("vgg13", 40)
 
 
 @pytest.mark.parametrize(
@@ -131,16 +132,16 @@ def test_every_other_published_flag_is_accepted():
 )
 def test_the_published_command_of_every_distiller(flags, weights):
     options = student(f"{PUBLISHED} {flags}")
-    assert (options["gamma"], options["alpha"], options["beta"]) == weights
+    assert (options.gamma, options.alpha, options.beta) == weights
     if "-r 0.1" in flags or "--dkd_beta 2" in flags:  # CIFAR-100's published weights are the default
-        short = student(PUBLISHED.replace("-r 0.1 -a 0.9 -b 0", "") + f" --distill {options['distill']}")
+        short = student(PUBLISHED.replace("-r 0.1 -a 0.9 -b 0", "") + f" --distill {options.distill}")
         assert resolve_pair(short, "resnet56") == resolve_pair(options, "resnet56")
 
 
 def test_the_weights_of_dkd_follow_their_source():
     def resolved(flags, teacher):
         options = resolve_pair(student("--distill dkd " + flags), teacher)
-        return options["dkd_beta"], options["dkd_warmup"]
+        return options.method["dkd_beta"], options.method["dkd_warmup"]
 
     assert resolved("--model_s vgg8", "vgg13") == (2, 0)
     assert resolved("--model_s vgg8 --dkd_weights mdistiller", "vgg13") == (6, 20)
@@ -163,14 +164,14 @@ def test_the_weights_of_dkd_follow_their_source():
 )  # fmt: skip
 def test_dtkd_has_the_published_weights_of_the_pair(teacher, model, weights):
     options = resolve_pair(student(f"--temperature dtkd --model_s {model}"), teacher)
-    assert (options["gamma"], options["beta"], options["kd_warmup"], options["kd_T"]) == (1, 0, 20, 4)
-    assert (options["alpha"], options["fixed_alpha"]) == weights
+    assert (options.gamma, options.beta, options.kd_warmup, options.kd_T) == (1, 0, 20, 4)
+    assert (options.alpha, options.fixed_alpha) == weights
 
 
 def test_the_weights_of_a_temperature_are_those_of_kd_only_and_can_be_given():
     def resolved(line):
         options = resolve_pair(student(line), "resnet56")
-        return tuple(options[key] for key in ("gamma", "alpha", "fixed_alpha", "beta", "kd_warmup"))
+        return tuple(getattr(options, key) for key in ("gamma", "alpha", "fixed_alpha", "beta", "kd_warmup"))
 
     assert resolved("") == (0.1, 0.9, 0, 0, 0)
     assert resolved("--temperature dtkd -r 0.1 -a 0.9 --fixed_alpha 0 --kd_warmup 0") == (0.1, 0.9, 0, 0, 0)
@@ -192,13 +193,13 @@ def test_a_warm_up_of_nothing_is_refused():
 
 def test_a_share_is_the_same_however_it_is_written():
     for text in ("fixed:.5", "fixed:0.50", "fixed:5e-1"):
-        assert parse(student_parser(), ["--dpk_schedule", text])["dpk_schedule"] == "fixed:0.5"
+        assert parse(student_parser(), ["--dpk_schedule", text]).method["dpk_schedule"] == "fixed:0.5"
 
 
 def test_the_phases_of_rlkd_follow_the_length_of_the_schedule():
     def phases(line):
         options = student("--temperature rlkd " + line)
-        return options["rl_warmup"], options["rl_epoch"], options["aug_epoch"]
+        return options.method["rl_warmup"], options.method["rl_epoch"], options.method["aug_epoch"]
 
     assert phases("") == (20, 20, 20)
     assert phases("--epochs 60") == (5, 5, 5)
@@ -209,36 +210,36 @@ def test_the_phases_of_rlkd_follow_the_length_of_the_schedule():
 @pytest.mark.parametrize("model", ["MobileNetV2", "ShuffleV1", "ShuffleV2"])
 def test_light_networks_get_their_published_rate_and_it_is_said(model, capsys):
     """Row 11 of RLKD's bugs: its ShuffleNets learn at 0.05."""
-    assert student(f"--model_s {model}")["learning_rate"] == 0.01
+    assert student(f"--model_s {model}").learning_rate == 0.01
     assert capsys.readouterr().out == ""
-    assert student(f"--model_s {model} --learning_rate 0.05")["learning_rate"] == 0.01
+    assert student(f"--model_s {model} --learning_rate 0.05").learning_rate == 0.01
     assert "learning rate 0.01 instead of 0.05" in capsys.readouterr().out
-    assert student(f"--model_s {model} --learning_rate 0.02 --lr 0.05")["learning_rate"] == 0.05
+    assert student(f"--model_s {model} --learning_rate 0.02 --lr 0.05").learning_rate == 0.05
     assert capsys.readouterr().out == ""
-    assert teacher(f"--model {model}")["learning_rate"] == 0.01
+    assert teacher(f"--model {model}").learning_rate == 0.01
 
 
 def test_decays_follow_the_length_of_the_schedule():
-    assert teacher("--epochs 40")["lr_decay_epochs"] == [25, 30, 35]
-    assert teacher("--epochs 40 --lr_decay_epochs 10,20")["lr_decay_epochs"] == [10, 20]
+    assert teacher("--epochs 40").lr_decay_epochs == [25, 30, 35]
+    assert teacher("--epochs 40 --lr_decay_epochs 10,20").lr_decay_epochs == [10, 20]
 
 
 def test_milestones_that_coincide_are_one():
     for epochs in range(1, 300):
-        milestones = teacher(f"--epochs {epochs}")["lr_decay_epochs"]
+        milestones = teacher(f"--epochs {epochs}").lr_decay_epochs
         assert milestones == sorted(set(milestones)) and milestones[-1] <= epochs
         rates = [step_lr(0.1, epoch, milestones, 0.1) for epoch in range(1, epochs + 1)]
         assert all(later > 0.09 * earlier for earlier, later in itertools.pairwise(rates))
-    assert teacher("--epochs 3")["lr_decay_epochs"] == [2, 3]
-    assert teacher("--epochs 240")["lr_decay_epochs"] == [150, 180, 210]
-    assert teacher("--epochs 3 --lr_decay_epochs 99999999")["lr_decay_epochs"] == [99999999]  # no drop at all
+    assert teacher("--epochs 3").lr_decay_epochs == [2, 3]
+    assert teacher("--epochs 240").lr_decay_epochs == [150, 180, 210]
+    assert teacher("--epochs 3 --lr_decay_epochs 99999999").lr_decay_epochs == [99999999]  # no drop at all
 
 
 def test_milestones_that_are_given_are_kept_as_they_are(capsys):
     """Also those of a run from before milestones were merged, which so goes on."""
-    assert teacher("--epochs 3 --lr_decay_epochs 2,2,3")["lr_decay_epochs"] == [2, 2, 3]
+    assert teacher("--epochs 3 --lr_decay_epochs 2,2,3").lr_decay_epochs == [2, 2, 3]
     assert "--lr_decay_epochs names epoch 2 more than once, so the rate drops as often there" in capsys.readouterr().out
-    assert teacher("--lr_decay_epochs 180,150")["lr_decay_epochs"] == [180, 150]
+    assert teacher("--lr_decay_epochs 180,150").lr_decay_epochs == [180, 150]
     assert capsys.readouterr().out == ""
 
 
@@ -301,7 +302,7 @@ def test_dtkd_is_a_temperature():
 
 def test_the_weight_that_repdistillers_commands_leave_out_is_said(capsys):
     command = "--path_t ./save/models/resnet32x4_vanilla/ckpt_epoch_240.pth --model_s resnet8x4 --trial 1"
-    assert student(f"{command} --distill similarity -a 0 -b 3000")["gamma"] == 0.1
+    assert student(f"{command} --distill similarity -a 0 -b 3000").gamma == 0.1
     assert "RepDistiller's commands leave -r out and mean -r 1" in capsys.readouterr().out
     student(f"{command} --distill kd -r 0.1 -a 0.9 -b 0")
     student(f"{command} --distill similarity -r 1 -a 0 -b 3000")
@@ -386,9 +387,9 @@ def test_sizes_fit_into_the_gpu_that_the_run_uses(line, says, monkeypatch):
     properties = lambda gpu: SimpleNamespace(total_memory=memories[gpu.index])  # noqa: E731
     monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
     options = student(f"--model_s resnet8 --path-t x.pth {line}")
-    with device_of(options | {"device": "cuda:0"}) as device:
+    with device_of(replace(options, device="cuda:0")) as device:
         assert device == torch.device("cuda:0")
-    with pytest.raises(InputError, match=says), device_of(options | {"device": "cuda:1"}):
+    with pytest.raises(InputError, match=says), device_of(replace(options, device="cuda:1")):
         pass
 
 

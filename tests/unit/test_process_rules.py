@@ -1,6 +1,7 @@
 """What several processes may be asked for, and what is said of them, without starting any."""
 
 import socket
+from types import SimpleNamespace
 
 import pytest
 from common import Tiny
@@ -41,7 +42,7 @@ def test_a_device_that_only_one_process_lacks_is_said_by_that_one(monkeypatch, c
         monkeypatch.setenv("RANK", local_rank)
         options = {"device": "cuda:99", "gpu_id": None, "deterministic": False, "plain": True, "dist_timeout": 1,
                    "precision": "fp32"}  # fmt: skip
-        with pytest.raises(UserError, match="there is no device cuda:99"), device.device_of(options):
+        with pytest.raises(UserError, match="there is no device cuda:99"), device.device_of(SimpleNamespace(**options)):
             pass
         assert capsys.readouterr().err.count("error in process 1: there is no device cuda:99") == said
 

@@ -8,7 +8,7 @@ import pytest
 
 import published
 import reproduce
-from helper.flags import student_parser, teacher_parser
+from helper.flags import as_dict, student_parser, teacher_parser
 from helper.options import parse, resolve_pair
 from helper.run_identity import foreign_options, neutral_options
 from inputs import InputError
@@ -20,7 +20,7 @@ from report.runs import Run
 def resolved(row):
     script, *argv = row.command(1)
     options = parse(teacher_parser() if script == "train_teacher.py" else student_parser(), argv)
-    return resolve_pair(options, row.teacher) if row.teacher else options
+    return as_dict(resolve_pair(options, row.teacher) if row.teacher else options)
 
 
 @pytest.mark.parametrize("table", TABLES)
@@ -56,7 +56,7 @@ def test_rows_of_imagenet_are_what_its_runner_documents(row):
     lines = RUNNER.replace("\\\n#", " ").splitlines()
     flags = next((line for line in lines if f"--experiments_name {name} " in line + " "), "") if name else ""
     line = f"{fixed} --model_t {row.teacher} --teacher_weights torchvision {flags[flags.find('--') :] if flags else ''}"
-    here, there = resolved(row), resolve_pair(parse(student_parser(), shlex.split(line)), row.teacher)
+    here, there = resolved(row), as_dict(resolve_pair(parse(student_parser(), shlex.split(line)), row.teacher))
     left_out = neutral_options() | foreign_options(here["distill"], here["temperature"])
     assert {key for key in here.keys() - left_out if here[key] != there[key]} == set()
 
