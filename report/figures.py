@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 import matplotlib.figure
 
 from report.comparison import is_baseline, on_its_data, rank, recipe, setting
-from report.plot import Curve, Dots, curve, draw_curves, draw_dots
+from report.plot import Curve, curve, draw_curves, draw_dots
 from report.runs import Run, by_data
 from report.statistics import same_noise_pool, significance_margin, values
 from report.style import looks, shortened, svg
 
 FULL = 6  # curves in a figure at most, but for those that stand in each
 TAU_MEAN, TAU_TEACHER = "tau_mean", "tau_teacher_mean"
-Labelled = tuple[Sequence[Run], str]  # the runs of a configuration, and its name
+Groups = Sequence[Sequence[Run]]  # configurations
 
 
 @dataclass(frozen=True)
@@ -59,43 +59,38 @@ class Shown(NamedTuple):
         return [Curve(label, {**self.look, **look}, runs)]
 
 
-def figures(section: str, groups: Sequence[Sequence[Run]], labels: Sequence[str]) -> Iterator[Figure]:
+def figures(section: str, groups: Groups, labels: Sequence[str]) -> Iterator[Figure]:
     """All figures of one data set's configurations: of the networks alone, and of each pair, by recipe and teacher.
 
     Args:
         section: the beginning of their files' names.
     """
-    alone: list[Labelled] = []
-    pairs: dict[str, dict[str, list[Labelled]]] = {}
-    for group, label in zip(groups, labels, strict=True):
-        run = group[0]
-        if run.option("distill") is None:
-            alone.append((group, f"{run.pair} {label}, {run.option('epochs')} epochs"))
-        else:
-            pairs.setdefault(run.pair, {}).setdefault(str(setting(run)), []).append((group, label))
+    names = {id(group): label for group, label in zip(groups, labels, strict=True)}
+    alone = [group for group in groups if group[0].option("distill") is None]
+    names |= {id(group): f"{group[0].pair} {names[id(group)]}, {group[0].option('epochs')} epochs" for group in alone}
+    pairs: dict[str, dict[str, list[Sequence[Run]]]] = {}
+    for group in (group for group in groups if group[0].option("distill") is not None):
+        pairs.setdefault(group[0].pair, {}).setdefault(str(setting(group[0])), []).append(group)
     if alone:
-        yield from _accuracies(_file_name(f"{section}_alone"), "networks alone", [], _shown(alone))
+        yield from _accuracies(_file_name(f"{section}_alone"), "networks alone", [], _shown(alone, names))
     for pair, settings in pairs.items():
-        parts = [part for same in settings.values() for part in _by_data(same)]
+        parts = [part for same in settings.values() for part in by_data(same)]
         for i, here in enumerate(parts, 1):
-            run, several = here[0][0][0], len(parts) > 1
-            told = f", {run.option('epochs')} epochs, teacher of {run.option('teacher_top1') or math.nan:.2f}"
-            among = [number for number, (group, _) in enumerate(alone) if recipe(group[0]) == recipe(run)]
-            taught = [run for group, _ in here for run in group]
-            students = [alone[number] for number in on_its_data(taught, [group for group, _ in alone], among)]
-            name = _file_name(f"{section}_{pair.replace(' → ', '_')}" + f"_{i}" * several)
-            yield from _of_pair(name, pair + told * several, students, here, groups)
+            run, name, title = here[0][0], f"{section}_{pair.replace(' → ', '_')}", pair
+            if len(parts) > 1:
+                name += f"_{i}"
+                title += f", {run.option('epochs')} epochs, teacher of {run.option('teacher_top1') or math.nan:.2f}"
+            among = [number for number, group in enumerate(alone) if recipe(group[0]) == recipe(run)]
+            always = [alone[number] for number in on_its_data([run for group in here for run in group], alone, among)]
+            if plain := [group for group in here if is_baseline(group[0])]:
+                always.append(max(plain, key=rank))
+            others = [group for group in here if not any(group is each for each in always)]
+            shown = _shown([*always, *others], names)
+            yield from _of_pair(_file_name(name), title, shown[: len(always)], shown[len(always) :], groups)
 
 
-def _shown(labelled: Sequence[Labelled]) -> list[Shown]:
-    styles = looks([group for group, _ in labelled])
-    return [Shown(group, label, look) for (group, label), look in zip(labelled, styles, strict=True)]
-
-
-def _by_data(labelled: Sequence[Labelled]) -> list[list[Labelled]]:
-    """As `by_data`, of groups with their labels."""
-    parts = by_data([group for group, _ in labelled])
-    return [[each for each in labelled if any(each[0] is group for group in part)] for part in parts]
+def _shown(groups: Groups, names: Mapping[int, str]) -> list[Shown]:
+    return [Shown(group, names[id(group)], look) for group, look in zip(groups, looks(groups), strict=True)]
 
 
 def _file_name(text: str) -> str:
@@ -105,17 +100,14 @@ def _file_name(text: str) -> str:
 
 
 def _of_pair(
-    name: str, title: str, students: Sequence[Labelled], here: Sequence[Labelled], groups: Sequence[Sequence[Run]]
+    name: str, title: str, always: Sequence[Shown], methods: Sequence[Shown], groups: Groups
 ) -> Iterator[Figure]:
     """Of its students alone and its configurations; the former, and KD, stand in every figure of accuracy."""
-    plain = [each for each in here if is_baseline(each[0][0])]
-    kd = max(plain, key=lambda each: rank(each[0]), default=None)
-    first = [*students, *([kd] if kd else [])]
-    shown = _shown([*first, *(each for each in here if each is not kd)])
-    always, methods = shown[: len(first)], shown[len(first) :]
+    shown = [*always, *methods]
     ended = [each for each in shown if values(each.group, "last")]
     if len(ended) > 1:
-        drawn = _last(title, ended, kd[0] if kd else [], groups)
+        kd = next((each.group for each in always if is_baseline(each.run)), [])
+        drawn = _last(title, ended, kd, groups)
         yield Figure(f"{name}_last.svg", f"{title}: last top-1 of every run", drawn, leads=True)
     yield from _accuracies(name, title, always, methods)
     moving = [each for each in shown if any(len(set(curve(run.history, TAU_MEAN)[1])) > 1 for run in each.group)]
@@ -144,13 +136,11 @@ def _parts(shown: Sequence[Shown]) -> Iterator[tuple[str, Sequence[Shown]]]:
         yield f"_{i + 1}" if count > 1 else "", shown[len(shown) * i // count : len(shown) * (i + 1) // count]
 
 
-def _last(
-    title: str, shown: Sequence[Shown], base: Sequence[Run], groups: Sequence[Sequence[Run]]
-) -> matplotlib.figure.Figure:
+def _last(title: str, shown: Sequence[Shown], kd: Sequence[Run], groups: Groups) -> matplotlib.figure.Figure:
     """The last top-1 of every run, and around KD's mean how far one run may be from it by chance."""
-    rows = [Dots(each.label, each.look, values(each.group, "last")) for each in shown]
-    ours = values(base, "last")
-    noise = significance_margin(same_noise_pool(base[0], groups), "last", 1, len(ours)) if ours else None
+    rows = [(each.label, each.look, values(each.group, "last")) for each in shown]
+    ours = values(kd, "last")
+    noise = significance_margin(same_noise_pool(kd[0], groups), "last", 1, len(ours)) if ours else None
     return draw_dots(title, "last top-1 (%)", rows, fmean(ours) if ours else None, noise or 0.0)
 
 

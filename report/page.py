@@ -8,7 +8,7 @@ from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 import published
 from helper.errors import UserError
@@ -30,33 +30,18 @@ from report.runs import Run, find_runs, group_labels, warn
 from report.statistics import pooled, same_noise_pool, significance_margin
 from report.tables import LEFT, Link, Table, address, in_markdown
 
-TITLE = "Results"
-ABOUT = (
-    "Every number of ours stands in a log beside it, next to the config.json that names its command, commit, versions"
-    " and machine. This is made of them by `python compare.py --pages`, never by hand."
-)
 MARK = "<!-- Made of the logs by compare.py (pages): what is written in here by hand is lost. -->"  # in our files
 RECIPE = ("epochs", "batch_size", "learning_rate", "lr_decay_rate", "lr_decay_epochs", "momentum", "weight_decay")
-READING = "How to read this"
 RUNS_HEADING = ("pair", "method", "γ, α, β", "seeds", "hours a run", "machine")
-LINES = {  # what each distiller and each temperature does
-    "kd": "imitates the teacher's class probabilities, softened by tau",
-    "pkt": "matches the cosine similarities of pooled features within a batch, as probabilities",
-    "sp": "matches the similarities of the last feature maps within a batch",
-    "vid": "predicts the teacher's maps from the student's, with a learned variance for each channel",
-    "crd": "contrasts an image's features in both networks with those of thousands of other images",
-    "srrl": "lets the teacher's classifier judge the student's features",
-    "dkd": "splits KD into the target class and the others, and weighs them apart",
-    "dpk": "gives the student a part of the teacher's map, and has the rest reconstructed",
-    "fixed": "one tau, always",
-    "ctkd-global": "one learned tau that makes the task harder, by a curriculum",
-    "ctkd-instance": "the same, with a tau for each sample",
-    "dtkd": "a tau for each network and sample, from their largest logits",
-    "rlkd": "an agent chooses tau for each sample, rewarded for the student's improvement",
-    "random": "RLKD without its agent: tau by chance",
-    "annealing": "tau falls from 7 to 1",
-    "standardised": "tau is the spread of each network's logits, times 2",
-}
+TEMPLATES = Environment(  # what logs say is escaped in HTML by jinja2, in Markdown by the filter of that name
+    loader=FileSystemLoader(Path(__file__).parent / "templates"),
+    autoescape=lambda name: name == "index.html.j2",
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+TEMPLATES.filters |= {"address": address, "markdown": in_markdown}
 
 
 class Section(NamedTuple):
@@ -68,9 +53,8 @@ class Section(NamedTuple):
     summary: str  # a line for the contents
     texts: list[str]
     notes: list[Link]  # what people wrote about it
-    leading: list[Figure]  # before the tables
     tables: list[Table]
-    figures: list[Figure]  # after them
+    figures: list[Figure]
     footnotes: list[str]
 
 
@@ -121,24 +105,14 @@ def pages(root: Path) -> dict[str, str]:
     sections = [_section(root, name, here) for name, here in by_folder.items()]
     sections.sort(key=lambda section: section.place)
     used = {run.option(role) for run in runs for role in ("distill", "temperature")}
-    methods = {name: line for name, line in LINES.items() if name in used}
     told = {
-        "mark": MARK, "title": TITLE, "texts": [_status(finished_groups(runs)), ABOUT], "sections": sections,
-        "methods": methods, "reading_title": READING, "reading": [EXPLANATION, GAIN_EXPLANATION], "left": LEFT,
+        "mark": MARK, "status": _status(finished_groups(runs)), "sections": sections, "used": used,
+        "explanations": [EXPLANATION, GAIN_EXPLANATION], "left": LEFT,
     }  # fmt: skip
-    drawn = [figure for section in sections for figure in (*section.leading, *section.figures)]
+    drawn = [figure for section in sections for figure in section.figures]
     pictures = {f"figures/{figure.name}": f"{MARK}\n{figure.svg}" for figure in drawn}
-    return {name: _template(name).render(told) for name in ("README.md", "index.html")} | pictures
-
-
-def _template(name: str) -> Template:
-    """Of a page; what logs say is escaped in HTML by jinja2, in Markdown by the filter of that name."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=name.endswith(".html"),
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
-    environment.filters |= {"address": address, "markdown": in_markdown}
-    return environment.get_template(f"{name}.j2")
+    texts = {name: TEMPLATES.get_template(f"{name}.j2").render(told) for name in ("README.md", "index.html")}
+    return texts | pictures
 
 
 def _section(root: Path, name: str, runs: list[Run]) -> Section:
@@ -161,9 +135,8 @@ def _section(root: Path, name: str, runs: list[Run]) -> Section:
         _summary(groups),
         [*about, *recipes, *_noise(groups)],
         [Link("What we read from it", f"{name}/notes.md")] if written is not None else [],
-        [figure for figure in drawn if figure.leads],
         tables,
-        [figure for figure in drawn if not figure.leads],
+        drawn,
         [f"[{count}] {text}" for count, text in enumerate(notes.texts, 1)]
         + [line.replace(f"{root}/", "") for line in remarks(runs)],
     )

@@ -14,6 +14,7 @@ from report.runs import Run, group_labels, group_runs
 from report.style import BEST, FEW, PALETTE, TEST, TRAINING, finish_epochs, looks, save, shortened, with_dots
 
 History = Sequence[Mapping[str, Any]]  # an epoch a record, as in log.jsonl
+Look = Mapping[str, Any]  # matplotlib's properties of a line
 
 PANELS = {  # one for the keys of a record that begin so
     "tau_mean": "temperature tau", "lambda": "lambda", "rl_action_mean": "action", "rl_reward": "reward a step",
@@ -27,16 +28,8 @@ class Curve(NamedTuple):
     """Runs that are drawn alike, with a name."""
 
     name: str
-    look: Mapping[str, Any]  # matplotlib's properties of a line
+    look: Look
     runs: Sequence[tuple[Sequence[int], Sequence[float]]]  # epochs and values of each
-
-
-class Dots(NamedTuple):
-    """The values of a row of dots, with its name."""
-
-    name: str
-    look: Mapping[str, Any]
-    values: Sequence[float]
 
 
 def curve(history: History, key: str) -> tuple[list[int], list[float]]:
@@ -67,21 +60,27 @@ def draw_curves(title: str, axis: str, curves: Sequence[Curve], band: Sequence[t
     return figure
 
 
-def draw_dots(title: str, axis: str, rows: Sequence[Dots], mark: float | None = None, noise: float = 0.0) -> Figure:
+def draw_dots(
+    title: str,
+    axis: str,
+    rows: Sequence[tuple[str, Look, Sequence[float]]],
+    mark: float | None = None,
+    noise: float = 0,
+) -> Figure:
     """Return a figure of values on a common axis, a row for each name.
 
     Args:
-        title: stands above it. axis: what the values are. rows: one or more.
+        title: stands above it. axis: what the values are. rows: name, look and values of each, one or more.
         mark: a value that a line marks. noise: how far around it there is a grey band.
     """
     figure = Figure(figsize=(6.4, 0.9 + 0.22 * len(rows)))
     axes = figure.subplots()
-    for place, row in enumerate(rows):
-        axes.plot(row.values, [place] * len(row.values), **{**row.look, "linestyle": "", "markersize": 6})
+    for place, (_, look, values) in enumerate(rows):
+        axes.plot(values, [place] * len(values), **{**look, "linestyle": "", "markersize": 6})
     if mark is not None:
         axes.axvspan(mark - noise, mark + noise, color="#e4e4e4", zorder=0)
         axes.axvline(mark, color="#222222", linestyle="--", linewidth=1, zorder=1)
-    axes.set_yticks(range(len(rows)), [shortened(row.name) for row in rows])
+    axes.set_yticks(range(len(rows)), [shortened(name) for name, *_ in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set(xlabel=axis)
     figure.suptitle(shortened(title, TITLE), x=0.01, ha="left", fontsize=10, fontweight="bold")
@@ -202,7 +201,7 @@ def _draw_panel(axes: Axes, history: History, key: str) -> None:
         axes.fill_between(epochs, *edges, color=TEST, alpha=0.15, linewidth=0, label="± standard deviation")
 
 
-def _draw_tau(axes: Axes, history: History, look: Mapping[str, Any], name: str = "", with_range: bool = True) -> None:
+def _draw_tau(axes: Axes, history: History, look: Look, name: str = "", with_range: bool = True) -> None:
     """The mean of tau as a line, and where asked its range over an epoch as a band; named for a legend, or not."""
     labels = (f"{name}, mean", f"{name}, min to max") if name else (None, None)
     axes.plot(*curve(history, "tau_mean"), **with_dots(look, history), label=labels[0])

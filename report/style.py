@@ -23,7 +23,7 @@ rcParams.update({
     "axes.grid": True, "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False,
     "axes.formatter.useoffset": False, "axes.titlelocation": "left", "axes.titleweight": "bold", "axes.titlesize": 10,
     "grid.color": "#dddddd", "xtick.major.size": 0, "ytick.major.size": 0, "lines.linewidth": 1.6,
-    "legend.frameon": False, "figure.constrained_layout.use": True, "savefig.dpi": 130,
+    "legend.frameon": False, "legend.handlelength": 2.8, "figure.constrained_layout.use": True, "savefig.dpi": 130,
 })  # fmt: skip
 
 COLOURS = {  # of the student alone, of plain KD by its temperature, and of the other distillers

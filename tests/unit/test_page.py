@@ -17,7 +17,7 @@ from inputs import InputError
 from report import page, statistics, style
 from report.comparison import finished_groups
 from report.figures import FULL, figures
-from report.plot import Curve, Dots, draw_curves, draw_dots
+from report.plot import Curve, draw_curves, draw_dots
 from report.runs import find_runs, group_labels
 from report.tables import Link, Table, in_markdown
 from temperature import temperature_dict
@@ -297,7 +297,7 @@ LINE = {"color": "#123456", "linestyle": "--", "marker": "s", "markersize": 4}
 @pytest.mark.parametrize("ends", [(1e-30, 2e-30), (0, 5e-324), (1e19, 1e19), (-1e19, 1e19), (4.0, 4.0), (7.1, 7.10001)])
 def test_axes_are_around_the_values(ends):
     curves, dots = draw_curves("pair", "tau", [Curve("a", LINE, [([1, 2], ends)])]), draw_dots("pair", "tau", [
-        Dots("a", LINE, ends)])  # fmt: skip
+        ("a", LINE, ends)])  # fmt: skip
     for figure, axis in ((curves, "y"), (dots, "x")):
         ElementTree.fromstring(style.svg(figure, "a", "a"))
         low, high = getattr(figure.axes[0], f"get_{axis}lim")()
@@ -305,7 +305,7 @@ def test_axes_are_around_the_values(ends):
 
 
 def test_every_method_has_its_line():
-    assert page.LINES.keys() == {*distiller_dict, *temperature_dict}
+    assert page.TEMPLATES.get_template("texts.j2").module.methods.keys() == {*distiller_dict, *temperature_dict}
 
 
 def test_a_picture_has_its_curves_where_they_belong():
@@ -427,7 +427,7 @@ def test_incomplete_logs_leave_out_what_they_do_not_have(tmp_path):
 
 
 def test_dots_stand_where_their_values_are():
-    rows = [Dots("a < b", LINE, [10.0, 30.0]), Dots("n" * 100, LINE, [20.0])]
+    rows = [("a < b", LINE, [10.0, 30.0]), ("n" * 100, LINE, [20.0])]
     figure = draw_dots("pair", "top-1", rows, 20.0, 5.0)
     names, values, line, band = dots(figure)
     assert names == ["a < b", "n" * (style.LONGEST - 1) + "…"] and values == {10.0, 20.0, 30.0}
