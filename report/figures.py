@@ -44,11 +44,6 @@ class Shown(NamedTuple):
     label: str
     look: Mapping[str, Any]
 
-    @property
-    def run(self) -> Run:
-        """Any of its runs, to ask for options."""
-        return self.group[0]
-
     def curve(self, key: str, name: str = "", **look: Any) -> list[Curve]:
         """Return the curve of a key of the logs; none if no log has it."""
         runs = [points for run in self.group if (points := curve(run.history, key))[0]]
@@ -106,17 +101,19 @@ def _of_pair(
     shown = [*always, *methods]
     ended = [each for each in shown if values(each.group, "last")]
     if len(ended) > 1:
-        kd = next((each.group for each in always if is_baseline(each.run)), [])
+        kd = next((each.group for each in always if is_baseline(each.group[0])), [])
         drawn = _last(title, ended, kd, groups)
         yield Figure(f"{name}_last.svg", f"{title}: last top-1 of every run", drawn, leads=True)
     yield from _accuracies(name, title, always, methods)
     moving = [each for each in shown if any(len(set(curve(run.history, TAU_MEAN)[1])) > 1 for run in each.group)]
-    ctkd = [each for each in moving if str(each.run.option("temperature")).startswith("ctkd")]
+    ctkd = [each for each in moving if str(each.group[0].option("temperature")).startswith("ctkd")]
     for kind, which in (("ctkd", ctkd), ("others", [each for each in moving if each not in ctkd])):
         for part_of, part in _parts(which):
-            curves = [curve for each in part for curve in each.curve(TAU_MEAN)]
-            curves += [curve for each in part for curve in each.curve(TAU_TEACHER, ", teacher's", linewidth=0.8)]
-            band = _paper_tau(part) if kind == "ctkd" and any(_is_like_the_papers(each.run) for each in part) else []
+            curves = [line for each in part for line in each.curve(TAU_MEAN)]
+            curves += [line for each in part for line in each.curve(TAU_TEACHER, ", teacher's", linewidth=0.8)]
+            band = (
+                _paper_tau(part) if kind == "ctkd" and any(_is_like_the_papers(each.group[0]) for each in part) else []
+            )
             about = f"{title}: tau by epoch" + part_of.replace("_", ", part ")
             drawn = draw_curves(title, "tau (mean over an epoch)", curves, band)
             yield Figure(f"{name}_tau_{kind}{part_of}.svg", about, drawn)
@@ -124,7 +121,7 @@ def _of_pair(
 
 def _accuracies(name: str, title: str, always: Sequence[Shown], methods: Sequence[Shown]) -> Iterator[Figure]:
     for part_of, part in _parts(methods) if methods else [("", [])]:
-        if curves := [curve for each in (*always, *part) for curve in each.curve("top1")]:
+        if curves := [line for each in (*always, *part) for line in each.curve("top1")]:
             about = f"{title}: top-1 by epoch" + part_of.replace("_", ", part ")
             yield Figure(f"{name}_top1{part_of}.svg", about, draw_curves(title, "top-1 (%)", curves))
 

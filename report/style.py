@@ -89,7 +89,7 @@ def svg(figure: Figure, name: str, title: str) -> str:
         warnings.filterwarnings("ignore", "Glyph|.*constrained_layout")
         figure.savefig(file, format="svg", metadata=metadata)
     text = re.sub(" *<metadata>.*?</metadata>\n", "", file.getvalue(), flags=re.DOTALL)
-    text = text[text.index("<svg") :].replace(" \n", "\n")
+    text = text[text.index("<svg") :].replace("<svg ", '<svg role="img" ', 1).replace(" \n", "\n")
     text = re.sub(r' id="([^"]*)"', lambda found: found[0] if f"#{found[1]}" in text else "", text)
     return re.sub("<[^>]*>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), text)
 
