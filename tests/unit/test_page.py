@@ -375,7 +375,8 @@ def dots(figure):
     names = [label.get_text() for label in axes.get_yticklabels()]
     values = {round(float(value), 2) for row in rows for value in row.get_xdata()}
     (band,) = axes.patches
-    return names, values, line.get_xdata()[0], (band.get_x(), band.get_width())
+    box = band.get_extents().transformed(axes.transData.inverted())
+    return names, values, line.get_xdata()[0], (box.x0, box.width)
 
 
 def test_the_picture_of_last_top1_marks_the_kd_of_the_same_teacher_and_recipe(tmp_path):
@@ -391,7 +392,7 @@ def test_the_picture_of_last_top1_marks_the_kd_of_the_same_teacher_and_recipe(tm
     made = {figure.name: figure.drawing for figure in figures("s", groups, group_labels(groups)) if figure.leads}
     assert len(made) == 2  # a run is no picture
     names, values, line, (_, wide) = dots(made["s_resnet56_resnet20_1_last.svg"])
-    assert len(names) == 2 and line == 40.0 and values == {40.0, 41.0} and wide == 0
+    assert len(names) == 2 and line == 40.0 and values == {40.0, 41.0} and wide == pytest.approx(0)
     names, values, line, (start, wide) = dots(made["s_resnet56_resnet20_2_last.svg"])
     assert [name.split(",")[1] for name in names] == [" tau 4", " tau 2", " tau 4"]  # KD at tau 4, KD at tau 2, DKD
     assert values == {70.0, 71.0, 71.2, 71.6, 73.0} and line == pytest.approx(213.8 / 3)  # a mean of three
@@ -431,7 +432,7 @@ def test_dots_stand_where_their_values_are():
     figure = draw_dots("pair", "top-1", rows, 20.0, 5.0)
     names, values, line, band = dots(figure)
     assert names == ["a < b", "n" * (style.LONGEST - 1) + "…"] and values == {10.0, 20.0, 30.0}
-    assert line == 20.0 and band == (15.0, 10.0)
+    assert line == 20.0 and band == pytest.approx((15.0, 10.0))
     (axes,) = figure.axes
     first, second = (row.get_ydata().tolist() for row in axes.get_lines()[:2])
     assert (first, second) == ([0, 0], [1]) and axes.get_ylim() == (1.5, -0.5)  # the first row stands above
