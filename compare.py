@@ -15,8 +15,6 @@ from pathlib import Path
 from helper.errors import Parser, run_main
 from helper.files import write_atomically
 from report.comparison import plotted, report
-from report.page import write_pages
-from report.plot import plot_compare
 from report.runs import find_runs
 
 
@@ -28,21 +26,24 @@ def parse_args() -> argparse.Namespace:
     group = parser.add_argument_group("what is made of it")
     group.add_argument("--markdown", action="store_true", help="tables in Markdown instead of aligned columns")
     group.add_argument("--output", type=Path, metavar="FILE", help="write the tables there instead of on the screen")
-    group.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the curves of the runs of one pair")
+    group.add_argument("--plot", type=Path, metavar="FILE", help="draw the curves of the runs of one pair:"
+                       " a name that ends in .png, .svg or .pdf")  # fmt: skip
     group.add_argument("--pages", type=Path, metavar="DIR", help="write README.md, index.html and figures/ into it, of"
                        " the runs below it")  # fmt: skip
     args = parser.parse_args()
     if args.pages and (args.runs != ["save"] or args.markdown or args.output or args.plot):
         parser.error("--pages DIR shows the runs below DIR, and goes with no other flag or folder")
-    if args.plot and args.plot.suffix != ".png":
-        parser.error(f"--plot writes PNG pictures: give a name that ends in .png, not {args.plot}")
+    if args.plot and args.plot.suffix not in (".png", ".svg", ".pdf"):
+        parser.error(f"--plot writes PNG, SVG or PDF: give a name that ends in .png, .svg or .pdf, not {args.plot}")
     return args
 
 
 def main() -> None:
-    """Read the runs, compare them, show them."""
+    """Read the runs, compare them, show them. What draws is imported only where something is drawn: --help is fast."""
     args = parse_args()
     if args.pages:
+        from report.page import write_pages
+
         write_pages(args.pages)
         print(f"pages: {args.pages / 'README.md'}, {args.pages / 'index.html'}")
         return
@@ -54,6 +55,8 @@ def main() -> None:
     else:
         print(text, end="")
     if args.plot:
+        from report.plot import plot_compare
+
         plot_compare(shown, args.plot)
         print(f"picture: {args.plot}")
 

@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Sequence
-from html import escape
 from io import TextIOWrapper
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 import published
 from helper.errors import UserError
@@ -27,51 +28,20 @@ from report.figures import Figure, figures
 from report.rows import EPOCHS
 from report.runs import Run, find_runs, group_labels, warn
 from report.statistics import pooled, same_noise_pool, significance_margin
-from report.tables import Link, Table, address, in_html, in_markdown
+from report.tables import LEFT, Link, Table, address, in_markdown
 
-TITLE = "Results"
-ABOUT = (
-    "Every number of ours stands in a log beside it, next to the config.json that names its command, commit, versions"
-    " and machine. This is made of them by `python compare.py --pages`, never by hand."
-)
 MARK = "<!-- Made of the logs by compare.py (pages): what is written in here by hand is lost. -->"  # in our files
 RECIPE = ("epochs", "batch_size", "learning_rate", "lr_decay_rate", "lr_decay_epochs", "momentum", "weight_decay")
-READING = "How to read this"
 RUNS_HEADING = ("pair", "method", "γ, α, β", "seeds", "hours a run", "machine")
-LINES = {  # what each distiller and each temperature does
-    "kd": "imitates the teacher's class probabilities, softened by tau",
-    "pkt": "matches the cosine similarities of pooled features within a batch, as probabilities",
-    "sp": "matches the similarities of the last feature maps within a batch",
-    "vid": "predicts the teacher's maps from the student's, with a learned variance for each channel",
-    "crd": "contrasts an image's features in both networks with those of thousands of other images",
-    "srrl": "lets the teacher's classifier judge the student's features",
-    "dkd": "splits KD into the target class and the others, and weighs them apart",
-    "dpk": "gives the student a part of the teacher's map, and has the rest reconstructed",
-    "fixed": "one tau, always",
-    "ctkd-global": "one learned tau that makes the task harder, by a curriculum",
-    "ctkd-instance": "the same, with a tau for each sample",
-    "dtkd": "a tau for each network and sample, from their largest logits",
-    "rlkd": "an agent chooses tau for each sample, rewarded for the student's improvement",
-    "random": "RLKD without its agent: tau by chance",
-    "annealing": "tau falls from 7 to 1",
-    "standardised": "tau is the spread of each network's logits, times 2",
-}
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; margin: 0 auto; padding: 1rem;
-  max-width: 74rem; }
-p, ul, dl { max-width: 46rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.3rem; margin-top: 2.5rem; border-top: 1px solid #ccc; padding-top: 1rem; }
-summary { cursor: pointer; } summary h2 { display: inline; border: 0; } details { margin-top: 2.5rem;
-  border-top: 1px solid #ccc; padding-top: 1rem; }
-a { color: #224488; } .wide { overflow-x: auto; margin: 1rem 0; }
-table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #ddd; }
-th { background: #f2f2f2; } .left { text-align: left; white-space: normal; min-width: 6rem; }
-@media (max-width: 40rem) { th, td { padding: .25rem .35rem; font-size: .75rem; }
-  .left { overflow-wrap: anywhere; min-width: 4.2rem; } }
-figure { margin: 1rem 0; } svg { width: 100%; max-width: 40rem; height: auto; }
-ul { padding-left: 1.3rem; } li { font-size: .9rem; } dt { font-weight: bold; } dd { margin: 0 0 .3rem 1rem; }
-"""
+TEMPLATES = Environment(  # what logs say is escaped in HTML by jinja2, in Markdown by the filter of that name
+    loader=FileSystemLoader(Path(__file__).parent / "templates"),
+    autoescape=lambda name: name == "index.html.j2",
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+TEMPLATES.filters |= {"address": address, "markdown": in_markdown}
 
 
 class Section(NamedTuple):
@@ -83,19 +53,9 @@ class Section(NamedTuple):
     summary: str  # a line for the contents
     texts: list[str]
     notes: list[Link]  # what people wrote about it
-    leading: list[Figure]  # before the tables
     tables: list[Table]
-    figures: list[Figure]  # after them
+    figures: list[Figure]
     footnotes: list[str]
-
-
-class Page(NamedTuple):
-    """All that both pages say."""
-
-    texts: list[str]
-    sections: list[Section]
-    methods: dict[str, str]  # a line each
-    reading: list[str]
 
 
 def write_pages(root: Path) -> None:
@@ -145,11 +105,14 @@ def pages(root: Path) -> dict[str, str]:
     sections = [_section(root, name, here) for name, here in by_folder.items()]
     sections.sort(key=lambda section: section.place)
     used = {run.option(role) for run in runs for role in ("distill", "temperature")}
-    methods = {name: line for name, line in LINES.items() if name in used}
-    page = Page([_status(finished_groups(runs)), ABOUT], sections, methods, [EXPLANATION, GAIN_EXPLANATION])
-    drawn = [figure for section in sections for figure in (*section.leading, *section.figures)]
+    told = {
+        "mark": MARK, "status": _status(finished_groups(runs)), "sections": sections, "used": used,
+        "explanations": [EXPLANATION, GAIN_EXPLANATION], "left": LEFT,
+    }  # fmt: skip
+    drawn = [figure for section in sections for figure in section.figures]
     pictures = {f"figures/{figure.name}": f"{MARK}\n{figure.svg}" for figure in drawn}
-    return {"README.md": _markdown(page), "index.html": _html(page)} | pictures
+    texts = {name: TEMPLATES.get_template(f"{name}.j2").render(told) for name in ("README.md", "index.html")}
+    return texts | pictures
 
 
 def _section(root: Path, name: str, runs: list[Run]) -> Section:
@@ -172,9 +135,8 @@ def _section(root: Path, name: str, runs: list[Run]) -> Section:
         _summary(groups),
         [*about, *recipes, *_noise(groups)],
         [Link("What we read from it", f"{name}/notes.md")] if written is not None else [],
-        [figure for figure in drawn if figure.leads],
         tables,
-        [figure for figure in drawn if not figure.leads],
+        drawn,
         [f"[{count}] {text}" for count, text in enumerate(notes.texts, 1)]
         + [line.replace(f"{root}/", "") for line in remarks(runs)],
     )
@@ -281,59 +243,3 @@ def _machine(run: Run) -> str:
         return f"{len(gpus)} × {gpus[0]}" if len(gpus) > 1 else gpus[0]
     parts = [told.get("processor") or "?", f"{threads or '?'} thread" + "s" * (threads != 1)]
     return ", ".join(parts + [f"{processes} processes"] * (processes > 1))
-
-
-def _markdown(page: Page) -> str:
-    contents = [
-        f"- [{in_markdown(each.title)}](#{address(each.name)}): {in_markdown(each.summary)}" for each in page.sections
-    ]
-    parts = [f"{MARK}\n\n# {TITLE}", *page.texts, "\n".join([*contents, f"- [{READING}](#reading)"])]
-    parts += ["As one page for a browser: [index.html](index.html)."]
-    for section in page.sections:
-        title, *texts = map(in_markdown, (section.title, *section.texts))
-        parts += [f'<a id="{address(section.name)}"></a>\n\n## {title}', *texts]
-        parts += [in_markdown([note]) for note in section.notes]
-        parts += [_picture(figure) for figure in section.leading]
-        parts += [table.markdown() for table in section.tables]
-        parts += [_picture(figure) for figure in section.figures]
-        parts += ["\n".join(f"- {in_markdown(text)}" for text in section.footnotes)] * bool(section.footnotes)
-    parts += ["## The methods", "\n".join(f"- `{name}`: {line}" for name, line in page.methods.items())]
-    parts += [f'<a id="reading"></a>\n\n## {READING}', *page.reading]
-    return "\n\n".join(parts) + "\n"
-
-
-def _picture(figure: Figure) -> str:
-    return f"![{in_markdown(figure.about)}](figures/{address(figure.name)})"
-
-
-def _html(page: Page) -> str:
-    parts = [f"<h1>{TITLE}</h1>", *map(_paragraph, page.texts), "<ul>"]
-    for section in page.sections:
-        link = f'<a href="#{address(section.name)}">{escape(section.title)}</a>'
-        parts.append(f"<li>{link}: {escape(section.summary)}</li>")
-    parts += [f'<li><a href="#reading">{READING}</a></li>', "</ul>"]
-    for i, section in enumerate(page.sections):
-        parts += ["<details open>" if i == 0 else "<details>"]
-        parts += [f'<summary id="{address(section.name)}"><h2>{escape(section.title)}</h2></summary>']
-        parts += [*_section_in_html(section), "</details>"]
-    named = "\n".join(f"<dt>{name}</dt><dd>{escape(line)}</dd>" for name, line in page.methods.items())
-    parts += [f"<h2>The methods</h2>\n<dl>\n{named}\n</dl>"]
-    parts += [f'<h2 id="reading">{READING}</h2>', *map(_paragraph, page.reading)]
-    return "\n".join([
-        f'<!doctype html>\n{MARK}\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{TITLE}</title>',
-        f"<style>{STYLE}</style>\n</head>\n<body>", *parts, "</body>\n</html>\n",
-    ])  # fmt: skip
-
-
-def _section_in_html(section: Section) -> list[str]:
-    parts = [*map(_paragraph, section.texts)] + [f"<p>{in_html(section.notes)}</p>"] * bool(section.notes)
-    parts += [f"<figure>\n{figure.svg}</figure>" for figure in section.leading]
-    parts += [f'<div class="wide" tabindex="0">\n{table.html()}\n</div>' for table in section.tables]
-    parts += [f"<figure>\n{figure.svg}</figure>" for figure in section.figures]
-    notes = "\n".join(f"<li>{escape(text)}</li>" for text in section.footnotes)
-    return parts + [f"<ul>\n{notes}\n</ul>"] * bool(notes)
-
-
-def _paragraph(text: str) -> str:
-    return f"<p>{escape(text.replace('`', ''))}</p>"

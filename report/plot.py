@@ -1,34 +1,90 @@
-"""Pictures of runs: the curves of one, and several of one pair beside each other."""
+"""Figures: the curves of one run, of several runs of one pair, and what the pages of results show."""
 
-import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
-from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from helper.files import write_atomically
 from helper.run_files import number
 from report.runs import Run, group_labels, group_runs
-
-rcParams["text.parse_math"] = False  # a dollar in a name begins no formula
+from report.style import BEST, FEW, PALETTE, TEST, TRAINING, finish_epochs, looks, save, shortened, with_dots
 
 History = Sequence[Mapping[str, Any]]  # an epoch a record, as in log.jsonl
+Look = Mapping[str, Any]  # matplotlib's properties of a line
 
-# Paul Tol's muted colours: distinct to every kind of colour vision, and on white.
-COLOURS = ("#332288", "#CC6677", "#117733", "#DDAA33", "#88CCEE", "#882255", "#44AA99", "#999933", "#AA4499")
-STYLES = ("-", "--", ":")  # the second and third round through the colours
 PANELS = {  # one for the keys of a record that begin so
     "tau_mean": "temperature tau", "lambda": "lambda", "rl_action_mean": "action", "rl_reward": "reward a step",
     "dpk_ratio": "teacher's share", "dpk_cka": "CKA of maps",
 }  # fmt: skip
-FEW = 12  # up to so many epochs each one gets a dot
+TITLE = 60  # letters
 BANDS = 4  # up to so many configurations in a picture the range of tau is shown: more bands hide each other
+
+
+class Curve(NamedTuple):
+    """Runs that are drawn alike, with a name."""
+
+    name: str
+    look: Look
+    runs: Sequence[tuple[Sequence[int], Sequence[float]]]  # epochs and values of each
+
+
+def curve(history: History, key: str) -> tuple[list[int], list[float]]:
+    """Return epochs and values of one key, where it has a value."""
+    points = [(int(record["epoch"]), value) for record in history if (value := number(record.get(key))) is not None]
+    return [epoch for epoch, _ in points], [value for _, value in points]
+
+
+def draw_curves(title: str, axis: str, curves: Sequence[Curve], band: Sequence[tuple[float, float]] = ()) -> Figure:
+    """Return a figure of curves over epochs, with a legend below.
+
+    Args:
+        title: stands above it. axis: what the values are. curves: one or more, each of one run or more.
+        band: the corners of the area where CTKD's figure has its curves.
+    """
+    figure = Figure(figsize=(6.4, 3.4 + 0.19 * (len(curves) + bool(band))))
+    axes = figure.subplots()
+    for each in curves:
+        for run in each.runs:
+            (line,) = axes.plot(*run, **with_dots(each.look, run[0]))
+        line.set_label(each.name)
+    if band:
+        axes.fill(*zip(*band, strict=True), color="#dddddd", zorder=0,
+                  label="about where CTKD's figure has it (ends of epochs, four pairs)")  # fmt: skip
+    finish_epochs(axes, 0, max(int(run[0][-1]) for each in curves for run in each.runs))
+    axes.set(title=shortened(title, TITLE), xlabel="epoch", ylabel=axis)
+    figure.legend(loc="outside lower left")
+    return figure
+
+
+def draw_dots(
+    title: str,
+    axis: str,
+    rows: Sequence[tuple[str, Look, Sequence[float]]],
+    mark: float | None = None,
+    noise: float = 0,
+) -> Figure:
+    """Return a figure of values on a common axis, a row for each name.
+
+    Args:
+        title: stands above it. axis: what the values are. rows: name, look and values of each, one or more.
+        mark: a value that a line marks. noise: how far around it there is a grey band.
+    """
+    figure = Figure(figsize=(6.4, 0.9 + 0.22 * len(rows)))
+    axes = figure.subplots()
+    for place, (_, look, values) in enumerate(rows):
+        axes.plot(values, [place] * len(values), **{**look, "linestyle": "", "markersize": 6})
+    if mark is not None:
+        axes.axvspan(mark - noise, mark + noise, color="#e4e4e4", zorder=0)
+        axes.axvline(mark, color="#222222", linestyle="--", linewidth=1, zorder=1)
+    axes.set_yticks(range(len(rows)), [shortened(name) for name, *_ in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set(xlabel=axis)
+    figure.suptitle(shortened(title, TITLE), x=0.01, ha="left", fontsize=10, fontweight="bold")
+    return figure
 
 
 def plot_run(run: Run | History, title: str, path: str | Path) -> None:
@@ -37,87 +93,59 @@ def plot_run(run: Run | History, title: str, path: str | Path) -> None:
 
     Args:
         run: a run of an epoch or more, or its history. title: stands above the picture.
-        path: the PNG file, replaced in one step.
+        path: the file, see `report.style.save`.
     """
     history = run.history if isinstance(run, Run) else run
     logged = {key for record in history for key, value in record.items() if number(value) is not None}
     keys = [panel for panel in PANELS if any(key.startswith(panel) for key in logged)]
-    figure = Figure(figsize=(8, 3.4 + 1.7 * len(keys)), layout="constrained")
+    figure = Figure(figsize=(8, 3.4 + 1.7 * len(keys)))
     panels = figure.subplots(1 + len(keys), sharex=True, squeeze=False, height_ratios=[2] + [1] * len(keys))[:, 0]
     _draw_accuracy(panels[0], history)
     for axes, key in zip(panels[1:], keys, strict=True):
         _draw_panel(axes, history, key)
         axes.set_ylabel(PANELS[key])
     for axes in panels:
-        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
-        _finish_axes(axes, 0, int(history[-1]["epoch"]))
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1))
+        finish_epochs(axes, 0, int(history[-1]["epoch"]))
     panels[-1].set_xlabel("epoch")
     figure.suptitle(title)
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_compare(runs: Sequence[Run], path: str | Path) -> None:
-    """Draw test accuracy and temperature of several runs of one pair; the folds of a configuration share a colour.
+    """Draw test accuracy and temperature of several runs of one pair; the folds of a configuration look alike.
 
     Args:
-        runs: one or more, finished or not, of an epoch or more. path: the PNG file, replaced in one step.
+        runs: one or more, finished or not, of an epoch or more. path: the file, see `report.style.save`.
     """
     groups = group_runs(runs)
     last = max(run.epochs for run in runs)
-    tau = any(_curve(run.history, "tau_mean")[1] for run in runs)
+    tau = any(curve(run.history, "tau_mean")[1] for run in runs)
     rows = [["whole", "end"] if last > FEW else ["whole"] * 2] + [["tau"] * 2] * tau
-    figure = Figure(figsize=(10, 4.6 + 2.6 * tau), layout="constrained")
+    figure = Figure(figsize=(10, 4.6 + 2.6 * tau))
     panels = figure.subplot_mosaic(rows, height_ratios=[3, 2][: len(rows)])
     handles = []
-    for index, group in enumerate(groups):
-        look = {"color": COLOURS[index % len(COLOURS)], "linestyle": STYLES[index // len(COLOURS) % len(STYLES)]}
+    for group, look in zip(groups, looks(groups), strict=True):
         for run in group:
-            (line,) = panels["whole"].plot(*_curve(run.history, "top1"), **look, **_dots(run.history), alpha=0.85)
+            (line,) = panels["whole"].plot(*curve(run.history, "top1"), **with_dots(look, run.history), alpha=0.85)
             if "end" in panels:
                 late = [record for record in run.history if record["epoch"] > 0.75 * last]
-                panels["end"].plot(*_curve(late, "top1"), **look)
+                panels["end"].plot(*curve(late, "top1"), **look | {"marker": ""})
             if tau:
-                _draw_tau(panels["tau"], run.history, **look, bands=len(groups) <= BANDS)
+                _draw_tau(panels["tau"], run.history, look, with_range=len(groups) <= BANDS)
         handles.append(line)
     panels["whole"].set_ylabel("test accuracy, top-1 (%)")
     if "end" in panels:
-        panels["end"].set_title("the last quarter", fontsize="medium")
+        panels["end"].set_title("the last quarter", loc="center", fontweight="normal")
     if tau:
         panels["tau"].set_ylabel("temperature tau")
-    figure.legend(handles, _legend_names(groups), loc="outside lower center", ncols=2, frameon=False)
+    figure.legend(handles, _legend_names(groups), loc="outside lower center", ncols=2)
     distilled = [run for run in runs if run.option("distill") is not None] or runs
     figure.suptitle(f"{distilled[0].pair}, {distilled[0].option('dataset')}")
     for name, axes in panels.items():
-        _finish_axes(axes, round(0.75 * last) if name == "end" else 0, last)
+        finish_epochs(axes, round(0.75 * last) if name == "end" else 0, last)
     panels["tau" if tau else "whole"].set_xlabel("epoch")
-    _save(figure, path)
-
-
-def _draw_panel(axes: Axes, history: History, key: str) -> None:
-    """One of PANELS."""
-    if key.startswith("dpk"):
-        for name in history[-1]:
-            if found := re.fullmatch(rf"{key}_stage([1-9]\d?)", name):  # the student's, from 1
-                look = {"color": COLOURS[int(found[1]) % len(COLOURS)], "label": f"stage {found[1]}"}
-                axes.plot(*_curve(history, name), **look, **_dots(history))
-        axes.set_ylim(min(axes.get_ylim()[0], -0.05), 1.05)
-        return
-    epochs, values = _curve(history, key)
-    if key == "tau_mean":
-        teacher = _curve(history, "tau_teacher_mean")
-        student = "the student's tau" if teacher[1] else "tau"
-        _draw_tau(axes, history, COLOURS[0], f"{student}, mean", f"{student}, min to max")
-        if teacher[1]:
-            axes.plot(*teacher, "--", color=COLOURS[1], label="the teacher's tau, mean", **_dots(history))
-        return
-    axes.plot(epochs, values, color=COLOURS[0], label=key.removeprefix("rl_").replace("_", ", "), **_dots(values))
-    if key == "lambda":
-        axes.set_ylim(bottom=0)
-    if key == "rl_action_mean":
-        both = [record for record in history if None not in map(number, (record.get(key), record.get("rl_action_std")))]
-        (epochs, means), (_, spread) = _curve(both, key), _curve(both, "rl_action_std")
-        edges = [[mean + sign * std for mean, std in zip(means, spread, strict=True)] for sign in (-1, 1)]
-        axes.fill_between(epochs, *edges, color=COLOURS[0], alpha=0.15, linewidth=0, label="± standard deviation")
+    save(figure, path)
 
 
 def _legend_names(groups: Sequence[Sequence[Run]]) -> list[str]:
@@ -135,54 +163,49 @@ def _legend_names(groups: Sequence[Sequence[Run]]) -> list[str]:
 
 def _draw_accuracy(axes: Axes, history: History) -> None:
     """Training and test accuracy, with the best and the last test accuracy in the legend."""
-    if _curve(history, "train_top1")[1]:
-        axes.plot(*_curve(history, "train_top1"), "--", color=COLOURS[1], label="training", **_dots(history))
-    epochs, top1 = _curve(history, "top1")
+    if curve(history, "train_top1")[1]:
+        axes.plot(*curve(history, "train_top1"), "--", color=TRAINING, label="training", **with_dots({}, history))
+    epochs, top1 = curve(history, "top1")
     if top1:
-        axes.plot(epochs, top1, color=COLOURS[0], label=f"test\nlast {top1[-1]:.2f}", **_dots(history))
+        axes.plot(epochs, top1, color=TEST, label=f"test\nlast {top1[-1]:.2f}", **with_dots({}, history))
         best = max(range(len(top1)), key=top1.__getitem__)
         label = f"best {top1[best]:.2f}\nepoch {epochs[best]},\nselected on the test set"
-        axes.plot(epochs[best], top1[best], "*", color=COLOURS[3], markeredgecolor="black", markersize=13, label=label)
+        axes.plot(epochs[best], top1[best], "*", color=BEST, markeredgecolor="black", markersize=13, label=label)
     axes.set_ylabel("accuracy, top-1 (%)")
 
 
-def _draw_tau(
-    axes: Axes,
-    history: History,
-    color: str,
-    mean: str | None = None,
-    band: str | None = None,
-    linestyle: str = "-",
-    bands: bool = True,
-) -> None:
-    """The mean of tau as a line, and where asked its range over an epoch as a band."""
-    axes.plot(*_curve(history, "tau_mean"), color=color, linestyle=linestyle, label=mean, **_dots(history))
-    (epochs, low), (_, high) = _curve(history, "tau_min"), _curve(history, "tau_max")
-    if bands and len(low) == len(high) > 0:
+def _draw_panel(axes: Axes, history: History, key: str) -> None:
+    """One of PANELS."""
+    if key.startswith("dpk"):
+        for name in history[-1]:
+            if found := re.fullmatch(rf"{key}_stage([1-9]\d?)", name):  # the student's, from 1
+                look = {"color": PALETTE[int(found[1]) % len(PALETTE)], "label": f"stage {found[1]}"}
+                axes.plot(*curve(history, name), **with_dots(look, history))
+        axes.set_ylim(min(axes.get_ylim()[0], -0.05), 1.05)
+        return
+    epochs, values = curve(history, key)
+    if key == "tau_mean":
+        teacher = curve(history, "tau_teacher_mean")
+        student = "the student's tau" if teacher[1] else "tau"
+        _draw_tau(axes, history, {"color": TEST}, student)
+        if teacher[1]:
+            axes.plot(*teacher, "--", color=TRAINING, label="the teacher's tau, mean", **with_dots({}, history))
+        return
+    axes.plot(epochs, values, color=TEST, label=key.removeprefix("rl_").replace("_", ", "), **with_dots({}, values))
+    if key == "lambda":
+        axes.set_ylim(bottom=0)
+    if key == "rl_action_mean":
+        both = [record for record in history if None not in map(number, (record.get(key), record.get("rl_action_std")))]
+        (epochs, means), (_, spread) = curve(both, key), curve(both, "rl_action_std")
+        edges = [[mean + sign * std for mean, std in zip(means, spread, strict=True)] for sign in (-1, 1)]
+        axes.fill_between(epochs, *edges, color=TEST, alpha=0.15, linewidth=0, label="± standard deviation")
+
+
+def _draw_tau(axes: Axes, history: History, look: Look, name: str = "", with_range: bool = True) -> None:
+    """The mean of tau as a line, and where asked its range over an epoch as a band; named for a legend, or not."""
+    labels = (f"{name}, mean", f"{name}, min to max") if name else (None, None)
+    axes.plot(*curve(history, "tau_mean"), **with_dots(look, history), label=labels[0])
+    (epochs, low), (_, high) = curve(history, "tau_min"), curve(history, "tau_max")
+    if with_range and len(low) == len(high) > 0:
         wide = 8 if len(epochs) == 1 else 0  # a band over one epoch has no area: its edge is drawn instead
-        axes.fill_between(epochs, low, high, color=color, alpha=0.15, linewidth=wide, label=band)
-
-
-def _curve(history: History, key: str) -> tuple[list[int], list[float]]:
-    """Epochs and values of one key, where it has a value."""
-    points = [(int(record["epoch"]), value) for record in history if (value := number(record.get(key))) is not None]
-    return [epoch for epoch, _ in points], [value for _, value in points]
-
-
-def _dots(points: Sequence[Any]) -> dict[str, str | int]:
-    return {"marker": "o", "markersize": 4} if len(points) <= FEW else {}
-
-
-def _finish_axes(axes: Axes, first: int, last: int) -> None:
-    """Grid, and whole epochs from first to last below it."""
-    margin = 0.5 if last <= FEW else (last - first) / 100
-    axes.set_xlim(1 - margin if last <= FEW else first, last + margin)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=9, integer=True, min_n_ticks=1, steps=[1, 2, 3, 5, 10]))
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _save(figure: Figure, path: str | Path) -> None:
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=130)
-    write_atomically(Path(path), picture.getvalue())
+        axes.fill_between(epochs, low, high, color=look["color"], alpha=0.15, linewidth=wide, label=labels[1])

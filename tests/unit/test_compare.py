@@ -665,7 +665,7 @@ def test_markdown_tables_are_well_formed(tmp_path):
     tables = [part.splitlines() for part in text.split("\n\n") if part.startswith("|")]
     assert [len(table) for table in tables] == [4, 3, 3]
     for heading, rule, *rows in tables:
-        assert all(re.fullmatch(" -+:? ", cell) for cell in rule.strip("|").split("|"))
+        assert all(re.fullmatch(":?-+:?", cell) for cell in rule.strip("|").split("|"))
         for row in (rule, *rows):
             assert row.replace(r"\|", "").count("|") == heading.count("|")
     assert text.count("## ") == 2 and r"a\|b" in text
@@ -781,6 +781,10 @@ def test_output_and_plot(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == f"picture: {tmp_path / 'p.png'}\n"
     assert (tmp_path / "t.md").read_text() == comparison.report(find_runs(two), markdown=True)
     assert is_picture(tmp_path / "p.png")
+    for name, begin in (("p.svg", b"<svg"), ("p.pdf", b"%PDF")):
+        call(monkeypatch, *two, "--plot", tmp_path / name)
+        assert (tmp_path / name).read_bytes().startswith(begin)
+    capsys.readouterr()
     call(monkeypatch, runs)
     assert capsys.readouterr().out == comparison.report(find_runs([runs]))
 
@@ -806,7 +810,7 @@ def test_a_plot_holds_one_pair_and_its_student_alone(tmp_path):
         (["empty"], "empty holds no run"),
         ([], "save is no folder"),
         (["runs", "empty"], "empty holds no run"),
-        (["runs/kd1", "--plot", "curve.pdf"], "ends in .png"),
+        (["runs/kd1", "--plot", "curve.gif"], "ends in .png, .svg or .pdf"),
         (["runs", "--plot", "curve.png"], "draws one pair"),
         (["runs/kd1", "--output", "no/such/t.md"], "cannot be written"),
         (["runs/kd1", "--plot", "no/such/c.png"], "cannot be written"),

@@ -14,11 +14,11 @@ import compare
 from distiller_zoo import distiller_dict
 from helper.errors import RunError
 from inputs import InputError
-from report import page, statistics, svg
+from report import page, statistics, style
 from report.comparison import finished_groups
 from report.figures import FULL, figures
+from report.plot import Curve, draw_curves, draw_dots
 from report.runs import find_runs, group_labels
-from report.svg import Band, Curve, Dots, draw, draw_dots
 from report.tables import Link, Table, in_markdown
 from temperature import temperature_dict
 
@@ -39,9 +39,6 @@ def results(tmp_path):
     return root
 
 
-SHAPES = ("rect", "path", "polygon", "polyline", "circle")  # tags that hold nothing
-
-
 class Page(HTMLParser):
     """The tags that are open, the texts, where links lead, and the names that they may lead to."""
 
@@ -51,14 +48,13 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.seen.add(tag)
-        if tag not in ("meta", *SHAPES):
+        if tag != "meta":
             self.open.append(tag)
         self.names += [value for key, value in attributes if key == "id"]
         self.links += [value for key, value in attributes if key in ("href", "src")]
 
     def handle_endtag(self, tag):
-        if tag not in SHAPES:
-            assert self.open.pop() == tag
+        assert self.open.pop() == tag
 
     def handle_data(self, data):
         self.texts.append(data)
@@ -70,7 +66,7 @@ def test_both_pages_show_the_same_and_lead_to_the_logs(results, monkeypatch, cap
     assert "index.html" in capsys.readouterr().out
     told, shown = Page(), (results / "README.md").read_text()
     told.feed((results / "index.html").read_text())
-    assert told.open == []
+    assert told.open == [] and len(set(told.names)) == len(told.names)
     text = " ".join(told.texts)
     for words in ("70.60 ± 0.10", "70.66", "within noise (±0.50)", "a processor, 1 thread", "2.00", "0.1, 0.9, 0",
                   "unfinished (3/5 epochs)", "1 of 3 configurations follow a published protocol"):  # fmt: skip
@@ -125,7 +121,7 @@ def test_pictures_of_a_pair(results):
     assert made.keys() == {"alone_top1.svg", *(f"{pair}_{end}.svg" for end in
                            ("last", "top1_1", "top1_2", "tau_ctkd", "tau_others"))}  # fmt: skip
     for name, text in made.items():
-        told = [element.text for element in ElementTree.fromstring(text) if element.tag.endswith("text")]
+        told = [element.text for element in ElementTree.fromstring(text).iter() if element.tag.endswith("text")]
         if pair in name and "tau" not in name:  # what the others are to be compared with stands in each
             assert any(line.startswith("resnet20 alone, 240 epochs") for line in told), name
             assert any(line.startswith("kd, tau 4") for line in told), name
@@ -295,34 +291,92 @@ def test_what_is_no_file_is_not_replaced(results, make):
     assert not (results / "index.html").exists()
 
 
+LINE = {"color": "#123456", "linestyle": "--", "marker": "s", "markersize": 4}
+
+
 @pytest.mark.parametrize("ends", [(1e-30, 2e-30), (0, 5e-324), (1e19, 1e19), (-1e19, 1e19), (4.0, 4.0), (7.1, 7.10001)])
-def test_ticks_are_distinct_and_around_the_values(ends):
-    ticks = svg._ticks(*ends)
-    assert ticks[0] <= ends[0] and ends[1] <= ticks[-1] and len(set(ticks)) == len(ticks) < 20
+def test_axes_are_around_the_values(ends):
+    curves, dots = draw_curves("pair", "tau", [Curve("a", LINE, [([1, 2], ends)])]), draw_dots("pair", "tau", [
+        ("a", LINE, ends)])  # fmt: skip
+    for figure, axis in ((curves, "y"), (dots, "x")):
+        ElementTree.fromstring(style.svg(figure, "a", "a"))
+        low, high = getattr(figure.axes[0], f"get_{axis}lim")()
+        assert low <= ends[0] and ends[1] <= high and low < high
 
 
 def test_every_method_has_its_line():
-    assert page.LINES.keys() == {*distiller_dict, *temperature_dict}
+    assert page.TEMPLATES.get_template("texts.j2").module.methods.keys() == {*distiller_dict, *temperature_dict}
 
 
 def test_a_picture_has_its_curves_where_they_belong():
-    curves = [Curve("a < b", "#123456", "none", [[(1, 10.0), (2, 30.0)], [(1, 12.0), (2, 20.0)]])]
-    root = ElementTree.fromstring(draw("pair", "top-1", curves, [Band("paper", [(1, 12.0), (2, 13.0), (2, 12.0)])]))
-    lines = [element for element in root if element.tag.endswith("polyline")]
-    (first, second), _ = ([tuple(map(float, at.split(","))) for at in line.get("points").split()] for line in lines)
-    assert first[0] < second[0] and first[1] > second[1]  # to the right, and up
-    assert [element.text for element in root if element.tag.endswith("text")][-2:] == ["a < b", "paper"]
-    labels = [element.text for element in root if element.tag.endswith("text")]
-    assert {"10", "15", "20", "25", "30"} <= set(labels)
+    curves = [Curve("a < b", LINE, [([1, 2], [10.0, 30.0]), ([1, 2], [12.0, 20.0])])]
+    band = [(1, 12.0), (2, 13.0), (2, 12.0)]
+    figure = draw_curves("pair", "top-1", curves, band)
+    (axes,), (legend,) = figure.axes, figure.legends
+    assert [line.get_xydata().tolist() for line in axes.get_lines()] == [[[1, 10], [2, 30]], [[1, 12], [2, 20]]]
+    assert {line.get_color() for line in axes.get_lines()} == {LINE["color"]}
+    assert axes.patches[0].get_xy().tolist()[:3] == [list(corner) for corner in band]
+    assert [text.get_text()[:11] for text in legend.get_texts()] == ["a < b", "about where"]
+    assert axes.get_title(loc="left") == "pair" and axes.get_ylabel() == "top-1"
+    told = [element.text for element in ElementTree.fromstring(style.svg(figure, "name", "a pair")).iter()]
+    assert {"a < b", "pair", "top-1", "a pair", "10.0", "30.0"} <= set(told)
 
 
-def dots(svg):
-    """The names, the values' places, the line's place and the band of a picture of dots."""
-    parts = list(ElementTree.fromstring(svg))
-    (line,) = [float(part.get("d")[1:].split(",")[0]) for part in parts if part.get("stroke-dasharray")]
-    bands = [part for part in parts if part.tag.endswith("rect")][1:]
-    centres = {round(float(part.get("cx")), 1) for part in parts if part.tag.endswith("circle")}
-    return [part.text for part in parts if part.get("font-size")], centres, line, bands
+def test_a_picture_is_the_same_each_time_and_small():
+    runs = [([*range(1, 241)], [1 / 3 + epoch for epoch in range(240)])]
+    first, second = (style.svg(draw_curves("pair", "top-1", [Curve("0.12345", LINE, runs)]), "n", "a") for _ in "12")
+    assert first == second and "0.12345" in first and len(first) < 20_000
+    assert not re.search(r"metadata|<[^>]*\.\d{3}|figure_1", first)
+    other = style.svg(draw_curves("pair", "top-1", [Curve("0.12345", LINE, runs)]), "m", "a")
+    ids = [set(re.findall(' id="(.*?)"', text)) for text in (first, other)]
+    assert ids[0] and not ids[0] & ids[1]  # both may stand in a page
+
+
+def test_a_method_has_one_colour_in_every_picture(results, tmp_path):
+    write_run(results / "full/dkd", history(72.0), distill="dkd")
+    write_run(results / "full/alone", history(69.0), distill=None)
+    seen = {}
+    for names in (["full", "few"], ["few"], ["full"]):
+        groups = finished_groups(find_runs([results / name for name in names]))
+        for figure in figures("s", groups, group_labels(groups)):
+            axes, legends = figure.drawing.axes[0], figure.drawing.legends
+            if legends:
+                lines = zip(legends[0].get_texts(), legends[0].get_lines(), strict=False)
+                told = [(text.get_text().split(":")[0], line.get_color()) for text, line in lines]
+            else:
+                told = [(text.get_text(), line.get_color()) for text, line in zip(
+                    axes.get_yticklabels(), axes.get_lines(), strict=False)]  # fmt: skip
+            for name, color in told:
+                assert seen.setdefault(name, color) == color, name
+    assert {seen["kd, tau 4"], seen["kd, ctkd-global"], seen["dkd+kd, tau 4"], seen["resnet20 alone, 240 epochs"]} == {
+        style.COLOURS[name] for name in ("kd", "ctkd-global", "dkd", "alone")}  # fmt: skip
+
+
+def test_curves_are_those_of_the_logs(results):
+    runs = {run.label: run for run in find_runs([results / "full"])}
+    groups = finished_groups(runs.values())
+    for key, figure in zip(("top1", "tau_mean"), [figure for figure in figures("s", groups, group_labels(groups)) if not
+                           figure.leads], strict=True):  # fmt: skip
+        lines = figure.drawing.axes[0].get_lines()
+        shown = {tuple(line.get_ydata().tolist()) for line in lines}
+        logs = {tuple(record[key] for record in run.history if key in record) for run in runs.values()}
+        assert shown == logs - {()} and all(line.get_xdata().tolist() == [*range(1, 241)] for line in lines)
+
+
+def test_every_method_has_a_colour_of_its_own():
+    assert style.COLOURS.keys() == {"alone", *distiller_dict, *temperature_dict} - {"fixed"}
+    assert len(set(style.COLOURS.values())) == len(style.COLOURS)
+
+
+def dots(figure):
+    """The names, the values, and where the line and the band of a picture of dots are."""
+    (axes,) = figure.axes
+    *rows, line = axes.get_lines()
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    values = {round(float(value), 2) for row in rows for value in row.get_xdata()}
+    (band,) = axes.patches
+    box = band.get_extents().transformed(axes.transData.inverted())
+    return names, values, line.get_xdata()[0], (box.x0, box.width)
 
 
 def test_the_picture_of_last_top1_marks_the_kd_of_the_same_teacher_and_recipe(tmp_path):
@@ -335,16 +389,15 @@ def test_the_picture_of_last_top1_marks_the_kd_of_the_same_teacher_and_recipe(tm
     write_run(tmp_path / "better", history(75.0), teacher_sha256="0123456789")
     write_run(tmp_path / "dkd", history(73.0), distill="dkd")
     groups = finished_groups(find_runs([tmp_path]))
-    made = {figure.name: figure.svg for figure in figures("s", groups, group_labels(groups)) if figure.leads}
+    made = {figure.name: figure.drawing for figure in figures("s", groups, group_labels(groups)) if figure.leads}
     assert len(made) == 2  # a run is no picture
-    names, centres, line, _ = dots(made["s_resnet56_resnet20_1_last.svg"])
-    assert len(names) == 2 and line in centres
-    names, centres, line, (band,) = dots(made["s_resnet56_resnet20_2_last.svg"])
+    names, values, line, (_, wide) = dots(made["s_resnet56_resnet20_1_last.svg"])
+    assert len(names) == 2 and line == 40.0 and values == {40.0, 41.0} and wide == pytest.approx(0)
+    names, values, line, (start, wide) = dots(made["s_resnet56_resnet20_2_last.svg"])
     assert [name.split(",")[1] for name in names] == [" tau 4", " tau 2", " tau 4"]  # KD at tau 4, KD at tau 2, DKD
-    assert sorted(centres)[0] < line < sorted(centres)[-1] and line not in centres  # a mean of three
+    assert values == {70.0, 71.0, 71.2, 71.6, 73.0} and line == pytest.approx(213.8 / 3)  # a mean of three
     noise = statistics.significance_margin(groups, "last", 1, 3)
-    scale = (sorted(centres)[-1] - sorted(centres)[0]) / (73.0 - 70.0)
-    assert float(band.get("width")) == pytest.approx(2 * noise * scale, rel=0.02)
+    assert (start, wide) == pytest.approx((line - noise, 2 * noise))
 
 
 def test_several_data_sets_in_a_section_have_their_own_pictures(results):
@@ -375,32 +428,36 @@ def test_incomplete_logs_leave_out_what_they_do_not_have(tmp_path):
 
 
 def test_dots_stand_where_their_values_are():
-    rows = [Dots("a < b", "#123456", [10.0, 30.0]), Dots("c", "#654321", [20.0])]
-    root = ElementTree.fromstring(draw_dots("pair", "top-1", rows, 20.0, 5.0))
-    low, high, middle = (element for element in root if element.tag.endswith("circle"))
-    places = [float(dot.get("cx")) for dot in (low, middle, high)]
-    assert places == sorted(places) and places[1] == pytest.approx((places[0] + places[2]) / 2, abs=0.11)
-    assert low.get("cy") == high.get("cy") and float(middle.get("cy")) > float(low.get("cy"))
-    _, band = (element for element in root if element.tag.endswith("rect"))
-    assert float(band.get("width")) == pytest.approx((places[2] - places[0]) / 2, abs=0.11)
-    assert float(band.get("x")) == pytest.approx(places[1] - float(band.get("width")) / 2, abs=0.11)
-    ElementTree.fromstring(draw_dots("pair", "top-1", rows))
-    ElementTree.fromstring(draw_dots("pair", "top-1", rows[1:], 20.0))
-    root = ElementTree.fromstring(draw_dots("pair", "top-1", [Dots("n" * 100, "#123456", [1.0, 2.0])]))
-    first, second = (float(element.get("cx")) for element in root if element.tag.endswith("circle"))
-    assert first + 100 < second
+    rows = [("a < b", LINE, [10.0, 30.0]), ("n" * 100, LINE, [20.0])]
+    figure = draw_dots("pair", "top-1", rows, 20.0, 5.0)
+    names, values, line, band = dots(figure)
+    assert names == ["a < b", "n" * (style.LONGEST - 1) + "…"] and values == {10.0, 20.0, 30.0}
+    assert line == 20.0 and band == pytest.approx((15.0, 10.0))
+    (axes,) = figure.axes
+    first, second = (row.get_ydata().tolist() for row in axes.get_lines()[:2])
+    assert (first, second) == ([0, 0], [1]) and axes.get_ylim() == (1.5, -0.5)  # the first row stands above
+    assert len(draw_dots("pair", "top-1", rows).axes[0].get_lines()) == 2  # no line where nothing is marked
+    figure.draw_without_rendering()
+    assert axes.get_position().width > 0.3
 
 
 def test_a_picture_of_one_value():
-    ElementTree.fromstring(draw("pair", "tau", [Curve("a", "#123456", "7 4", [[(1, 4.0)]])]))
+    figure = draw_curves("pair", "tau", [Curve("a", LINE, [([1], [4.0])])])
+    assert figure.axes[0].get_lines()[0].get_marker() == "s"
+    ElementTree.fromstring(style.svg(figure, "a", "a"))
 
 
-def test_a_table_in_three_forms():
-    table = Table(["pair", "n"], [["a|b <c>", "1"], [[Link("x", "y/z")], "20"]])
-    assert table.text() == "pair       n\n-------  ---\na|b <c>    1\nx         20"
+def test_a_table_in_two_forms():
+    table = Table(["pair", "n"], [["a|b <c>", "1"], [[Link("x", "y/z")], "20"], ["-0.40", "x"]])
+    assert table.text() == "pair      n\n-------  --\na|b <c>   1\nx        20\n-0.40     x"
     assert table.markdown().splitlines() == [
-        "| pair           |   n |", "| -------------- | --: |", r"| a\|b &lt;c&gt; |   1 |", "| [x](y/z)       |  20 |",
+        "| pair           |  n |", "|:---------------|---:|", r"| a\|b &lt;c&gt; |  1 |", "| [x](y/z)       | 20 |",
+        "| -0.40          |  x |",
     ]  # fmt: skip
-    assert "<thead><tr><th scope=col class=left>pair</th><th scope=col>n</th></tr></thead>" in table.html()
-    assert "<td class=left>a|b &lt;c&gt;</td><td>1</td>" in table.html()
-    assert '<td class=left><a href="y/z">x</a></td>' in table.html()
+
+
+def test_tables_of_the_page(results):
+    text = page.pages(results)["index.html"]
+    assert "<thead><tr><th scope=col class=left>pair</th>" in text and "<th scope=col>last</th>" in text
+    assert "<td class=left>resnet56 → resnet20</td><td class=left>kd, tau 4</td><td>70.60 ± 0.10</td>" in text
+    assert '<td class=left><a href="few/%3Cone%3E/log.jsonl">seed 1</a>, <a href="few/%3Cone%3E/config.json">' in text

@@ -1,0 +1,106 @@
+"""The look of all figures: one style, one fixed colour per method; and how figures become files."""
+
+import io
+import re
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+from matplotlib import rc_context, rcParams
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from helper.files import write_atomically
+from report.runs import Run
+
+rcParams.update({
+    "text.parse_math": False,  # a dollar in a name begins no formula
+    "font.sans-serif": ["DejaVu Sans", "Verdana"], "font.size": 9, "svg.fonttype": "none",
+    "axes.grid": True, "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.formatter.useoffset": False, "axes.titlelocation": "left", "axes.titleweight": "bold", "axes.titlesize": 10,
+    "grid.color": "#dddddd", "xtick.major.size": 0, "ytick.major.size": 0, "lines.linewidth": 1.6,
+    "legend.frameon": False, "legend.handlelength": 2.8, "figure.constrained_layout.use": True, "savefig.dpi": 130,
+})  # fmt: skip
+
+COLOURS = {  # of the student alone, of plain KD by its temperature, and of the other distillers
+    "alone": "#999999", "kd": "#222222",
+    "ctkd-global": "#0077BB", "ctkd-instance": "#66BBEE", "dtkd": "#CC3311", "rlkd": "#117733", "random": "#99AA22",
+    "annealing": "#EE7733", "standardised": "#AA4499",
+    "pkt": "#332288", "sp": "#44AA99", "vid": "#DDAA33", "crd": "#882255", "srrl": "#CC6677", "dkd": "#8C564B",
+    "dpk": "#EE3377",
+}  # fmt: skip
+PALETTE = list(COLOURS.values())[2:]
+TEST, TRAINING, BEST = COLOURS["pkt"], COLOURS["srrl"], COLOURS["vid"]  # the lines of one run
+# Configurations of one colour differ in these.
+STYLES = (("-", "o"), ("--", "s"), (":", "D"), ("-.", "^"), ((0, (7, 2, 1, 2, 1, 2)), "v"), ((0, (1, 3)), "P"))
+FEW = 12  # up to so many epochs each one gets a dot
+LONGEST = 44  # letters of a name in a figure
+
+
+def colour(run: Run) -> str:
+    """Return the colour of a run's method: the temperature's for plain KD, else the distiller's."""
+    name = str(run.option("distill") or "alone")
+    if name == "kd" and run.option("temperature") != "fixed":
+        name = str(run.option("temperature"))
+    return COLOURS.get(name) or PALETTE[crc32(name.encode()) % len(PALETTE)]
+
+
+def looks(groups: Sequence[Sequence[Run]]) -> list[dict[str, Any]]:
+    """Return the colour of each configuration, with a line style and a marker that tell apart those of one colour."""
+    seen: Counter[str] = Counter()
+    found = []
+    for color in (colour(group[0]) for group in groups):
+        line, marker = STYLES[seen[color] % len(STYLES)]
+        found.append({"color": color, "linestyle": line, "marker": marker, "markersize": 4})
+        seen[color] += 1
+    return found
+
+
+def with_dots(look: Mapping[str, Any], points: Sequence[Any]) -> dict[str, Any]:
+    """Return the look of a curve: few epochs get a marker each, many none."""
+    return {"marker": "o", "markersize": 4} | dict(look) | ({} if len(points) <= FEW else {"marker": ""})
+
+
+def finish_epochs(axes: Axes, first: int, last: int) -> None:
+    """Let the horizontal axis show whole epochs, from first to last."""
+    margin = 0.5 if last <= FEW else (last - first) / 100
+    axes.set_xlim(1 - margin if last <= FEW else first, last + margin)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=9, integer=True, min_n_ticks=1, steps=[1, 2, 3, 5, 10]))
+
+
+def shortened(name: str, longest: int = LONGEST) -> str:
+    """Return a name that fits a figure."""
+    return name if len(name) <= longest else name[: longest - 1] + "…"
+
+
+def svg(figure: Figure, name: str, title: str) -> str:
+    """Return a figure as an SVG element, the same for the same figure: no date, few decimals, text as text.
+
+    Args:
+        name: sets its ids apart from those of other figures of a page. title: for those who cannot see it.
+    """
+    file = io.StringIO()
+    metadata = dict.fromkeys(("Date", "Creator", "Format", "Type")) | {"Title": title}
+    with rc_context({"svg.hashsalt": name}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph|.*constrained_layout")
+        figure.savefig(file, format="svg", metadata=metadata)
+    text = re.sub(" *<metadata>.*?</metadata>\n", "", file.getvalue(), flags=re.DOTALL)
+    text = text[text.index("<svg") :].replace("<svg ", '<svg role="img" ', 1).replace(" \n", "\n")
+    text = re.sub(r' id="([^"]*)"', lambda found: found[0] if f"#{found[1]}" in text else "", text)
+    return re.sub("<[^>]*>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), text)
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Write a figure as PNG, SVG or PDF by the path's suffix (PNG for any other); replace the file in one step."""
+    path = Path(path)
+    if path.suffix == ".svg":
+        content = svg(figure, path.stem, path.stem).encode()
+    else:
+        file, is_pdf = io.BytesIO(), path.suffix == ".pdf"
+        figure.savefig(file, format="pdf" if is_pdf else "png", metadata={"CreationDate": None} if is_pdf else None)
+        content = file.getvalue()
+    write_atomically(path, content)
