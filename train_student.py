@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import train_teacher
-from dataset import Dataset, create_dataset, identify_data
+from dataset import Dataset
 from distiller_zoo import create_distiller, distiller_dict
 from helper import distributed
 from helper.device import device_of, place, seed_everything, start_together
@@ -37,41 +37,36 @@ from temperature.standardised import Standardised
 def distil(options: StudentOptions) -> list[Path]:
     """Run the distillations that the options describe, one a seed, or go on with them; returns their folders."""
     with device_of(options) as device:
-        return _distil(options, device)
+        # 1. the teacher's weights, and the runs: what they are, and what there is of them already
+        found = find_teacher(options, train_teacher.train)
+        options = resolve_pair(options, found.name)
+        data_sha256 = train_teacher.hash_of_data(options)
+        runs = [(open_run(trial, found, data_sha256), trial) for trial in trials_of(options)]
+        print_settings(options)
+        if unfinished := train_teacher.unfinished(runs):
+            _distil(options, found, unfinished, device)
+        return [run.folder for run, _ in runs]
 
 
-def _distil(options: StudentOptions, device: torch.device) -> list[Path]:
-    # 1. the teacher's weights, and the runs: what they are, and what there is of them already
-    found = find_teacher(options, train_teacher.train)
-    options = resolve_pair(options, found.name)
-    data_sha256 = distributed.one_a_machine(lambda: identify_data(options.dataset, options.data_dir))
-    runs = [(open_run(trial, found, data_sha256), trial) for trial in trials_of(options)]
-    folders = [run.folder for run, _ in runs]
-    print_settings(options)
-    runs = [(run, trial) for run, trial in runs if not options.dry_run and not run.told_finished()]
-    if not runs:
-        return folders
-    for run, _ in runs:
-        run.check_writable()
+def _distil(
+    options: StudentOptions,
+    found: FoundTeacher,
+    runs: list[tuple[RunFolder, StudentOptions]],
+    device: torch.device,
+) -> None:
     if options.teacher_table:
         distributed.on_rank0(lambda: check_table_dir(table_dir(options, found)))
     # 2. data
-    known = kwargs_for(
-        create_dataset,
-        as_dict(options) | {"device": device, "rank": distributed.rank(), "world_size": distributed.world_size()},
-    )
-    data = distributed.local_rank0_first(lambda: create_dataset(options.dataset, **known))
+    data = train_teacher.load_data(options, device)
     # 3. teacher: frozen, and measured before anything is learned from it
     model = load_teacher(found, data.num_classes, device, options.dataset, options.plain)
-    top1 = None if options.skip_validation else evaluate(model, data.val, "teacher")["top1"]
-    if top1 is not None:
-        print(f"the teacher {found.name} has top-1 {top1:.2f} on this test set")
+    found_out = {"device": str(device), "num_classes": data.num_classes}
+    if not options.skip_validation:
+        found_out["teacher_top1"] = evaluate(model, data.val, "teacher")["top1"]
+        print(f"the teacher {found.name} has top-1 {found_out['teacher_top1']:.2f} on this test set")
     teacher = build_teacher(options, found, model, data)
     # 4. the loop, from where each run stopped
-    found_out = {"device": str(device), "num_classes": data.num_classes}
-    found_out |= {} if top1 is None else {"teacher_top1": top1}
     train_runs(runs, device, found_out, lambda *run: build_trainer(*run, model, teacher, data))
-    return folders
 
 
 def open_run(options: StudentOptions, found: FoundTeacher, data_sha256: str | None) -> RunFolder:

@@ -26,7 +26,7 @@ from helper.run_folder import RunFolder
 from helper.task import Task, Vanilla
 from helper.teacher import folder_name
 from helper.trainer import Trainer, make_optimizer, make_step
-from helper.trials import train_runs, trials_of
+from helper.trials import O, train_runs, trials_of
 from models import create_model
 from report import draw_curve
 
@@ -34,31 +34,39 @@ from report import draw_curve
 def train(options: TeacherOptions) -> list[Path]:
     """Train the networks that the options describe, one a seed, or go on with them; returns their folders."""
     with device_of(options) as device:
-        return _train(options, device)
+        # 1. the runs: what they are, and what there is of them already
+        data_sha256 = hash_of_data(options)
+        runs = [(open_run(trial, data_sha256), trial) for trial in trials_of(options)]
+        if told := proportions_in_words(options):
+            print(told)
+        if left := unfinished(runs):
+            # 2. data
+            data = load_data(options, device)
+            # 3. the loop, from where each run stopped
+            found_out = {"device": str(device), "num_classes": data.num_classes}
+            train_runs(left, device, found_out, lambda *run: build_trainer(*run, data))
+        return [run.folder for run, _ in runs]
 
 
-def _train(options: TeacherOptions, device: torch.device) -> list[Path]:
-    # 1. the runs: what they are, and what there is of them already
-    data_sha256 = distributed.one_a_machine(lambda: identify_data(options.dataset, options.data_dir))
-    runs = [(open_run(trial, data_sha256), trial) for trial in trials_of(options)]
-    folders = [run.folder for run, _ in runs]
-    if told := proportions_in_words(options):
-        print(told)
-    runs = [(run, trial) for run, trial in runs if not options.dry_run and not run.told_finished()]
-    if not runs:
-        return folders
-    for run, _ in runs:
+def hash_of_data(options: CommonOptions) -> str | None:
+    """What tells the options' data from other data of the same name; see `identify_data`."""
+    return distributed.one_a_machine(lambda: identify_data(options.dataset, options.data_dir))
+
+
+def unfinished(runs: list[tuple[RunFolder, O]]) -> list[tuple[RunFolder, O]]:
+    """Those of the runs that are to be trained: none of a dry run, nor finished ones, which say so. Raises UserError
+    where one cannot be written."""
+    left = [(run, options) for run, options in runs if not options.dry_run and not run.told_finished()]
+    for run, _ in left:
         run.check_writable()
-    # 2. data
-    known = kwargs_for(
-        create_dataset,
-        as_dict(options) | {"device": device, "rank": distributed.rank(), "world_size": distributed.world_size()},
-    )
-    data = distributed.local_rank0_first(lambda: create_dataset(options.dataset, **known))
-    # 3. the loop, from where each run stopped
-    found_out = {"device": str(device), "num_classes": data.num_classes}
-    train_runs(runs, device, found_out, lambda *run: build_trainer(*run, data))
-    return folders
+    return left
+
+
+def load_data(options: CommonOptions, device: torch.device) -> Dataset:
+    """The data set of the options on a device, of which this process has its share."""
+    own = {"device": device, "rank": distributed.rank(), "world_size": distributed.world_size()}
+    known = kwargs_for(create_dataset, as_dict(options) | own)
+    return distributed.local_rank0_first(lambda: create_dataset(options.dataset, **known))
 
 
 def open_run(options: TeacherOptions, data_sha256: str | None) -> RunFolder:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inputs import TakesOptions
+from inputs import CPU, TakesOptions
 from models import Output
 from temperature import Tau
 
@@ -23,8 +23,9 @@ class Distiller(TakesOptions, nn.Module):
     uses_tau = False  # whether tau acts in `forward` too, and not only in the KD term
 
     @classmethod
-    def check(cls, options: dict[str, Any]) -> None:
-        """Raise InputError for options, by name, that do not go together; called before any work is done."""
+    def check(cls, options: dict[str, Any], device: torch.device = CPU) -> None:
+        """Raise InputError for options, by name, that do not go together or need more memory than a device has; called
+        before any work is done."""
 
     @classmethod
     def complete(cls, options: dict[str, Any], pair: tuple[str, str]) -> dict[str, Any]:

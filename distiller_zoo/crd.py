@@ -6,14 +6,14 @@ an image cost no forward pass.
 """
 
 import math
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distiller_zoo.base import Distiller, at_least_float32
-from inputs import InputError, Option, check_fits
+from inputs import CPU, InputError, Option, check_fits
 from models import Output
 from temperature import Tau
 
@@ -187,6 +187,12 @@ class CRD(Distiller):
         self.candidates = Candidates(train_target, nce_k, mode)
         self.embed_s, self.embed_t = Embed(student_widths[-1], feat_dim), Embed(teacher_widths[-1], feat_dim)
         self.contrast = Contrast(len(train_target), feat_dim, nce_t, nce_m)
+
+    @classmethod
+    def check(cls, options: dict[str, Any], device: torch.device = CPU) -> None:
+        # of each negative: its place, a random number, its score, and their gradients
+        size = 40 * options["batch_size"] * options["nce_k"]
+        check_fits("CRD's negatives of a batch", size, "--nce_k or --batch_size", device)
 
     def forward(self, student: Output, teacher: Output, target: Tensor, tau: Tau, index: Tensor) -> dict[str, Tensor]:
         v_s, v_t = self.embed_s(student.features[-1]), self.embed_t(teacher.features[-1])

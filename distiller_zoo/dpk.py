@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from distiller_zoo.base import Distiller, at_least_float32
 from distiller_zoo.cka import SMALLEST, cka_of_hsic, hsic_terms
 from distiller_zoo.maps import pair_stages, same_size
-from inputs import TRAINED, InputError, Option, check_fits, in_words
+from inputs import CPU, TRAINED, InputError, Option, check_fits, in_words
 from models import Output
 from temperature import Tau
 from temperature.annealing import annealed
@@ -212,7 +212,7 @@ class DPK(Distiller):
         self.register_buffer("epoch_steps", torch.zeros(()))
 
     @classmethod
-    def check(cls, options: dict[str, Any]) -> None:
+    def check(cls, options: dict[str, Any], device: torch.device = CPU) -> None:
         share = share_schedule(options["dpk_schedule"])
         if share == 1 or share == "linear" and options["epochs"] == 1:
             raise InputError(

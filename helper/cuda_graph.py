@@ -47,29 +47,19 @@ class CUDAGraphStep:
         if phase is None or batch.view is None or len(batch) != self.batch_size:
             return train_step(task, teacher, batch, optimizer, metrics)
         if phase not in self.recordings:
-            self.recordings[phase] = self._record(task, teacher, batch, optimizer, metrics)
+            recorded = batch.copy()
+
+            def step() -> StepOutput:
+                return train_step(task, teacher, recorded.unmade(), optimizer, metrics)
+
+            with undone(task, optimizer, metrics):
+                self.warm_up(step, recorded.target.device)
+            self.recordings[phase] = recorded, *self.capture(step)
         given, graph, output = self.recordings[phase]
         for ours, theirs in zip(given.numbers, batch.numbers, strict=True):
             ours.copy_(theirs)
         graph.replay()
         return output
-
-    def _record(
-        self,
-        task: Task,
-        teacher: Teacher | None,
-        batch: Batch,
-        optimizer: torch.optim.Optimizer,
-        metrics: Metrics,
-    ) -> tuple[Batch, torch.cuda.CUDAGraph, StepOutput]:
-        given = batch.copy()
-
-        def step() -> StepOutput:
-            return train_step(task, teacher, given.unmade(), optimizer, metrics)
-
-        with undone(task, optimizer, metrics):
-            self.warm_up(step, given.target.device)
-        return given, *self.capture(step)
 
     def warm_up(self, step: Callable[[], StepOutput], device: torch.device) -> None:
         """Make some steps on the stream of the recordings."""

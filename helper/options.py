@@ -103,7 +103,6 @@ def parse(parser: Parser, argv: list[str] | None = None) -> Any:
     if "temperature" in options:  # their own checks, before any work is done
         factory = temperature_dict[options["temperature"]]
         factory(**kwargs_for(factory, options | {"num_classes": 1, "train_target": torch.zeros(1)}))
-        distiller_dict[options["distill"]].check(options)
         _check_teacher_weights(options)
     return as_options(options)
 

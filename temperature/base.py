@@ -6,7 +6,7 @@ from typing import Annotated, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from inputs import Option, TakesOptions
+from inputs import CPU, Option, TakesOptions
 
 KD_T = 4.0
 KdT = Annotated[float, Option.of_tau("the temperature if fixed, DTKD's reference, and RLKD's before its agent acts")]
@@ -99,6 +99,11 @@ class Temperature(TakesOptions, nn.Module):
     # that changes from step to step must be tensors, changed in place. This names the part of the state which decides
     # what `forward` does in the epoch that was started; for each value of it there is a recording. None: never record.
     phase: Hashable | None = ()
+
+    @classmethod
+    def check(cls, options: dict[str, Any], device: torch.device = CPU) -> None:
+        """Raise InputError for options, by name, that do not go together or need more memory than a device has; called
+        before any work is done."""
 
     @classmethod
     def complete(cls, options: dict[str, Any], pair: tuple[str, str]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from inputs import TRAINED, Option, check_fits
+from inputs import CPU, TRAINED, Option, check_fits
 from temperature.base import Tau, Temperature
 
 
@@ -131,6 +131,11 @@ class CTKDInstance(CTKD):
         )
         nn.init.normal_(self.network[2].weight, std=0.01)
         nn.init.ones_(self.network[2].bias)
+
+    @classmethod
+    def check(cls, options: dict[str, Any], device: torch.device = CPU) -> None:
+        size = 8 * options["batch_size"] * options["instance_width"]
+        check_fits("CTKD's hidden units", size, "--instance_width or --batch_size", device)
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor, index: Tensor) -> Tau:
         both = torch.cat([teacher_logits.softmax(1), student_logits.detach().softmax(1)], 1)  # [B, 2C]

@@ -24,7 +24,7 @@ BASE = "inputs"  # the module below them all
 SCRIPTS = 4
 LONG = 60  # lines of a function
 LIMITS = {  # what holds today, rounded up; lower a limit when the code has become better
-    "share of helper/, %": 35,
+    "share of helper/, %": 34,
     "imports against the direction": 0,
     "modules in circles": 0,
     "packages in circles": 0,

@@ -78,9 +78,9 @@ def _tensors(out):
 class Emulated(CUDAGraphStep):
     """Records on the CPU. Only what `capture` and `warm_up` do on a GPU is missing."""
 
-    def _record(self, task, teacher, batch, optimizer, metrics):
+    def __call__(self, task, teacher, batch, optimizer, metrics):
         self.changed = task, optimizer, metrics
-        return super()._record(task, teacher, batch, optimizer, metrics)
+        return super().__call__(task, teacher, batch, optimizer, metrics)
 
     def warm_up(self, step, device):
         step()
