@@ -102,12 +102,7 @@ class Temperature(TakesOptions, nn.Module):
 
     @classmethod
     def complete(cls, options: dict[str, Any], pair: tuple[str, str]) -> dict[str, Any]:
-        """Return the default loss weights for `--distill kd` that depend on the options or on the pair.
-
-        Args:
-            options: values by name.
-            pair: names of teacher and student.
-        """
+        """Return default loss weights of `--distill kd` that depend on options (by name) or the pair teacher, student."""
         return {}
 
     def start_epoch(self, epoch: int) -> None:
@@ -122,11 +117,7 @@ class Temperature(TakesOptions, nn.Module):
         raise NotImplementedError
 
     def observe(self, probe_loss: Tensor) -> None:
-        """Receive the student's loss on the probe; called before the epoch's first step and after each step.
-
-        Args:
-            probe_loss: cross entropy on images that stay the same for an epoch, a scalar without gradient.
-        """
+        """Receive the cross entropy on images fixed for an epoch (a scalar), before its first step and after each."""
 
     def end_epoch(self) -> None:
         """Finish the epoch; called after its last step."""
