@@ -102,7 +102,7 @@ class Temperature(TakesOptions, nn.Module):
 
     @classmethod
     def complete(cls, options: dict[str, Any], pair: tuple[str, str]) -> dict[str, Any]:
-        """Return default loss weights of `--distill kd` that depend on options (by name) or the pair teacher, student."""
+        """Return default loss weights of `--distill kd` that depend on options or on the pair (teacher, student)."""
         return {}
 
     def start_epoch(self, epoch: int) -> None:
