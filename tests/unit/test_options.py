@@ -1,4 +1,4 @@
-"""Command lines: the published flags and their traps, our own names, and everything that is refused."""
+"""Command lines: the published flags and their pitfalls, our own names, and everything that is refused."""
 
 import itertools
 from pathlib import Path
@@ -126,13 +126,13 @@ def test_every_other_published_flag_is_accepted():
         ("--distill dkd -r 1 -a 0 -b 1 --dkd_alpha 1 --dkd_beta 2", (1, 0, 1)),
         *((f"--distill {name} -r 1 -a 1 -b {beta}", (1, 1, beta)) for name, beta in IMAGENET_BETAS),
         ("--distill dkd -r 1 -a 0 -b 1 --dkd_alpha 1 --dkd_beta 1", (1, 0, 1)),
-        ("--distill pkt -r 1 -a 0 -b 30000 --have_mlp 0", (1, 0, 30000)),  # RepDistiller's: the method alone
+        ("--distill pkt -r 1 -a 0 -b 30000 --have_mlp 0", (1, 0, 30000)),  # RepDistiller's: only the method's loss
     ],
 )
 def test_the_published_command_of_every_distiller(flags, weights):
     options = student(f"{PUBLISHED} {flags}")
     assert (options["gamma"], options["alpha"], options["beta"]) == weights
-    if "-r 0.1" in flags or "--dkd_beta 2" in flags:  # CIFAR-100's published weights are the default
+    if "-r 0.1" in flags or "--dkd_beta 2" in flags:  # the weights published for CIFAR-100 are the default
         short = student(PUBLISHED.replace("-r 0.1 -a 0.9 -b 0", "") + f" --distill {options['distill']}")
         assert resolve_pair(short, "resnet56") == resolve_pair(options, "resnet56")
 
@@ -208,7 +208,7 @@ def test_the_phases_of_rlkd_follow_the_length_of_the_schedule():
 
 @pytest.mark.parametrize("model", ["MobileNetV2", "ShuffleV1", "ShuffleV2"])
 def test_light_networks_get_their_published_rate_and_it_is_said(model, capsys):
-    """Row 11 of RLKD's bugs: its ShuffleNets learn at 0.05."""
+    """Row 11 of RLKD's bugs: its ShuffleNets use a learning rate of 0.05."""
     assert student(f"--model_s {model}")["learning_rate"] == 0.01
     assert capsys.readouterr().out == ""
     assert student(f"--model_s {model} --learning_rate 0.05")["learning_rate"] == 0.01
@@ -231,11 +231,11 @@ def test_milestones_that_coincide_are_one():
         assert all(later > 0.09 * earlier for earlier, later in itertools.pairwise(rates))
     assert teacher("--epochs 3")["lr_decay_epochs"] == [2, 3]
     assert teacher("--epochs 240")["lr_decay_epochs"] == [150, 180, 210]
-    assert teacher("--epochs 3 --lr_decay_epochs 99999999")["lr_decay_epochs"] == [99999999]  # no drop at all
+    assert teacher("--epochs 3 --lr_decay_epochs 99999999")["lr_decay_epochs"] == [99999999]  # never reached
 
 
 def test_milestones_that_are_given_are_kept_as_they_are(capsys):
-    """Also those of a run from before milestones were merged, which so goes on."""
+    """Also those of a run from before milestones were merged, so that it can be resumed."""
     assert teacher("--epochs 3 --lr_decay_epochs 2,2,3")["lr_decay_epochs"] == [2, 2, 3]
     assert "--lr_decay_epochs names epoch 2 more than once, so the rate drops as often there" in capsys.readouterr().out
     assert teacher("--lr_decay_epochs 180,150")["lr_decay_epochs"] == [180, 150]
@@ -395,7 +395,7 @@ def test_sizes_fit_into_the_gpu_that_the_run_uses(line, says, monkeypatch):
 def test_networks_and_images_fit_into_the_gpu_that_they_are_moved_to(monkeypatch):
     gpu = torch.device("cuda:0")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=10**6))
-    frozen = torch.nn.Linear(500, 500).requires_grad_(False)  # 1 MB, and 3 with what training adds
+    frozen = torch.nn.Linear(500, 500).requires_grad_(False)  # 1 MB, or 3 MB when trained
     for module, size in ((frozen, "1.0 MB"), (torch.nn.Linear(300, 300), "1.1 MB")):
         with pytest.raises(InputError, match=f"would take {size}, and the GPU has 1.0 MB: choose a smaller network"):
             place(module, gpu)

@@ -25,7 +25,7 @@ from temperature import temperature_dict
 
 @pytest.fixture
 def results(tmp_path):
-    """Full runs of a pair and short ones of another in two folders; in one of them somebody wrote what it means."""
+    """Write full runs of one pair and short runs of another into two folders, one of which has a description."""
     root = tmp_path / "results"
     machine = {"processor": "a processor", "threads": 1, "gpus": []}
     for seed, last in enumerate((70.5, 70.7, 70.6), 1):
@@ -39,11 +39,11 @@ def results(tmp_path):
     return root
 
 
-SHAPES = ("rect", "path", "polygon", "polyline", "circle")  # tags that hold nothing
+SHAPES = ("rect", "path", "polygon", "polyline", "circle")  # tags without content
 
 
 class Page(HTMLParser):
-    """The tags that are open, the texts, where links lead, and the names that they may lead to."""
+    """Collects a page's open tags, texts, link targets and anchors."""
 
     def __init__(self):
         super().__init__()
@@ -84,7 +84,7 @@ def test_both_pages_show_the_same_and_lead_to_the_logs(results, monkeypatch, cap
         assert all((results / link).exists() for link in links)
     assert "A <few> epochs" in text and "## A &lt;few&gt; epochs" in shown
     assert "Nothing to see < all." in text and "Nothing to see &lt; all." in shown and "More." not in text + shown
-    assert "http" not in "".join(told.links)  # all in one file
+    assert "http" not in "".join(told.links)  # self-contained
     assert str(results) not in shown + text
 
 
@@ -97,7 +97,7 @@ def test_longer_runs_stand_first_and_noise_is_told(results):
     assert "degrees of freedom: 2" in full and "differ by less than 0.61 points" in full and "| +0.60 ± 0.50 |" in full
     assert "Noise: not known" in few and "5 epochs instead of 240" in few
     write_run(results / "full/ctkd-2", history(71.3, tau=True), 2, temperature="ctkd-global", processes=2)
-    write_run(results / "full/other-1", history(60.0), 1, model="resnet32")  # another student, whose seeds spread more
+    write_run(results / "full/other-1", history(60.0), 1, model="resnet32")  # another student, with a larger spread
     write_run(results / "full/other-2", history(66.0), 2, model="resnet32")
     write_run(results / "full/subset-1", history(50.0), 1, train_subset=100)
     write_run(results / "full/subset-2", history(56.0), 2, train_subset=100)
@@ -126,7 +126,7 @@ def test_pictures_of_a_pair(results):
                            ("last", "top1_1", "top1_2", "tau_ctkd", "tau_others"))}  # fmt: skip
     for name, text in made.items():
         told = [element.text for element in ElementTree.fromstring(text) if element.tag.endswith("text")]
-        if pair in name and "tau" not in name:  # what the others are to be compared with stands in each
+        if pair in name and "tau" not in name:  # the baseline is in each
             assert any(line.startswith("resnet20 alone, 240 epochs") for line in told), name
             assert any(line.startswith("kd, tau 4") for line in told), name
         assert any("CTKD's figure" in line for line in told) == ("tau_ctkd" in name)
@@ -202,7 +202,7 @@ def test_notes_that_cannot_be_read_are_left_out(results, capsys, make):
     assert re.fullmatch("warning: .*few/notes.md is left out: .*\n", capsys.readouterr().err)
 
 
-# --- what runs say is text
+# --- text from runs is escaped
 
 
 @pytest.mark.parametrize(("text", "shown"), [
@@ -317,7 +317,7 @@ def test_a_picture_has_its_curves_where_they_belong():
 
 
 def dots(svg):
-    """The names, the values' places, the line's place and the band of a picture of dots."""
+    """Return the names, the values' positions, the line's position and the band of a dot plot."""
     parts = list(ElementTree.fromstring(svg))
     (line,) = [float(part.get("d")[1:].split(",")[0]) for part in parts if part.get("stroke-dasharray")]
     bands = [part for part in parts if part.tag.endswith("rect")][1:]
@@ -336,7 +336,7 @@ def test_the_picture_of_last_top1_marks_the_kd_of_the_same_teacher_and_recipe(tm
     write_run(tmp_path / "dkd", history(73.0), distill="dkd")
     groups = finished_groups(find_runs([tmp_path]))
     made = {figure.name: figure.svg for figure in figures("s", groups, group_labels(groups)) if figure.leads}
-    assert len(made) == 2  # a run is no picture
+    assert len(made) == 2  # one run makes no picture
     names, centres, line, _ = dots(made["s_resnet56_resnet20_1_last.svg"])
     assert len(names) == 2 and line in centres
     names, centres, line, (band,) = dots(made["s_resnet56_resnet20_2_last.svg"])
@@ -355,7 +355,7 @@ def test_several_data_sets_in_a_section_have_their_own_pictures(results):
 
 @pytest.mark.parametrize(("other", "pictures"), [("2:b", 1), ("b" * 64, 2)])
 def test_runs_on_other_data_have_pictures_of_their_own(tmp_path, other, pictures):
-    """Of hashes by two versions of the formula it is not known that the data is another."""
+    """Hashes by two versions of the formula do not show that the data differs."""
     alone = {"distill": None, "teacher": None, "data_sha256": "a" * 64}
     write_run(tmp_path / "alone", history(60.0), **alone)
     write_run(tmp_path / "kd", history(70.0), data_sha256="a" * 64)
