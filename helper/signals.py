@@ -28,7 +28,7 @@ def listen() -> None:
 
 
 def ignore() -> None:
-    """Ignore both from now on: the process is ending."""
+    """Ignore SIGTERM and Ctrl-C from now on: the process is ending."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
@@ -43,7 +43,7 @@ def _note(number: int, _: object) -> None:
 
 @contextmanager
 def looked_at() -> Iterator[None]:
-    """Inside, a signal does not interrupt: the caller polls `asked`. A signal repeated after PATIENCE still does."""
+    """Defer signals inside, where the caller polls `asked`; a signal repeated after PATIENCE still interrupts."""
     _Asked.looked_at = True
     try:
         yield

@@ -117,7 +117,11 @@ class Temperature(TakesOptions, nn.Module):
         raise NotImplementedError
 
     def observe(self, probe_loss: Tensor) -> None:
-        """Receive the cross entropy on images fixed for an epoch (a scalar), before its first step and after each."""
+        """Receive the student's loss on the probe, before the epoch's first step and after each step.
+
+        Args:
+            probe_loss: cross entropy on images that stay the same for an epoch, a scalar without gradient.
+        """
 
     def end_epoch(self) -> None:
         """Finish the epoch; called after its last step."""

@@ -605,7 +605,7 @@ def test_a_damaged_state_is_said_so(teacher, tmp_path):
         distil(f"--path-t {teacher} --epochs 1 --run_dir {folder}")
 
 
-# ---------------------------------------------------------------- kill and go on
+# ---------------------------------------------------------------- kill and resume
 
 
 def heed_interrupts():

@@ -116,7 +116,7 @@ def test_an_unknown_architecture_says_what_differs(tmp_path, weights):
 
 
 def test_refusing_weights_initialises_no_network_in_vain(tmp_path, weights, monkeypatch):
-    """Initialising all would take a minute; the meta device takes a slow import, so matching weights skip it too."""
+    """Initialising all takes a minute, and the meta device a slow import, so matching weights use neither."""
     devices, real = [], checkpoint.expected_weights
 
     def noted(name, dataset, device="cpu"):

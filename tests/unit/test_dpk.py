@@ -29,7 +29,7 @@ def cka_by_definition(x, y):
 
 
 def hsic_by_definition(x, y):
-    """Song et al. (2012), equation 4."""
+    """Return the unbiased HSIC by Song et al. (2012), equation 4."""
     n, ones = len(x), torch.ones(len(x), dtype=torch.float64)
     k, m = ((each.double() @ each.double().T).fill_diagonal_(0) for each in (x, y))
     terms = (k @ m).trace(), k.sum() * m.sum() / ((n - 1) * (n - 2)), ones @ k @ m @ ones * 2 / (n - 2)

@@ -212,7 +212,7 @@ def test_a_damaged_state_of_the_first_form_is_refused(way, value, says, stopped,
 
 
 def test_states_from_before_still_load(stopped, tmp_path):
-    """States at the end of an epoch, of agents without a rollout, and of optimizers with another step format."""
+    """States at the end of an epoch, of agents without a rollout, and of optimizers that lack some momenta."""
     state = changed(first_form(stopped), ("optimizer", "param_groups", 0, "lr"), 7.0)
     for way in ((), ("module", "temperature._extra_state")):
         where = state

@@ -73,7 +73,7 @@ def test_a_folder_belongs_to_one_configuration():
     """Rows of several tables share a run if and only if they are the same."""
     known = {}
     for row in (row for table in (*TABLES, SHORT) for row in rows(table)):
-        options = resolved(row) | {"dkd_weights": None}  # only sets other options
+        options = resolved(row) | {"dkd_weights": None}  # it only selects other options
         assert known.setdefault(row.folder(1), options) == options
         assert row.folder(1) != row.folder(2)
 

@@ -224,7 +224,7 @@ def test_a_filling_that_is_stopped_says_what_it_keeps(tmp_path, monkeypatch, cap
 
 
 def asked_to_end_after(batches, table, monkeypatch):
-    """Send SIGTERM to this process after the teacher has run on that many batches of 16."""
+    """Send SIGTERM to this process when the teacher runs on the given batch, counted from 1, of 16 rows each."""
     monkeypatch.setattr(signals._Asked, "number", None)
     real, numbers = table._asked, itertools.count(1)
 
@@ -335,7 +335,7 @@ def test_a_file_of_a_table_that_is_none_is_said_so(name, tmp_path):
         os.mkfifo(folder / name) if odd == "fifo" else (folder / name).symlink_to("/dev/zero")
         with pytest.raises(UserError, match=f"{name} is no regular file"):
             CachedTeacher(model, loader, tmp_path, "sha")
-        CachedTeacher(model, loader, tmp_path, "another sha")  # which only reads it
+        CachedTeacher(model, loader, tmp_path, "another sha")  # this only reads it
 
 
 def test_an_answer_does_not_depend_on_what_else_is_missing(tmp_path):
