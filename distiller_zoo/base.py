@@ -42,7 +42,7 @@ class Distiller(TakesOptions, nn.Module):
 
         Args:
             student: features and logits [B, C].
-            teacher: the same of the same images, without gradient.
+            teacher: features and logits [B, C] of the same images, without gradient.
             target: the classes [B].
             tau: the temperatures of the batch.
             index: the images' numbers in the data set [B].

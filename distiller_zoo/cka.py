@@ -1,9 +1,9 @@
 """Linear centred kernel alignment (CKA): how similar two representations of the same samples are.
 
 CKA is from Kornblith et al. (ICML 2019, arXiv 1905.00414), its minibatch estimate from Nguyen et al. (ICLR 2021, arXiv
-2010.15327). With more features than samples, `linear_cka` is far too high. The minibatch estimate uses the unbiased
-HSIC (Song et al., JMLR 2012) and averages it before dividing, so it depends little on the numbers of features and
-batches; `benchmarks/cka_bias.py` measures the remaining bias.
+2010.15327). With more features than samples almost any two kernels look similar, so `linear_cka` is far too high. The
+minibatch estimate uses the unbiased HSIC (Song et al., JMLR 2012) and averages it before dividing, so it depends little
+on the numbers of features and batches; `benchmarks/cka_bias.py` measures the remaining bias at batches of 64.
 """
 
 from collections.abc import Iterable

@@ -266,7 +266,7 @@ def ddp(module: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def average_statistics(module: nn.Module) -> None:
-    """Average batch norm's running statistics, which each process updates on its shard, over the processes.
+    """Average batch norm's running statistics over the processes, each of which updates them on its shard.
 
     The mean is then that of all images, the variance that within the shards.
     """
