@@ -1,4 +1,4 @@
-"""What users give (options, names, files, sizes), and the error for what cannot be used."""
+"""User input (options, names, files, sizes), and the error for input that cannot be used."""
 
 import errno
 import inspect
@@ -16,22 +16,21 @@ import torch
 
 
 class InputError(ValueError):
-    """Something that was given cannot be used: a name, a number, a file. The message is one sentence for the user."""
+    """An input that cannot be used: a name, a number, a file. The message is one sentence for the user."""
 
-    status = 2  # with which the process ends
+    status = 2  # exit status of the process
     known_to_all = False  # whether every process of a training raises it too
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
-    """Return the error for a name that is in no registry; it lists the names that are."""
+    """Return the error for an unknown name; it lists the known ones."""
     return InputError(f"unknown {kind} '{name}'; the known ones are: {', '.join(known)}")
 
 
 def printable(text: str) -> str:
-    """Return the text as one line without anything that a terminal would obey instead of showing it.
+    """Return the text as one line without anything that a terminal would interpret instead of showing.
 
-    Blanks and line ends become spaces; control characters, marks of writing direction and halves of characters
-    (surrogates) become �.
+    Whitespace and line ends become spaces; control characters, writing-direction marks and surrogates become �.
     """
     if text.isprintable():
         return text
@@ -39,7 +38,7 @@ def printable(text: str) -> str:
 
 
 class NotRegularError(InputError):
-    """Something other than a regular file is at a path; `why` says so without the path."""
+    """Something other than a regular file is at a path; `why` is the message without the path."""
 
     why = "is no regular file"
 
@@ -50,19 +49,19 @@ class NotRegularError(InputError):
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file for binary reading; unlike `open`, this never waits for the writer of a FIFO or a device.
+    """Open a regular file for binary reading; unlike `open`, never wait for the writer of a FIFO or a device.
 
     Raises:
         NotRegularError: something else is at `path`: a folder, a FIFO, a socket or a device.
-        InputError: `path` has a character that no path can have here.
-        OSError: as `open`, where nothing is there, or it may not be read.
+        InputError: `path` has a character that paths cannot have on this system.
+        OSError: as `open`, if nothing is there or it may not be read.
     """
     try:
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except ValueError as error:  # a NUL, or a character that file names cannot have here
+    except ValueError as error:  # a NUL, or a character that file names cannot have
         raise InputError(f"{str(path)!r} is no possible file name: give another") from error
     except OSError as error:
-        if error.errno in (errno.ENXIO, errno.ENODEV):  # a socket, or a device that is not there
+        if error.errno in (errno.ENXIO, errno.ENODEV):  # a socket, or a missing device
             raise NotRegularError.at(path) from error
         raise
     if not stat.S_ISREG(os.fstat(file).st_mode):
@@ -71,40 +70,40 @@ def open_regular(path: Path) -> BinaryIO:
     return open(file, "rb")
 
 
-TRAINED = 12  # bytes of a trained float32 parameter, with its gradient and its momentum
+TRAINED = 12  # bytes per trained float32 parameter, with its gradient and momentum
 CPU = torch.device("cpu")
 
 
 class _Never:
-    """What stands for "there always was this option"."""
+    """Marks an option that existed from the start."""
 
 
 @dataclass(frozen=True)
 class Option:
-    """What is to be known of a value that users give, beside its name, type and default.
+    """The metadata of an option, besides its name, type and default.
 
-    It stands in the annotation of the argument, or of the dataclass field, that takes the value, and nowhere else:
+    It annotates the argument or dataclass field that takes the value, its only declaration:
 
         tau_init: Annotated[float, Option("lower bound of tau", 0.01, 1000)] = 1.0
 
-    From there come the flag and its help, the checks, `config.json`, and what makes two runs different.
+    The flag, its help, the checks, `config.json` and the run's identity are derived from it.
 
     Args:
         help: a line for --help.
-        least: the smallest number that is accepted. One between 0 and 1 is there so that nothing vanishes in float32:
-            for a number of 0 or less, the error asks for one above 0.
-        most: the largest number.
-        or_zero: 0 is accepted too, though `least` is above it.
-        is_kept: it is the share of itself that something keeps from step to step.
-        names: of the flag, beside the option's own.
-        choices: the values of a text.
+        least: the smallest number accepted. If between 0 and 1, it only prevents underflow in float32: for a number of
+            0 or less, the error asks for one above 0.
+        most: the largest number accepted.
+        or_zero: whether 0 is accepted although `least` is above it.
+        is_kept: whether it is a momentum, the share kept from step to step.
+        names: further names of the flag.
+        choices: the accepted values of a text.
         shown: what --help shows for the value.
-        in_proportion: a number of epochs in the published 240; where none is given, it is in proportion to the run's.
-        later: where it is not given its value is found when other options are known; `help` tells how.
-        is_neutral: it names, places or shows a run, and leaves its result alone.
-        is_flag: it can be given; otherwise it follows from others, and is only kept in `config.json`.
-        before: what runs did before there was the option.
-        normal: returns the one way in which a value is written; raises InputError for one that is none.
+        in_proportion: whether it is a number of epochs out of 240, whose default scales with the run's length.
+        later: whether its default depends on other options; `help` says how.
+        is_neutral: whether it names, places or shows a run without changing its result.
+        is_flag: whether it can be given; otherwise it follows from others, and is only kept in `config.json`.
+        before: the behaviour of runs from before the option existed.
+        normal: returns the canonical form of a value; raises InputError for an invalid one.
     """
 
     help: str = ""
@@ -124,26 +123,26 @@ class Option:
 
     @classmethod
     def of_share(cls, help: str, **more: Any) -> "Option":
-        """Return the option of a share of itself that something keeps from step to step."""
+        """Return the option for a momentum, the share kept from step to step."""
         return cls(help, 1e-6, 0.9999, or_zero=True, is_kept=True, **more)
 
     @classmethod
     def of_weight(cls, help: str, **more: Any) -> "Option":
-        """Return the option of a loss term's weight: a term of less would be there in name only."""
+        """Return the option for a loss term's weight; below the lower bound a term would have no effect."""
         return cls(help, 1e-6, 1e9, or_zero=True, **more)
 
     @classmethod
     def of_tau(cls, help: str, **more: Any) -> "Option":
-        """Return the option of a temperature."""
+        """Return the option for a temperature."""
         return cls(help, 0.01, 1000.0, **more)
 
     @property
     def was_added(self) -> bool:
-        """Whether there are runs without it; see `before`."""
+        """Return whether older runs lack the option; see `before`."""
         return self.before is not _Never
 
     def check(self, name: str, value: Any) -> None:
-        """Raise InputError where a value, or one in a list of them, is none that is accepted; None is."""
+        """Raise InputError if a value, or one in a list, is not accepted; None always is."""
         for each in value if isinstance(value, list) else [value]:
             if each is not None:
                 self._check_choice(name, each) if self.choices else self._check_number(name, each)
@@ -174,12 +173,12 @@ LARGEST_SEED = 2**63 - 1
 
 
 def in_proportion(epochs: int, length: int) -> int:
-    """Return so many of the published 240 epochs, in a run of this length."""
+    """Return a number of epochs, published for 240, in proportion to a run of `length` epochs."""
     return round(epochs / 240 * length)
 
 
 class Declared(NamedTuple):
-    """An option where it is declared."""
+    """An option with its declaration."""
 
     kind: type
     default: Any  # None where there is none
@@ -189,7 +188,7 @@ class Declared(NamedTuple):
 
 @cache
 def options_of(taker: Callable[..., Any]) -> dict[str, Declared]:
-    """Return the options, by name, that a function takes, or a class with its parents."""
+    """Return the options, by name, of a function, or of a class and its parents."""
     declared: dict[str, Declared] = {}
     for owner in reversed(inspect.getmro(taker)) if inspect.isclass(taker) else [taker]:
         if inspect.isclass(owner) and (owner is object or "__init__" not in vars(owner)):
@@ -209,7 +208,7 @@ R = TypeVar("R")
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
-    """Have a function or constructor refuse, with an InputError, arguments that their options do not accept."""
+    """Make a function or constructor raise InputError for arguments that their options do not accept."""
     signature, declared = inspect.signature(function), options_of(function)
 
     @wraps(function)
@@ -223,7 +222,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
 
 class TakesOptions:
-    """Classes below this one refuse, with an InputError, constructor arguments that their options do not accept."""
+    """Makes constructors of subclasses raise InputError for arguments that their options do not accept."""
 
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
@@ -233,7 +232,7 @@ class TakesOptions:
 
 @cache
 def host_memory() -> int:
-    """Return the bytes of memory of this machine, or of the container that the process is in."""
+    """Return the memory in bytes of this machine, or of the process's container."""
     sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
@@ -244,23 +243,23 @@ def host_memory() -> int:
 
 
 def in_words(size: int) -> str:
-    """Return a number of bytes in GiB or MB."""
+    """Return a number of bytes as text in GiB or MB."""
     return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 1e6:,.1f} MB"
 
 
 def memory_of(device: torch.device) -> int:
-    """Return the bytes of memory of a device: those of a GPU, and for the CPU those of this machine."""
+    """Return the memory of a device in bytes: a GPU's, or for the CPU this machine's."""
     return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else host_memory()
 
 
 def check_fits(what: str, size: int, flags: str, device: torch.device = CPU) -> None:
-    """Refuse what is larger than the memory of a device, before it is allocated.
+    """Refuse an allocation that exceeds a device's memory, before it is made.
 
     Args:
-        what: what is to be allocated, as the error names it.
-        size: its bytes.
+        what: its name in the error message.
+        size: in bytes.
         flags: the flags that make it smaller.
-        device: where it is to be allocated.
+        device: where it will be allocated.
 
     Raises:
         InputError: it does not fit.

@@ -1,9 +1,8 @@
-"""The training loop as the field writes it, to measure ours against. Nothing else uses it.
+"""A conventional training loop, the baseline for ours in the benchmarks.
 
-Images are cropped and flipped one at a time by PIL in worker processes; networks run eagerly, in float32 and in the
-order in which they were made; the teacher is asked for every image of every epoch; loss and accuracy are read back from
-the device in every step; validation takes half the batch size. Workers stay for the next epoch, which is to the
-baseline's advantage where epochs are short.
+Worker processes crop and flip images one at a time by PIL; networks run eagerly in float32 and PyTorch's default memory
+format; the teacher runs on every image of every epoch; loss and accuracy are read back from the device in every step;
+validation uses half the batch size. Workers persist over epochs, which favours the baseline if epochs are short.
 """
 
 import torch
@@ -34,7 +33,7 @@ class Images(TorchDataset):
 
 
 def accuracy(logits: Tensor, target: Tensor) -> list[float]:
-    """Top-1 and top-5 in percent, read back from the device."""
+    """Return top-1 and top-5 accuracy in percent, read back from the device."""
     _, best = logits.topk(5, 1)
     correct = best.t().eq(target.view(1, -1).expand(5, -1))
     return [correct[:k].reshape(-1).float().sum().item() * 100.0 / len(target) for k in (1, 5)]
@@ -44,7 +43,8 @@ class Baseline:
     """KD with CTKD's global temperature: 0.1 cross entropy + 0.9 tau^2 KL, SGD.
 
     Args:
-        images: [N, H, W, 3] uint8. target: [N] int64.
+        images: [N, H, W, 3] uint8.
+        target: [N] int64.
         workers: processes that decode.
     """
 
@@ -52,7 +52,7 @@ class Baseline:
         self, teacher: Model, student: Model, images: Tensor, target: Tensor, batch_size: int, workers: int,
         device: torch.device,
     ) -> None:  # fmt: skip
-        torch.backends.cudnn.benchmark = torch.backends.cudnn.allow_tf32 = True  # the field's habit, PyTorch's default
+        torch.backends.cudnn.benchmark = torch.backends.cudnn.allow_tf32 = True  # common practice; PyTorch's default
         self.teacher, self.student, self.device = teacher.to(device).eval(), student.to(device), device
         self.temperature = create_temperature("ctkd-global").to(device)
         self.temperature.start_epoch(10)
@@ -70,7 +70,7 @@ class Baseline:
         self.val_loader = DataLoader(val, max(batch_size // 2, 1), **common)
 
     def train(self) -> None:
-        """One epoch."""
+        """Train one epoch."""
         self.student.train()
         shown = []
         for images, target in self.train_loader:
@@ -87,7 +87,7 @@ class Baseline:
             shown.append((loss.item(), *accuracy(logits, target)))
 
     def validate(self) -> None:
-        """One pass over the images without augmentation."""
+        """Evaluate on all images without augmentation."""
         self.student.eval()
         shown = []
         with torch.no_grad():

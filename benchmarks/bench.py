@@ -1,11 +1,11 @@
-"""Whole epochs of ours against the loop as the field writes it (baseline.py), in turns, in one script.
+"""Compare whole epochs of this project's loop with a conventional one (baseline.py), measured in alternation.
 
     python benchmarks/bench.py
     python benchmarks/bench.py --pairs resnet56:resnet20 --variants fp32 fp32+table --images 2048 --json
     python benchmarks/bench.py --device cuda --images 50000 --workers 2 4 8 16 --trials 4
 
-Each variant is a process of its own, so that memory is its own too, and they take turns: so a busy machine slows all of
-them. KD with CTKD's global temperature on random images. A table is warm: every answer that an epoch needs is in it.
+Each variant has its own process, to measure its memory, and the variants take turns, so that a busy machine slows all
+of them. KD with CTKD's global temperature on random images. A teacher table is warm: every lookup hits.
 """
 
 import argparse
@@ -55,8 +55,8 @@ from train_student import distillation
 
 PAIRS = ("resnet56:resnet20", "wrn_40_2:wrn_16_2", "vgg13:vgg8", "resnet32x4:ShuffleV1")
 VARIANTS = ("plain", "fp32", "bf16", "fp32+table", "bf16+table")
-EPOCH = 10  # in which CTKD's adversary is at full strength; always the same one, so that a table is warm
-WARM_UP = 1  # rounds that are not counted
+EPOCH = 10  # CTKD's adversary is at full strength; always the same epoch, so that a table is warm
+WARM_UP = 1  # uncounted rounds
 
 
 class Ours:
@@ -91,11 +91,11 @@ class Ours:
             self.runs.append((task, loader, optimizer, Metrics(), make_step(task, device, options)))
 
     def train(self) -> None:
-        """One epoch of each."""
+        """Train one epoch of each student."""
         self._in_turns([partial(self._epoch, *run) for run in self.runs])
 
     def validate(self) -> None:
-        """One pass over the images without augmentation, of each."""
+        """Evaluate each student on all images without augmentation."""
         self._in_turns([partial(self._test, task.student) for task, *_ in self.runs])
 
     def _in_turns(self, works: list[Callable[[Callable[[], None]], None]]) -> None:
@@ -122,14 +122,14 @@ class Ours:
 
 
 def random_images(count: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images [N, 32, 32, 3] uint8 and classes [N]; what they show costs nothing."""
+    """Return random images [N, 32, 32, 3] uint8 and classes [N]; the content does not affect the speed."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (count, 32, 32, 3), dtype=torch.uint8, generator=generator)
     return images, torch.randint(classes, (count,), generator=generator)
 
 
 def serve(connection: Connection, variant: str, pair: str, args: argparse.Namespace) -> None:
-    """A process: makes a variant, and takes a round whenever it is told to; answers with what that took."""
+    """Build a variant in this process, run one round per request, and send what it took."""
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
         device = prepare_device(args.device, None, deterministic=False, plain=variant.startswith(("plain", "field")))
         if variant.startswith("field"):
@@ -147,7 +147,7 @@ def serve(connection: Connection, variant: str, pair: str, args: argparse.Namesp
 
 
 def memory() -> float:
-    """MiB that this process had at most, and what its workers have for themselves."""
+    """Return the peak memory of this process, plus its workers' private memory, in MiB."""
     kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for worker in active_children():
         rollup = Path(f"/proc/{worker.pid}/smaps_rollup")
@@ -158,7 +158,7 @@ def memory() -> float:
 
 
 def timed(work: Callable[[], None], device: torch.device) -> float:
-    """Seconds that some work takes, the device's included."""
+    """Return the seconds that `work` takes, including the device's."""
     start = time.perf_counter()
     work()
     if device.type == "cuda":
@@ -168,7 +168,7 @@ def timed(work: Callable[[], None], device: torch.device) -> float:
 
 @contextmanager
 def servers(variants: Sequence[str], pair: str, args: argparse.Namespace) -> Iterator[dict[str, Connection]]:
-    """A process for each variant."""
+    """Start one process per variant, and end them afterwards."""
     context = get_context("spawn")
     connections, processes = {}, []
     try:
@@ -176,8 +176,8 @@ def servers(variants: Sequence[str], pair: str, args: argparse.Namespace) -> Ite
             connections[variant], theirs = context.Pipe()
             processes.append(context.Process(target=serve, args=(theirs, variant, pair, args)))
             processes[-1].start()
-            theirs.close()  # so that the end of that process is noticed here
-            connections[variant].recv()  # one after the other: making them is work too
+            theirs.close()  # so that this process notices when that one ends
+            connections[variant].recv()  # one after another, since building them takes resources too
         yield connections
         for connection in connections.values():
             connection.send("end")
@@ -190,7 +190,7 @@ def servers(variants: Sequence[str], pair: str, args: argparse.Namespace) -> Ite
 
 
 def measure(pair: str, args: argparse.Namespace, bar: tqdm) -> dict[str, dict[str, Any]]:
-    """Images a second, their ratio to the baseline's (median, quartiles), and peak memory, of every variant."""
+    """Return images per second, their ratio to the baseline's (median, quartiles) and peak memory per variant."""
     variants = [f"field {workers} workers" for workers in args.workers] + list(args.variants)
     if args.trials > 1:
         variants += [f"{variant} x{args.trials} at once" for variant in args.variants if variant != "plain"]
@@ -198,7 +198,7 @@ def measure(pair: str, args: argparse.Namespace, bar: tqdm) -> dict[str, dict[st
     with servers(variants, pair, args) as connections:
         for number in range(WARM_UP + args.rounds):
             shift = number % len(variants)
-            for variant in variants[shift:] + variants[:shift]:  # another one first each time
+            for variant in variants[shift:] + variants[:shift]:  # a different one first in each round
                 bar.set_description(f"{pair} {variant}")
                 connections[variant].send("round")
                 taken = connections[variant].recv()
@@ -219,7 +219,7 @@ def measure(pair: str, args: argparse.Namespace, bar: tqdm) -> dict[str, dict[st
 
 
 def table(results: dict[str, dict[str, dict[str, Any]]]) -> Iterator[str]:
-    """The results as lines."""
+    """Yield the results as lines."""
     width = max(len(variant) for variants in results.values() for variant in variants) + 4
     for pair, variants in results.items():
         yield (
@@ -235,7 +235,7 @@ def table(results: dict[str, dict[str, dict[str, Any]]]) -> Iterator[str]:
 
 
 def machine(args: argparse.Namespace) -> str:
-    """What it was measured on."""
+    """Describe the machine."""
     device = prepare_device(args.device, None, deterministic=False)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     return (
@@ -245,14 +245,14 @@ def machine(args: argparse.Namespace) -> str:
 
 
 def processor() -> str:
-    """The processor's name, and what it computes bf16 with."""
+    """Return the processor's name, and its instructions for bf16."""
     told = cpu_info()
     bf16 = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in told["flags"].split()]
     return f"{told['model name']} (bf16 instructions: {', '.join(bf16) or 'none'})"
 
 
 def parse_args() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
     add = parser.add_argument
     add("--pairs", nargs="+", default=list(PAIRS), metavar="TEACHER:STUDENT", help=f"(default: {' '.join(PAIRS)})")
@@ -274,7 +274,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def check_pairs(pairs: Sequence[str]) -> None:
-    """Raise UserError for what is no teacher and student."""
+    """Raise UserError unless each pair is a teacher and a student."""
     for pair in pairs:
         names = pair.split(":")
         if len(names) != 2:
@@ -287,7 +287,7 @@ def check_pairs(pairs: Sequence[str]) -> None:
 def main() -> None:
     """Measure, then print."""
     args = parse_args()
-    prepare_device(args.device, None, deterministic=False)  # what is wrong with it is said at once
+    prepare_device(args.device, None, deterministic=False)  # reports a wrong device at once
     count = len(args.workers) + len(args.variants) + (args.trials > 1) * sum(v != "plain" for v in args.variants)
     total = len(args.pairs) * count * (WARM_UP + args.rounds)
     with tqdm(total=total, unit="round", leave=False, disable=None) as bar:

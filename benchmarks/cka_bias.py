@@ -1,4 +1,4 @@
-"""How far estimates of linear CKA from small batches are off, on Gaussian features whose true CKA is known.
+"""Measure the bias of linear CKA estimates from small batches, on Gaussian features with known CKA.
 
 python benchmarks/cka_bias.py
 python benchmarks/cka_bias.py --batch_size 16 --batches 500
@@ -24,13 +24,15 @@ from helper.errors import Parser, UserError, run_main
 
 FEATURES = (64, 1024, 8192)
 TRUE = (0.0, 0.25, 0.5, 0.9)
-SPECTRA = {"flat": 0.0, "1/k": 1.0}  # the variance of the k-th feature is k to minus this; real features decay
+SPECTRA = {"flat": 0.0, "1/k": 1.0}  # the k-th feature's variance is k to minus this; real features decay
 MOMENTUM = 0.9  # DPK's default
 
 
 def batches(features: int, decay: float, cka: float, size: int, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches (x, y) [size, features] of Gaussians with a true linear CKA: y's features are x's, correlated by its
-    square root with the same variances, so that the cross-covariance is that root times the covariance."""
+    """Yield batches (x, y) [size, features] of Gaussians with the given linear CKA.
+
+    y has x's variances and a correlation of sqrt(cka) with x, so their cross-covariance is sqrt(cka) * covariance.
+    """
     generator = torch.Generator().manual_seed(0)
     deviation = torch.arange(1, features + 1).pow(-decay / 2)
     for _ in range(count):
@@ -39,7 +41,7 @@ def batches(features: int, decay: float, cka: float, size: int, count: int) -> I
 
 
 def errors(features: int, decay: float, cka: float, size: int, count: int) -> dict[str, tuple[float, float]]:
-    """Mean error and standard deviation of each estimate over the batches."""
+    """Return each estimate's mean error and standard deviation over the batches."""
     found = [(linear_cka(x, y), hsic_terms(x, y)) for x, y in batches(features, decay, cka, size, count)]
     plain, terms = (torch.stack(each) for each in zip(*found, strict=True))
     smooth = [terms[0]]
@@ -48,14 +50,14 @@ def errors(features: int, decay: float, cka: float, size: int, count: int) -> di
     estimates = {
         "plain": plain,
         "unbiased": cka_of_hsic(terms),
-        "smoothed": cka_of_hsic(torch.stack(smooth[min(count // 2, 50) :])),  # when it has settled
+        "smoothed": cka_of_hsic(torch.stack(smooth[min(count // 2, 50) :])),  # after convergence
         "averaged": cka_of_hsic(terms.mean(0, keepdim=True)),
     }
     return {name: ((each - cka).mean().item(), each.std(correction=0).item()) for name, each in estimates.items()}
 
 
 def parse_args() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--batch_size", type=int, default=64, help="(default: 64)")
     parser.add_argument("--batches", type=int, default=1000, help="(default: 1000)")

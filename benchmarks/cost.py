@@ -1,4 +1,4 @@
-"""What a training step costs under each distiller or temperature, relative to KD or a fixed one in the same run.
+"""Measure the cost of a training step with each distiller or temperature, relative to KD or a fixed temperature.
 
 python benchmarks/cost.py distillers
 python benchmarks/cost.py temperatures
@@ -40,13 +40,13 @@ from temperature import temperature_dict
 from train_student import distillation
 
 NUM_SAMPLES, NUM_CLASSES = 50_000, 100  # of CIFAR-100: the size of CRD's memory
-WARM_UP = 3  # rounds that are not counted
-EPOCH = 20  # of 240: one in which RLKD's agent learns, no images are mixed, and CTKD's adversary is at full strength
+WARM_UP = 3  # uncounted rounds
+EPOCH = 20  # of 240: RLKD's agent learns, no images are mixed, and CTKD's adversary is at full strength
 BASES = {"distillers": "kd", "temperatures": "fixed"}
 
 
 class Candidate:
-    """A student under one distiller and temperature, with all that its steps need."""
+    """A student with one distiller and temperature, and everything that its steps need."""
 
     def __init__(
         self, distill: str, temperature: str, args: argparse.Namespace, teacher: Model, device: torch.device
@@ -66,7 +66,7 @@ class Candidate:
         self.seconds: list[float] = []
 
     def steps(self, batches: list[Batch]) -> None:
-        """Training steps, timed together."""
+        """Run training steps, timed together."""
         _wait(batches[0])
         start = time.perf_counter()
         for batch in batches:
@@ -81,14 +81,14 @@ def _wait(batch: Batch) -> None:
 
 
 def random_batch(size: int, device: torch.device) -> Batch:
-    """Noise instead of images: a step costs the same."""
+    """Return a batch of noise; a step costs the same as with images."""
     index = torch.randperm(NUM_SAMPLES, device=device)[:size]
     images = torch.randn(size, 3, 32, 32, device=device)
     return Batch(images, index % NUM_CLASSES, index, None)
 
 
 def measure(args: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Milliseconds a step, ratio to the base (median and quartiles over the rounds) and learned parameters of each."""
+    """Return milliseconds per step, ratio to the base (median and quartiles over the rounds), trained parameters."""
     device = prepare_device(args.device, None, deterministic=False)
     seed_everything(0)
     teacher = fold_batch_norm(create_model(args.model_t, NUM_CLASSES).eval())
@@ -101,7 +101,7 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     order = deque(candidates.values())
     for _ in trange(WARM_UP + args.rounds, desc="rounds", leave=False, disable=None):
         batches = [random_batch(args.batch_size, device) for _ in range(args.steps)]
-        order.rotate(1)  # in turn, so that a busy machine slows all of them, and another one first each time
+        order.rotate(1)  # in turns, so that a busy machine slows all, and a different one first each time
         for candidate in order:
             candidate.steps(batches)
     result, base = {}, candidates[BASES[args.what]].seconds[WARM_UP:]
@@ -116,7 +116,7 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, float]]:
 
 
 def parse_args() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("what", choices=BASES, help="what is compared")
     parser.add_argument("--model_t", default="resnet56", help="the teacher (default: resnet56)")
@@ -141,7 +141,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Measure, then print."""
     args = parse_args()
-    with redirect_stdout(sys.stderr):  # what the methods say of themselves is no result
+    with redirect_stdout(sys.stderr):  # the methods' own output is not a result
         result = measure(args)
     if args.json:
         print(json.dumps(vars(args) | {"threads": torch.get_num_threads(), "cost": result}))

@@ -1,4 +1,4 @@
-"""How the time of an epoch grows with the number of images, the batch size and the number of classes; with a plot.
+"""Measure how the time of an epoch grows with the number of images, the batch size and the number of classes.
 
 python benchmarks/growth.py
 python benchmarks/growth.py --model_t resnet56 --model_s resnet20 --plot growth.png --json
@@ -27,7 +27,7 @@ from benchmarks.limits import check_numbers
 from helper.device import prepare_device
 from helper.errors import Parser, run_main
 
-SIZES = {  # of which one grows while the others stay at BASE
+SIZES = {  # one varies while the others stay at BASE
     "images": (256, 512, 1024, 2048),
     "batch_size": (16, 32, 64, 128, 256),
     "classes": (10, 100, 1000, 10_000),
@@ -37,7 +37,7 @@ LABELS = {"images": "training images", "batch_size": "images a batch", "classes"
 
 
 def measure(args: argparse.Namespace) -> dict[str, dict[int, float]]:
-    """Seconds an epoch takes, the median over the rounds, by what grows and how large it is."""
+    """Return seconds per epoch, the median over the rounds, by what grows and its size."""
     device = prepare_device(args.device, None, deterministic=False)
     made = {}
     for name, sizes in SIZES.items():
@@ -48,7 +48,7 @@ def measure(args: argparse.Namespace) -> dict[str, dict[int, float]]:
     seconds: dict[tuple[str, int], list[float]] = {key: [] for key in made}
     with tqdm(total=(1 + args.rounds) * len(made), unit="epoch", leave=False, disable=None) as bar:
         for number in range(1 + args.rounds):
-            for key, each in made.items():  # in turns, so that a busy machine slows all of them
+            for key, each in made.items():  # in turns, so that a busy machine slows all
                 taken = timed(each.train, device)
                 if number:
                     seconds[key].append(taken)
@@ -57,13 +57,13 @@ def measure(args: argparse.Namespace) -> dict[str, dict[int, float]]:
 
 
 def exponent(seconds: dict[int, float]) -> float:
-    """p of the power law seconds = c * size ** p between the smallest and the largest size: 1 is linear."""
+    """Return p of the power law seconds = c * size ** p between the smallest and the largest size; 1 is linear."""
     first, *_, last = seconds
     return log(seconds[last] / seconds[first]) / log(last / first)
 
 
 def plot(result: dict[str, dict[int, float]], title: str, path: Path) -> None:
-    """A panel for each of what grows, on logarithmic axes, with a line of linear growth beside it."""
+    """Draw one panel per quantity that grows, on logarithmic axes, with a line of linear growth for comparison."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
@@ -90,7 +90,7 @@ def plot(result: dict[str, dict[int, float]], title: str, path: Path) -> None:
 
 
 def table(result: dict[str, dict[int, float]]) -> Iterator[str]:
-    """The results as lines."""
+    """Yield the results as lines."""
     for name, seconds in result.items():
         base = seconds[BASE[name]]
         yield f"{LABELS[name]:20}" + "".join(f"{size:>9,}" for size in seconds)
@@ -100,7 +100,7 @@ def table(result: dict[str, dict[int, float]]) -> Iterator[str]:
 
 
 def parse_args() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
     add: Callable[..., argparse.Action] = parser.add_argument
     add("--model_t", default="resnet20", help="the teacher (default: resnet20)")

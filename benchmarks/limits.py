@@ -1,4 +1,4 @@
-"""The numbers that benchmarks take."""
+"""Limits of the benchmarks' numeric arguments."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ LIMITS = {
 
 
 def check_numbers(args: dict[str, Any]) -> None:
-    """Raise InputError where an argument is outside its limits; those that training scripts take too have theirs."""
+    """Raise InputError if an argument is outside its limits; options of the training scripts keep their own limits."""
     known = LIMITS | {name: declared.option for name, declared in all_options().items() if name not in LIMITS}
     for name, value in args.items():
         if name in known:

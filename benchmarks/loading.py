@@ -1,4 +1,4 @@
-"""How many images a second worker processes decode and augment, and how many of them a training needs.
+"""Measure how many images per second worker processes decode and augment, and how many workers a training needs.
 
 python benchmarks/loading.py --data_dir path/to/imagenet
 python benchmarks/loading.py --data_dir path/to/imagenet --workers 1 2 4 8 --images_per_second 2500 --json
@@ -28,7 +28,7 @@ from helper.errors import Parser, UserError, run_main
 
 
 def measure(args: argparse.Namespace) -> dict[int, float]:
-    """Images a second by number of workers: the median over epochs, of which the first one does not count."""
+    """Return images per second by number of workers: the median over all epochs but the first."""
     torch.set_num_threads(1)
     result = {}
     with tqdm(total=len(args.workers) * (1 + args.epochs), unit="epoch", leave=False, disable=None) as bar:
@@ -48,7 +48,7 @@ def measure(args: argparse.Namespace) -> dict[int, float]:
 
 
 def parse_args() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
     add = parser.add_argument
     add("--data_dir", required=True, help="a tree of images train/<class>/* and val/<class>/*")

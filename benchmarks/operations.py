@@ -1,4 +1,4 @@
-"""Where the time of a training epoch goes on a CPU, by kind of operation, under each variant of bench.py.
+"""Measure where the time of a training epoch goes on a CPU, by kind of operation, for each variant of bench.py.
 
 python benchmarks/operations.py
 python benchmarks/operations.py --pair resnet32x4:ShuffleV1 --variants fp32 bf16
@@ -37,7 +37,7 @@ KINDS = {  # by an operation's name, without "aten::"
 
 
 def shares(variant: str, pair: str, args: argparse.Namespace) -> dict[str, float]:
-    """Milliseconds a training step of each kind of operation, the rest, and all."""
+    """Return milliseconds per training step of each kind of operation, of the rest, and in total."""
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
         made = Ours(variant, pair, args, torch.device("cpu"), folder)
         made.train()  # warms up, and fills a table
@@ -53,7 +53,7 @@ def shares(variant: str, pair: str, args: argparse.Namespace) -> dict[str, float
 
 
 def table(results: dict[str, dict[str, float]]) -> Iterator[str]:
-    """The results as lines: milliseconds a step, and the share of each kind."""
+    """Yield the results as lines: milliseconds per step, and the share of each kind."""
     yield f"{'ms a step':24}" + "".join(f"{variant:>16}" for variant in results)
     for kind in [*KINDS, "everything else", "all"]:
         cells = (f"{each[kind]:9.1f} {each[kind] / each['all']:6.0%}" for each in results.values())
@@ -61,7 +61,7 @@ def table(results: dict[str, dict[str, float]]) -> Iterator[str]:
 
 
 def parse_args() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
     add = parser.add_argument
     add("--pair", default="resnet56:resnet20", metavar="TEACHER:STUDENT", help="(default: resnet56:resnet20)")

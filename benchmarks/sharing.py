@@ -1,11 +1,11 @@
-"""How much two trainings on the same cores slow each other down, by how long idle OpenMP threads spin.
+"""Measure how much two trainings on the same cores slow each other down, by how long idle OpenMP threads spin.
 
     python benchmarks/sharing.py
     python benchmarks/sharing.py --pair resnet20:resnet8 --images 1024 --rounds 5
 
-Two processes train a student from a warm teacher table (CTKD's global temperature, random images), each with a thread
-for every core: first one of them alone, then both at once, in turns. libgomp, OpenMP in PyTorch's CPU builds, reads the
-settings when it is loaded; helper/environment.py sets the one in use.
+Two processes train a student from a warm teacher table (CTKD's global temperature, random images), each with one thread
+per core: first one of them alone, then both at once, alternating. libgomp, the OpenMP of PyTorch's CPU builds, reads
+the settings when it is loaded; helper/environment.py sets the one in use.
 """
 
 import argparse
@@ -36,12 +36,12 @@ SETTINGS = {
     f"GOMP_SPINCOUNT={SPIN_COUNT} (ours)": {"GOMP_SPINCOUNT": SPIN_COUNT},
     "OMP_WAIT_POLICY=passive": {"OMP_WAIT_POLICY": "passive"},
 }
-RUNS = ("fp32+table first", "fp32+table second")  # variants of bench.py, with a name behind
+RUNS = ("fp32+table first", "fp32+table second")  # variants of bench.py, each with a name
 
 
 @contextmanager
 def environment(setting: dict[str, str], threads: int) -> Iterator[None]:
-    """The setting and the number of threads as environment variables, for processes that are started inside."""
+    """Set the setting and the number of threads as environment variables, for processes started inside."""
     before = dict(os.environ)
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
         os.environ.pop(name, None)
@@ -54,7 +54,7 @@ def environment(setting: dict[str, str], threads: int) -> Iterator[None]:
 
 
 def measure(setting: dict[str, str], args: argparse.Namespace, bar: tqdm) -> tuple[float, float]:
-    """Milliseconds per step of a training alone and of two at once, medians over the rounds."""
+    """Return milliseconds per step of one training alone and of two at once, medians over the rounds."""
     alone, shared = [], []
     with environment(setting, args.threads), servers(RUNS, args.pair, args) as connections:
         for _ in range(WARM_UP + args.rounds):
@@ -68,7 +68,7 @@ def measure(setting: dict[str, str], args: argparse.Namespace, bar: tqdm) -> tup
 
 
 def parse_args() -> argparse.Namespace:
-    """The command line, with what bench.py asks for beside it."""
+    """Parse the command line, and add the arguments that bench.py needs."""
     parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
     add = parser.add_argument
     add("--pair", default="resnet56:resnet20", metavar="TEACHER:STUDENT", help="(default: resnet56:resnet20)")
@@ -92,7 +92,7 @@ def main() -> None:
         for name, setting in SETTINGS.items():
             bar.set_description(name)
             results[name] = measure(setting, args, bar)
-    torch.set_num_threads(args.threads)  # as the trainings have, for the line that describes the machine
+    torch.set_num_threads(args.threads)  # as in the trainings, for the line that describes the machine
     print(machine(args))
     width = max(map(len, SETTINGS))
     print(f"{'ms per step':{width}}{'alone':>8}{'two at once':>13}{'ratio':>8}")

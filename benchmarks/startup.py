@@ -1,4 +1,4 @@
-"""From the command to the first step: seconds that pass before train_student.py has learned from one batch.
+"""Measure the seconds from starting train_student.py to the end of its first step.
 
 python benchmarks/startup.py
 python benchmarks/startup.py --dataset digits
@@ -22,7 +22,7 @@ from benchmarks.limits import check_numbers
 from helper.errors import Parser, RunError, run_main
 
 ROOT = Path(__file__).resolve().parents[1]
-# What runs in a process of its own: the command, with a clock beside it, until the first step is over.
+# Runs in a separate process: the command, timed until the first step is over.
 TIMED = """
 import sys, time
 start = float(sys.argv.pop(1))
@@ -47,7 +47,7 @@ train_student.main()
 
 
 def measure(args: argparse.Namespace) -> dict[str, list[float]]:
-    """Seconds since the command at each stage, of every round."""
+    """Return the seconds from the command to each stage, for every round."""
     stages: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         teacher = Path(folder) / f"{args.model_t}_vanilla" / "ckpt_epoch_240.pth"
@@ -65,7 +65,7 @@ def measure(args: argparse.Namespace) -> dict[str, list[float]]:
             )  # fmt: skip
             if "first step" not in done.stdout:
                 raise RunError(f"the command did not get to its first step: {done.stderr.strip().splitlines()[-1]}")
-            if number:  # the first one reads files from the disk
+            if number:  # the first round reads files from the disk
                 for line in done.stdout.splitlines():
                     if line.startswith("@ "):
                         _, seconds, stage = line.split(" ", 2)
@@ -74,7 +74,7 @@ def measure(args: argparse.Namespace) -> dict[str, list[float]]:
 
 
 def parse_args() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
     add = parser.add_argument
     add("--dataset", choices=("cifar100", "digits"), default="cifar100", help="(default: cifar100)")

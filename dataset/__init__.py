@@ -1,4 +1,4 @@
-"""Where images come from. A new data set is a `load` that returns an ImageSet, named in dataset_dict."""
+"""Data sets. To add one, write a `load` that returns an ImageSet and name it in dataset_dict."""
 
 from typing import Annotated
 
@@ -14,14 +14,14 @@ __all__ = ["Batch", "BatchSize", "Dataset", "ImageSize", "Loader", "NumWorkers",
 
 
 def _load_folder(**options: object) -> ImageSet:
-    from dataset import folder  # with torchvision, which takes seconds to import
+    from dataset import folder  # imports torchvision, which takes seconds
 
     return folder.load(**options)
 
 
-# each takes the keywords data_dir, image_size and num_workers, and ignores those that mean nothing to it
+# each takes the keywords data_dir, image_size and num_workers, and ignores those that it does not need
 dataset_dict = {"cifar100": cifar100.load, "digits": digits.load, "folder": _load_folder}
-dataset_names = (*dataset_dict, "imagenet")  # which is too large for memory
+dataset_names = (*dataset_dict, "imagenet")  # imagenet is too large for memory
 
 BatchSize = Annotated[int, Option("images a step", 1, 100_000)]
 ImageSize = Annotated[
@@ -44,7 +44,7 @@ NumWorkers = Annotated[
     ),
 ]
 
-VAL_PIXELS = {"cpu": 64 * 32**2, "cuda": 10_000 * 32**2}  # at once: more is no faster on a CPU
+VAL_PIXELS = {"cpu": 64 * 32**2, "cuda": 10_000 * 32**2}  # per batch: more is no faster on a CPU
 
 
 @checked
@@ -61,29 +61,29 @@ def create_dataset(
     rank: int = 0,
     world_size: int = 1,
 ) -> Dataset:
-    """The training and validation batches of a data set.
+    """Return the training and validation batches of a data set.
 
     Args:
-        name: a key of dataset_dict.
-        batch_size: of training; where nothing is learned it is larger.
+        name: one of dataset_names.
+        batch_size: of training; validation batches may be larger.
         seed: of the order and the augmentations of the training images.
-        device: where the images are held, augmented and handed out.
-        data_dir: where the files are; what None stands for is up to the data set.
-        image_size: side of the square images in pixels; only `folder` and `imagenet` have another than 32.
-        num_workers: processes that decode the images: once, at the start, and of `imagenet` in every epoch.
-        train_subset: how many training images to keep, as evenly from the classes as they allow; 0 keeps all.
-            Which ones does not depend on the seed, and a smaller subset is part of a larger one.
-        rank: number of this process among those that share the batches.
-        world_size: how many these are.
+        device: of the batches; all data sets but `imagenet` also keep their images there.
+        data_dir: where the files are; None for the data set's default, if it has one.
+        image_size: side of the square images in pixels; must be 32 except for `folder` and `imagenet`.
+        num_workers: processes that decode the images of `folder` (once, at the start) and `imagenet` (every epoch).
+        train_subset: how many training images to keep, balanced over the classes as far as possible; 0 keeps all.
+            The choice does not depend on the seed, and a smaller subset is part of a larger one.
+        rank: this process's rank among those that share the batches.
+        world_size: the number of these processes.
 
     Raises:
-        InputError: an unknown name, a number outside its bounds, or files that are missing or damaged.
+        InputError: an unknown name, a number outside its bounds, or missing or damaged files.
     """
     device = torch.device(device)
     val_size = val_batch_size(batch_size, image_size, device)
     common = {"device": device, "rank": rank, "world_size": world_size}
     if name == "imagenet":
-        from dataset import imagenet  # with torchvision, which takes seconds to import
+        from dataset import imagenet  # imports torchvision, which takes seconds
 
         return imagenet.build(
             data_dir, image_size, num_workers, batch_size, val_size, train_subset, seed=seed, **common
@@ -103,7 +103,7 @@ def create_dataset(
 
 
 def val_batch_size(batch_size: int, image_size: int, device: torch.device) -> int:
-    """How many images are looked at together where nothing is learned: no fewer than a training batch's."""
+    """Return the batch size for validation, at least that of training."""
     return max(batch_size, VAL_PIXELS[device.type] // image_size**2)
 
 
@@ -114,7 +114,7 @@ def check_dataset(name: str) -> None:
 
 
 def identify_data(name: str, data_dir: str | None) -> str | None:
-    """What tells one data set of this name from another; None where there is only one, as of CIFAR-100."""
+    """Return a hash that identifies the data set; None if there is only one of this name, such as CIFAR-100."""
     if name not in ("folder", "imagenet"):
         return None
     return tree.fingerprint(data_dir)

@@ -1,4 +1,4 @@
-"""What every data set hands to the training loop."""
+"""The interface between data sets and the training loop."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -12,12 +12,12 @@ class Batch:
     """One step's images, on the device of the run.
 
     Args:
-        images: [B, 3, H, W] float32, augmented and normalised; or a function that makes them of `index` and `view`,
-            which is called when they are first asked for.
+        images: [B, 3, H, W] float32, augmented and normalised; or a function that makes them from `index` and `view`,
+            called when they are first needed.
         target: [B] int64, the classes.
         index: [B] int64, the image numbers in the data set.
-        view: [B] int64, which augmentation of each image; None where augmentations cannot be counted.
-        count: images in the whole batch, where this is one process's shard; else None.
+        view: [B] int64, which augmentation of each image; None if augmentations are not numbered.
+        count: images in the whole batch if this is one process's shard of it; else None.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Batch:
 
     @property
     def images(self) -> Tensor:
-        """The images [B, 3, H, W]."""
+        """Return the images [B, 3, H, W]."""
         if self._images is None:
             assert self._make is not None and self.view is not None
             self._images = self._make(self.index, self.view)
@@ -45,40 +45,31 @@ class Batch:
 
     @property
     def numbers(self) -> tuple[Tensor, ...]:
-        """Class, number and view of each image, [B] each; the view is missing where views are not counted."""
+        """Return class, number and view of each image, [B] each; without the view if views are not numbered."""
         return (self.target, self.index) if self.view is None else (self.target, self.index, self.view)
 
     def copy(self) -> "Batch":
-        """Return a batch with the same numbers in tensors of its own, whose images are not made yet."""
+        """Return a batch with copies of the same numbers, whose images are not made yet."""
         batch = self.unmade()
         batch.target, batch.index = batch.target.clone(), batch.index.clone()
         batch.view = None if batch.view is None else batch.view.clone()
         return batch
 
     def unmade(self) -> "Batch":
-        """Return a batch of the same tensors whose images are not made yet. Raises ValueError where they are all there
-        is."""
+        """Return a batch of the same tensors, images not made yet. Raises ValueError if it was given the images."""
         if self._make is None:
             raise ValueError("this batch was given images, so they cannot be made again")
         return Batch(self._make, self.target, self.index, self.view, self.count)
 
     def without_first(self, rows: int, processes: int = 1) -> "Batch":
-        """Return the batch without its first `rows` images, in each of the processes that share it."""
+        """Return the batch without its first `rows` images in each of the `processes` that share it."""
         view = None if self.view is None else self.view[rows:]
         count = None if self.count is None else self.count - rows * processes
         return Batch(self.images[rows:], self.target[rows:], self.index[rows:], view, count)
 
 
 class Epoch:
-    """The batches of one epoch of training, in a random order; a loader's subclass says what they hold.
-
-    Args:
-        loader: of the images.
-        number: see `Loader.epoch`, as for the others.
-        start: batches to leave out.
-        partner: what is blended in.
-        weight: of the partner.
-    """
+    """The batches of one training epoch in random order, by `Loader.epoch` and its arguments; loaders subclass it."""
 
     def __init__(self, loader: "Loader", number: int, start: int, partner: Tensor | None, weight: float) -> None:
         self.loader, self.number, self.start = loader, number, start
@@ -91,19 +82,18 @@ class Epoch:
         raise NotImplementedError
 
     def drawn(self) -> Tensor | None:
-        """Return the epoch's image numbers and views in this process, [2, N] int64 on the CPU; None where they are not
-        counted."""
+        """Return the epoch's image numbers and views in this process, [2, N] int64 on the CPU; None without views."""
         return None
 
     def generator(self) -> torch.Generator:
-        """Return the random numbers of the epoch, which depend on seed and epoch alone."""
-        # torch uses only the lower 32 bits of a CPU seed, so both are hashed into them
+        """Return the epoch's random generator, which depends only on seed and epoch."""
+        # torch uses only the lower 32 bits of a CPU seed, so seed and epoch are hashed to 32 bits
         mixed = random.Random(f"seed {self.loader.seed} epoch {self.number}").getrandbits(32)
         return torch.Generator().manual_seed(mixed)
 
 
 class Loader(Protocol):
-    """The images of training or validation. Iterating gives them in order of their numbers; `epoch` shuffles them."""
+    """Batches for training or validation. Iterating gives images in the order of their numbers; `epoch` shuffles."""
 
     num_samples: int
     batch_size: int
@@ -111,7 +101,7 @@ class Loader(Protocol):
     target: Tensor  # [num_samples] int64, the class of each image by its number
 
     def __len__(self) -> int:
-        """Return the number of batches an epoch."""
+        """Return the number of batches per epoch."""
 
     def __iter__(self) -> Iterator[Batch]: ...
 
@@ -119,14 +109,14 @@ class Loader(Protocol):
         """Return the shuffled, augmented batches of an epoch.
 
         Args:
-            number: of the epoch, from 1; with the seed it fixes order and augmentations.
-            start: batches at its beginning to leave out.
-            partner: [num_samples] int64, the image that is blended into each (itself for none); None: no blending.
+            number: of the epoch, from 1; with the seed it determines order and augmentations.
+            start: batches to skip at its beginning.
+            partner: [num_samples] int64, the image blended into each one (itself for none); None: no blending.
             weight: of the partner, from 0.5 to 1. A blend has the class and number of its partner.
         """
 
     def with_seed(self, seed: int) -> "Loader":
-        """Return a loader of the same images, in memory once, in the orders and views of another seed."""
+        """Return a loader of the same images (not copied) in the orders and views of another seed."""
 
 
 class Dataset(NamedTuple):
@@ -138,13 +128,14 @@ class Dataset(NamedTuple):
 
 
 def balanced_subset(target: Tensor, size: int) -> Tensor:
-    """Which `size` images to keep: the classes' numbers differ by one at most, as long as no class runs out.
+    """Return which images to keep; class counts differ by at most one as long as no class runs out.
 
     Args:
         target: [N] int64, the class of each image.
+        size: how many to keep.
 
     Returns:
-        [size] int64, ascending indices: the same at every call, and among those of any larger size.
+        [size] int64, ascending indices: the same in every call, and contained in those of any larger size.
     """
     shuffled = torch.randperm(len(target), generator=torch.Generator().manual_seed(0))
     by_class = shuffled[target[shuffled].argsort(stable=True)]
@@ -156,7 +147,7 @@ def balanced_subset(target: Tensor, size: int) -> Tensor:
 def shard(rows: Tensor, rank: int, world_size: int) -> Tensor:
     """Return one process's rows of [B, ...]: every world_size-th from `rank` on, [ceil(B / world_size), ...].
 
-    All processes get equally many: where B does not divide, the first row appears once more in some.
+    All processes get equally many: if world_size does not divide B, some get the first row in addition.
     """
     if world_size == 1:
         return rows

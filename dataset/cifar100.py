@@ -17,7 +17,7 @@ MEAN = (0.5071, 0.4867, 0.4408)
 STD = (0.2675, 0.2565, 0.2761)
 URL, ARCHIVE = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz", "cifar-100-python.tar.gz"
 FOLDER = "cifar-100-python"
-MOST = 2**29  # bytes of an official file, with room to spare
+MOST = 2**29  # bytes to read at most, more than any official file has
 MD5 = {  # of the official files
     ARCHIVE: "eb9058c3a382ffc7106e4002c42a8d85",
     "train": "16019d7e3df5f24257cddd939b257f8d",
@@ -27,14 +27,14 @@ MD5 = {  # of the official files
 
 
 def load(data_dir: str | None = None, **_: object) -> ImageSet:
-    """The official files, downloaded if there are none.
+    """Load the official files, after downloading them if they are missing.
 
     Args:
-        data_dir: the folder that holds `cifar-100-python`, or that folder itself. None stands for the
-            environment variable CIFAR100_DIR or, where it is not set, for `data`.
+        data_dir: the folder that holds `cifar-100-python`, or that folder itself. None means the environment variable
+            CIFAR100_DIR, or `data` if it is not set.
 
     Raises:
-        InputError: the files are neither there nor to be had, or one of them is not the official one.
+        InputError: the files are missing and cannot be downloaded, or one of them is not the official one.
     """
     root = Path(os.path.abspath(os.path.expanduser(data_dir or os.environ.get("CIFAR100_DIR") or "data")))
     if root.name == FOLDER:
@@ -46,13 +46,13 @@ def load(data_dir: str | None = None, **_: object) -> ImageSet:
 
 
 def _tensors(file: bytes) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images [N, 3, 32, 32] uint8 and targets [N] int64."""
+    """Return images [N, 3, 32, 32] uint8 and targets [N] int64."""
     content = pickle.loads(file, encoding="latin1")
     return torch.from_numpy(content["data"]).view(-1, 3, 32, 32), torch.tensor(content["fine_labels"])
 
 
 def _read(folder: Path) -> dict[str, bytes]:
-    """The files are pickles, which can run any code when they are read: only official ones get that far."""
+    """Read the files, checking their hashes: they are pickles, which can run any code when loaded."""
     advice = f"move {folder} away and unpack the official {ARCHIVE} in its place"
     files = {}
     for name in ("train", "test", "meta"):
@@ -74,8 +74,8 @@ def _official(file: Path, advice: str) -> bytes:
 
 
 def _fetch(root: Path) -> None:
-    """Unpack the archive that lies in `root`, or else a downloaded one; a failure leaves nothing behind."""
-    from torchvision.datasets.utils import download_and_extract_archive  # takes seconds, and is hardly ever needed
+    """Unpack the archive in `root`, downloading it if necessary; a failure leaves nothing behind."""
+    from torchvision.datasets.utils import download_and_extract_archive  # takes seconds, and is rarely needed
 
     archive = root / ARCHIVE
     if os.path.exists(archive):

@@ -1,4 +1,4 @@
-"""The 1,797 handwritten digits that come with scikit-learn: for trying things out without a download."""
+"""The 1,797 handwritten digits that come with scikit-learn, for trying things out without a download."""
 
 import torch
 import torch.nn.functional as F
@@ -10,12 +10,12 @@ STD = (0.3237,) * 3
 
 
 def load(**_: object) -> ImageSet:
-    """The 8x8 digits as 32x32 pixels in three equal channels; a fixed fifth of each class is for validation."""
-    from sklearn.datasets import load_digits  # slow to import, and of no use to the other data sets
+    """Load the 8x8 digits as 32x32 pixels in three equal channels; a fixed fifth of each class is for validation."""
+    from sklearn.datasets import load_digits  # slow to import, and only needed here
     from sklearn.model_selection import train_test_split
 
     digits = load_digits()
-    ink = torch.from_numpy(digits.images).float()[:, None] * (255 / 16)  # [N, 1, 8, 8], was 0 to 16
+    ink = torch.from_numpy(digits.images).float()[:, None] * (255 / 16)  # [N, 1, 8, 8], from 0 to 16 originally
     images = F.interpolate(ink, size=(32, 32), mode="bilinear").round().byte().expand(-1, 3, -1, -1)
     target = torch.from_numpy(digits.target).long()
     train, val = train_test_split(torch.arange(len(target)), test_size=0.2, stratify=target, random_state=0)

@@ -1,4 +1,4 @@
-"""A data set of one's own: any tree of images train/<class>/* and val/<class>/*."""
+"""A custom data set: any tree of images train/<class>/* and val/<class>/*."""
 
 import os
 from pathlib import Path
@@ -24,15 +24,14 @@ BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of a TIFF fi
 
 
 def read_image(path: str) -> Image.Image:
-    """The image in a file, in RGB with 8 bits a channel.
+    """Read an image as RGB with 8 bits per channel.
 
-    Pillow scales colours of 16 bits to 8, and drops what is transparent or of further channels. Grey images of more
-    than 8 bits it would cut off at 255: they are scaled here, from the range of their unsigned integers.
+    Pillow scales 16-bit colours to 8 bits, and drops transparency and extra channels. Grey images of more than 8 bits
+    it would clip at 255: they are scaled here, from the range of their unsigned integers.
 
     Raises:
-        InputError: the file is no regular one, or nothing says which of the image's values is white: they are
-            floating-point numbers, or integers with a sign.
-        Exception: nearly any, from a broken file.
+        InputError: the file is not a regular one, or white is undefined: values are floats or signed integers.
+        Exception: almost any, from a broken file.
     """
     with open_regular(Path(path)) as file:
         image = Image.open(file)
@@ -42,8 +41,8 @@ def read_image(path: str) -> Image.Image:
 
 
 def _scaled(image: Image.Image) -> np.ndarray:
-    """A deep grey image [H, W] as uint8: 0 stays 0, and the largest number of its type becomes 255."""
-    bits = 16  # PNG, PGM, JPEG 2000; others that Pillow opens in the mode "I" have a sign
+    """Return a grey image of more than 8 bits [H, W] as uint8: 0 stays 0, and its type's largest number becomes 255."""
+    bits = 16  # PNG, PGM, JPEG 2000; other formats that Pillow opens in mode "I" are signed
     is_known = image.mode.startswith("I;") or image.mode == "I" and image.format in ("PNG", "PPM")
     tags = image.tag_v2 if image.format == "TIFF" else {}
     if tags:
@@ -53,13 +52,13 @@ def _scaled(image: Image.Image) -> np.ndarray:
         kind = "floating-point numbers" if image.mode == "F" else "integers with a sign"
         raise InputError(f"its values are {kind}, and nothing says which is white: save it with 8 or 16 bits")
     most = 2**bits - 1
-    pixels = np.asarray(image).astype(np.int64) & most  # Pillow reads unsigned integers of 32 bits as signed ones
+    pixels = np.asarray(image).astype(np.int64) & most  # Pillow reads unsigned 32-bit integers as signed ones
     shares = (most - pixels if tags.get(PHOTOMETRIC) == 0 else pixels) / most
     return (255 * shares).round().astype(np.uint8)
 
 
 def why(error: Exception) -> str:
-    """Return what is wrong with a file, from the error of reading it, in a few words."""
+    """Return in a few words why a file could not be read."""
     if isinstance(error, UnidentifiedImageError):
         return "it is no image that Pillow knows"
     if isinstance(error, NotRegularError):
@@ -69,7 +68,7 @@ def why(error: Exception) -> str:
 
 
 class Tree(TorchDataset):
-    """Images [3, S, S] uint8, each with an empty text, or one that says which file cannot be read and why."""
+    """Images [3, S, S] uint8, each with a text: empty, or which file cannot be read and why."""
 
     def __init__(self, root: Path, split: Split, image_size: int) -> None:
         self.root, self.image_size = root, image_size
@@ -84,23 +83,23 @@ class Tree(TorchDataset):
         path = self.samples[index][0]
         try:
             return self.transform(read_image(path)), ""
-        except Exception as error:  # a broken file makes Pillow raise nearly anything
+        except Exception as error:  # a broken file makes Pillow raise almost anything
             return self.unreadable(path, error)
 
     def unreadable(self, path: str, error: Exception) -> tuple[Tensor, str]:
-        """What stands for an image that cannot be read."""
+        """Return a black image and the text for an image that cannot be read."""
         black = torch.zeros(3, self.image_size, self.image_size, dtype=torch.uint8)
         return black, f"the image {path} cannot be read ({why(error)}); mend or remove it"
 
 
 def load(data_dir: str | None, image_size: int, num_workers: int, quiet: bool = False) -> ImageSet:
-    """Every image, resized by its short side and cut to a central square of `image_size` pixels.
+    """Load all images, with the short side resized to `image_size` and the centre cropped to a square.
 
     Args:
         data_dir: the folder that holds `train` and `val`; the names of the folders in them are the classes.
         image_size: side of the square in pixels.
         num_workers: processes that decode; 0 decodes in this one.
-        quiet: whether to show no progress.
+        quiet: whether to hide progress.
 
     Raises:
         InputError: the tree is not as described, an image cannot be read, or the set is too large for memory.
@@ -120,14 +119,15 @@ def load(data_dir: str | None, image_size: int, num_workers: int, quiet: bool = 
 
 
 def open_splits(data_dir: str | None, image_size: int, expected: str) -> tuple[Tree, Tree]:
-    """Training and validation images of a tree, with a line about the files that are left out.
+    """Return training and validation images of a tree, and print which files are left out.
 
     Args:
         data_dir: the folder that holds `train` and `val`.
-        expected: what it should look like.
+        image_size: side of the square images in pixels.
+        expected: the layout that the tree should have, for error messages.
 
     Raises:
-        InputError: it does not, or is not given.
+        InputError: it has another layout, or is not given.
     """
     if not data_dir:
         raise InputError(f"--data_dir is missing; {expected}")
@@ -158,7 +158,7 @@ _ENDINGS = ", ".join(f"*{extension}" for extension in EXTENSIONS)
 
 
 def _tell_left_out(root: Path, splits: list[Split]) -> None:
-    """Say how many files and folders of a tree are no part of the data set."""
+    """Print how many files and folders of a tree are left out of the data set."""
     hidden, skipped = ([os.path.relpath(path, root) for split in splits for path in split[i]] for i in (2, 3))
     if hidden:
         print(f"note: {len(hidden)} hidden files or folders in {root} are ignored: {_some(sorted(hidden))}")
@@ -171,7 +171,7 @@ def _some(names: list[str]) -> str:
 
 
 def _check_size(train: Tree, val: Tree) -> None:
-    """Pixels are counted as they are kept, the training images with the border that random crops need."""
+    """Refuse images that need too much memory, the training images with the border for random crops."""
     size = train.image_size
     needed = 3 * (len(train) * (size + 2 * (size // 8)) ** 2 + len(val) * size**2)
     limit = min(MEMORY_LIMIT, host_memory())
@@ -183,7 +183,7 @@ def _check_size(train: Tree, val: Tree) -> None:
 
 
 def _decode(tree: Tree, num_workers: int, quiet: bool) -> Tensor:
-    """All images of a tree, [N, 3, S, S] uint8."""
+    """Return all images of a tree, [N, 3, S, S] uint8."""
     images = torch.empty(len(tree), 3, tree.image_size, tree.image_size, dtype=torch.uint8)
     done = 0
     with tqdm(total=len(tree), desc=f"decoding {Path(tree.root).name}", unit="image", disable=quiet) as bar:

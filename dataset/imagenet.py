@@ -1,8 +1,8 @@
-"""ImageNet, or any tree of images train/<class>/* and val/<class>/*: decoded anew in every epoch, by worker processes.
+"""ImageNet, or any tree of images train/<class>/* and val/<class>/*, decoded in every epoch by worker processes.
 
-Training images are cut out at random and resized, and mirrored half of the time (Szegedy et al. 2015, as the field does
-it); for validation the short side is resized and the middle cut out. Which images make a batch, and how each is cut,
-is drawn from the seed and the epoch alone: it is the same with any number of workers or processes, and after a resume.
+Training images are random resized crops, flipped horizontally half of the time (Szegedy et al. 2015, the standard);
+validation images are resized by the short side and centre-cropped. Order and crops depend only on the seed and the
+epoch: they are the same for any number of workers or processes, and after a resume.
 """
 
 import os
@@ -25,14 +25,14 @@ from dataset.folder import MEAN, STD, Tree, open_splits, read_image
 from inputs import InputError
 
 EXPECTED = "--dataset imagenet expects images in train/<class> and val/<class> of --data_dir or IMAGENET_DIR"
-RESIZED = 256 / 224  # the short side of a validation image, relative to what is cut out of it
-SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of a random cut: its share of the image, and width by height
-Sample = tuple[int, int, int, float]  # image, seed of its augmentation, image that it is blended into, weight of that
-Share = tuple[list[Sample], Tensor, int | None]  # of a batch: samples, their numbers [B], images of the whole batch
+RESIZED = 256 / 224  # short side of a resized validation image, relative to the crop
+SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of a random crop: its share of the image's area, and its aspect ratio
+Sample = tuple[int, int, int, float]  # image, seed of its augmentation, partner of its blend, weight of the partner
+Share = tuple[list[Sample], Tensor, int | None]  # a shard: samples, their numbers [B], images in the whole batch
 
 
 def random_cut(image: Image.Image, size: int) -> Tensor:
-    """A random part of an image, [3, size, size] uint8, mirrored half of the time."""
+    """Return a random resized crop of an image, [3, size, size] uint8, flipped half of the time."""
     top, left, height, width = RandomResizedCrop.get_params(image, SCALE, RATIO)
     part = _pixels(image.crop((left, top, left + width, top + height)))
     part = resize(part, [size, size], antialias=True)
@@ -40,17 +40,17 @@ def random_cut(image: Image.Image, size: int) -> Tensor:
 
 
 def middle_cut(image: Image.Image, size: int) -> Tensor:
-    """The middle of an image, [3, size, size] uint8, after its short side was resized."""
+    """Return the central crop of an image, [3, size, size] uint8, after resizing by the short side."""
     return center_crop(resize(_pixels(image), [round(RESIZED * size)], antialias=True), [size, size])
 
 
 def _pixels(image: Image.Image) -> Tensor:
-    # the channels last in memory, as Pillow has them: so PyTorch resizes them faster than Pillow, to the same pixels
+    # channels last in memory, as in Pillow: PyTorch then resizes faster than Pillow, to the same pixels
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 class Images(TorchDataset):
-    """Images [3, S, S] uint8 by `Sample`; with a text that says which file cannot be read, if any."""
+    """Images [3, S, S] uint8 by `Sample`, each with a text: empty, or which file cannot be read and why."""
 
     def __init__(self, tree: Tree, augment: bool) -> None:
         self.tree, self.cut = tree, random_cut if augment else middle_cut
@@ -67,18 +67,20 @@ class Images(TorchDataset):
     def _one(self, index: int, seed: int) -> tuple[Tensor, str]:
         path = self.tree.samples[index][0]
         everybodys = torch.default_generator.get_state()
-        torch.default_generator.manual_seed(seed)  # what torchvision draws from; torch.manual_seed would reach GPUs too
+        torch.default_generator.manual_seed(seed)  # torchvision's generator; torch.manual_seed would also seed GPUs
         try:
             return self.cut(read_image(path), self.tree.image_size), ""
-        except Exception as error:  # a broken file makes Pillow raise nearly anything
+        except Exception as error:  # a broken file makes Pillow raise almost anything
             return self.tree.unreadable(path, error)
         finally:
             torch.default_generator.set_state(everybodys)
 
 
 def _undisturbed(_: int) -> None:
-    """Have a worker pass over signals that others send to the training's processes (Ctrl-C, torchrun, Slurm): the
-    training still needs it while it ends its step, and tells it itself when that is over."""
+    """Have a worker ignore signals sent to all of the training's processes (by Ctrl-C, torchrun, Slurm).
+
+    The training still needs the worker until its step is finished; then it terminates the worker itself.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_when_told, daemon=True).start()
@@ -91,7 +93,7 @@ def _end_when_told() -> None:
 
 
 class Order:
-    """Which samples make this process's share of each batch; the sampler of a DataLoader."""
+    """The samples of this process's shard of each batch; the batch sampler of a DataLoader."""
 
     def __init__(self) -> None:
         self.batches: Sequence[list[Sample]] = []
@@ -104,17 +106,17 @@ class Order:
 
 
 class StreamLoader:
-    """The batches of a set that is read from files as it is needed; the last one may be smaller. See `Loader`.
+    """The batches of a data set that is read from files as needed; the last batch may be smaller. See `Loader`.
 
     Args:
-        tree: the images, and the side of the squares that are cut out of them in pixels.
-        augment: whether it is for training: in random order and with random cuts, otherwise in order.
-        batch_size: images a batch, of all processes together where they share it.
-        device: where batches are handed out.
+        tree: the images, and the side of their crops in pixels.
+        augment: whether it is for training, with random order and crops; otherwise in order.
+        batch_size: images per batch, over all processes that share it.
+        device: where the batches are.
         num_workers: processes that decode; 0 decodes in this one.
-        seed: of order and cuts.
-        rank: number of this process among those that share the batches.
-        world_size: how many these are.
+        seed: of order and crops.
+        rank: this process's rank among those that share the batches.
+        world_size: the number of these processes.
     """
 
     def __init__(
@@ -138,27 +140,26 @@ class StreamLoader:
         self.images, self.order, self.workers = Images(tree, augment), Order(), None
 
     def __len__(self) -> int:
-        """Batches an epoch; where nothing is learned, of this process."""
+        """Return the batches per epoch; without `augment`, those of this process."""
         num_samples = self.num_samples if self.augment else len(self._own())
         return -(-num_samples // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        """The first epoch of training; without `augment` this process's images, in order."""
+        """Iterate over the first training epoch; without `augment`, over this process's images in order."""
         return iter(self.epoch(1)) if self.augment else self.decoded(self._val_shares())
 
     def epoch(self, number: int, start: int = 0, partner: Tensor | None = None, weight: float = 1.0) -> "StreamEpoch":
-        """Return the batches of an epoch of training; see `dataset.base.Loader`. Blended images have the same cut, as
-        far as their sizes agree."""
+        """Return a training epoch's batches, see `Loader`; blended images have equal crops if they have equal sizes."""
         return StreamEpoch(self, number, start, None if partner is None else partner.cpu(), weight)
 
     def with_seed(self, seed: int) -> "StreamLoader":
-        """Return a loader of the same images in the orders and cuts of another seed."""
+        """Return a loader of the same images in the orders and crops of another seed."""
         other = StreamLoader.__new__(StreamLoader)
         other.__dict__ = self.__dict__ | {"seed": seed, "order": Order(), "workers": None}
         return other
 
     def decoded(self, shares: list[Share]) -> Iterator[Batch]:
-        """Decode the given shares of batches, in their order.
+        """Decode the given shards of batches in order.
 
         Raises:
             InputError: an image cannot be read.
@@ -175,11 +176,11 @@ class StreamLoader:
         return range(self.num_samples)[self.rank :: self.world_size]
 
     def _workers(self) -> DataLoader:
-        """The processes that decode; they stay for the epochs to come."""
+        """Return the decoding processes, which stay alive for later epochs."""
         if self.workers is None:
             more = {"persistent_workers": True, "prefetch_factor": 4} if self.num_workers else {}
             more["pin_memory"] = self.target.device.type == "cuda"
-            more["generator"] = torch.Generator()  # it would draw from everybody's otherwise
+            more["generator"] = torch.Generator()  # otherwise it would draw from the global one
             more["worker_init_fn"] = _undisturbed
             self.workers = DataLoader(self.images, batch_sampler=self.order, num_workers=self.num_workers, **more)
         return self.workers
@@ -191,7 +192,7 @@ class StreamLoader:
 
 
 class StreamEpoch(Epoch):
-    """The batches of one epoch of training of a `StreamLoader`; see its `epoch`. Augmentations are not counted."""
+    """The batches of one training epoch of a `StreamLoader`; see its `epoch`. Augmentations are not numbered."""
 
     loader: StreamLoader
 
@@ -204,7 +205,7 @@ class StreamEpoch(Epoch):
         order = torch.randperm(loader.num_samples, generator=generator)
         seeds = torch.randint(2**32, (loader.num_samples,), generator=generator)
         start, shares = self.start * loader.batch_size, []
-        if start >= loader.num_samples:  # all was done
+        if start >= loader.num_samples:  # nothing is left
             return shares
         for whole in zip(*(column[start:].split(loader.batch_size) for column in (order, seeds)), strict=True):
             count = len(whole[0]) if loader.world_size > 1 else None
@@ -212,7 +213,7 @@ class StreamEpoch(Epoch):
             partner = index if self.partner is None else self.partner[index]
             weights = [self.weight] * len(index)
             samples = list(zip(index.tolist(), seed.tolist(), partner.tolist(), weights, strict=True))
-            shares.append((samples, partner, count))  # a blend is called what it shows most of
+            shares.append((samples, partner, count))  # a blend has its partner's number
         return shares
 
 
@@ -231,8 +232,8 @@ def build(
         data_dir: the folder that holds `train` and `val`.
         image_size: side of the square images in pixels.
         num_workers: processes that decode; 0 decodes in this one.
-        batch_size: images a batch of training.
-        val_size: images a batch where nothing is learned.
+        batch_size: images per training batch.
+        val_size: images per validation batch.
         train_subset: how many training images to keep; 0 keeps all.
         loaders: seed, device, rank and world_size of `StreamLoader`.
 

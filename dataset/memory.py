@@ -1,4 +1,4 @@
-"""Small sets: all images held on the device as uint8, and augmented there a batch at a time."""
+"""Small data sets: all images are held on the device as uint8 and augmented there batch by batch."""
 
 import copy
 import hashlib
@@ -15,70 +15,71 @@ from inputs import check_fits
 
 
 class ImageSet(NamedTuple):
-    """What the file of a data set loads, before any augmentation. Images are RGB, targets count from 0."""
+    """A data set as it is loaded, before any augmentation. Images are RGB, targets count from 0."""
 
     train_images: Tensor  # [N, 3, H, W] uint8
     train_target: Tensor  # [N] int64
     val_images: Tensor  # [M, 3, H, W] uint8
     val_target: Tensor  # [M] int64
     num_classes: int
-    mean: tuple[float, float, float]  # of the channels, where white is 1
+    mean: tuple[float, float, float]  # of the channels, with white as 1
     std: tuple[float, float, float]
     flip: bool  # whether a mirrored image keeps its class
 
 
 def count_views(pad: int) -> int:
-    """How many augmentations `crop` tells apart: (2 * pad + 1) squared places, each plain and mirrored."""
+    """Return the number of views in `crop`: (2 * pad + 1) squared positions, each plain and flipped."""
     return (2 * pad + 1) ** 2 * 2
 
 
 def crop(padded: Tensor, index: Tensor, view: Tensor, pad: int) -> Tensor:
-    """The given views of the given images: a place to crop at and perhaps a mirroring, in one gather.
+    """Return the given views (a crop position and perhaps a flip) of the given images, in one gather.
 
     A view is the number (dy * (2 * pad + 1) + dx) * 2 + flip: the crop starts dy rows and dx columns from the
-    top left of the padded image, both from 0 to 2 * pad, and is mirrored left to right where flip is 1.
+    top left of the padded image, both from 0 to 2 * pad, and is flipped horizontally if flip is 1.
 
     Args:
-        padded: [N, C, H + 2 * pad, W + 2 * pad], the whole set with a border of `pad` pixels.
+        padded: [N, C, H + 2 * pad, W + 2 * pad], all images with a border.
         index: [B] int64, which images.
         view: [B] int64, which view of each, from 0 to count_views(pad) - 1.
+        pad: width of the border in pixels.
 
     Returns:
-        [B, C, H, W], of the type of `padded`.
+        [B, C, H, W], in the dtype of `padded`.
     """
     channels, padded_height, padded_width = padded.shape[1:]
     height, width = padded_height - 2 * pad, padded_width - 2 * pad
     place, flip = view // 2, view % 2
-    start = place // (2 * pad + 1) * padded_width + place % (2 * pad + 1)  # [B], the pixel at the top left
+    start = place // (2 * pad + 1) * padded_width + place % (2 * pad + 1)  # [B], the top left pixel
     row = torch.arange(height, device=view.device)[:, None] * padded_width
     column = torch.arange(width, device=view.device)
-    from_start = torch.stack([row + column, row + column.flip(0)]).flatten(1)  # [2, H * W], plain and mirrored
+    from_start = torch.stack([row + column, row + column.flip(0)]).flatten(1)  # [2, H * W], plain and flipped
     pixels = from_start.index_select(0, flip).add_(start[:, None])  # [B, H * W]
     images = padded.index_select(0, index).flatten(2)
     return images.gather(2, pixels[:, None].expand(-1, channels, -1)).unflatten(2, (height, width))
 
 
 class MemoryLoader:
-    """The batches of a set that fits on the device; the last one of an epoch may be smaller.
+    """The batches of a data set that fits on the device; the last one of an epoch may be smaller.
 
-    An epoch of training is a random order with a random view of each image: after a border of `pad` black pixels a
-    random crop and, with `flip`, a mirroring half of the time. Both are drawn on the CPU from the seed and the epoch
-    alone: they are the same on every device, and resuming needs no state. Iterating over the loader itself gives the
-    images in order and, without `augment`, as they are.
+    A training epoch is a random order with a random view of each image: a random crop after zero-padding by `pad`
+    pixels and, with `flip`, a horizontal flip half of the time. Both are drawn on the CPU from the seed and the epoch
+    only: they are the same on every device, and resuming needs no state. Without `augment`, iterating over the loader
+    gives the images in order and unchanged.
 
     Args:
         images: [N, 3, H, W] uint8.
         target: [N] int64, the classes.
-        batch_size: images a batch, of all processes together where they share it.
-        mean: of the channels, where white is 1, to be subtracted.
+        batch_size: images per batch, over all processes that share it.
+        mean: of the channels, with white as 1, to be subtracted.
         std: of the channels, to divide by.
-        device: where the set lives and the batches are made.
+        device: where the images are kept and the batches are made.
         augment: whether it is for training.
         seed: of order and views.
-        flip: whether half of the images are mirrored.
+        flip: whether half of the images are flipped.
         pad: width of the border in pixels.
-        rank: number of this process among those that share the batches.
-        world_size: how many these are.
+        rank: this process's rank among those that share the batches.
+        world_size: the number of these processes.
 
     Raises:
         InputError: the images do not fit into the device's memory.
@@ -114,25 +115,23 @@ class MemoryLoader:
         self.rank, self.world_size = rank, world_size
 
     def __len__(self) -> int:
-        """Batches an epoch; where nothing is learned, of this process."""
+        """Return the batches per epoch; without `augment`, those of this process."""
         num_samples = self.num_samples if self.augment else len(self._own())
         return -(-num_samples // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        """The first epoch of training; without `augment` this process's images, in order."""
+        """Iterate over the first training epoch; without `augment`, over this process's images in order."""
         return iter(self.epoch(1)) if self.augment else self._val_batches()
 
     def epoch(self, number: int, start: int = 0, partner: Tensor | None = None, weight: float = 1.0) -> "MemoryEpoch":
-        """Return the batches of an epoch of training; see `dataset.base.Loader`. A blend mixes equal views of both
-        images, and is no view of any one image, so its batch has none.
+        """Return a training epoch's batches, see `Loader`. A blend mixes equal views of two images and has no view.
 
-        Two blends may have one partner, so a number can occur twice in a batch, of which a memory by numbers (CRD's)
-        keeps one.
+        Two blends may share a partner, so a number can occur twice in a batch; CRD's memory keeps one of them.
         """
         return MemoryEpoch(self, number, start, partner, weight)
 
     def view_of(self, index: Tensor, view: Tensor) -> Tensor:
-        """Images [B, 3, H, W] float32 of a training batch from its `index` and `view`, both [B]; see `crop`."""
+        """Return images [B, 3, H, W] float32 of a training batch from its `index` and `view`, both [B]; see `crop`."""
         return self._normalise(crop(self.images, index, view, self.pad))
 
     def _own(self) -> range:
@@ -145,18 +144,18 @@ class MemoryLoader:
 
     @property
     def num_views(self) -> int:
-        """How many views of an image are numbered; without `flip` only the even ones are drawn."""
+        """Return the number of views of an image; without `flip` only those with an even number are drawn."""
         return count_views(self.pad)
 
     def fingerprint(self) -> str:
-        """A hash of all that decides what a view of an image looks like."""
+        """Return a hash of everything that determines the pixels of a view."""
         numbers = [*self.images.shape, self.pad, *self.mean.flatten().tolist(), *self.std.flatten().tolist()]
         known = hashlib.blake2b(repr(numbers).encode(), digest_size=32)
         known.update(self.images.cpu().numpy())
         return known.hexdigest()
 
     def with_seed(self, seed: int) -> "MemoryLoader":
-        """The same images, in memory once, in the orders and views of another seed."""
+        """Return a loader of the same images (not copied) in the orders and views of another seed."""
         other = copy.copy(self)
         other.seed = seed
         return other
@@ -166,13 +165,13 @@ class MemoryLoader:
 
 
 class MemoryEpoch(Epoch):
-    """The batches of one epoch of training of a `MemoryLoader`; see its `epoch`."""
+    """The batches of one training epoch of a `MemoryLoader`; see its `epoch`."""
 
     loader: MemoryLoader
 
     def __iter__(self) -> Iterator[Batch]:
         loader = self.loader
-        if not self._drawn.numel():  # all was done
+        if not self._drawn.numel():  # nothing is left
             return
         order, views = self._drawn.to(loader.target.device)  # the only copy to the device in an epoch
         columns = (column.split(loader.batch_size) for column in (loader.target[order], order, views))
@@ -187,7 +186,7 @@ class MemoryEpoch(Epoch):
                 yield Batch(images, loader.target[partner], partner, None, count)
 
     def drawn(self) -> Tensor | None:
-        """Image numbers and views of all batches of this process, [2, N] int64 on the CPU; None with blending."""
+        """Return image numbers and views of this process's batches, [2, N] int64 on the CPU; None with blending."""
         if self.partner is not None:
             return None
         loader = self.loader
@@ -196,7 +195,7 @@ class MemoryEpoch(Epoch):
 
     @cached_property
     def _drawn(self) -> Tensor:
-        """Image numbers and views of the whole batches [2, N], once for the teacher's table and for the steps."""
+        """Image numbers and views of the whole batches [2, N], drawn once for the teacher's table and the steps."""
         generator = self.generator()
         order = torch.randperm(self.loader.num_samples, generator=generator)
         view = torch.randint(count_views(self.loader.pad), (self.loader.num_samples,), generator=generator)

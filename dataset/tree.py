@@ -1,4 +1,4 @@
-"""Trees of images, train/<class>/* and val/<class>/*: which files are samples, and what tells two trees apart."""
+"""Trees of images, train/<class>/* and val/<class>/*: which files are samples, and a hash that identifies a tree."""
 
 import hashlib
 import os
@@ -10,20 +10,20 @@ from typing import NamedTuple
 from inputs import InputError, open_regular
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
-SMALL = 2**28  # bytes of image files, up to which a fingerprint covers what is in them
+SMALL = 2**28  # bytes of image files up to which a fingerprint covers their contents
 
 
 class Split(NamedTuple):
-    """What is in a folder of classes. Samples are in torchvision's order: by class, by folder, by name."""
+    """The contents of a folder of classes. Samples are in torchvision's order: by class, by folder, by name."""
 
     classes: list[str]
     samples: list[tuple[str, int]]  # path and class
-    hidden: list[str]  # paths that are ignored for their names
-    skipped: list[str]  # paths of files that are no images by their extensions
+    hidden: list[str]  # paths that are ignored because of their names
+    skipped: list[str]  # paths of files without an image's extension
 
 
 def list_split(folder: Path) -> Split:
-    """The samples of a folder of classes, in all folders below; symbolic links are followed.
+    """List the samples of a folder of classes and all folders below; symbolic links are followed.
 
     Raises:
         InputError: a folder cannot be read, or a symbolic link leads back to a folder that it is in.
@@ -43,11 +43,11 @@ def list_split(folder: Path) -> Split:
 
 
 def fingerprint(data_dir: str | None) -> str | None:
-    """A hash of the samples of train and val: of their names below `data_dir`, their sizes and, where all of them
-    together are small, their contents. None where there are no such folders.
+    """Return a hash of the samples of train and val; None if there are no such folders.
 
-    The "2:" before it is the version of this formula. Version 1 has none: it covered all files but those behind
-    symbolic links, and not their contents.
+    It covers their names below `data_dir`, their sizes and, if all of them together are small, their contents. The
+    prefix "2:" is the formula's version. Version 1 has no prefix: it covered all files except those behind symbolic
+    links, and no contents.
 
     Raises:
         InputError: as `list_split`, or a sample cannot be read.
@@ -75,12 +75,12 @@ def fingerprint(data_dir: str | None) -> str | None:
 
 
 def _is_hidden(name: str) -> bool:
-    """Whether a name is one of those that systems and editors leave behind: .DS_Store, .ipynb_checkpoints, __MACOSX."""
+    """Return whether systems and editors leave such a name behind: .DS_Store, .ipynb_checkpoints, __MACOSX."""
     return name.startswith(".") or name == "__MACOSX"
 
 
 def _walk(folder: str, hidden: list[str]) -> Iterator[tuple[str, list[str]]]:
-    """Every folder in and below a folder, with the paths of the files in it."""
+    """Yield a folder and every folder below it, with the paths of its files."""
     todo = [(folder, frozenset([_place(os.path.dirname(folder))]))]
     while todo:
         path, above = todo.pop()
@@ -93,7 +93,7 @@ def _walk(folder: str, hidden: list[str]) -> Iterator[tuple[str, list[str]]]:
 
 
 def _entries(folder: str, hidden: list[str]) -> tuple[list[str], list[str]]:
-    """The paths of folders and of all else in a folder, but for the hidden ones, which are added to `hidden`."""
+    """Return the paths of subfolders and of other entries in a folder; add hidden ones to `hidden`."""
     folders, files = [], []
     with _reading(folder), os.scandir(folder) as entries:
         for entry in entries:
@@ -107,7 +107,7 @@ def _entries(folder: str, hidden: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _place(folder: str) -> tuple[int, int]:
-    """What is the same of all paths to a folder: its device and number."""
+    """Return what identifies a folder whatever its path: its device and inode number."""
     with _reading(folder):
         status = os.stat(folder)
         return status.st_dev, status.st_ino

@@ -1,4 +1,4 @@
-"""What is compared between teacher and student. Add one: a file like `kd.py`, and a line here."""
+"""Distillers: what is compared between teacher and student. To add one, write a file like `kd.py` and a line here."""
 
 from collections.abc import Callable
 from typing import Any
@@ -33,7 +33,7 @@ distiller_dict: dict[str, Callable[..., Distiller]] = {
 
 
 def create_distiller(name: str, **options: Any) -> Distiller:
-    """The distiller called `name`; `options` are its constructor's. Raises InputError for an unknown name."""
+    """Return the distiller `name`, constructed with `options`. Raises InputError for an unknown name."""
     if name not in distiller_dict:
         raise unknown("distiller", name, distiller_dict)
     return distiller_dict[name](**options)

@@ -1,10 +1,9 @@
-"""How alike two representations of the same samples are: linear centred kernel alignment, CKA (Kornblith et al., ICML
-2019, arXiv 1905.00414), and its estimate from minibatches (Nguyen et al., ICLR 2021, arXiv 2010.15327).
+"""Linear centred kernel alignment (CKA): how similar two representations of the same samples are.
 
-`linear_cka` of a few samples with many features is far too high: with more features than samples hardly any two kernels
-look unlike. The minibatch estimate takes the unbiased HSIC (Song et al., JMLR 2012) instead and averages it before it
-divides, so that neither the number of features nor of batches moves it much; what is left of a bias at batches of 64 is
-measured by `benchmarks/cka_bias.py`.
+CKA is from Kornblith et al. (ICML 2019, arXiv 1905.00414), its minibatch estimate from Nguyen et al. (ICLR 2021, arXiv
+2010.15327). With more features than samples almost any two kernels look similar, so `linear_cka` is far too high. The
+minibatch estimate uses the unbiased HSIC (Song et al., JMLR 2012) and averages it before dividing, so it depends little
+on the numbers of features and batches; `benchmarks/cka_bias.py` measures the remaining bias at batches of 64.
 """
 
 from collections.abc import Iterable
@@ -14,20 +13,21 @@ from torch import Tensor
 
 from distiller_zoo.base import to_unit_scale
 
-SMALLEST = 4  # samples of which the unbiased HSIC can be estimated
-ROUNDING = 10  # features that vary by less than so many units in the last place do not vary
+SMALLEST = 4  # samples that the unbiased HSIC needs
+ROUNDING = 10  # features that vary by less than this many units in the last place count as constant
 
 
 def linear_cka(x: Tensor, y: Tensor) -> Tensor:
-    """|Y'X|^2 / (|X'X| |Y'Y|) of centred features, Frobenius norms: a scalar from 0 to 1, 0 where nothing varies.
+    """Return |Y'X|^2 / (|X'X| |Y'Y|) of centred features (Frobenius norms), from 0 to 1; 0 if one side is constant.
 
-    Not changed by a rotation, a shift or a common scale of the features.
+    It is invariant to rotation, shift and isotropic scaling of the features.
 
     Args:
-        x, y: [N, ...] each, of the same N samples; all but the first dimension are features.
+        x: [N, ...]; all but the first dimension are features.
+        y: [N, ...], of the same N samples.
 
     Raises:
-        ValueError: x and y are of different numbers of samples.
+        ValueError: x and y have different numbers of samples.
     """
     if len(x) != len(y):
         raise ValueError(f"CKA compares features of the same samples, not of {len(x)} and {len(y)}")
@@ -36,12 +36,13 @@ def linear_cka(x: Tensor, y: Tensor) -> Tensor:
 
 
 def minibatch_cka(batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """The estimate of `linear_cka` of a whole data set from batches (x, y) of it, [B, ...] each: a scalar, -1 to 1.
+    """Estimate `linear_cka` of a whole data set from its batches: a scalar from -1 to 1.
 
-    Every batch counts the same, so they should be of one size.
+    Args:
+        batches: (x, y), [B, ...] each. All batches have equal weight, so they should have one size.
 
     Raises:
-        ValueError: no batch, one of fewer than 4 samples, or x and y of different numbers of them.
+        ValueError: no batch, one of fewer than 4 samples, or x and y with different numbers of samples.
     """
     found = [_scaled_terms(x, y) for x, y in batches]
     if not found:
@@ -51,30 +52,28 @@ def minibatch_cka(batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 def hsic_terms(x: Tensor, y: Tensor) -> Tensor:
-    """The unbiased HSIC of (x, y), (x, x) and (y, y) with linear kernels: [3], to be averaged over batches.
+    """Return the unbiased HSIC of (x, y), (x, x) and (y, y) with linear kernels, [3], to be averaged over batches.
 
-    Each kernel's diagonal is left out and its rows are centred so that this gives no bias (Song et al., equation 4, as
-    an inner product). Kernels are divided by the number of features, which no CKA depends on.
+    Each kernel's diagonal is left out, and its rows are centred to remove the bias (Song et al., equation 4, as an
+    inner product). Kernels are divided by the number of features, which does not affect CKA.
 
     Args:
-        x, y: [B, ...] each, B at least 4.
+        x: [B, ...], B at least 4.
+        y: [B, ...], of the same samples.
 
     Returns:
-        [3] of the type of the features, float32 at least. They are of the order of the features' fourth power, so in
-        float32 they are 0 or infinite for features below 1e-9 or above 1e9; `minibatch_cka` is right for those too.
+        [3] in the features' dtype, float32 or better. They scale with the features' fourth power, so in float32 they
+        are 0 or infinite for features below 1e-9 or above 1e9; `minibatch_cka` is correct for those too.
 
     Raises:
-        ValueError: fewer than 4 samples, or different numbers of them.
+        ValueError: fewer than 4 samples, or different numbers of samples.
     """
     terms, scales = _scaled_terms(x, y)
     return terms * scales.to(terms.dtype)
 
 
 def _scaled_terms(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """`hsic_terms` of features on a unit scale, and [3] float64 by which those of the features themselves are larger.
-
-    (Fourth powers of whatever float32 holds are within float64.)
-    """
+    """Return `hsic_terms` of unit-scaled features, and float64 factors [3] to undo it (fourth powers need float64)."""
     samples = len(x)
     if samples < SMALLEST or len(y) != samples:
         raise ValueError(f"the unbiased HSIC needs {SMALLEST} samples or more of both, not {samples} and {len(y)}")
@@ -84,7 +83,7 @@ def _scaled_terms(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def cka_of_hsic(terms: Tensor) -> Tensor:
-    """CKA [...] of (averages of) `hsic_terms` [..., 3]; 0 where one side does not vary."""
+    """Return CKA [...] from (averages of) `hsic_terms` [..., 3]; 0 if one side is constant."""
     both, first, second = terms.unbind(-1)
     return _divided(both, first.sqrt() * second.sqrt())
 
@@ -94,25 +93,23 @@ def _divided(x: Tensor, scale: Tensor) -> Tensor:
 
 
 def _centred(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Features [N, P] less their means, on a unit scale, and that scale; exactly 0 where nothing but rounding would be
-    left."""
+    """Return features [N, P] centred and scaled to unit size, and the scale; exactly 0 if only rounding is left."""
     x, scale = to_unit_scale(x.flatten(1))
     centred = x - x.mean(0)
     return centred * (centred.norm() > ROUNDING * torch.finfo(x.dtype).eps * x.norm()), scale
 
 
 def _cross(x: Tensor, y: Tensor) -> Tensor:
-    """|Y'X|^2 of [N, P] and [N, Q], by the smaller of the two ways to compute it."""
+    """Return |Y'X|^2 of [N, P] and [N, Q], by the cheaper of two ways."""
     if len(x) < min(x.shape[1], y.shape[1]):
         return ((x @ x.T) * (y @ y.T)).sum()
     return (y.T @ x).square().sum()
 
 
 def _kernel(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The linear kernel [B, B] without its diagonal, centred so that the sums of its rows and columns are 0; and the
-    scale, float64, that it is to be multiplied with."""
+    """Return the linear kernel [B, B] without diagonal, its rows and columns centred, and its scale in float64."""
     n = len(x)
-    x, scale = _centred(x)  # changes nothing below, but large means would cost digits
+    x, scale = _centred(x)  # the kernel is centred anyway, but large means would cost digits
     off_diagonal = 1 - torch.eye(n, dtype=x.dtype, device=x.device)
     kernel = (x @ x.T / x.shape[1]) * off_diagonal
     rows = kernel.sum(1, keepdim=True) / (n - 2)

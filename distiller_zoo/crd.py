@@ -1,8 +1,8 @@
-"""CRD: the student's embedding of an image shall be close to the teacher's of the same image and far from its
-embeddings of images of other classes (Tian et al., ICLR 2020, arXiv 1910.10699).
+"""CRD: contrastive representation distillation (Tian et al., ICLR 2020, arXiv 1910.10699).
 
-Both networks' embeddings of every training image are remembered in two memory banks, so that thousands of negatives
-an image cost no forward pass.
+The student's embedding of an image should be close to the teacher's embedding of the same image and far from its
+embeddings of other classes. Two memory banks hold both networks' embeddings of every training image, so that thousands
+of negatives per image cost no forward pass.
 """
 
 import math
@@ -22,14 +22,14 @@ EPS = 1e-7
 
 
 def nce_loss(score: Tensor, log_z: Tensor, num_samples: int) -> Tensor:
-    """Noise-contrastive estimation: is each candidate the image itself, or one of K drawn by chance? A scalar.
+    """Return the loss of noise-contrastive estimation, a scalar: tell the positive from K noise samples.
 
-    Minus the log likelihood of the right answers with h = p / (p + K / N), as in the published code: summed over the
-    K + 1 candidates, averaged over the batch.
+    It is minus the log likelihood of the correct answers with h = p / (p + K / N), as in the published code: summed
+    over the K + 1 candidates, averaged over the batch.
 
     Args:
-        score: [B, 1 + K], inner products of embeddings over the temperature; the positive is the first column.
-        log_z: the normalising constant's logarithm, so that p = exp(score - log_z).
+        score: [B, 1 + K], inner products of embeddings divided by the temperature; the positive is the first column.
+        log_z: the logarithm of the normalising constant, so that p = exp(score - log_z).
         num_samples: N, the size of the training set.
     """
     noise = (score.shape[1] - 1) / num_samples
@@ -40,7 +40,7 @@ def nce_loss(score: Tensor, log_z: Tensor, num_samples: int) -> Tensor:
 
 
 class Embed(nn.Module):
-    """Pooled features [B, D] as vectors of length one [B, feat_dim]."""
+    """Maps pooled features [B, D] to embeddings of unit length [B, feat_dim]."""
 
     def __init__(self, width: int, feat_dim: int) -> None:
         super().__init__()
@@ -51,11 +51,13 @@ class Embed(nn.Module):
 
 
 class Contrast(nn.Module):
-    """The two memory banks, and the loss against them.
+    """The two memory banks, and the contrastive loss against them.
 
     Args:
-        num_samples: N, the size of the training set. feat_dim: length of an embedding.
-        nce_t: the temperature of the contrast. nce_m: how much of itself a memory keeps when it is renewed.
+        num_samples: N, the size of the training set.
+        feat_dim: size of an embedding.
+        nce_t: the temperature of the contrast.
+        nce_m: the momentum of the memory banks.
     """
 
     def __init__(self, num_samples: int, feat_dim: int, nce_t: float = 0.07, nce_m: float = 0.5) -> None:
@@ -65,26 +67,27 @@ class Contrast(nn.Module):
         banks, size = f"two memory banks of {num_samples} x {feat_dim} float32", 2 * num_samples * feat_dim * 4
         print(f"CRD: {banks}, {size / 1e6:.1f} MB together", flush=True)
         check_fits(f"CRD's {banks}", size, "--feat_dim")
-        bound = math.sqrt(3 / feat_dim)  # vectors of about length one
-        for name in ("memory_v1", "memory_v2"):  # of the student, of the teacher
+        bound = math.sqrt(3 / feat_dim)  # for vectors of about unit length
+        for name in ("memory_v1", "memory_v2"):  # student's, teacher's
             self.register_buffer(name, torch.empty(num_samples, feat_dim).uniform_(-bound, bound))
         for name in ("log_z_v1", "log_z_v2"):  # estimated in the first step, then kept, as published
             self.register_buffer(name, torch.tensor(math.nan))
 
     def forward(self, v_s: Tensor, v_t: Tensor, index: Tensor, candidates: Tensor) -> Tensor:
-        """The loss of a batch, a scalar: each network's embeddings against the other's memories.
+        """Return the loss of a batch, a scalar: each network's embeddings against the other's memory bank.
 
         Args:
-            v_s, v_t: embeddings of student and teacher [B, feat_dim].
-            index: which images these are [B].
-            candidates: [B, 1 + K], the positive first.
+            v_s: the student's embeddings [B, feat_dim].
+            v_t: the teacher's embeddings [B, feat_dim].
+            index: the images' numbers [B].
+            candidates: image numbers [B, 1 + K], the positive first.
         """
         self.seen = index, v_s.detach(), v_t.detach()
         student = self._loss(v_s, self.memory_v2, self.log_z_v1, candidates)
         return student + self._loss(v_t, self.memory_v1, self.log_z_v2, candidates)
 
     def _loss(self, v: Tensor, memory: Tensor, log_z: Tensor, candidates: Tensor) -> Tensor:
-        # all N products, then a choice among them: far fewer bytes to move than the K + 1 chosen memories an image
+        # computing all N products and selecting moves far fewer bytes than gathering K + 1 memories per image
         score = (v / self.nce_t @ memory.T).gather(1, candidates)
         estimate = score.detach().logsumexp((0, 1)) + math.log(len(memory) / score.numel())
         log_z.copy_(torch.where(log_z.isnan(), estimate, log_z))
@@ -92,11 +95,11 @@ class Contrast(nn.Module):
 
     @torch.no_grad()
     def renew(self) -> None:
-        """Move the memories of the last batch's images towards its embeddings."""
+        """Move the memories of the last batch's images towards their new embeddings."""
         if self.seen is None:
             return
         index, *embeddings = self.seen
-        # of an image that is there twice (see MemoryLoader.epoch) the last one counts, on GPUs too
+        # if an image occurs twice (see MemoryLoader.epoch), the last one counts, on GPUs too
         last = ((index == index[:, None]) * torch.arange(len(index), device=index.device)).amax(1)
         for v, memory in zip(embeddings, (self.memory_v1, self.memory_v2), strict=True):
             memory[index] = F.normalize(self.nce_m * memory[index] + (1 - self.nce_m) * v[last], dim=1)
@@ -106,11 +109,13 @@ class Contrast(nn.Module):
 class Candidates(nn.Module):
     """Draws each image's positive and negatives on the device, for the whole batch at once.
 
-    The positive is the image itself (`exact`) or any of its class (`relax`). The K negatives are of other classes,
-    none twice; where there are fewer than K, each is drawn anew from all of them, as published.
+    The positive is the image itself (`exact`) or any image of its class (`relax`). The K negatives are of other
+    classes, drawn without replacement where possible; if there are fewer than K, with replacement, as published.
 
     Args:
         train_target: the class of each training image [N].
+        nce_k: K, the number of negatives per image.
+        mode: `exact` or `relax`.
 
     Raises:
         InputError: all images are of one class.
@@ -125,21 +130,21 @@ class Candidates(nn.Module):
         if fewest == 0:
             raise InputError("--distill crd needs images of two classes or more, and all training images are of one")
         self.all_enough, self.none_enough, self.even = fewest >= nce_k, self.most < nce_k, fewest == self.most
-        # all images in the order of their classes: a class is one stretch, and its negatives are all the rest
+        # all images sorted by class: a class is one contiguous range, and its negatives are all the rest
         self.register_buffer("by_class", train_target.argsort(stable=True), persistent=False)
         self.register_buffer("start", counts.cumsum(0) - counts, persistent=False)
         self.register_buffer("counts", counts, persistent=False)
 
     def forward(self, index: Tensor, target: Tensor) -> Tensor:
-        """Candidates [B, 1 + K] for images [B] of classes [B]; the positive is the first."""
+        """Return candidates [B, 1 + K] for images [B] of classes [B]; the positive is the first."""
         start, count = self.start[target][:, None], self.counts[target][:, None]
         positive = index[:, None] if self.mode == "exact" else self.by_class[start + _below(count, 1)]
         place = self._places(len(self.by_class) - count)
-        negative = self.by_class[place + count * (place >= start)]  # past the own class
+        negative = self.by_class[place + count * (place >= start)]  # skip the image's own class
         return torch.cat([positive, negative], dim=1)
 
     def _places(self, negatives: Tensor) -> Tensor:
-        """K of each image's negatives, which are numbered from 0; `negatives` [B, 1] says how many there are."""
+        """Return K of each image's negatives, numbered from 0; `negatives` [B, 1] is how many there are."""
         if self.none_enough:
             return _below(negatives, self.nce_k)
         keys = torch.rand(len(negatives), self.most, device=negatives.device)  # the K smallest are chosen
@@ -152,18 +157,13 @@ class Candidates(nn.Module):
 
 
 def _below(limit: Tensor, columns: int) -> Tensor:
-    """Random whole numbers [B, columns] from 0 to below each row's limit [B, 1]."""
+    """Return random integers [B, columns] from 0 to below each row's limit [B, 1]."""
     share = torch.rand(len(limit), columns, dtype=torch.float64, device=limit.device)
     return (share * limit).long()
 
 
 class CRD(Distiller):
-    """Embeddings of the pooled features of both networks, contrasted through the memory banks.
-
-    Args:
-        train_target: the class of each training image [N].
-        feat_dim: length of an embedding.
-        nce_k: K, negatives an image. nce_t, nce_m: see `Contrast`. mode: see `Candidates`.
+    """The contrastive loss of both networks' embedded pooled features; for the arguments see `Contrast`, `Candidates`.
 
     Raises:
         InputError: all images are of one class, or a number is outside its bounds.

@@ -1,5 +1,4 @@
-"""DKD: KD in two parts with weights of their own, the target class against the rest, and the rest among themselves
-(Zhao et al., CVPR 2022, arXiv 2203.08679)."""
+"""DKD: KD split into a target-class and a non-target-class term (Zhao et al., CVPR 2022, arXiv 2203.08679)."""
 
 from typing import Annotated, Any
 
@@ -13,7 +12,7 @@ from inputs import EPOCHS, InputError, Option, in_proportion
 from models import Output
 from temperature import Tau, as_tau
 
-WARMUP = 20  # epochs of 240, in mdistiller
+WARMUP = 20  # of 240 epochs, in mdistiller
 GROWTH = Option("epochs over which the loss grows to its full weight (default: 0)", 0, EPOCHS, later=True)
 # beta of DKD in mdistiller, by teacher and student; alpha is 1
 PAIR_BETA = {
@@ -39,17 +38,20 @@ def dkd_loss(
     alpha: float = 1.0,
     beta: float = 2.0,
 ) -> Tensor:
-    """The mean over samples of tau^2 (alpha TCKD + beta NCKD), a scalar: the paper's equation 7.
+    """Return the mean over samples of tau^2 (alpha TCKD + beta NCKD), a scalar: the paper's equation 7.
 
     TCKD is the KL divergence between teacher and student of the two probabilities (target, any other class); NCKD is
-    that of the other classes' probabilities, renormalised without the target. Both in log space, so they are finite
-    where a probability underflows. With different temperatures for teacher and student the factor is
+    that of the other classes' probabilities, renormalised without the target. Both are computed in log space, so they
+    are finite if a probability underflows. With different temperatures for teacher and student the factor is
     `Tau.gradient_scale`.
 
     Args:
-        student_logits, teacher_logits: [B, C].
+        student_logits: [B, C].
+        teacher_logits: [B, C].
         target: the classes [B].
         tau: a number, a tensor (a scalar, [B] or [B, 1]) or a Tau.
+        alpha: weight of TCKD.
+        beta: weight of NCKD.
 
     Raises:
         InputError: fewer than three classes, where the other classes have no distribution.
@@ -68,7 +70,7 @@ def dkd_loss(
 
 
 def _decouple(scaled: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Log probabilities [B, 2] of target and rest, and [B, C - 1] of the rest among themselves."""
+    """Return log probabilities of target and rest, [B, 2], and of the classes within the rest, [B, C - 1]."""
     target = target[:, None]
     others = torch.arange(scaled.shape[1] - 1, device=scaled.device)
     others = others + (others >= target)  # [B, C - 1], every class but the target
@@ -78,13 +80,13 @@ def _decouple(scaled: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class DKD(Distiller):
-    """`dkd_loss`, which takes the KD term's place: alpha of the KD term is 0.
+    """`dkd_loss`, which replaces the KD term, whose alpha is 0.
 
     Args:
-        dkd_alpha, dkd_beta: weights of TCKD and NCKD.
-        dkd_warmup: the loss grows linearly to its full weight over so many epochs, as in mdistiller; 0 for not at all,
-            as in CTKD.
         num_classes: of the data set.
+        dkd_alpha: weight of TCKD.
+        dkd_beta: weight of NCKD.
+        dkd_warmup: epochs of linear warm-up, as in mdistiller; 0 for none, as in CTKD.
 
     Raises:
         InputError: fewer than three classes, or a number outside its bounds.

@@ -1,33 +1,33 @@
-"""DPK: the student is given a part of the teacher's features as prior knowledge, as much as it still needs, and has to
-make the whole of them out of that and its own (Qiu et al., ICLR 2023, arXiv 2206.06067).
+"""DPK: dynamic prior knowledge (Qiu et al., ICLR 2023, arXiv 2206.06067).
+
+Part of the teacher's features is given to the student as prior knowledge, and the teacher's whole features must be
+reconstructed from that part and the student's own. The more the student needs it, the larger the part.
 
 The authors never released code, so this is a re-implementation from their description, not of their settings.
-
-From the description: each network's map of a stage goes through an encoder of its own; a random set of patches of the
-student's is replaced by the teacher's; a decoder makes the teacher's map of this mixture; the teacher's share follows
+From the description: each network's map of a stage goes through its own encoder; a random set of the student's patches
+is replaced by the teacher's; a decoder reconstructs the teacher's map from this mixture; the teacher's share follows
 the gap between the features, measured by minibatch linear CKA.
-
-As in the one unofficial code we know of (TST): the share is 1 - CKA, smoothed with a momentum of 0.9; the last two
-stages are one of its modes; maps are brought to a common width; mean squared error.
+From the only unofficial code we know of (TST): the share is 1 - CKA, smoothed with a momentum of 0.9; using the last
+two stages is one of its modes; maps are projected to a common width; the loss is the mean squared error.
 
 OURS, where the sources are silent or differ:
 
-- CKA is that of the two maps themselves, not of their encodings, which are trained to fit each other; HSIC is smoothed,
-  before the division, from the first batch on. Batches of fewer than 4 images are not measured. The share is cut to 0
-  to 1, and each patch is drawn by itself, for each image (TST: one mask a batch), so that maps of one patch work too.
+- CKA compares the two maps themselves, not their encodings, which are trained to fit each other; HSIC is smoothed,
+  before the division, from the first batch on. Batches of fewer than 4 images are not measured. The share is clamped to
+  0 to 1. Each patch is drawn independently for each image (TST: one mask per batch), so one-patch maps work too.
 - A patch is one position. Encoders and decoder are convolutions, as wide as the narrower of the two maps and 128 at
-  most. An encoder never looks beyond its patch, so that a patch of the teacher's tells nothing of those which are left
-  to the student but by the decoder's guess.
-- The target is the teacher's map itself, each channel standardised over the batch. Nothing that learns touches it: if
-  it were the teacher's encoding, encoders and decoder could all agree on a constant. Its mean squared error is over all
-  patches: 1 is what the channels' means would get.
-- The stages' errors are summed. Beside KD's weights of 0.1 and 0.9 they have a weight of 10: at 1 their gradient in the
-  student's stages (teacher resnet20, student resnet8, the first 200 steps on CIFAR-100) is a tenth of the KD term's, at
-  10 about as large. It was not tuned for accuracy. The student learns only from the patches that are left to it: the
-  larger the share, the weaker is its gradient, and with a share of 1 there is none. So schedules differ in their
-  effective weight too.
-- The larger of two maps is averaged to the smaller's size, and padded by zeros where patches do not divide it; networks
-  with different numbers of stages are paired by relative depth (`pair_stages`).
+  most. An encoder's receptive field is its patch, so one of the teacher's patches reveals nothing of the patches left
+  to the student, except through the decoder.
+- The target is the teacher's map itself, each channel standardised over the batch. It contains nothing trainable: if it
+  were the teacher's encoding, encoders and decoder could collapse to a constant. The mean squared error is over all
+  patches; predicting the channels' means gives 1.
+- The stages' errors are summed. Next to KD's weights of 0.1 and 0.9 they have a weight of 10: at 1 their gradient in
+  the student's stages (teacher resnet20, student resnet8, the first 200 steps on CIFAR-100) is a tenth of the KD
+  term's, at 10 about as large. It was not tuned for accuracy. The student learns only from the patches left to it: the
+  larger the teacher's share, the weaker its gradient, and at a share of 1 there is none. So schedules also differ in
+  their effective weight.
+- The larger of two maps is averaged to the smaller's size, and zero-padded if patches do not divide it; networks with
+  different numbers of stages are paired by relative depth (`pair_stages`).
 """
 
 from typing import Annotated, Any
@@ -46,22 +46,22 @@ from temperature.annealing import annealed
 
 MASKS = ("sample", "batch")
 MAX_WIDTH = 128
-MOST_GIVEN = 0.99  # of the patches, where the teacher's share is fixed
+MOST_GIVEN = 0.99  # the largest fixed share of the teacher's patches
 STAGES = Option("how many of the student's last stages; 0, or more than it has: all", 0, 1000)
 WIDTH = Option(f"channels of encodings (default: the narrower map's, {MAX_WIDTH} at most)", 1, 65_536)
 EPS = 1e-5
 
 
 def share_schedule(text: str) -> float | str:
-    """What a schedule of DPK means: "dynamic", "linear", or the number behind "fixed:".
+    """Parse a schedule of DPK: return "dynamic", "linear", or the number after "fixed:".
 
     Raises:
-        InputError: neither of them, or a number outside 0 to 1.
+        InputError: none of these, or a number outside 0 to 1.
     """
     if text in ("dynamic", "linear"):
         return text
     try:
-        share = float(f"{float(text.removeprefix('fixed:')):g}")  # six digits, as it is written down
+        share = float(f"{float(text.removeprefix('fixed:')):g}")  # six digits, as it is stored
     except ValueError:
         share = -1.0
     if not text.startswith("fixed:") or not 0 <= share <= 1:
@@ -83,13 +83,13 @@ SCHEDULE = Option(
 
 
 def standardised(maps: Tensor) -> Tensor:
-    """Maps [B, C, H, W] with mean 0 and variance 1 in each channel; a constant channel becomes 0."""
+    """Return maps [B, C, H, W] with mean 0 and variance 1 in each channel; a constant channel becomes 0."""
     variance, mean = torch.var_mean(maps, dim=(0, 2, 3), correction=0, keepdim=True)
     return (maps - mean) * (variance + EPS).rsqrt()
 
 
 class Residual(nn.Module):
-    """x + convolution(ReLU(x)), of a width and a kernel's side."""
+    """x + convolution(ReLU(x)), with `width` channels and a square kernel of `side`."""
 
     def __init__(self, width: int, side: int) -> None:
         super().__init__()
@@ -100,13 +100,15 @@ class Residual(nn.Module):
 
 
 class Stitching(nn.Module):
-    """Makes the teacher's map out of the student's, some of whose patches are replaced by the teacher's own.
+    """Reconstructs the teacher's map from the student's, with some patches replaced by the teacher's.
 
     Args:
-        student_width, teacher_width: channels of the two maps.
-        patch: side of a patch, in positions; a map that it does not divide is padded by zeros.
-        width: channels in between.
-        encoder_depth, decoder_depth: residual blocks in each.
+        student_width: channels of the student's map.
+        teacher_width: channels of the teacher's map.
+        patch: side of a patch in positions; a map that it does not divide is zero-padded.
+        width: channels of the encodings.
+        encoder_depth: residual blocks in each encoder.
+        decoder_depth: residual blocks in the decoder.
     """
 
     def __init__(
@@ -126,11 +128,13 @@ class Stitching(nn.Module):
         )
 
     def forward(self, x_s: Tensor, x_t: Tensor, share: Tensor, mask: str) -> Tensor:
-        """The teacher's map [B, D, H, W] as reconstructed.
+        """Return the reconstruction of the teacher's map, [B, D, H, W].
 
         Args:
-            x_s, x_t: [B, C, H, W] and [B, D, H, W], standardised.
-            share: the probability of a patch to be the teacher's, a scalar. mask: one of MASKS.
+            x_s: the student's standardised map [B, C, H, W].
+            x_t: the teacher's standardised map [B, D, H, W].
+            share: the probability that a patch is the teacher's, a scalar.
+            mask: one of MASKS.
         """
         height, width = x_t.shape[2:]
         padding = (0, -width % self.patch, 0, -height % self.patch)
@@ -141,8 +145,8 @@ class Stitching(nn.Module):
 
 
 def _check_size(stages: list[tuple[int, ...]]) -> None:
-    """Say how large `Stitching` is for these arguments. Raises InputError where it would not fit into memory."""
-    with torch.device("meta"):  # without memory
+    """Print the size of `Stitching` for these arguments. Raises InputError if it would not fit into memory."""
+    with torch.device("meta"):  # allocates nothing
         parameters = [parameter for stage in stages for parameter in Stitching(*stage).parameters()]
     size = TRAINED * sum(parameter.numel() for parameter in parameters)
     print(f"DPK: encoders and decoders take {in_words(size)} to train")
@@ -150,22 +154,24 @@ def _check_size(stages: list[tuple[int, ...]]) -> None:
 
 
 class DPK(Distiller):
-    """The mean squared error of the teacher's maps as reconstructed from the stitched features, a term a stage.
+    """The mean squared error of the reconstructed teacher's maps, one term per stage.
 
-    The log has for each stage, numbered from 1 as the student's are, `dpk_ratio_stage<n>`, the mean of the teacher's
-    share over the epoch, and `dpk_cka_stage<n>`, the minibatch CKA of the epoch's batches.
+    For each of the student's stages, numbered from 1, the log has `dpk_ratio_stage<n>`, the mean of the teacher's share
+    over the epoch, and `dpk_cka_stage<n>`, the minibatch CKA of the epoch's batches.
 
     Args:
-        student_widths, teacher_widths: channels of each feature: stem, stages, pooled vector.
+        student_widths: channels of each of the student's features: stem, stages, pooled vector.
+        teacher_widths: the same for the teacher.
         epochs: length of the run, for the schedule "linear".
         dpk_stages: how many of the student's last stages; 0, or more than there are, for all.
         dpk_patch: side of a patch in positions of the map.
-        dpk_width: channels of the encodings; None for as many as the narrower of the two maps has, 128 at most.
-        dpk_encoder_depth, dpk_decoder_depth: residual blocks, of one convolution each.
-        dpk_mask: each "sample" has a mask of its own, or the "batch" shares one.
-        dpk_schedule: the teacher's share: "dynamic", 1 - CKA; "fixed:<ratio>"; "linear", from 1 in the first epoch to
-            0 in the last.
-        dpk_momentum: how much of the smoothed HSIC a step keeps.
+        dpk_width: channels of the encodings; None for those of the narrower map, 128 at most.
+        dpk_encoder_depth: residual blocks, of one convolution each, in each encoder.
+        dpk_decoder_depth: residual blocks in the decoder.
+        dpk_mask: one mask per "sample", or one per "batch".
+        dpk_schedule: the teacher's share: "dynamic" for 1 - CKA, "fixed:<ratio>", or "linear" from 1 in the first epoch
+            to 0 in the last.
+        dpk_momentum: momentum of the smoothed HSIC.
 
     Raises:
         InputError: an unknown mask or schedule, or a number outside its bounds.
@@ -193,7 +199,7 @@ class DPK(Distiller):
         self.mask, self.schedule = dpk_mask, share_schedule(dpk_schedule)
         self.epochs, self.momentum = epochs, dpk_momentum
         pairs = list(enumerate(pair_stages(len(student_widths) - 2, len(teacher_widths) - 2)))
-        self.pairs = [(s + 1, t + 1) for s, t in pairs[-dpk_stages:]]  # places in the lists of features; [-0:] is all
+        self.pairs = [(s + 1, t + 1) for s, t in pairs[-dpk_stages:]]  # indices into the features; [-0:] is all
         stages = []
         for s, t in self.pairs:
             widths = student_widths[s], teacher_widths[t]
@@ -254,7 +260,7 @@ class DPK(Distiller):
 
     @torch.no_grad()
     def _follow(self, i: int, g_s: Tensor, g_t: Tensor) -> None:
-        """Measure how alike the maps of a pair of stages are, and let the teacher's share follow."""
+        """Measure the CKA of a pair of stages' maps, and update the teacher's share."""
         if len(g_s) >= SMALLEST:
             terms = hsic_terms(g_s, g_t)
             self.hsic[i].lerp_(terms.to(self.hsic), 1 - self.momentum)

@@ -9,13 +9,14 @@ from temperature import Tau, as_tau
 
 
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float | Tensor | Tau) -> Tensor:
-    """The mean over samples of tau^2 KL(teacher softened by tau || student softened by tau), a scalar.
+    """Return the mean over samples of tau^2 KL(teacher softened by tau || student softened by tau), a scalar.
 
-    CTKD's equation 1 and its instance-wise form in one expression. With different temperatures for teacher and student
-    the factor is `Tau.gradient_scale`. Computed in log space, in float32 or better.
+    This covers CTKD's equation 1 and its instance-wise form. With different temperatures for teacher and student the
+    factor is `Tau.gradient_scale`. Computed in log space, in float32 or better.
 
     Args:
-        student_logits, teacher_logits: [B, C].
+        student_logits: [B, C].
+        teacher_logits: [B, C].
         tau: a number, a tensor (a scalar, [B] or [B, 1]) or a Tau.
     """
     tau = as_tau(tau)
@@ -25,12 +26,12 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float | Tensor 
 
 
 def kl_divergence(log_student: Tensor, log_teacher: Tensor) -> Tensor:
-    """KL(teacher || student) of each sample, [B, 1], from log probabilities [B, C]."""
+    """Return KL(teacher || student) per sample, [B, 1], from log probabilities [B, C]."""
     return F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(1, keepdim=True)
 
 
 class KD(Distiller):
-    """Nothing beside the KD term, which every method has: its weight is alpha, so `beta` has nothing to act on."""
+    """No loss besides the KD term, which every method has with weight alpha; beta has no effect."""
 
     weights = (0.1, 0.9, 0.0)
     needs = "logits"

@@ -1,4 +1,4 @@
-"""Which maps of two networks belong together, and how they are brought to one size."""
+"""Pair the maps of two networks and bring them to one size."""
 
 import math
 
@@ -7,17 +7,17 @@ from torch import Tensor
 
 
 def pair_stages(student_stages: int, teacher_stages: int) -> list[int]:
-    """Which stage of the teacher, from 0, each stage of the student learns from: the one at the same relative depth.
+    """Return the teacher's stage, from 0, at the same relative depth as each of the student's stages.
 
-    Equal numbers are paired one to one, and the last is always paired with the last: 3 stages learn from the first,
-    third and fourth of 4; 4 stages from the first, second, second and third of 3.
+    Equal numbers of stages are paired one to one, and the last always with the last: 3 stages are paired with the
+    first, third and fourth of 4; 4 stages with the first, second, second and third of 3.
     """
     shares = [(stage + 1) / student_stages for stage in range(student_stages)]
     return [max(math.floor(share * teacher_stages + 0.5), 1) - 1 for share in shares]  # rounds halves up
 
 
 def same_size(g_s: Tensor, g_t: Tensor) -> tuple[Tensor, Tensor]:
-    """Maps [B, C, H, W] and [B, D, I, J], the larger averaged to the smaller's size."""
+    """Return maps [B, C, H, W] and [B, D, I, J], the larger averaged to the smaller's size."""
     size = min(g_s.shape[2:], g_t.shape[2:])
     return _pool(g_s, size), _pool(g_t, size)
 
@@ -27,5 +27,5 @@ def _pool(maps: Tensor, size: tuple[int, int]) -> Tensor:
         return maps
     factors = [have // want for have, want in zip(maps.shape[2:], size, strict=True)]
     if [factor * want for factor, want in zip(factors, size, strict=True)] == list(maps.shape[2:]):
-        return F.avg_pool2d(maps, factors)  # the same, and unlike the other it has a deterministic gradient on a GPU
+        return F.avg_pool2d(maps, factors)  # equal to adaptive pooling, but with a deterministic gradient on GPUs
     return F.adaptive_avg_pool2d(maps, size)

@@ -1,5 +1,4 @@
-"""SP: images that excite the teacher's last maps alike shall excite the student's alike
-(Tung and Mori, ICCV 2019, arXiv 1907.09682)."""
+"""SP: match similarities between images' activations (Tung and Mori, ICCV 2019, arXiv 1907.09682)."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,18 +9,19 @@ from temperature import Tau
 
 
 def sp_loss(g_s: Tensor, g_t: Tensor) -> Tensor:
-    """The mean squared difference of the two networks' similarity matrices [B, B], a scalar: the paper's loss.
+    """Return the mean squared difference of the two networks' similarity matrices [B, B], a scalar: the paper's loss.
 
-    A similarity matrix holds the inner products of the images' flattened maps, each row divided by its length.
+    A similarity matrix holds the inner products of the images' flattened maps, with rows normalised to unit length.
 
     Args:
-        g_s, g_t: maps of student [B, C, H, W] and teacher [B, D, I, J]; only the batch size must agree.
+        g_s: the student's maps [B, C, H, W].
+        g_t: the teacher's maps [B, D, I, J]; only the batch size must agree.
     """
     return F.mse_loss(_similarities(g_s), _similarities(g_t))
 
 
 def _similarities(maps: Tensor) -> Tensor:
-    flat, _ = to_unit_scale(maps.flatten(1))  # no scale changes the similarities
+    flat, _ = to_unit_scale(maps.flatten(1))  # the similarities do not depend on scale
     return F.normalize(flat @ flat.T, dim=1)
 
 

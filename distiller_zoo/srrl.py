@@ -1,5 +1,7 @@
-"""SRRL: the student's features, carried over to the teacher's space, shall look right to the teacher's own classifier
-(Yang et al., ICLR 2021, "Knowledge distillation via softmax regression representation learning")."""
+"""SRRL: the teacher's classifier judges the student's features, projected to the teacher's space.
+
+Yang et al., ICLR 2021, "Knowledge distillation via softmax regression representation learning".
+"""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,7 +12,7 @@ from temperature import Tau
 
 
 class Connector(nn.Module):
-    """From the student's pooled features [B, D] to the teacher's space [B, E]: 1x1 convolution, batch norm, ReLU."""
+    """Projects the student's pooled features [B, D] to the teacher's [B, E]: 1x1 convolution, batch norm, ReLU."""
 
     def __init__(self, student_width: int, teacher_width: int) -> None:
         super().__init__()
@@ -29,11 +31,11 @@ class Connector(nn.Module):
 
 
 class SRRL(Distiller):
-    """Two mean squared errors: of the features in the teacher's space, and of the teacher's classifier's logits there.
+    """Two mean squared errors: of the projected features, and of the teacher's classifier's logits for them.
 
-    This is CTKD's version, not the original: it works on pooled vectors and compares logits by their squared error. The
-    classifier is the teacher's last layer, in every network; it is frozen. A batch of one image, which batch norm
-    cannot normalise by its own variance, is normalised by the running statistics.
+    This is CTKD's version, not the original: it uses pooled vectors and the squared error of logits. The classifier is
+    the teacher's last layer, frozen. A batch of one image has no variance, so it is normalised by the running
+    statistics.
     """
 
     weights = (0.1, 0.9, 1.0)
@@ -42,7 +44,7 @@ class SRRL(Distiller):
     def __init__(self, student_widths: list[int], teacher_widths: list[int], teacher_classifier: nn.Linear) -> None:
         super().__init__()
         self.connector = Connector(student_widths[-1], teacher_widths[-1])
-        # not the layer itself: it belongs to the teacher, and is neither trained nor saved here
+        # not the layer itself, which belongs to the teacher and must be neither trained nor saved here
         self.register_buffer("weight", at_least_float32(teacher_classifier.weight.detach()), persistent=False)
         self.register_buffer("bias", at_least_float32(teacher_classifier.bias.detach()), persistent=False)
 

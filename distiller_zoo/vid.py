@@ -1,7 +1,7 @@
-"""VID: the student's maps shall tell as much as possible about the teacher's (Ahn et al., CVPR 2019, arXiv 1904.05835).
+"""VID: maximise the mutual information between the networks' maps (Ahn et al., CVPR 2019, arXiv 1904.05835).
 
-The mutual information is bounded from below by how well a small regressor predicts the teacher's map from the
-student's, as a Gaussian with a learned variance a channel.
+Its lower bound is the likelihood of the teacher's map under a Gaussian whose mean a small regressor predicts from the
+student's map; each channel has a learned variance.
 """
 
 import math
@@ -16,14 +16,15 @@ from models import Output
 from temperature import Tau
 
 EPS = 1e-5
-VARIANCE = 5.0  # at the start
+VARIANCE = 5.0  # initial value
 
 
 def vid_loss(prediction: Tensor, g_t: Tensor, log_scale: Tensor) -> Tensor:
-    """The mean of (g_t - prediction)^2 / (2 variance) + log(variance) / 2, a scalar: the paper's variational bound.
+    """Return the mean of (g_t - prediction)^2 / (2 variance) + log(variance) / 2: the paper's variational bound.
 
     Args:
-        prediction, g_t: the teacher's map as predicted and as it is, both [B, C, H, W].
+        prediction: of the teacher's map, [B, C, H, W].
+        g_t: the teacher's map, [B, C, H, W].
         log_scale: [C]; the variance of each channel is softplus(log_scale) + 1e-5.
     """
     variance = F.softplus(log_scale).view(1, -1, 1, 1) + EPS
@@ -31,10 +32,11 @@ def vid_loss(prediction: Tensor, g_t: Tensor, log_scale: Tensor) -> Tensor:
 
 
 class Regressor(nn.Module):
-    """Predicts the teacher's map from the student's, and how far off it expects to be.
+    """Predicts the teacher's map from the student's, with a learned variance per channel.
 
     Args:
-        student_width, teacher_width: channels of the two maps.
+        student_width: channels of the student's map.
+        teacher_width: channels of the teacher's map.
     """
 
     def __init__(self, student_width: int, teacher_width: int) -> None:
@@ -46,13 +48,13 @@ class Regressor(nn.Module):
         self.log_scale = nn.Parameter(torch.full((teacher_width,), math.log(math.expm1(VARIANCE - EPS))))
 
     def forward(self, g_s: Tensor, g_t: Tensor) -> Tensor:
-        """`vid_loss` of maps [B, C, H, W] and [B, D, I, J]; the larger is averaged to the smaller's size."""
+        """Return `vid_loss` of maps [B, C, H, W] and [B, D, I, J]; the larger is averaged to the smaller's size."""
         g_s, g_t = same_size(at_least_float32(g_s), at_least_float32(g_t))
         return vid_loss(self.regressor(g_s), g_t, self.log_scale)
 
 
 class VID(Distiller):
-    """The sum of `vid_loss` over the stages, each with a regressor that learns along; see `pair_stages`."""
+    """The sum of `vid_loss` over the stages, each with its own trainable regressor; see `pair_stages`."""
 
     weights = (0.1, 0.9, 1.0)
 

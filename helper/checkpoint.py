@@ -1,4 +1,4 @@
-"""Reading and writing weights: atomic writes, reads that never run code, and answers to "whose weights are these?"."""
+"""Read and write weights: atomic writes, reads that never run code, and which network weights belong to."""
 
 import hashlib
 import io
@@ -17,7 +17,7 @@ from helper.structure import Misfit, check_numbers, check_stored, type_name
 from inputs import open_regular
 from models import Model, create_model, networks
 
-# Published checkpoints hold an accuracy as a NumPy number beside the weights; building such a number runs no code.
+# Published checkpoints hold an accuracy as a NumPy number besides the weights; constructing it runs no other code.
 # NumPy 1 and 2 name its constructor differently.
 _number = np.float64(0).__reduce__()[0]
 _NUMPY_NUMBERS = [np.dtype, type(np.dtype("float32")), type(np.dtype("float64"))]
@@ -25,7 +25,7 @@ _NUMPY_NUMBERS += [(_number, f"numpy.{core}.multiarray.scalar") for core in ("co
 
 
 def save(content: Any, path: Path) -> None:
-    """Write tensors and plain Python values to `path`, atomically. Raises RunError, see `write_atomically`."""
+    """Write tensors and plain Python values to `path` atomically. Raises RunError, see `write_atomically`."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
     write_atomically(path, buffer.getvalue())
@@ -35,10 +35,11 @@ def load(path: Path, advice: str = "get it again from somebody you trust, or tra
     """Read a file of tensors and plain Python values onto the CPU; code hidden in it is never run.
 
     Args:
-        advice: what to do about a file that is damaged.
+        path: the file.
+        advice: what to do about a damaged file, for the error message.
 
     Raises:
-        UserError: there is no such file, it cannot be read, is damaged, or holds more than tensors and plain values.
+        UserError: the file is missing, unreadable or damaged, or holds more than tensors and plain values.
     """
     try:
         file = open_regular(path)
@@ -54,14 +55,14 @@ def load(path: Path, advice: str = "get it again from somebody you trust, or tra
             f"{path} is refused: it is damaged, or it holds Python objects that could run code instead of plain"
             f" tensors; {advice}"
         ) from error
-    except Exception as error:  # what a damaged file makes the reader raise is nearly anything
+    except Exception as error:  # a damaged file makes the reader raise almost anything
         raise UserError(f"{path} is damaged or is no PyTorch checkpoint: {advice}") from error
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """The weights in a checkpoint: bare, or under `model` or `state_dict`; the prefix `module.` of DDP is dropped.
+    """Return the weights in a checkpoint, at its top level or under `model` or `state_dict`.
 
-    Those of half or double precision become float32.
+    DDP's prefix `module.` is removed; half and double precision become float32.
 
     Raises:
         UserError: as `load`, or the file holds no weights, or a tensor in it is not finite or not dense.
@@ -93,12 +94,12 @@ class Expected(NamedTuple):
 
 
 def identify(path: Path, weights: dict[str, Tensor], name: str | None = None, dataset: str | None = None) -> str:
-    """Which network of the zoo these weights belong to, by parameter names and shapes, whatever the number of classes.
+    """Return the network of the zoo that has these parameter names and shapes, for any number of classes.
 
-    `name` says which it must be, if it is given, and the data set which network a name means.
+    If `name` is given, it must be that network; the data set decides which network a name means.
 
     Raises:
-        UserError: they belong to another network, or to none.
+        UserError: the weights belong to another network, or to none.
     """
     hint = name or model_of_folder(path.parent)
     if hint and not (why := _differences(weights, expected_weights(hint, dataset))):
@@ -120,7 +121,7 @@ def identify(path: Path, weights: dict[str, Tensor], name: str | None = None, da
 
 
 def network(path: Path, weights: dict[str, Tensor], name: str, num_classes: int, dataset: str | None = None) -> Model:
-    """The network `name` with these weights. Raises UserError if they were trained for another number of classes."""
+    """Return the network `name` with these weights. Raises UserError if they are for another number of classes."""
     model = create_model(name, num_classes, dataset)
     trained_for = len(weights[_classifier_name(model) + ".bias"])
     if trained_for != num_classes:
@@ -133,20 +134,19 @@ def network(path: Path, weights: dict[str, Tensor], name: str, num_classes: int,
 
 
 def model_of_folder(folder: Path) -> str | None:
-    """The network that a teacher's folder is named after (`resnet56_vanilla`, `wrn_40_2_vanilla_digits`), if any."""
+    """Return the network in the name of a teacher's folder (`resnet56_vanilla`, `wrn_40_2_vanilla_digits`), if any."""
     name = folder.name.split("_vanilla")[0]
     return name if name in networks() else None
 
 
 @cache
 def _expected_shapes(name: str, dataset: str | None) -> Expected:
-    """As `expected_weights`, without numbers: on the device "meta" nothing is initialised, which takes an import of two
-    seconds and then a hundredth of the time."""
+    """Return `expected_weights` on the meta device: an import of two seconds, then a hundredth of the time."""
     return expected_weights(name, dataset, "meta")
 
 
 def expected_weights(name: str, dataset: str | None = None, device: str = "cpu") -> Expected:
-    """Return names, shapes and types of the weights of the network `name`."""
+    """Return names, shapes and dtypes of the weights of the network `name`."""
     with torch.random.fork_rng(devices=[]), torch.device(device):
         model = create_model(name, 1, dataset)
     return Expected(_classifier_name(model), model.state_dict())
@@ -157,10 +157,10 @@ def _classifier_name(model: Model) -> str:
 
 
 def _differences(weights: dict[str, Tensor], expected: Expected) -> list[str]:
-    """What differs between weights and those that a network has, in words; nothing where they fit.
+    """Return in words how weights differ from a network's; empty if they match.
 
-    The number of classes, the classifier's first dimension, may be any. Weights from before PyTorch 0.4.1 do not know
-    how many batches their batch norms have seen.
+    The number of classes, the classifier's first dimension, is ignored. Weights from before PyTorch 0.4.1 lack batch
+    norm's number of batches.
     """
     found = []
     for key, wanted in expected.weights.items():
@@ -179,6 +179,6 @@ def _differences(weights: dict[str, Tensor], expected: Expected) -> list[str]:
 
 
 def file_hash(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
+    """Return the sha256 of a file in hexadecimal."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -12,17 +12,17 @@ from helper.loops import Teacher, train_step
 from helper.metrics import Metrics
 from helper.task import StepOutput, Task
 
-WARM_UPS = 3  # steps before a recording, in which libraries choose their algorithms
+WARM_UPS = 3  # steps before recording, in which libraries choose their algorithms
 
 
 class CUDAGraphStep:
-    """Makes a step, as `train_step` does, by replaying a recorded one: augmentation, teacher, student, temperature,
-    losses, backward, optimizer and the sums of the epoch.
+    """Makes a step, as `train_step` does, by replaying a recorded one.
 
-    A step is made of hundreds of small kernels; launched one by one they cost more time than they compute. A recording
-    goes on working on the tensors that it was made with, whatever Python does: learning rate, lambda, warm-ups and sums
-    are tensors changed in place. There is one for each `phase` of the task. Batches of another size (the last of an
-    epoch), blended images, and phases that are None are computed step by step.
+    The recording covers augmentation, teacher, student, temperature, losses, backward, optimizer and metrics. A step
+    has hundreds of small kernels; launching them one by one takes longer than computing them. A replay uses the tensors
+    of the recording, so learning rate, lambda, warm-ups and sums are tensors updated in place. There is one recording
+    per `phase` of the task. Batches of another size (the last of an epoch), blended images, and phases that are None
+    are not recorded.
 
     Args:
         batch_size: of the batches that are recorded.
@@ -41,8 +41,7 @@ class CUDAGraphStep:
         optimizer: torch.optim.Optimizer,
         metrics: Metrics,
     ) -> StepOutput:
-        """Make a step; always with the same task, teacher, optimizer and metrics. The tensors of the result are
-        overwritten by the next step."""
+        """Make a step, with the same arguments but `batch` in every call; the next step overwrites its result."""
         phase = task.phase
         if phase is None or batch.view is None or len(batch) != self.batch_size:
             return train_step(task, teacher, batch, optimizer, metrics)
@@ -63,7 +62,7 @@ class CUDAGraphStep:
 
     def warm_up(self, step: Callable[[], StepOutput], device: torch.device) -> None:
         """Make some steps on the stream of the recordings."""
-        # what libraries keep for a stream they keep for recordings on it too, so it is not shared with other runs
+        # libraries cache workspaces per stream, also for recordings, so the stream is not shared with other runs
         self.stream = self.stream or torch.cuda.Stream(device)
         outer = torch.cuda.current_stream(device)
         self.stream.wait_stream(outer)
@@ -73,11 +72,7 @@ class CUDAGraphStep:
         outer.wait_stream(self.stream)
 
     def capture(self, step: Callable[[], StepOutput]) -> tuple[torch.cuda.CUDAGraph, StepOutput]:
-        """Record a step without computing it.
-
-        Raises:
-            RunError: something in it cannot be recorded.
-        """
+        """Record a step without computing it. Raises RunError if something in it cannot be recorded."""
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, stream=self.stream):
@@ -92,10 +87,10 @@ class CUDAGraphStep:
 
 @contextmanager
 def undone(task: Task, optimizer: torch.optim.Optimizer, metrics: Metrics) -> Iterator[None]:
-    """Steps in here leave no trace: afterwards all is as it was before, in the same tensors."""
+    """Undo the steps made inside: restore all state afterwards, in the same tensors."""
 
     def state() -> Iterator[Tensor]:
-        """All that a step changes."""
+        """Yield every tensor that a step changes."""
         yield from task.parameters()
         yield from task.buffers()
         for own in optimizer.state.values():
@@ -111,7 +106,7 @@ def undone(task: Task, optimizer: torch.optim.Optimizer, metrics: Metrics) -> It
         for tensor in state():
             if tensor in before:
                 tensor.copy_(before[tensor])
-            else:  # a momentum that there was not before the first step
+            else:  # momentum, which does not exist before the first step
                 tensor.zero_()
     if not counted:
         metrics.reset()

@@ -1,11 +1,9 @@
-"""Several processes that train one network together: who they are, and what they tell one another.
+"""Several processes that train one network together: ranks and communication.
 
-`torchrun` starts them and tells each its number, its rank. Every process has the same networks and is given its share
-of each batch; the losses are those of the whole batch, which `all_gather_grad` puts together again, in its order. So a
-distiller or a temperature sees what it would see if there were one process, draws the same random numbers everywhere,
-and comes to the same state everywhere. What happens once (files, what is printed) is the first process's.
-
-Where there is one process, everything here does nothing.
+`torchrun` starts them and sets each one's rank. Every process has the same networks and gets its shard of each batch;
+losses are computed on the whole batch, which `all_gather_grad` reassembles in order. So a distiller or a temperature
+sees what it would see in a single process, draws the same random numbers on all ranks, and reaches the same state on
+all ranks. Only rank 0 writes files and prints. With a single process, everything here does nothing.
 """
 
 import inspect
@@ -30,55 +28,56 @@ from helper.run_identity import differing
 from inputs import InputError, printable
 
 T = TypeVar("T")
-CPU = torch.device("cpu")  # where processes speak of what is no part of a step
+CPU = torch.device("cpu")  # for communication outside of steps
 
 
 def env_rank() -> int:
-    """The number of this process among those that were started together; 0 where it is alone."""
+    """Return the global rank set by the launcher (0 for a single process)."""
     return int(os.environ.get("RANK", 0))
 
 
 def env_local_rank() -> int:
-    """Its number among those on this machine."""
+    """Return the rank among the processes on this machine."""
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
 def env_world_size() -> int:
-    """How many processes were started together."""
+    """Return how many processes the launcher started."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def restarts() -> int:
-    """How often `torchrun` has started the processes of this machine again after one was lost, or Slurm the job."""
+    """Return how often `torchrun` has restarted this machine's processes after losing one, or Slurm the job."""
     return sum(int(os.environ.get(name, 0)) for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """Return how many processes train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """The number of this process among them."""
+    """Return this process's rank among those that train together."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def is_rank0() -> bool:
-    """Whether this is the process that writes files and speaks."""
+    """Return whether this is the process that writes files and prints."""
     return rank() == 0
 
 
 @contextmanager
 def process_group(device: torch.device, timeout: float) -> Iterator[None]:
-    """Meet the other processes that `torchrun` started, if there are any, and part from them at the end.
+    """Join the process group of the processes that `torchrun` started, if any, and leave it at the end.
 
-    All but the first are silent in here.
+    Inside, only rank 0 prints.
 
     Args:
-        device: what this process computes on. timeout: seconds to wait for another process before giving up.
+        device: what this process computes on.
+        timeout: seconds to wait for another process before giving up.
 
     Raises:
-        RunError: another process does not answer, or not any more.
+        RunError: another process does not answer, or was lost.
     """
     if env_world_size() == 1 or dist.is_initialized():
         yield
@@ -90,8 +89,8 @@ def process_group(device: torch.device, timeout: float) -> Iterator[None]:
         wait = timedelta(seconds=timeout)
         store, own, count = next(dist.rendezvous("env://", timeout=wait))
         if os.environ.get("LOCAL_WORLD_SIZE") == str(count):
-            # torchrun keeps its store over restarts, where the addresses of those who were lost still stand. (Machines
-            # count restarts each for itself: with several of them the store must be a new one, see README.)
+            # torchrun keeps its store across restarts, with the addresses of lost processes. (Each machine counts its
+            # own restarts: with several machines the store must be a new one, see README.)
             store = dist.PrefixStore(f"start {restarts()}", store)
         dist.init_process_group(backend, store=store, rank=own, world_size=count, timeout=wait)
         if not is_rank0():
@@ -102,7 +101,7 @@ def process_group(device: torch.device, timeout: float) -> Iterator[None]:
         try:
             yield
         except BaseException:
-            if backend == "gloo":  # NCCL would wait for the others
+            if backend == "gloo":  # NCCL would wait for the other processes
                 dist.destroy_process_group()
             raise
         dist.destroy_process_group()
@@ -110,13 +109,13 @@ def process_group(device: torch.device, timeout: float) -> Iterator[None]:
 
 @contextmanager
 def own_errors_said() -> Iterator[None]:
-    """Say what only this process finds wrong, if it is not the one on its machine that speaks."""
+    """Print an InputError that only this process raises; those of local rank 0 are printed anyway."""
     try:
         yield
     except InputError as error:
         if env_local_rank() and not error.known_to_all:
             print(f"error in process {env_rank()}: {printable(str(error))}", file=sys.stderr)
-            error.known_to_all = True  # said
+            error.known_to_all = True  # it is printed now
         raise
 
 
@@ -133,7 +132,7 @@ def _lost_processes_said(timeout: float) -> Iterator[None]:
             f"process {env_rank()} of {env_world_size()} {what} ({why}): look at what that said last; unless torchrun"
             " has them start again, repeat the command, which goes on from the last checkpoint"
         )
-        lost.known_to_all = True  # in so far as the first one of each machine says it
+        lost.known_to_all = True  # local rank 0 of each machine prints it
         raise lost from error
 
 
@@ -142,7 +141,7 @@ def _of_connections(message: str) -> bool:
 
 
 def on_rank0(work: Callable[[], T]) -> T:
-    """What some work comes to, which the first process does for all: its result, or its InputError."""
+    """Run on rank 0; return its result, or raise its InputError, on all ranks."""
     if world_size() == 1:
         return work()
     told: list[Any] = [None, None]
@@ -159,8 +158,7 @@ def on_rank0(work: Callable[[], T]) -> T:
 
 
 def local_rank0_first(work: Callable[[], T]) -> T:
-    """What some work comes to that leaves something on a machine's disk: its first process does it, then the others
-    find it done. An InputError of one of them is everybody's."""
+    """Run on local rank 0 first, then on the others, which find its files; all raise an InputError of any rank."""
     if world_size() == 1:
         return work()
     result = error = None
@@ -179,13 +177,12 @@ def local_rank0_first(work: Callable[[], T]) -> T:
 
 
 def one_a_machine(work: Callable[[], T]) -> T | None:
-    """What some work comes to that the first process of each machine does; None on its others. An InputError of one
-    of them is everybody's."""
+    """Run on local rank 0 of each machine and return None on the others; all raise an InputError of any rank."""
     return local_rank0_first(lambda: work() if env_local_rank() == 0 else None)
 
 
 def check_same(told: dict[str, Any]) -> None:
-    """Raise UserError where another process was told something else, or has other data."""
+    """Raise UserError if processes have different options or data."""
     if world_size() == 1:
         return
     all_told = [None] * world_size()
@@ -200,16 +197,16 @@ def check_same(told: dict[str, Any]) -> None:
 
 
 def shard(rows: Tensor) -> Tensor:
-    """Return this process's rows of [B, ...], see `dataset.base.shard`; `all_gather_grad` puts them together again."""
+    """Return this process's rows of [B, ...], see `dataset.base.shard`; `all_gather_grad` is the inverse."""
     return dataset.base.shard(rows, rank(), world_size())
 
 
 def all_gather_grad(rows: Tensor, count: int) -> Tensor:
-    """All processes' rows, of which each has [b, ...], in the order that `shard` took them from: [count, ...].
+    """Return the rows [b, ...] of all processes in the order before `shard`, [count, ...].
 
-    The gradient reaches this process's rows, times the number of processes: the mean over the processes, which is
-    what DistributedDataParallel takes, is then the gradient of a loss that all of them computed from all rows. What
-    they learn beside the student sees all rows everywhere, and its gradients are equal before that mean.
+    This process's rows get their gradient times the number of processes: averaged over the processes, as
+    DistributedDataParallel does, it is then the gradient of a loss that each process computed from all rows. Extra
+    trainable modules see all rows on every rank, so their gradients are equal before averaging.
     """
     return rows if world_size() == 1 else _Gather.apply(rows)[:count]
 
@@ -228,7 +225,7 @@ class _Gather(torch.autograd.Function):
 
 
 class GatheredFeatures(Sequence):
-    """A network's features [b, ...] of all processes: each is gathered when a distiller asks for it."""
+    """A network's features of all processes; each is gathered from shards [b, ...] on first access."""
 
     def __init__(self, features: Sequence[Tensor], count: int) -> None:
         self.features, self.count = features, count
@@ -247,19 +244,19 @@ class GatheredFeatures(Sequence):
 
 
 def all_reduce(values: Tensor) -> Tensor:
-    """The sum of each process's values, on all of them."""
+    """Return the sum of all processes' values, on all of them; `values` is overwritten."""
     if world_size() > 1:
         dist.all_reduce(values)
     return values
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether it is true in any process."""
+    """Return whether the flag is true in any process."""
     return flag if world_size() == 1 else bool(all_reduce(torch.tensor(float(flag))).item())
 
 
 def ddp(module: nn.Module) -> nn.Module:
-    """The module, with gradients that are averaged over the processes."""
+    """Return the module wrapped so that gradients are averaged over the processes."""
     if world_size() == 1:
         return module
     known = inspect.signature(DistributedDataParallel).parameters
@@ -269,9 +266,9 @@ def ddp(module: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def average_statistics(module: nn.Module) -> None:
-    """Give the batch norms of all processes, of which each saw its own share of a batch, the same running statistics.
+    """Average batch norm's running statistics over the processes, each of which updates them on its shard.
 
-    The mean over the processes; a mean is that of all images, a variance that within the shares.
+    The mean is then that of all images, the variance that within the shards.
     """
     if world_size() == 1:
         return
@@ -288,27 +285,31 @@ def average_statistics(module: nn.Module) -> None:
 
 @torch.no_grad()
 def broadcast_state(module: nn.Module) -> None:
-    """Give all processes the first one's weights and state, once an epoch: they hold the same already, but for what a
-    GPU of another kind, or kernels that do not repeat bit by bit, may have made of state that no gradient moves."""
+    """Copy rank 0's weights and state to all processes, once per epoch.
+
+    They are equal already, unless different GPUs or non-deterministic kernels changed state that gets no gradient.
+    """
     if world_size() > 1:
         for tensor in (*module.parameters(), *module.buffers()):
             dist.broadcast(tensor.detach(), 0)
 
 
 def hide_progress() -> bool | None:
-    """What tqdm's `disable` is to be: only the first process shows progress, and only on a terminal."""
+    """Return tqdm's `disable`: only rank 0 shows progress, and only on a terminal."""
     return None if is_rank0() else True
 
 
 def start_together(count: int, address: str | None) -> None:
-    """Start so many processes of this very command on this machine by torchrun, wait, and end as they did; if this is
-    not one of them.
+    """Run this command in several processes on this machine by torchrun and exit with their status.
+
+    Does nothing in a process that torchrun started, or for a single one.
 
     Args:
-        address: where they meet, like tcp://127.0.0.1:23451; None is a free port.
+        count: number of processes.
+        address: of the rendezvous, like tcp://127.0.0.1:23451; None for a free port.
 
     Raises:
-        UserError: that is no address, or its port is taken.
+        UserError: the address is invalid, or its port is taken.
     """
     if count == 1 or "RANK" in os.environ:
         return
@@ -317,7 +318,7 @@ def start_together(count: int, address: str | None) -> None:
     from torch.distributed.run import parse_args, run
 
     where = ["--standalone"] if address is None else _endpoint(address)
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # what failed has been said by who failed
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the process that failed has printed why
     try:
         run(parse_args([*where, "--nnodes=1", f"--nproc-per-node={count}", *sys.argv]))
     except ChildFailedError as error:

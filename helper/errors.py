@@ -1,4 +1,4 @@
-"""Errors meant for people: one sentence that says what is wrong and what to do, and no traceback."""
+"""Errors for users: one sentence that says what is wrong and what to do, without a traceback."""
 
 import argparse
 import io
@@ -14,17 +14,17 @@ T = TypeVar("T")
 
 
 class UserError(InputError):
-    """Something the user can mend: a wrong name, a missing file, a wrong combination. Exit status 2."""
+    """Something the user can fix: a wrong name, a missing file, a wrong combination. Exit status 2."""
 
 
 class RunError(UserError):
-    """A run that cannot go on although it was asked for rightly: a full disk, a loss that is NaN. Exit status 1."""
+    """A run that cannot continue although its options are valid: a full disk, a NaN loss. Exit status 1."""
 
     status = 1
 
 
 class InUse(UserError):
-    """Another process is at the same work: try again later. Exit status 75, which sysexits.h calls EX_TEMPFAIL."""
+    """Another process is running the same run: try again later. Exit status 75, EX_TEMPFAIL in sysexits.h."""
 
     status = 75
 
@@ -36,7 +36,7 @@ class Diverged(RunError):
 
 
 class Interrupted(RunError):
-    """A training that stops within an epoch because it was asked to, after its state was saved."""
+    """A training stopped mid-epoch on request, after saving its state."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -47,12 +47,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Run a script's main function and end the process as a shell expects.
+    """Run a script's main function and exit with the status that shells expect.
 
-    A UserError becomes one line on stderr and its status; of several processes on a machine the first one says it (what
-    only another one knows is said in helper/distributed.py). SIGTERM, as a scheduler sends it, is treated like Ctrl-C;
-    the statuses are then 143 and 130. Output that cannot be written stops nothing; where the script succeeds otherwise,
-    its status is then 1, and 141 where the reader of a pipe has left.
+    A UserError becomes one line on stderr and its status; of several processes on a machine, local rank 0 prints it
+    (helper/distributed.py prints errors that only another process knows). SIGTERM is treated like Ctrl-C; the statuses
+    are 143 and 130. Output that cannot be written stops nothing; if the script otherwise succeeds, its status is then
+    1, or 141 if the reader of a pipe has left.
     """
     sys.stdout, sys.stderr = _Output(sys.stdout), _Output(sys.stderr)
     signals.listen()
@@ -83,11 +83,12 @@ def run_main(main: Callable[[], None]) -> None:
 
 
 class _Output:
-    """A text stream whose failures stop nothing: letters that its encoding lacks become question marks, and what cannot
-    be written is lost, with all that follows.
+    """A text stream whose failures stop nothing.
+
+    Characters that its encoding lacks become question marks; a failed write and all output after it are lost.
 
     Args:
-        stream: stdout or stderr, or None where that is closed.
+        stream: stdout or stderr, or None if it is closed.
     """
 
     def __init__(self, stream: TextIO | None) -> None:

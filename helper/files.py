@@ -1,4 +1,4 @@
-"""Writing files so that nothing is lost: whole or not at all; errors in a sentence."""
+"""Write files atomically, and report errors in one sentence."""
 
 import errno
 import fcntl
@@ -13,17 +13,15 @@ from typing import BinaryIO
 from helper.errors import RunError, UserError
 from inputs import InputError, open_regular
 
-PATIENCE = 5.0  # seconds between two looks at a run that is under way elsewhere
-TRIES = 10  # to begin one that is in use each time, although nobody is seen to have locked it
+PATIENCE = 5.0  # seconds between checks of a run in progress elsewhere
+TRIES = 10  # attempts to start a run that is in use each time although its lock looks free
 WRONG_PLACE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 
 
 def open_to_append(path: Path) -> BinaryIO:
-    """Open a regular file to append to or to lock, made where there is none; locks on network file systems need one
-    that is open for writing.
+    """Open a regular file for appending or locking, creating it if it is missing.
 
-    Raises:
-        InputError, OSError: as `open_regular`.
+    Locks on network file systems need a file that is open for writing. Raises InputError and OSError as `open_regular`.
     """
     with suppress(FileNotFoundError):
         open_regular(path).close()
@@ -31,7 +29,7 @@ def open_to_append(path: Path) -> BinaryIO:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether another process has locked a file; not so where there is no regular file that can be read."""
+    """Return whether another process has locked a file; False if it is not a readable regular file."""
     try:
         with open_regular(path) as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -43,7 +41,7 @@ def is_locked(path: Path) -> bool:
 
 
 def try_writing(folder: Path) -> None:
-    """Raise OSError or ValueError where files cannot be written into a folder, be it one to be made; leave nothing."""
+    """Raise OSError or ValueError if a folder, which may not exist yet, cannot be written to; leave nothing behind."""
     with suppress(FileNotFoundError):
         folder.stat()
     there = next(each for each in (folder, *folder.parents) if os.path.lexists(each))
@@ -52,13 +50,13 @@ def try_writing(folder: Path) -> None:
 
 
 def reason(error: OSError | ValueError) -> str:
-    """Return why a path cannot be used: the system's message, or Python's if no path can have its characters."""
+    """Return why a path cannot be used: the system's message, or Python's for characters that no path can have."""
     return getattr(error, "strerror", None) or str(error)
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn errors of writing `path` into ours: UserError for a wrong place, RunError for a full disk and the like."""
+    """Turn errors of writing `path` into UserError for a wrong path, or RunError for a full disk and the like."""
     try:
         yield
     except OSError as error:
@@ -70,10 +68,10 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a new file beside `path` and rename it, so that `path` is whole at every moment: the old one or the new.
+    """Write a new file beside `path` and rename it, so that `path` is always complete: the old file or the new one.
 
     Raises:
-        UserError, RunError: it cannot be written, see `writing`; what was at `path` is still there.
+        UserError, RunError: it cannot be written, see `writing`; the old file remains.
     """
     beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     with writing(path):
@@ -90,7 +88,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what writers that were killed have left in a folder; for whoever holds the lock of that folder."""
-    earlier = folder / "last.pth.tmp"  # the name that earlier versions gave
+    """Remove the temporary files of killed writers from a folder; the caller must hold the folder's lock."""
+    earlier = folder / "last.pth.tmp"  # the name used by earlier versions
     for file in (*folder.glob(f"*.{'[0-9a-f]' * 8}.tmp"), earlier):
         file.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What is summed up over an epoch, without waiting for the device."""
+"""Metrics that are summed over an epoch without synchronising the device."""
 
 import math
 from typing import Any
@@ -28,24 +28,23 @@ METRICS_PATTERN = {  # of `Metrics.state`, see helper/structure.py
 
 
 class Metrics:
-    """Sums over the samples of an epoch, in tensors that are changed in place.
+    """Sums over the samples of an epoch, in tensors updated in place.
 
-    Nothing waits for the host until `result` or `check` is asked for, and a step that is replayed as a CUDA graph
-    counts on.
+    Nothing synchronises until `result` or `check`, and a step replayed as a CUDA graph keeps updating them.
     """
 
     def __init__(self) -> None:
         self.tensors: dict[str, Tensor] = {}
-        self.compared = False  # whether a step of the epoch has been compared with what is summed up
+        self.compared = False  # whether the sums have been checked against a step of this epoch
 
     def reset(self) -> None:
-        """Begin an epoch."""
+        """Reset the sums for a new epoch."""
         self.compared = False
         for name, tensor in self.tensors.items():
             tensor.fill_({"first_bad": math.inf, "tau_min": math.inf, "tau_max": -math.inf}.get(name, 0))
 
     def update(self, step: StepOutput) -> None:
-        """Add a step of B samples. Raises UserError where it sums up something else than the state gone on from."""
+        """Add a step of B samples. Raises UserError if its losses differ from those in the loaded state."""
         values = torch.stack([step.loss, *step.losses.values()]).detach()
         tau = [step.tau.student.detach(), step.tau.teacher.detach()] if step.tau else []
         if not self.compared:
@@ -62,7 +61,7 @@ class Metrics:
             torch.maximum(t["tau_max"], tau[0].max(), out=t["tau_max"])
 
     def _compare(self, step: StepOutput, values: Tensor) -> None:
-        """Make the tensors where there are none yet, and see that they are those of the step."""
+        """Create the tensors on the first step; otherwise check that they match the step's losses."""
         names = ["loss", *(f"loss_{name}" for name in step.losses)]
         if not self.tensors:
             self._prepare(step, values, names)
@@ -78,34 +77,34 @@ class Metrics:
         scalars = {"samples": torch.float64, "steps": values.dtype, "correct": torch.int64}
         if step.tau:
             scalars |= {"tau_min": values.dtype, "tau_max": values.dtype}
-            self.tensors["tau"] = values.new_zeros(2, dtype=torch.float64)  # of the student, of the teacher
+            self.tensors["tau"] = values.new_zeros(2, dtype=torch.float64)  # student's, teacher's
         self.tensors |= {name: values.new_zeros((), dtype=dtype) for name, dtype in scalars.items()}
         self.tensors["sums"] = torch.zeros_like(values, dtype=torch.float64)
-        self.tensors["first_bad"] = torch.zeros_like(values)  # the step in which a term was first not finite
+        self.tensors["first_bad"] = torch.zeros_like(values)  # the first step in which a term was not finite
         self.reset()
 
     def state(self) -> dict[str, Any]:
-        """All of it, to go on from within an epoch."""
+        """Return the mid-epoch state."""
         return {"tensors": self.tensors, "names": self.names, "two_taus": self.two_taus}
 
     def load_state(self, state: dict[str, Any], device: torch.device) -> None:
-        """Take up a `state`, on a device; all that it has summed up was finite."""
+        """Restore a `state` on a device; all losses in its sums were finite."""
         self.compared = False
         self.names, self.two_taus = state["names"], state["two_taus"]
         self.tensors = {name: tensor.to(device) for name, tensor in state["tensors"].items() if name != "first_bad"}
         self.tensors["first_bad"] = torch.full((len(self.names),), math.inf, device=device)
 
     def check(self) -> None:
-        """Raise Diverged when a loss was not finite, naming the term that failed first."""
+        """Raise Diverged if a loss was not finite, naming the term that failed first."""
         first_bad = self.tensors["first_bad"].tolist()
         first = min(first_bad)
         if first < math.inf:
             bad = [name for name, step in zip(self.names, first_bad, strict=True) if step == first]
-            bad = bad[1:] or bad  # the sum itself only where each of its terms is finite
+            bad = bad[1:] or bad  # name the sum only if all of its terms are finite
             raise Diverged(f"the loss is not finite: {' and '.join(bad)} failed first, in step {first:.0f}")
 
     def result(self) -> dict[str, float]:
-        """Means over the samples seen; tau also with minimum and maximum.
+        """Return means over the samples; for tau also minimum and maximum.
 
         Raises:
             Diverged: as `check`.

@@ -1,4 +1,4 @@
-"""A table on disk that grows: vectors by number, shared by runs one after the other and at the same time."""
+"""A growing table of numbered vectors on disk, shared by successive and concurrent runs."""
 
 import fcntl
 import os
@@ -16,20 +16,22 @@ MOST = 2**31 - 2  # row numbers fit into int32
 
 
 class RowStore:
-    """Rows of a fixed width, each written once, in the order in which they came.
+    """Rows of a fixed width, each written once, in the order of writing.
 
-    `values` holds the rows one behind another, and `rows` the number of each, from 1 (a 0 is no row: where a file was
-    lengthened but its end never written). Values reach the disk before the numbers that make them count, and under a
-    lock. So a reader never sees half a row, whenever a writer is killed; and of two writers the second appends behind
-    the first.
+    The file `values` holds the rows one after another, and the file `rows` the number of each, from 1 (0 is no row: the
+    file was extended but its end never written). Under a lock, values reach the disk before the numbers that make them
+    valid. So a reader never sees half a row, even if a writer is killed, and concurrent writers append one after the
+    other.
 
     Args:
-        folder: where the files are; made if it is not there.
-        num_rows: how many there can be. width: of a row. dtype: float32 or float16.
-        about: what `table.json` beside them says of the table.
+        folder: where the files are; created if it is missing.
+        num_rows: the largest number of rows.
+        width: of a row.
+        dtype: float32 or float16.
+        about: the content of `table.json`, which describes the table.
 
     Attributes:
-        position: [num_rows] int32, where in `values` each row is; -1 where it is missing.
+        position: [num_rows] int32, where in `values` each row is; -1 if it is missing.
         values: [known, width], mapped from the file.
     """
 
@@ -37,7 +39,7 @@ class RowStore:
         self.rows_path, self.values_path, self.lock_path = (folder / name for name in ("rows", "values", ".lock"))
         self.width, self.dtype = width, dtype
         self.position = torch.full((num_rows,), -1, dtype=torch.int32)
-        self.read = 0  # rows of the file that `position` knows
+        self.read = 0  # rows of the file that are in `position`
         self.values = torch.empty(0, width, dtype=dtype)
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -50,22 +52,22 @@ class RowStore:
                     write_atomically(path, content.encode())
 
     def refresh(self) -> Tensor:
-        """Take in what was appended since, by whomever; returns the numbers of those rows [M] int64."""
+        """Read rows appended by any process; return their numbers [M] int64."""
         with self._locked():
             return self._take_in()
 
     def missing(self, rows: Tensor) -> Tensor:
-        """Those of the rows [M] int64 that are not in the table."""
+        """Return those of the rows [M] int64 that are not in the table."""
         return rows[self.position[rows] < 0]
 
     def append(self, rows: Tensor, values: Tensor) -> Tensor:
-        """Add rows [M] int64 with values [M, width]; such as another process has added meanwhile are left out.
+        """Append rows [M] int64 with values [M, width], except those that another process has already added.
 
         Returns:
-            The numbers of all rows that this process did not know before, as `refresh`.
+            The numbers of all rows that are new to this process, as `refresh`.
 
         Raises:
-            RunError: they cannot be written; what was in the table still is.
+            RunError: they cannot be written; the table keeps its earlier rows.
         """
         with self._locked():
             others = self._take_in()
@@ -89,7 +91,7 @@ class RowStore:
             raw = bytearray(file.read(4 * (count - self.read)))
         rows = torch.frombuffer(raw, dtype=torch.int32).long() - 1 if raw else torch.empty(0, dtype=torch.int64)
         bad = ((rows < 0) | (rows >= len(self.position))).nonzero()
-        if len(bad):  # from here on nothing is known, and the next writer writes over it
+        if len(bad):  # the rest is invalid, and the next writer overwrites it
             rows = rows[: bad[0]]
         self.position[rows] = torch.arange(self.read, self.read + len(rows), dtype=torch.int32)
         self.read += len(rows)
@@ -101,7 +103,7 @@ class RowStore:
 
     def _write(self, path: Path, offset: int, values: Tensor) -> None:
         with writing(path), open(path, "r+b") as file:
-            file.truncate(offset)  # half a row of a writer that was killed
+            file.truncate(offset)  # drop a killed writer's partial row
             file.seek(offset)
             file.write(values.contiguous().numpy().tobytes())
             file.flush()

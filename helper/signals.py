@@ -1,4 +1,4 @@
-"""Ending early: Ctrl-C, or SIGTERM as a scheduler sends it. A training first finishes its step and saves."""
+"""Stop early on Ctrl-C or a scheduler's SIGTERM. A training first finishes its step and saves."""
 
 import signal
 import time
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-PATIENCE = 5.0  # seconds after which another signal is no echo of the first one, but insists
+PATIENCE = 5.0  # seconds after which a repeated signal is taken as a new request, not as an echo
 
 
 class Terminated(KeyboardInterrupt):
@@ -14,7 +14,7 @@ class Terminated(KeyboardInterrupt):
 
 
 class _Asked:
-    """Whether and when the process was asked to end, by which signal; and whether a training looks at that itself."""
+    """The signal that asked the process to end, its time, and whether a training polls for it."""
 
     number: int | None = None
     since = 0.0
@@ -22,13 +22,13 @@ class _Asked:
 
 
 def listen() -> None:
-    """From now on treat SIGTERM and Ctrl-C alike."""
+    """Handle SIGTERM and Ctrl-C alike from now on."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _note)
 
 
 def ignore() -> None:
-    """From now on pass over both: the process is ending."""
+    """Ignore SIGTERM and Ctrl-C from now on: the process is ending."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
@@ -43,7 +43,7 @@ def _note(number: int, _: object) -> None:
 
 @contextmanager
 def looked_at() -> Iterator[None]:
-    """In here a signal interrupts nothing; who looks asks `asked`. Only one that insists still does."""
+    """Defer signals inside, where the caller polls `asked`; a signal repeated after PATIENCE still interrupts."""
     _Asked.looked_at = True
     try:
         yield
@@ -52,10 +52,10 @@ def looked_at() -> Iterator[None]:
 
 
 def asked() -> bool:
-    """Whether the process was asked to end."""
+    """Return whether the process was asked to end."""
     return _Asked.number is not None
 
 
 def stop() -> NoReturn:
-    """End as the signal says: raises KeyboardInterrupt for Ctrl-C and Terminated for SIGTERM, or for none at all."""
+    """Raise KeyboardInterrupt after Ctrl-C, and Terminated after SIGTERM or without a signal."""
     raise KeyboardInterrupt if _Asked.number == signal.SIGINT else Terminated

@@ -1,18 +1,18 @@
-"""Checks what was read from a file against what it will be loaded into, before anything is changed.
+"""Check what was read from a file against what it will be loaded into, before anything is changed.
 
 A pattern describes a value:
 
-    a tensor          a tensor of its shape and type; a size of 0 in its shape stands for any size
-    a type            a value of that type; float takes whole numbers too
-    a dict            a dict with these keys, each value fitting its pattern. A key that is a number need not be there,
-                      for optimizers number the parameters that moved; a key that is a type stands for any such keys,
-                      and one that ends with a question mark need not be there
-    a list of one     any number of values that fit the one
-    an optimizer      the state of one with the same parameters
-    a tuple           as many values, each fitting its own pattern
-    Maybe(pattern)    in a dict: a value that fits, or no such key; a value of None is left out
-    Checked(pattern, test, says)  a value that fits and passes the test; `says` is the error where it does not
-    Replaced(value)   anything; `value` takes its place
+    a tensor          a tensor of its shape and dtype; a size of 0 in its shape matches any size
+    a type            a value of that type; float also matches integers
+    a dict            a dict with these keys, each value matching its pattern. Integer keys are optional, since
+                      optimizers number only the parameters that have been updated; so are keys that end with a
+                      question mark. A key that is a type matches any keys of that type
+    a list of one     any number of values that match the one pattern
+    an optimizer      the state of an optimizer with the same parameters
+    a tuple           as many values, each matching its own pattern
+    Maybe(pattern)    in a dict: an optional key whose value matches; a value of None is dropped
+    Checked(pattern, test, says)  a value that matches and passes the test; otherwise `says` is the error
+    Replaced(value)   anything; `value` replaces it
     Any               anything
 """
 
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-NEVER_NEGATIVE = ("running_var", "exp_avg_sq", "step")  # the last words of tensors' names
+NEVER_NEGATIVE = ("running_var", "exp_avg_sq", "step")  # last components of tensors' names
 WORDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 TYPES = (
     torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
@@ -31,17 +31,17 @@ TYPES = (
 
 
 class Misfit(Exception):
-    """A value does not fit its pattern; the message says which, and why."""
+    """A value does not match its pattern; the message says which, and why."""
 
 
 class Maybe(NamedTuple):
-    """The pattern of something in a dict that need not be there."""
+    """The pattern of an optional value in a dict."""
 
     pattern: Any
 
 
 class Checked(NamedTuple):
-    """The pattern of a value that must also pass a test; where it does not, the error is its name and `says`."""
+    """The pattern of a value that must also pass a test; otherwise the error is its name and `says`."""
 
     pattern: Any
     test: Callable[[Any], bool]
@@ -49,19 +49,21 @@ class Checked(NamedTuple):
 
 
 class Replaced(NamedTuple):
-    """The pattern of anything, which is replaced by `value`."""
+    """The pattern that matches anything and replaces it by `value`."""
 
     value: Any
 
 
 def fitted(value: Any, pattern: Any, name: str = "content") -> Any:
-    """Return a copy of a value; its tensors share no memory, and lie in memory in the order of the pattern's.
+    """Return a copy of a value; its tensors share no memory and have the pattern's memory format.
 
     Args:
-        name: what errors call the value.
+        value: what was read from a file.
+        pattern: what it must match.
+        name: the value's name in error messages.
 
     Raises:
-        Misfit: the value does not fit the pattern.
+        Misfit: the value does not match the pattern.
     """
     if pattern is Any:
         return value
@@ -122,7 +124,7 @@ def _fitted_tensor(value: Any, pattern: Tensor, name: str) -> Tensor:
     )
     _expect(fits, f"{name} is {list(value.shape)} instead of {list(pattern.shape)}")
     _expect(value.dtype == pattern.dtype, f"{name} is {type_name(value)} instead of {type_name(pattern)}")
-    if pattern.isfinite().all():  # unlike CRD's normaliser, which is NaN before the first step
+    if pattern.isfinite().all():  # not so for CRD's normaliser, NaN before the first step
         check_numbers(value, name)
     if value.shape != pattern.shape:
         return value.clone()
@@ -135,7 +137,7 @@ def _expect(holds: bool, message: str) -> None:
 
 
 def check_stored(value: Any, name: str) -> None:
-    """Raise Misfit unless a value is a dense tensor of a usual type and every one of its numbers is stored."""
+    """Raise Misfit unless a value is a dense tensor of a usual dtype whose elements are all stored."""
     _expect(type(value) in (Tensor, nn.Parameter), f"{name} is not a tensor of a known kind")
     kinds = {"quantized": value.is_quantized, "meta": value.is_meta, "nested": value.is_nested}
     kind = next((kind for kind, found in kinds.items() if found), str(value.layout).removeprefix("torch."))
@@ -146,22 +148,22 @@ def check_stored(value: Any, name: str) -> None:
 
 
 def check_numbers(value: Tensor, name: str) -> None:
-    """Raise Misfit where a number is not finite, or negative in a tensor that never is."""
+    """Raise Misfit if a number is not finite, or is negative in a tensor that never is."""
     _expect(bool(value.isfinite().all()), f"{name} is not finite")
     if name.rpartition(".")[2] in NEVER_NEGATIVE:
         _expect(bool((value >= 0).all()), f"{name} is negative")
 
 
 def type_name(tensor: Tensor) -> str:
-    """The type of a tensor's numbers, such as float32."""
+    """Return a tensor's dtype as text, such as float32."""
     return str(tensor.dtype).removeprefix("torch.")
 
 
 def module_pattern(module: nn.Module) -> dict[str, Any]:
     """Return the pattern of a module's `state_dict`.
 
-    A submodule with a `get_extra_state` describes what that returns in a method `extra_state_pattern`, and says in
-    `fits_extra_state` whether a value of that pattern is usable; without these it may be anything.
+    A submodule with `get_extra_state` describes its result by a method `extra_state_pattern`, and its method
+    `fits_extra_state` returns whether a matching value is usable; without these any value matches.
     """
     pattern = {key: Any if key.endswith("_extra_state") else value for key, value in module.state_dict().items()}
     for name, part in module.named_modules():
@@ -184,5 +186,5 @@ def optimizer_pattern(optimizer: torch.optim.SGD | torch.optim.Adam) -> dict[str
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load an optimizer's `state_dict`; learning rate, momentum and the like stay the optimizer's own."""
+    """Load an optimizer's `state_dict` but keep its own learning rate, momentum and other settings."""
     optimizer.load_state_dict(state | {"param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,4 +1,4 @@
-"""A teacher's output for a batch: computed anew (`OnlineTeacher`), or looked up in a table (`CachedTeacher`)."""
+"""A teacher's output for a batch: computed (`OnlineTeacher`), or looked up in a table (`CachedTeacher`)."""
 
 import json
 import random
@@ -23,33 +23,34 @@ from helper.row_store import MOST, RowStore
 from inputs import InputError, open_regular
 from models import Model, Output
 
-ASKED_PIXELS = {"cpu": 128 * 32**2, "cuda": 4096 * 32**2}  # at once
-WRITTEN_AT_ONCE, WRITTEN_EVERY = 8192, 2.0  # answers are written after so many rows or seconds
+ASKED_PIXELS = {"cpu": 128 * 32**2, "cuda": 4096 * 32**2}  # per batch
+WRITTEN_AT_ONCE, WRITTEN_EVERY = 8192, 2.0  # rows or seconds after which outputs are written
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
 class OnlineTeacher:
-    """The teacher itself, asked anew for each batch.
+    """Runs the teacher on each batch.
 
     Args:
-        model: on the device, in evaluation mode. precision: what it computes in, one of helper.flags.PRECISIONS.
+        model: on the device, in evaluation mode.
+        precision: one of helper.flags.PRECISIONS.
     """
 
     def __init__(self, model: Model, precision: str = "fp32") -> None:
         self.model, self.precision = model, precision
 
     def prepare(self, batches: Epoch) -> None:
-        """Do nothing: the teacher is asked in each step."""
+        """Do nothing: the teacher runs in each step."""
 
     def __call__(self, batch: Batch) -> Output:
-        """Features and logits [B, C] of the images; logits in float32."""
+        """Return features and logits [B, C] of the images; logits in float32."""
         with autocast(batch.images.device, self.precision):
             said = self.model(batch.images, is_feat=True)
         return Output(said.features, at_least_float32(said.logits))
 
 
 def check_table_dir(folder: Path) -> None:
-    """Raise UserError where no table can be written into a folder, before anything takes time."""
+    """Raise UserError if no table can be written into a folder, before anything takes time."""
     try:
         try_writing(folder)
     except (OSError, ValueError) as error:
@@ -60,27 +61,27 @@ def check_table_dir(folder: Path) -> None:
 
 
 class CachedTeacher:
-    """A frozen teacher's answers to all that it can be asked: a row for each image and each of its views.
+    """A table of a frozen teacher's outputs, with one row per image and view.
 
-    Augmentations that can be counted (see dataset/memory.py) make what a teacher says of a data set a finite table.
-    It is kept in files that later runs with the same teacher and data go on with. At the start of an epoch the teacher
-    is asked for the rows that are missing, in batches larger than the student's; the steps only
-    look up. On a GPU the table is held in device memory too, all of it.
+    Since views are numbered (see dataset/memory.py), the teacher's outputs for a data set are a finite table. Its files
+    are reused and extended by later runs with the same teacher and data. At the start of an epoch the teacher computes
+    the missing rows, in batches larger than the student's; in the steps every lookup hits. On a GPU the whole table is
+    also held in device memory.
 
     Args:
         model: the teacher, on the device, in evaluation mode.
         loader: of the training images.
-        folder: where tables of this teacher are; each in a folder of its own, named after a hash of weights, images,
-            normalisation and views. Made if it is not there.
-        weights_sha256: which weights the model has.
-        content: "logits" for [B, C], or "pooled" for the pooled features, from which the teacher's last layer makes the
-            logits again.
+        folder: where this teacher's tables are, each in a subfolder named after a hash of weights, images,
+            normalisation and views. Created if it is missing.
+        weights_sha256: identifies the model's weights.
+        content: "logits" [B, C], or "pooled" for the pooled features, from which the teacher's last layer recomputes
+            the logits.
         dtype: "float32" or "float16".
-        precision: what the answers are computed in, "fp32" or, with the device set up for it, "tf32".
+        precision: of the computation, "fp32" or, with the device set up for it, "tf32".
 
     Raises:
-        UserError: the folder cannot be written, the table would have more rows than can be numbered, or what is in it
-            is not what the teacher says.
+        UserError: the folder cannot be written, the table would have too many rows, or its content does not match the
+            teacher's output.
     """
 
     def __init__(
@@ -123,14 +124,14 @@ class CachedTeacher:
             self.on_device = torch.empty(num_rows, width, dtype=DTYPES[dtype], device=self.device)
         self._hold(self.file.refresh())
         self._check()
-        self.asked_for = num_rows if loader.flip else num_rows // 2  # of the others no view is ever drawn
+        self.asked_for = num_rows if loader.flip else num_rows // 2  # other views are never drawn
         self._tell(identity)
 
     def prepare(self, batches: Epoch) -> None:
-        """Ask the teacher for the rows of an epoch that are missing.
+        """Compute an epoch's missing rows.
 
         Raises:
-            Interrupted: the process was asked to end before they were complete.
+            Interrupted: a signal arrived before they were complete.
         """
         drawn = batches.drawn()
         is_done = drawn is None or self._ask(drawn[0] * self.views + drawn[1])
@@ -138,7 +139,7 @@ class CachedTeacher:
             raise Interrupted("stopped before the teacher had answered")
 
     def fill(self) -> None:
-        """Ask the teacher for all that is not in the table yet."""
+        """Compute all rows that are not in the table yet."""
         rows = torch.arange(len(self.file.position))
         rows = distributed.shard(rows if self.loader.flip else rows[::2])
         print(f"asking the teacher for {len(self.file.missing(rows)):,} answers", flush=True)
@@ -152,9 +153,9 @@ class CachedTeacher:
             raise
 
     def __call__(self, batch: Batch) -> Output:
-        """Logits [B, C] of the batch, and as features the pooled ones [B, D] where the table holds them, in float32.
+        """Return logits [B, C] and, if the table holds them, the pooled features [B, D], in float32.
 
-        The teacher itself is asked where images are blended: a blend is no view of any one image.
+        For blended images the teacher runs instead: a blend is not a view of one image.
         """
         if batch.view is None:
             return self.online(batch)
@@ -170,10 +171,10 @@ class CachedTeacher:
 
     @torch.no_grad()
     def _ask(self, rows: Tensor) -> bool:
-        """Ask the teacher for those of the rows that are missing; returns False if the process was asked to end.
+        """Compute those of the rows that are missing; return False if a signal arrived first.
 
-        Runs that fill one table at the same time share the work: each goes through the rows in a random order of its
-        own, and leaves out what others have written since.
+        Runs that fill one table at the same time share the work: each visits the rows in its own random order, and
+        skips those that others have written meanwhile.
         """
         self._hold(self.file.refresh())
         rows = self.file.missing(rows)
@@ -198,7 +199,7 @@ class CachedTeacher:
         return True
 
     def _keep(self, answers: list[tuple[Tensor, Tensor]]) -> None:
-        """Write rows with the teacher's answers to the table, and read what others have written."""
+        """Write rows to the table, and read the rows that others have written."""
         if not answers:
             return self._hold(self.file.refresh())
         rows, said = map(torch.cat, zip(*answers, strict=True))
@@ -210,8 +211,7 @@ class CachedTeacher:
         return self._hold(self.file.append(rows, said.cpu()))
 
     def _asked(self, rows: Tensor) -> Tensor:
-        """The teacher's answers [M, width] to rows [M]. Always in batches of one size: so an answer does not depend on
-        what else happened to be missing."""
+        """Return the teacher's outputs [M, width] for rows [M]; one batch size, so they do not depend on other rows."""
         size = len(rows)
         rows = torch.cat([rows, rows[:1].expand(self.at_once - size)]).to(self.device)
         images = self.loader.view_of(rows // self.views, rows % self.views)
@@ -220,25 +220,25 @@ class CachedTeacher:
 
     @torch.no_grad()
     def _check(self) -> None:
-        """Ask the teacher again for a few rows: files may be damaged in ways that their lengths do not show."""
+        """Recompute a few rows and compare: files may be damaged in ways that their lengths do not show."""
         known = (self.file.position >= 0).nonzero()[:, 0]
         if not len(known):
             return
         rows = known[torch.linspace(0, len(known) - 1, min(self.at_once, len(known))).long()]
         said, kept = self._asked(rows).cpu(), self.file.values[self.file.position[rows].long()].float()
-        if not (kept - said).abs().max() <= 1e-2 * said.abs().max():  # NaN is no fit either
+        if not (kept - said).abs().max() <= 1e-2 * said.abs().max():  # also true for NaN
             raise UserError(
                 f"the table {self.folder} is damaged, for it does not hold what the teacher says: remove that folder,"
                 " and its answers are asked for anew"
             )
 
     def _hold(self, rows: Tensor) -> None:
-        """Copy the rows [M] that were read last from the file to the device."""
+        """Copy the rows [M] that were last read from the file to the device."""
         if self.on_device is None or not len(rows):
             return
         for chunk, values in zip(rows.split(2**20), self.file.values[-len(rows) :].split(2**20), strict=True):
             self.on_device[chunk.to(self.device)] = values.to(self.device)
-        torch.cuda.synchronize(self.device)  # other runs look up in streams of their own
+        torch.cuda.synchronize(self.device)  # other runs look up rows in their own streams
 
     def _tell(self, identity: dict[str, Any]) -> None:
         known, full = self.file.read, self.asked_for

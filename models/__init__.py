@@ -54,7 +54,7 @@ model_dict: dict[str, Callable[[int], Model]] = {
 
 
 def _imagenet(name: str, num_classes: int) -> Model:
-    from models import imagenet  # with torchvision, which takes seconds to import
+    from models import imagenet  # imports torchvision, which takes seconds
 
     return imagenet.makers[name](num_classes=num_classes)
 
@@ -77,16 +77,18 @@ imagenet_dict: dict[str, Callable[[int], Model]] = {
 
 
 def networks(dataset: str | None = None) -> dict[str, Callable[[int], Model]]:
-    """All networks. The one name that small images and ImageNet have for different networks, ResNet50, is ImageNet's if
-    that is the data set."""
+    """Return all networks by name.
+
+    ResNet50 names two networks: ImageNet's if the data set is `imagenet`, otherwise the one for small images.
+    """
     own, others = (imagenet_dict, model_dict) if dataset == "imagenet" else (model_dict, imagenet_dict)
     return own | {name: maker for name, maker in others.items() if name not in own}
 
 
 def create_model(name: str, num_classes: int, dataset: str | None = None) -> Model:
-    """A freshly initialised network for images [B, 3, H, W] that gives logits [B, num_classes].
+    """Return a freshly initialised network from images [B, 3, H, W] to logits [B, num_classes].
 
-    Raises InputError for a name that is none of `networks(dataset)`.
+    Raises InputError for a name that is not in `networks(dataset)`.
     """
     known = networks(dataset)
     if name not in known:

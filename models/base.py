@@ -1,4 +1,4 @@
-"""What every network of the zoo has in common."""
+"""The interface that all networks of the zoo share."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,31 +10,31 @@ from inputs import InputError
 
 
 class Output(NamedTuple):
-    """What a network says of a batch."""
+    """A network's output for a batch."""
 
     features: Sequence[Tensor]  # stem, stages ([B, C, H, W] each), and the pooled vector [B, D] last
     logits: Tensor  # [B, classes]
 
 
 class Model(nn.Module):
-    """A classifier whose features can be seen.
+    """A classifier that also returns its features.
 
-    A network defines `extract` and, unless its last layer already is an attribute named `classifier`,
-    a property `classifier`: the linear layer that turns the pooled vector into logits.
+    A subclass defines `extract`, and `classifier` as an attribute or a property: the linear layer that turns the
+    pooled vector into logits.
     """
 
     classifier: nn.Linear
 
     def extract(self, x: Tensor) -> list[Tensor]:
-        """Features of images x [B, 3, H, W]: the stem, every stage, and last the pooled vector [B, D]."""
+        """Return the features of images x [B, 3, H, W]: the stem, every stage, and last the pooled vector [B, D]."""
         raise NotImplementedError
 
     def head(self, pooled: Tensor) -> Tensor:
-        """Logits [B, classes] of the pooled vector [B, D]: the last layer, where nothing (dropout) is before it."""
+        """Return logits [B, classes] from the pooled vector [B, D]; override it if dropout precedes the last layer."""
         return self.classifier(pooled)
 
     def forward(self, x: Tensor, is_feat: bool = False) -> Tensor | Output:
-        """Logits [B, classes] of images x [B, 3, H, W]; with `is_feat`, an Output of features and logits."""
+        """Return logits [B, classes] of images x [B, 3, H, W]; with `is_feat`, an Output of features and logits."""
         features = self.extract(x)
         logits = self.head(features[-1])
         return Output(features, logits) if is_feat else logits
@@ -42,13 +42,15 @@ class Model(nn.Module):
 
 @torch.no_grad()
 def feature_widths(model: Model, image_size: int = 32, maps: bool = False) -> list[int]:
-    """Channels of each feature: stem, stages, pooled vector.
+    """Return the channels of each feature: stem, stages, pooled vector.
 
     Args:
-        image_size: any that the model takes. maps: whether the maps of stem and stages are needed.
+        model: the network; its training mode is restored.
+        image_size: side of a square image that the model accepts, in pixels.
+        maps: whether the maps of stem and stages are needed.
 
     Raises:
-        InputError: the network is not as `Model` describes; without `maps` only its last features count.
+        InputError: the network does not follow `Model`; without `maps` only its pooled vector is checked.
     """
     name, classifier = type(model).__name__, getattr(model, "classifier", None)
     if not isinstance(classifier, nn.Linear):
@@ -72,5 +74,5 @@ def feature_widths(model: Model, image_size: int = 32, maps: bool = False) -> li
 
 
 def _in_words(shapes: list[list[int]]) -> str:
-    """The shapes of features of one image."""
+    """Return the shapes of one image's features as text."""
     return ", ".join(str(["B", *shape[1:]]).replace("'", "") for shape in shapes) or "no list of tensors"

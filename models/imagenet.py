@@ -1,9 +1,9 @@
-"""ImageNet's networks: torchvision's, with the features and the last layer that distillers ask for; and MobileNetV1.
+"""ImageNet networks: torchvision's, with the features and the last layer that distillers need; and MobileNetV1.
 
-Parameter names are torchvision's, so that its weights load, and MobileNetV1's the ones published with DKD. Features are
-the stem, the map at the end of each stage, the last one as it is pooled, and the vector that the last layer sees; of
-224x224 images e.g. for ResNet18 [B, 64, 112, 112], [B, 64, 56, 56], [B, 128, 28, 28], [B, 256, 14, 14],
-[B, 512, 7, 7] and [B, 512].
+Parameter names are torchvision's, so that its weights load; MobileNetV1's are those published with DKD. Features are
+the stem, the map at the end of each stage (the last one just before pooling), and the input of the last layer. For
+ResNet18 and 224x224 images: [B, 64, 112, 112], [B, 64, 56, 56], [B, 128, 28, 28], [B, 256, 14, 14], [B, 512, 7, 7]
+and [B, 512].
 """
 
 from collections.abc import Callable, Sequence
@@ -24,11 +24,11 @@ class ResNet(Model, resnet.ResNet):
 
     @property
     def classifier(self) -> nn.Linear:
-        """The last layer."""
+        """Return the last linear layer."""
         return self.fc
 
     def extract(self, x: Tensor) -> list[Tensor]:
-        """Stem, four stages and the pooled vector of images x [B, 3, H, W]."""
+        """Return stem, four stages and the pooled vector for images x [B, 3, H, W]."""
         features = [self.relu(self.bn1(self.conv1(x)))]
         x = self.maxpool(features[0])
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
@@ -38,34 +38,34 @@ class ResNet(Model, resnet.ResNet):
 
 
 class MobileNetV2(Model, mobilenetv2.MobileNetV2):
-    """Sandler et al. 2018. A stage ends where the resolution falls, and is linear there; the last one has 1280 maps."""
+    """Sandler et al. 2018. A stage ends, without activation, where the resolution falls; the last has 1280 channels."""
 
-    ends = (0, 3, 6, 13, 18)  # of stem and stages, among the blocks
+    ends = (0, 3, 6, 13, 18)  # the blocks that end the stem and the stages
 
     @property
     def classifier(self) -> nn.Linear:
-        """The last layer."""
+        """Return the last linear layer."""
         return self._modules["classifier"][-1]
 
     def head(self, pooled: Tensor) -> Tensor:
-        """Dropout and the last layer."""
+        """Apply dropout and the last layer."""
         return self._modules["classifier"](pooled)
 
     def extract(self, x: Tensor) -> list[Tensor]:
-        """Stem, four stages and the pooled vector of images x [B, 3, H, W]."""
+        """Return stem, four stages and the pooled vector for images x [B, 3, H, W]."""
         return _passed(self.features, x, self.ends)
 
 
 class ShuffleV2(Model, shufflenetv2.ShuffleNetV2):
-    """Ma et al. 2018. The last stage's feature is behind the 1x1 convolution that follows it."""
+    """Ma et al. 2018. The last stage's feature is taken after the 1x1 convolution that follows it."""
 
     @property
     def classifier(self) -> nn.Linear:
-        """The last layer."""
+        """Return the last linear layer."""
         return self.fc
 
     def extract(self, x: Tensor) -> list[Tensor]:
-        """Stem, three stages and the pooled vector of images x [B, 3, H, W]."""
+        """Return stem, three stages and the pooled vector for images x [B, 3, H, W]."""
         features = [self.conv1(x)]
         features.append(self.stage2(self.maxpool(features[0])))
         features.append(self.stage3(features[1]))
@@ -74,20 +74,22 @@ class ShuffleV2(Model, shufflenetv2.ShuffleNetV2):
 
 
 class VGG(Model, vgg.VGG):
-    """Simonyan and Zisserman 2015, without batch norm. The pooled vector [B, 4096] is what the last of the three linear
-    layers sees; a stage ends before its pooling."""
+    """Simonyan and Zisserman 2015, without batch norm.
+
+    A stage ends before its pooling; the pooled vector [B, 4096] is the input of the last of three linear layers.
+    """
 
     @property
     def classifier(self) -> nn.Linear:
-        """The last layer."""
+        """Return the last linear layer."""
         return self._modules["classifier"][-1]
 
     def head(self, pooled: Tensor) -> Tensor:
-        """Dropout and the last layer."""
+        """Apply dropout and the last layer."""
         return self._modules["classifier"][-2:](pooled)
 
     def extract(self, x: Tensor) -> list[Tensor]:
-        """Stem, five stages and the vector [B, 4096] of images x [B, 3, H, W]."""
+        """Return stem, five stages and the vector [B, 4096] for images x [B, 3, H, W]."""
         ends = [1, *(i - 1 for i, layer in enumerate(self.features) if isinstance(layer, nn.MaxPool2d))]
         *features, _ = _passed(self.features, x, ends)
         x = self.avgpool(self.features[-1](features[-1])).flatten(1)
@@ -97,7 +99,7 @@ class VGG(Model, vgg.VGG):
 class MobileNetV1(Model):
     """Howard et al. 2017. A stage ends where the resolution falls."""
 
-    ends = (0, 1, 3, 5, 11, 13)  # of stem and stages, among the blocks
+    ends = (0, 1, 3, 5, 11, 13)  # the blocks that end the stem and the stages
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -112,16 +114,16 @@ class MobileNetV1(Model):
 
     @property
     def classifier(self) -> nn.Linear:
-        """The last layer."""
+        """Return the last linear layer."""
         return self.fc
 
     def extract(self, x: Tensor) -> list[Tensor]:
-        """Stem, five stages and the pooled vector of images x [B, 3, H, W]."""
+        """Return stem, five stages and the pooled vector for images x [B, 3, H, W]."""
         return _passed(self.model, x, self.ends)
 
 
 def _passed(blocks: Sequence[nn.Module], x: Tensor, ends: Sequence[int]) -> list[Tensor]:
-    """What the blocks at `ends` say, one after the other, and the mean of the last over positions."""
+    """Return the outputs of the blocks at `ends`, and the last one averaged over positions."""
     features = []
     for i, block in enumerate(blocks):
         x = block(x)
@@ -144,7 +146,7 @@ makers: dict[str, Callable[..., Model]] = {  # each takes num_classes
     "vgg13_imagenet": lambda num_classes: VGG(vgg.make_layers(vgg.cfgs["B"]), num_classes),
 }
 
-WEIGHTS = {  # what torchvision calls a network
+WEIGHTS = {  # torchvision's name of each network
     "ResNet18": "resnet18",
     "ResNet34": "resnet34",
     "ResNet50": "resnet50",
@@ -158,11 +160,13 @@ WEIGHTS = {  # what torchvision calls a network
 
 
 def fetch_weights(name: str) -> Path:
-    """The file with torchvision's first ImageNet weights of a network, which published tables are of; downloaded into
-    PyTorch's own cache where it is not there yet.
+    """Return the file with torchvision's first ImageNet weights (V1) of a network, which published tables use.
+
+    It is downloaded into PyTorch's cache unless it is already there.
 
     Raises:
-        InputError: torchvision has none. OSError, RuntimeError, HTTPException: they cannot be downloaded.
+        InputError: torchvision has no weights of this network.
+        OSError, RuntimeError, HTTPException: they cannot be downloaded.
     """
     if name not in WEIGHTS:
         raise InputError(f"torchvision has no weights of {name}: train it, or give a file as --path-t")

@@ -1,4 +1,4 @@
-"""Pieces that several families of networks share."""
+"""Layers and initialisation shared by several network families."""
 
 from collections.abc import Callable
 
@@ -6,17 +6,17 @@ from torch import Tensor, nn
 
 
 def conv1x1(in_channels: int, out_channels: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    """1x1 convolution without bias: [B, in_channels, H, W] to [B, out_channels, H / stride, W / stride]."""
+    """Return a 1x1 convolution without bias: [B, in_channels, H, W] to [B, out_channels, H / stride, W / stride]."""
     return nn.Conv2d(in_channels, out_channels, 1, stride, groups=groups, bias=False)
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    """3x3 convolution without bias: [B, in_channels, H, W] to [B, out_channels, H / stride, W / stride]."""
+    """Return a 3x3 convolution without bias: [B, in_channels, H, W] to [B, out_channels, H / stride, W / stride]."""
     return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, groups=groups, bias=False)
 
 
 def depthwise3x3(channels: int, stride: int) -> nn.Conv2d:
-    """3x3 convolution of each channel alone: [B, channels, H, W] to [B, channels, H / stride, W / stride]."""
+    """Return a depthwise 3x3 convolution: [B, channels, H, W] to [B, channels, H / stride, W / stride]."""
     return conv3x3(channels, channels, stride, groups=channels)
 
 
@@ -28,7 +28,7 @@ def channel_shuffle(x: Tensor, groups: int) -> Tensor:
 def make_stage(
     block: Callable[[int, int, int], nn.Module], in_channels: int, out_channels: int, count: int, stride: int
 ) -> nn.Sequential:
-    """`count` blocks, made by `block(in_channels, out_channels, stride)`; the first one changes the shape.
+    """Return `count` blocks made by `block(in_channels, out_channels, stride)`; the first one changes the shape.
 
     Maps [B, in_channels, H, W] to [B, out_channels, H / stride, W / stride].
     """

@@ -1,9 +1,11 @@
-"""MobileNetV2 at half width for small images: Sandler et al. 2018, "MobileNetV2: Inverted Residuals and
-Linear Bottlenecks", with ReLU in place of the paper's ReLU6 and one halving less.
+"""MobileNetV2 at half width for small images.
+
+Sandler et al. 2018, "MobileNetV2: Inverted Residuals and Linear Bottlenecks", with ReLU in place of the paper's ReLU6
+and one downsampling step fewer.
 
 Parameter names are the published ones. Features of 32x32 images: stem [B, 16, 16, 16] after its ReLU;
-stages [B, 12, 16, 16], [B, 16, 8, 8], [B, 48, 4, 4], [B, 160, 2, 2], which have no activation; and behind
-one more 1x1 convolution with batch norm and ReLU the pooled [B, 1280].
+stages [B, 12, 16, 16], [B, 16, 8, 8], [B, 48, 4, 4], [B, 160, 2, 2], which have no activation; and, after
+one more 1x1 convolution with batch norm and ReLU, the pooled [B, 1280].
 """
 
 from functools import partial
@@ -15,7 +17,7 @@ from models.layers import conv1x1, conv3x3, depthwise3x3, init_convs, init_linea
 
 
 class InvertedResidual(nn.Module):
-    """Widen with a 1x1 convolution, filter each channel alone, narrow again; the narrow ends are linear."""
+    """Widen with a 1x1 convolution, apply a depthwise one, narrow again; the narrow ends are linear."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, expansion: int):
         super().__init__()
@@ -28,15 +30,15 @@ class InvertedResidual(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, in_channels, H, W] to [B, out_channels, H / stride, W / stride]."""
+        """Map [B, in_channels, H, W] to [B, out_channels, H / stride, W / stride]."""
         return x + self.conv(x) if self.residual else self.conv(x)
 
 
 class _Classifier(nn.Linear):
-    """The linear layer `classifier.0`, which is `model.classifier` too.
+    """The linear layer with the published name `classifier.0`, which is also `model.classifier`.
 
-    Whoever walks its published name step by step (`get_submodule`, `functional_call`, `torch.export`) asks
-    `model.classifier`, thus this layer, for an attribute "0": it is this layer.
+    Code that resolves that name step by step (`get_submodule`, `functional_call`, `torch.export`) asks
+    `model.classifier`, which is this layer, for an attribute "0"; it gets this layer again.
     """
 
     def __getattr__(self, name: str):
@@ -66,15 +68,15 @@ class MobileNetV2(Model):
 
     @property
     def classifier(self) -> nn.Linear:
-        """The last layer, inside the Sequential that gives it its published name `classifier.0`."""
+        """Return the last layer, inside the Sequential that gives it its published name `classifier.0`."""
         return self._modules["classifier"][0]
 
     def extract(self, x: Tensor) -> list[Tensor]:
-        """The features that the head of this file lists, of images x [B, 3, H, W]."""
+        """Return the features listed at the top of this file, for images x [B, 3, H, W]."""
         x = self.conv1(x)
         features = [x]
         for i, stage in enumerate(self.blocks):
             x = stage(x)
-            if i in (1, 2, 4, 6):  # the last of a resolution
+            if i in (1, 2, 4, 6):  # the last stage at this resolution
                 features.append(x)
         return [*features, self.conv2(x).mean((2, 3))]

@@ -1,7 +1,7 @@
 """CIFAR residual networks: He et al. 2016, "Deep Residual Learning for Image Recognition", section 4.2.
 
 A network of depth 6n + 2 is a 3x3 stem and three stages of n basic blocks. A shortcut that changes the shape
-is a 1x1 convolution with batch norm (the paper's option B). `x4` networks have four times as wide stages.
+is a 1x1 convolution with batch norm (the paper's option B). The stages of `x4` networks are four times as wide.
 
 Parameter names are the published ones. Features of 32x32 images, all after the ReLU, with widths w:
 stem [B, w0, 32, 32], stages [B, w1, 32, 32], [B, w2, 16, 16], [B, w3, 8, 8], pooled [B, w3].
@@ -31,18 +31,18 @@ class BasicBlock(nn.Module):
             self.downsample = nn.Sequential(conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, in_channels, H, W] to [B, out_channels, H / stride, W / stride]."""
+        """Map [B, in_channels, H, W] to [B, out_channels, H / stride, W / stride]."""
         out = F.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
         return F.relu(out + self.downsample(x))
 
 
 class ResNet(Model):
-    """The residual network of a depth; `widths` are the channels of the stem and the three stages."""
+    """A residual network of the given depth; `widths` are the channels of the stem and the three stages."""
 
     def __init__(self, depth: int, num_classes: int, widths: Sequence[int] = (16, 16, 32, 64)):
         super().__init__()
-        count = (depth - 2) // 6  # blocks a stage, of two convolutions each
+        count = (depth - 2) // 6  # blocks per stage, each of two convolutions
         self.conv1 = conv3x3(3, widths[0])
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.layer1 = make_stage(BasicBlock, widths[0], widths[1], count, stride=1)
@@ -53,11 +53,11 @@ class ResNet(Model):
 
     @property
     def classifier(self) -> nn.Linear:
-        """The last layer."""
+        """Return the last linear layer."""
         return self.fc
 
     def extract(self, x: Tensor) -> list[Tensor]:
-        """The features that the head of this file lists, of images x [B, 3, H, W]."""
+        """Return the features listed at the top of this file, for images x [B, 3, H, W]."""
         features = [F.relu(self.bn1(self.conv1(x)))]
         for stage in (self.layer1, self.layer2, self.layer3):
             features.append(stage(features[-1]))

@@ -1,6 +1,6 @@
 """ResNet50 for small images: He et al. 2016, "Deep Residual Learning for Image Recognition", table 1.
 
-The four bottleneck stages of the ImageNet network behind a 3x3 stem that keeps the resolution.
+The four bottleneck stages of the ImageNet network after a 3x3 stem that keeps the resolution.
 
 Parameter names are the published ones. Features of 32x32 images, all after the ReLU: stem [B, 64, 32, 32],
 stages [B, 256, 32, 32], [B, 512, 16, 16], [B, 1024, 8, 8], [B, 2048, 4, 4], pooled [B, 2048].
@@ -30,7 +30,7 @@ class Bottleneck(nn.Module):
             self.shortcut = nn.Sequential(conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, in_channels, H, W] to [B, out_channels, H / stride, W / stride]."""
+        """Map [B, in_channels, H, W] to [B, out_channels, H / stride, W / stride]."""
         out = F.relu(self.bn1(self.conv1(x)))
         out = F.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
@@ -53,11 +53,11 @@ class ResNet50(Model):
 
     @property
     def classifier(self) -> nn.Linear:
-        """The last layer."""
+        """Return the last linear layer."""
         return self.linear
 
     def extract(self, x: Tensor) -> list[Tensor]:
-        """The features that the head of this file lists, of images x [B, 3, H, W]."""
+        """Return the features listed at the top of this file, for images x [B, 3, H, W]."""
         features = [F.relu(self.bn1(self.conv1(x)))]
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             features.append(stage(features[-1]))

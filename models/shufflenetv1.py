@@ -1,6 +1,7 @@
-"""ShuffleNet V1 with 3 groups for small images: Zhang et al. 2018, "ShuffleNet: An Extremely Efficient
-Convolutional Neural Network for Mobile Devices", with a 1x1 stem that keeps the resolution and a ReLU
-behind the depthwise convolution.
+"""ShuffleNet V1 with 3 groups for small images.
+
+Zhang et al. 2018, "ShuffleNet: An Extremely Efficient Convolutional Neural Network for Mobile Devices", with a 1x1
+stem that keeps the resolution and a ReLU after the depthwise convolution.
 
 Parameter names are the published ones. Features of 32x32 images, all after the ReLU: stem [B, 24, 32, 32],
 stages [B, 240, 16, 16], [B, 480, 8, 8], [B, 960, 4, 4], pooled [B, 960].
@@ -18,12 +19,12 @@ STEM = 24  # channels, too few to be grouped
 
 
 class ShuffleUnit(nn.Module):
-    """Grouped 1x1 convolution, shuffle, depthwise 3x3, grouped 1x1; added to the input or put beside it."""
+    """Grouped 1x1 convolution, shuffle, depthwise 3x3, grouped 1x1; added to or concatenated with the input."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int):
         super().__init__()
         self.stride = stride
-        if stride == 2:  # the pooled input becomes the other channels
+        if stride == 2:  # the pooled input supplies the other channels
             out_channels -= in_channels
         width = out_channels // 4
         self.groups = 1 if in_channels == STEM else GROUPS
@@ -35,7 +36,7 @@ class ShuffleUnit(nn.Module):
         self.bn3 = nn.BatchNorm2d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, in_channels, H, W] to [B, out_channels, H / stride, W / stride]."""
+        """Map [B, in_channels, H, W] to [B, out_channels, H / stride, W / stride]."""
         out = F.relu(self.bn1(self.conv1(x)))
         out = channel_shuffle(out, self.groups)
         out = F.relu(self.bn2(self.conv2(out)))
@@ -46,7 +47,7 @@ class ShuffleUnit(nn.Module):
 
 
 class ShuffleV1(Model):
-    """Stages of 4, 8 and 4 units, each of which starts by halving the image."""
+    """Three stages of 4, 8 and 4 units; each stage begins by halving the resolution."""
 
     def __init__(self, num_classes: int):
         super().__init__()
@@ -59,11 +60,11 @@ class ShuffleV1(Model):
 
     @property
     def classifier(self) -> nn.Linear:
-        """The last layer."""
+        """Return the last linear layer."""
         return self.linear
 
     def extract(self, x: Tensor) -> list[Tensor]:
-        """The features that the head of this file lists, of images x [B, 3, H, W]."""
+        """Return the features listed at the top of this file, for images x [B, 3, H, W]."""
         features = [F.relu(self.bn1(self.conv1(x)))]
         for stage in (self.layer1, self.layer2, self.layer3):
             features.append(stage(features[-1]))

@@ -1,9 +1,11 @@
-"""ShuffleNet V2 at width 1x for small images: Ma et al. 2018, "ShuffleNet V2: Practical Guidelines for
-Efficient CNN Architecture Design", with a 1x1 stem that keeps the resolution.
+"""ShuffleNet V2 at width 1x for small images.
+
+Ma et al. 2018, "ShuffleNet V2: Practical Guidelines for Efficient CNN Architecture Design", with a 1x1 stem that keeps
+the resolution.
 
 Parameter names are the published ones. Features of 32x32 images, all after their ReLU:
-stem [B, 24, 32, 32], stages [B, 116, 16, 16], [B, 232, 8, 8], [B, 464, 4, 4], and behind one more
-1x1 convolution with batch norm and ReLU the pooled [B, 1024].
+stem [B, 24, 32, 32], stages [B, 116, 16, 16], [B, 232, 8, 8], [B, 464, 4, 4], and, after one more
+1x1 convolution with batch norm and ReLU, the pooled [B, 1024].
 """
 
 import torch
@@ -15,7 +17,7 @@ from models.layers import channel_shuffle, conv1x1, depthwise3x3
 
 
 class BasicUnit(nn.Module):
-    """Half of the channels pass unchanged, the other half goes through three convolutions."""
+    """Half of the channels pass unchanged; the other half goes through three convolutions."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -28,7 +30,7 @@ class BasicUnit(nn.Module):
         self.bn3 = nn.BatchNorm2d(half)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, channels, H, W] to the same shape."""
+        """Map [B, channels, H, W] to the same shape."""
         kept, out = x.chunk(2, dim=1)
         out = F.relu(self.bn1(self.conv1(out)))
         out = self.bn2(self.conv2(out))
@@ -37,7 +39,7 @@ class BasicUnit(nn.Module):
 
 
 class DownUnit(nn.Module):
-    """Two branches, of two and three convolutions; each halves the image and gives half of the channels."""
+    """Two branches, of two and three convolutions; each halves the resolution and gives half of the channels."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
@@ -54,7 +56,7 @@ class DownUnit(nn.Module):
         self.bn5 = nn.BatchNorm2d(half)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, in_channels, H, W] to [B, out_channels, H / 2, W / 2]."""
+        """Map [B, in_channels, H, W] to [B, out_channels, H / 2, W / 2]."""
         short = self.bn1(self.conv1(x))
         short = F.relu(self.bn2(self.conv2(short)))
         out = F.relu(self.bn3(self.conv3(x)))
@@ -69,7 +71,7 @@ def _stage(in_channels: int, out_channels: int, count: int) -> nn.Sequential:
 
 
 class ShuffleV2(Model):
-    """Stages of 4, 8 and 4 units, each of which starts by halving the image."""
+    """Three stages of 4, 8 and 4 units; each stage begins by halving the resolution."""
 
     def __init__(self, num_classes: int):
         super().__init__()
@@ -84,11 +86,11 @@ class ShuffleV2(Model):
 
     @property
     def classifier(self) -> nn.Linear:
-        """The last layer."""
+        """Return the last linear layer."""
         return self.linear
 
     def extract(self, x: Tensor) -> list[Tensor]:
-        """The features that the head of this file lists, of images x [B, 3, H, W]."""
+        """Return the features listed at the top of this file, for images x [B, 3, H, W]."""
         features = [F.relu(self.bn1(self.conv1(x)))]
         for stage in (self.layer1, self.layer2, self.layer3):
             features.append(stage(features[-1]))

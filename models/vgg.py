@@ -1,7 +1,7 @@
-"""VGG with batch norm for small images: Simonyan and Zisserman 2015, "Very Deep Convolutional Networks for
-Large-Scale Image Recognition", with one linear layer in place of the paper's three.
+"""VGG with batch norm for small images.
 
-Five blocks of 3x3 convolutions; the image is halved before blocks 1, 2 and 3.
+Simonyan and Zisserman 2015, "Very Deep Convolutional Networks for Large-Scale Image Recognition", with one linear layer
+in place of the paper's three. Five blocks of 3x3 convolutions; the resolution is halved before blocks 1, 2 and 3.
 
 Parameter names are the published ones. Features of 32x32 images, all after the ReLU: [B, 64, 32, 32],
 [B, 128, 16, 16], [B, 256, 8, 8], [B, 512, 4, 4], [B, 512, 4, 4], pooled [B, 512].
@@ -40,7 +40,7 @@ class VGG(Model):
         init_linear(self.classifier)
 
     def extract(self, x: Tensor) -> list[Tensor]:
-        """The features that the head of this file lists, of images x [B, 3, H, W]."""
+        """Return the features listed at the top of this file, for images x [B, 3, H, W]."""
         features = [self.block0(x)]
         for block in (self.block1, self.block2, self.block3):
             features.append(block(F.max_pool2d(features[-1], 2)))

@@ -4,8 +4,8 @@
 pre-activation blocks (batch norm and ReLU come before each convolution), without dropout.
 
 Parameter names are the published ones. Features of 32x32 images: stem [B, 16, 32, 32] and stages
-[B, 16 W, 32, 32], [B, 32 W, 16, 16], [B, 64 W, 8, 8], all before their activation; and after the last
-batch norm and ReLU the pooled [B, 64 W].
+[B, 16 W, 32, 32], [B, 32 W, 16, 16], [B, 64 W, 8, 8], all before their activation; and, after the last
+batch norm and ReLU, the pooled [B, 64 W].
 """
 
 from collections import OrderedDict
@@ -19,7 +19,7 @@ from models.layers import conv1x1, conv3x3, init_convs, make_stage
 
 
 class PreActivationBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut, which is a 1x1 convolution where the width changes."""
+    """Two 3x3 convolutions and a shortcut, which is a 1x1 convolution if the width changes."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int):
         super().__init__()
@@ -32,25 +32,25 @@ class PreActivationBlock(nn.Module):
             self.convShortcut = conv1x1(in_channels, out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, in_channels, H, W] to [B, out_channels, H / stride, W / stride]."""
+        """Map [B, in_channels, H, W] to [B, out_channels, H / stride, W / stride]."""
         active = F.relu(self.bn1(x))
         out = self.conv2(F.relu(self.bn2(self.conv1(active))))
-        # the identity passes on x itself, the convolution sees what the first convolution sees
+        # an identity shortcut takes x itself; a convolution takes the input of conv1
         shortcut = x if self.convShortcut is None else self.convShortcut(active)
         return out + shortcut
 
 
 def _stage(in_channels: int, out_channels: int, count: int, stride: int) -> nn.Sequential:
     blocks = make_stage(PreActivationBlock, in_channels, out_channels, count, stride)
-    return nn.Sequential(OrderedDict(layer=blocks))  # published names say block1.layer.0
+    return nn.Sequential(OrderedDict(layer=blocks))  # for published names such as block1.layer.0
 
 
 class WideResNet(Model):
-    """The wide residual network of a depth and a widening factor."""
+    """A wide residual network of the given depth and widening factor."""
 
     def __init__(self, depth: int, widen: int, num_classes: int):
         super().__init__()
-        count = (depth - 4) // 6  # blocks a stage, of two convolutions each
+        count = (depth - 4) // 6  # blocks per stage, each of two convolutions
         widths = (16, 16 * widen, 32 * widen, 64 * widen)
         self.conv1 = conv3x3(3, widths[0])
         self.block1 = _stage(widths[0], widths[1], count, stride=1)
@@ -63,11 +63,11 @@ class WideResNet(Model):
 
     @property
     def classifier(self) -> nn.Linear:
-        """The last layer."""
+        """Return the last linear layer."""
         return self.fc
 
     def extract(self, x: Tensor) -> list[Tensor]:
-        """The features that the head of this file lists, of images x [B, 3, H, W]."""
+        """Return the features listed at the top of this file, for images x [B, 3, H, W]."""
         features = [self.conv1(x)]
         for stage in (self.block1, self.block2, self.block3):
             features.append(stage(features[-1]))

@@ -1,4 +1,4 @@
-"""The published tables as data (`tables.json`, explained in README.md beside it), and how a number is looked up."""
+"""The published tables as data (`tables.json`, explained in README.md beside it), and their lookup."""
 
 import json
 from functools import cache
@@ -7,8 +7,8 @@ from typing import Any
 
 Record = dict[str, Any]  # one cell of a published table
 
-DATASETS = {"cifar100": "CIFAR-100", "imagenet": "ImageNet-1k"}  # ours: theirs
-ON_Z_SCORES = " on z-scores"  # behind the name of a temperature with --logit_stand
+DATASETS = {"cifar100": "CIFAR-100", "imagenet": "ImageNet-1k"}  # our name: published name
+ON_Z_SCORES = " on z-scores"  # suffix of a temperature's name with --logit_stand
 POLICIES = {
     "ctkd-global": ("CTKD global", "CTKD (RLKD authors' run)"),
     "dtkd": ("DTKD",),
@@ -20,7 +20,7 @@ POLICIES = {
 
 @cache
 def tables() -> dict[str, Any]:
-    """The content of `tables.json`."""
+    """Return the content of `tables.json`."""
     return json.loads(Path(__file__).with_name("tables.json").read_text(encoding="utf-8"))
 
 
@@ -33,13 +33,16 @@ def lookup(
     kd_T: float | None = 4.0,
     kd_term: bool | None = None,
 ) -> list[Record]:
-    """The published numbers for one configuration, the preferred source first; empty if there are none.
+    """Return the published numbers for one configuration, the preferred source first; empty if there are none.
 
     Args:
-        dataset, teacher, student, distill, temperature: names as in the registries. Without `distill` the student
-            alone is meant, and without `student` the teacher alone.
-        kd_T: a published fixed temperature has to be this one.
-        kd_term: whether the KD term stands beside the distiller's (`PKT+KD`) or not (`PKT`); None takes both.
+        dataset: name as in the registry, as are the following names.
+        teacher: name of a network; the result is for the teacher alone if there is no student.
+        student: name of a network.
+        distill: name of a distiller; None for the student alone.
+        temperature: name of a temperature.
+        kd_T: the value that a published fixed temperature must have.
+        kd_term: whether the KD term is added to the distiller's loss (`PKT+KD`) or not (`PKT`); None accepts both.
     """
     dataset = DATASETS.get(dataset, dataset)
     if distill is None:
@@ -60,15 +63,16 @@ def lookup(
 
 
 def source(record: Record) -> dict[str, Any]:
-    """Where a record comes from: name, where, reports, kd_term, protocol, settings."""
+    """Return a record's source: name, where, reports, kd_term, protocol, settings."""
     return tables()["sources"][record["source_id"]]
 
 
 def settings(record: Record, known: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The options of a run that would follow the record's protocol, by name; empty if the protocol is unknown.
+    """Return the options, by name, of a run that follows the record's protocol; empty if the protocol is unknown.
 
     Args:
-        known: instead of the `settings` of the record's source.
+        record: one cell of a published table.
+        known: used instead of the `settings` of the record's source.
     """
     known = source(record)["settings"] if known is None else known
     if record["dataset"] not in known:
@@ -78,7 +82,7 @@ def settings(record: Record, known: dict[str, Any] | None = None) -> dict[str, A
 
 
 def _alone(dataset: str, model: str | None) -> list[Record]:
-    """What the network reaches without a teacher, once a source and value."""
+    """Return the network's accuracies without a teacher, one record per source and value."""
     order = tables()["preference"]["alone"]
     found = {}
     for record in tables()["records"]:
@@ -93,7 +97,7 @@ def _alone(dataset: str, model: str | None) -> list[Record]:
 
 
 def _methods(distill: str, temperature: str, kd_term: bool | None) -> set[str]:
-    """The names under which the tables list a distiller, in lower case."""
+    """Return the names under which the tables list a distiller, in lower case."""
     if distill == "kd":
         return {"kd", f"kd+{temperature}", "kd+lskd", "ctkd+lskd"}
     names = {f"kd+{distill}"}

@@ -1,4 +1,4 @@
-"""Who decides how soft the targets are. Add one: a class like `Fixed` in a file of its own, and a line here."""
+"""Temperatures: how soft the targets are. To add one, write a class like `Fixed` in its own file and a line here."""
 
 from collections.abc import Callable
 from typing import Any
@@ -28,7 +28,7 @@ temperature_dict: dict[str, Callable[..., Temperature]] = {
 
 
 def create_temperature(name: str, **options: Any) -> Temperature:
-    """The temperature called `name`; `options` are its constructor's. Raises InputError for an unknown name."""
+    """Return the temperature `name`, constructed with `options`. Raises InputError for an unknown name."""
     if name not in temperature_dict:
         raise unknown("temperature", name, temperature_dict)
     return temperature_dict[name](**options)

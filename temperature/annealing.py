@@ -1,6 +1,6 @@
-"""The temperature falls over the epochs: a control in which nothing is learned and no sample is told from another.
+"""Annealing: tau falls over the epochs, the same for all samples. A control in which nothing is learned.
 
-Only the fall is that of Annealing-KD (Jafari et al., EACL 2021, arXiv 2104.07163), which has another loss too.
+Only the schedule is that of Annealing-KD (Jafari et al., EACL 2021, arXiv 2104.07163), which also has another loss.
 """
 
 import math
@@ -16,7 +16,7 @@ SHAPES = ("linear", "cosine")
 
 
 def annealed(epoch: int, epochs: int, start: float, end: float, shape: str = "linear") -> float:
-    """tau in an epoch, counted from 1: `start` in the first one, `end` in the last."""
+    """Return tau in an epoch, counted from 1: `start` in the first epoch, `end` in the last."""
     progress = (epoch - 1) / max(epochs - 1, 1)
     if shape == "cosine":
         progress = (1 - math.cos(math.pi * progress)) / 2
@@ -24,7 +24,7 @@ def annealed(epoch: int, epochs: int, start: float, end: float, shape: str = "li
 
 
 class Annealing(Temperature):
-    """tau from `anneal_from` to `anneal_to`, linearly or along half a cosine. The ends are ours: their mean is 4.
+    """tau from `anneal_from` to `anneal_to`, linearly or along half a cosine. OUR default ends have a mean of 4.
 
     Args:
         epochs: length of the run.

@@ -1,4 +1,4 @@
-"""What a temperature is: something that says how soft each sample's targets are."""
+"""The interface of temperatures, which decide how soft each sample's targets are."""
 
 from collections.abc import Hashable
 from typing import Annotated, Any, NamedTuple
@@ -13,15 +13,15 @@ KdT = Annotated[float, Option.of_tau("the temperature if fixed, DTKD's reference
 
 
 class Tau(NamedTuple):
-    """The temperatures of a batch. Each broadcasts to [B, 1]: a scalar for all samples, or a row a sample."""
+    """The temperatures of a batch. Each broadcasts to [B, 1]: a scalar for all samples, or one row per sample."""
 
     student: Tensor
     teacher: Tensor
-    scale: Tensor | None = None  # the KD term's factor, where it is not their product
+    scale: Tensor | None = None  # factor of the KD term; None: the product of the two
 
     @property
     def gradient_scale(self) -> Tensor:
-        """What the KD term is multiplied with so that its gradient keeps its size: tau^2 when both are equal."""
+        """Return the factor that keeps the size of the KD term's gradient: tau^2 when both temperatures are equal."""
         return self.student * self.teacher if self.scale is None else self.scale
 
     def detached(self) -> "Tau":
@@ -31,21 +31,21 @@ class Tau(NamedTuple):
 
 
 def as_tau(tau: "float | Tensor | Tau") -> Tau:
-    """A Tau from a number, from a tensor (a scalar, [B] or [B, 1]), or from a Tau."""
+    """Return a Tau from a number, a tensor (a scalar, [B] or [B, 1]) or a Tau."""
     if isinstance(tau, Tau):
         return tau
     if not isinstance(tau, Tensor):
         tau = torch.tensor(tau, dtype=torch.float64)  # a scalar tensor: the logits keep their own dtype
-    if tau.dim() == 1:  # [B]: a temperature a sample
+    if tau.dim() == 1:  # [B]: one temperature per sample
         tau = tau.unsqueeze(1)
     return Tau(tau, tau)
 
 
 class Average(nn.Module):
-    """Mean and standard deviation of all numbers that it was shown since `reset`.
+    """Mean and standard deviation of all numbers added since `reset`.
 
-    They are kept on the device and changed in place: nothing waits for them until they are asked for, and a step that
-    is replayed as a CUDA graph counts on.
+    The sums are device tensors updated in place: nothing synchronises until `result`, and a step replayed as a CUDA
+    graph keeps updating them.
     """
 
     count: Tensor
@@ -58,18 +58,18 @@ class Average(nn.Module):
             self.register_buffer(name, torch.zeros((), dtype=torch.float64))
 
     def reset(self) -> None:
-        """Forget what was shown."""
+        """Set the sums to 0."""
         for buffer in self.buffers():
             buffer.zero_()
 
     def add(self, values: Tensor) -> None:
-        """Show it numbers, of any shape."""
+        """Add numbers, in a tensor of any shape."""
         self.count += values.numel()
         self.total += values.sum()
         self.squares += values.double().square().sum()
 
     def result(self) -> tuple[float, float] | None:
-        """Mean and standard deviation (of the numbers themselves, not an estimate from a sample); None of nothing."""
+        """Return the mean and the population standard deviation; None if nothing was added."""
         count, total, squares = torch.stack([self.count, self.total, self.squares]).tolist()
         if not count:
             return None
@@ -78,26 +78,26 @@ class Average(nn.Module):
 
 
 class Mixing(NamedTuple):
-    """Images that others are blended into for an epoch. A blend takes class and number of the one it shows most."""
+    """Which images are blended in an epoch. A blend takes the class and number of its partner, which it shows most."""
 
-    partner: Tensor | None = None  # [N] int64: which image is blended into each, itself where none is; None: no mixing
+    partner: Tensor | None = None  # [N] int64: the image blended into each one (itself: no blend); None: no mixing
     weight: float = 1.0  # of the partner, from 0.5 to 1
 
 
 class Temperature(TakesOptions, nn.Module):
-    """Decides the temperature of every sample, in every step.
+    """Decides the temperature of every sample in every step.
 
-    The constructor's arguments are found by name: a flag's, `num_classes`, or `train_target` (the class of each
-    training image, [N]). Parameters with `requires_grad` are learned by the run's optimizer from the loss; a
-    temperature that learns otherwise keeps its optimizers to itself.
+    Constructor arguments are passed by name: options, `num_classes`, or `train_target` (the class of each training
+    image, [N]). The run's optimizer trains the parameters with `requires_grad`; a temperature that learns in another
+    way has its own optimizers.
     """
 
-    # gamma and alpha with `--distill kd`, where they differ from KD's; an alpha of None depends on the pair
+    # gamma and alpha with `--distill kd` if they differ from KD's; an alpha of None depends on the pair
     weights: tuple[float, float | None] | None = None
-    observes = False  # whether `observe` is to be called in the epoch that was started
-    # On a GPU a step is recorded once as a CUDA graph and then replayed, so that Python code in it runs no more: state
-    # that changes from step to step must be tensors, changed in place. This names the part of the state which decides
-    # what `forward` does in the epoch that was started; for each value of it there is a recording. None: never record.
+    observes = False  # whether `observe` must be called in the current epoch
+    # On a GPU a step is recorded once as a CUDA graph and then replayed without running its Python code, so state that
+    # changes from step to step must be tensors updated in place. `phase` is the part of the state that decides what
+    # `forward` does in the current epoch; each value gets its own recording. None: never record.
     phase: Hashable | None = ()
 
     @classmethod
@@ -107,32 +107,30 @@ class Temperature(TakesOptions, nn.Module):
 
     @classmethod
     def complete(cls, options: dict[str, Any], pair: tuple[str, str]) -> dict[str, Any]:
-        """Return what weights of the loss `--distill kd` has where none are given and `weights` does not say it.
-
-        Args:
-            options: by name.
-            pair: teacher and student.
-        """
+        """Return default loss weights of `--distill kd` that depend on options or on the pair (teacher, student)."""
         return {}
 
     def start_epoch(self, epoch: int) -> None:
-        """Called before each epoch, counted from 1: a curriculum moves on here."""
+        """Advance the curriculum; called before each epoch, counted from 1."""
 
     def mixing(self) -> Mixing:
-        """Which images are blended into which in the epoch that was started."""
+        """Return which images are blended in the current epoch."""
         return Mixing()
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor, index: Tensor) -> Tau:
-        """The temperatures for logits [B, C] of both networks, the classes [B] and the images' numbers [B]."""
+        """Return the temperatures, given both networks' logits [B, C], the classes [B] and the image numbers [B]."""
         raise NotImplementedError
 
     def observe(self, probe_loss: Tensor) -> None:
-        """The student's cross entropy on some images that stay the same for an epoch, a scalar without gradient:
-        before the epoch's first step, and after each step."""
+        """Receive the student's loss on the probe, before the epoch's first step and after each step.
+
+        Args:
+            probe_loss: cross entropy on images that stay the same for an epoch, a scalar without gradient.
+        """
 
     def end_epoch(self) -> None:
-        """Called after each epoch."""
+        """Finish the epoch; called after its last step."""
 
     def describe(self) -> dict[str, float]:
-        """What the log should know of the epoch beside tau itself: lambda, for a curriculum."""
+        """Return values for the epoch's log entry besides tau, such as a curriculum's lambda."""
         return {}

@@ -1,8 +1,8 @@
 """CTKD, Curriculum Temperature for Knowledge Distillation (Li et al., AAAI 2023, arXiv 2211.16231).
 
-The student minimises the distillation loss, the temperature maximises it, and a curriculum lets the adversary grow
-from harmless to full strength. One optimizer does both: between the temperature and the loss stands a gradient
-reversal layer, which leaves the value alone and multiplies the gradient by -lambda.
+The student minimises the distillation loss, the temperature maximises it, and a curriculum raises the adversary's
+strength lambda. One optimizer does both: a gradient reversal layer between the temperature and the loss keeps the value
+and multiplies the gradient by -lambda.
 
     prediction --reverse, x(-lambda)--> tau = tau_init + tau_range * sigmoid(prediction) --> loss
 """
@@ -26,21 +26,21 @@ class _ReverseGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (lambda_,) = ctx.saved_tensors
-        return -lambda_ * gradient, None  # the one place with the minus sign: descent becomes ascent
+        return -lambda_ * gradient, None  # the only place with the minus sign: descent becomes ascent
 
 
 def reverse_gradient(x: Tensor, lambda_: Tensor) -> Tensor:
-    """x unchanged; in the backward pass its gradient times -lambda (a scalar tensor, 0 or more)."""
+    """Return x unchanged; the backward pass multiplies its gradient by -lambda (a scalar tensor, 0 or more)."""
     return _ReverseGradient.apply(x, lambda_)
 
 
 def curriculum_lambda(
     epoch: int, kind: str = "cosine", lambda_min: float = 0.0, lambda_max: float = 1.0, lambda_epochs: float = 10
 ) -> float:
-    """How strong the adversary is in an epoch (counted from 1): from lambda_min up to lambda_max.
+    """Return the adversary's strength in an epoch (counted from 1), from lambda_min up to lambda_max.
 
-    `cosine` is the paper's equation 11, 1 + cos(pi + pi * x) over 2 with x = min(epoch, lambda_epochs) / lambda_epochs;
-    `linear` rises by x itself; `constant` is lambda_max from the start.
+    With x = min(epoch, lambda_epochs) / lambda_epochs, `cosine` rises as (1 + cos(pi + pi * x)) / 2, the paper's
+    equation 11; `linear` rises as x; `constant` is lambda_max from the start.
     """
     progress = 1.0 if kind == "constant" else min(epoch / lambda_epochs, 1.0)
     if kind == "cosine":
@@ -56,13 +56,15 @@ def _strength(help: str) -> Option:
 
 
 class CTKD(Temperature):
-    """What both forms share: the bound (tau_init, tau_init + tau_range), the reversal and the curriculum.
+    """What both forms share: the bounds (tau_init, tau_init + tau_range), the gradient reversal and the curriculum.
 
     Args:
         tau_init: lower bound of tau; the published flag is `t_start`.
-        tau_range: how far above it tau can go; the published flag is `t_end`, though it is a range and no end.
+        tau_range: width of tau's range; the published flag is `t_end`, although it is not an end.
         curriculum: `cosine`, `linear` or `constant`.
-        lambda_min, lambda_max: strength of the adversary at the start and from epoch lambda_epochs on.
+        lambda_min: strength of the adversary at epoch 0.
+        lambda_max: strength of the adversary from epoch lambda_epochs on.
+        lambda_epochs: length of the curriculum.
 
     Raises:
         InputError: a number outside its bounds, or an unknown curriculum.
@@ -86,7 +88,7 @@ class CTKD(Temperature):
         self.lambda_.fill_(curriculum_lambda(epoch, *self.schedule))
 
     def bounded(self, prediction: Tensor) -> Tau:
-        """tau from an unbounded prediction (the paper's bounding equation), behind the reversal layer."""
+        """Return tau from an unbounded prediction by gradient reversal and the paper's bounding equation."""
         tau = self.tau_init + self.tau_range * torch.sigmoid(reverse_gradient(prediction, self.lambda_))
         return Tau(tau, tau)
 
@@ -95,7 +97,7 @@ class CTKD(Temperature):
 
 
 class CTKDGlobal(CTKD):
-    """Global-T: one learned number for all samples. It starts at 1, so the first tau is 1 + 20 sigmoid(1) = 15.62."""
+    """Global-T: one learned number for all samples. It starts at 1, so tau starts at 1 + 20 sigmoid(1) = 15.62."""
 
     def __init__(self, **bounds_and_curriculum: Any) -> None:
         super().__init__(**bounds_and_curriculum)
@@ -106,12 +108,12 @@ class CTKDGlobal(CTKD):
 
 
 class CTKDInstance(CTKD):
-    """Instance-T: a temperature a sample, from what teacher and student predict for it.
+    """Instance-T: one temperature per sample, computed from the teacher's and the student's predictions.
 
-    The paper gives the input (both predictions, [B, 2C]) and two 1x1 convolutions. Its code was never in the
-    repository, so the rest is OUR choice: softmax probabilities at tau 1, 128 hidden units, ReLU, and a last bias of 1
-    with small last weights, so that it starts where Global-T starts. The student's probabilities are detached: the
-    reversed gradient is to move the temperature, not to reach the student through it.
+    The paper gives the input (both predictions, [B, 2C]) and two 1x1 convolutions. Its code was never released, so the
+    rest is OUR choice: softmax probabilities at tau 1, 128 hidden units, ReLU, and a last bias of 1 with small last
+    weights, so that tau starts where Global-T starts. The student's probabilities are detached: the reversed gradient
+    must move the temperature and not reach the student through it.
     """
 
     def __init__(

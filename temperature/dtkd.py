@@ -1,9 +1,9 @@
 """DTKD, Dynamic Temperature Knowledge Distillation (Wei and Bai, 2024, arXiv 2404.12711): a formula sets tau.
 
-Each sample gets a temperature for the teacher and one for the student, whose sum is 2 tau, such that both networks'
-largest scaled logits are equal. The paper derives this as "equal sharpness" (log-sum-exp of the scaled logits, equation
-2); its author has since withdrawn that derivation (equations 4 and 5: the minimiser is delta = tau max_i (u_i - v_i) /
-(u_i + v_i), an erratum in the released code's README) and stands by the numbers, which this formula made. So it is a
+Each sample gets one temperature for the teacher and one for the student. They sum to 2 tau and make both networks'
+largest scaled logits equal. The paper derives this as "equal sharpness" (log-sum-exp of the scaled logits, equation 2).
+Its author has since withdrawn the derivation (equations 4 and 5: the minimiser is delta = tau max_i (u_i - v_i) /
+(u_i + v_i), an erratum in the released code's README) but not the results, which this formula produced. So it is a
 heuristic: the largest scaled logits are equal, the sharpness is not.
 """
 
@@ -15,9 +15,9 @@ from torch import Tensor
 from inputs import Option, in_proportion
 from temperature.base import KD_T, KdT, Tau, Temperature
 
-WARMUP = 20  # epochs of 240 over which both KD terms grow to their full weight
-DEFAULT_WEIGHTS = (3.0, 1.0)  # alpha of the KD term at these temperatures, and of the one at the fixed temperature
-PAIR_WEIGHTS = {  # the same in the released configurations, by teacher and student
+WARMUP = 20  # of 240 epochs, over which both KD terms grow to their full weight
+DEFAULT_WEIGHTS = (3.0, 1.0)  # alpha of the KD term at these temperatures, and of the KD term at the fixed temperature
+PAIR_WEIGHTS = {  # the same from the released configurations, by teacher and student
     ("resnet56", "resnet20"): (1.0, 0.5),
     ("resnet110", "resnet32"): (1.0, 0.5),
     ("resnet32x4", "resnet8x4"): (3.0, 1.0),
@@ -34,30 +34,31 @@ LOWEST = 0.01  # the lowest tau, as a share of the reference temperature: ordina
 
 
 def dtkd_tau(student_logits: Tensor, teacher_logits: Tensor, tau: float | Tensor = 4.0) -> Tau:
-    """2 tau x / (x + y) for the teacher and 2 tau y / (x + y) for the student, x and y their largest logits; [B, 1].
+    """Return 2 tau x / (x + y) for the teacher and 2 tau y / (x + y) for the student, each [B, 1].
 
-    The released code divides by whatever it meets. Here a sample of which a largest logit is not above 0 (or not a
-    finite number) gets tau for both networks, and no temperature is below 0.01 tau or above 1.99 tau; neither happens
-    with ordinary logits.
+    x and y are the teacher's and the student's largest logits of a sample. The released code divides without a check.
+    Here a sample gets tau for both networks if one of its largest logits is not positive or not finite, and
+    temperatures are clamped to 0.01 tau to 1.99 tau; ordinary logits need neither.
 
     Args:
-        student_logits, teacher_logits: [B, C]. Gradient flows through the largest of each.
+        student_logits: [B, C]; gradient flows through each sample's largest logit.
+        teacher_logits: [B, C], likewise.
         tau: the reference temperature.
     """
     x = teacher_logits.max(1, keepdim=True).values
     y = student_logits.max(1, keepdim=True).values
     ordinary = (x > 0) & (y > 0) & x.isfinite() & y.isfinite()
     one = torch.ones_like(x)
-    x, y = torch.where(ordinary, x, one), torch.where(ordinary, y, one)  # not a number would spoil the gradient too
+    x, y = torch.where(ordinary, x, one), torch.where(ordinary, y, one)  # a NaN would spoil the gradient too
     student = (2 * tau * y / (x + y)).clamp(LOWEST * tau, (2 - LOWEST) * tau)
     return Tau(student, 2 * tau - student)
 
 
 class DTKD(Temperature):
-    """`dtkd_tau` of each batch around the reference temperature kd_T.
+    """`dtkd_tau` of each batch, with the reference temperature kd_T.
 
     Args:
-        dtkd_detach: no gradient through the student's largest logit; the released code has it.
+        dtkd_detach: no gradient through the student's largest logit; in the released code there is one.
 
     Raises:
         InputError: kd_T is outside its bounds.

@@ -1,7 +1,7 @@
-"""A policy draws a temperature for each sample. This file: what RLKD's agent does apart from learning, and its control.
+"""Policies, which draw a temperature for each sample: all of RLKD's agent except its learning, and a control.
 
-In the phases of RLKD (see rlkd.py): a fixed temperature before the policy begins, then one drawn for every sample in
-every step; and epochs of exploration, in which images that the student is sure of are blended with ones it is not.
+The phases are RLKD's (see rlkd.py): first a fixed temperature, then one drawn for every sample in every step; in
+epochs of exploration, images that the student is sure of are blended with images that it is unsure of.
 """
 
 import math
@@ -14,39 +14,39 @@ from torch import Tensor, nn
 from inputs import EPOCHS, InputError, Option
 from temperature.base import KD_T, Average, KdT, Mixing, Tau, Temperature
 
-PHASE = 20  # epochs of 240: the released configurations' warmup, rl_epoch and aug_epoch
-ACTION_STD = math.exp(-0.5)  # of an agent that has learned nothing yet
+PHASE = 20  # of 240 epochs: warmup, rl_epoch and aug_epoch in the released configurations
+ACTION_STD = math.exp(-0.5)  # of an untrained agent
 LEAST_WEIGHT = 0.7  # of the uncertain image in a blend, in the last epoch
 
 
 def phase(help: str, least: int = 1) -> Option:
-    """Return the option of a number of epochs that is given for 240."""
+    """Return the option for a number of epochs, published for 240 and in proportion to the run's length."""
     return Option(help, least, EPOCHS, in_proportion=True)
 
 
 def entropy(log_probabilities: Tensor) -> Tensor:
-    """-sum p log p of each sample [B] from log probabilities [B, C]; finite where a probability underflows (row 15)."""
+    """Return -sum p log p per sample [B] from log probabilities [B, C]; finite if a probability underflows (row 15)."""
     return -(log_probabilities.exp() * log_probabilities).nan_to_num(0.0).sum(1)
 
 
 class Policy(Temperature):
-    """Phases, the way from an action to a temperature, and exploration; the policy itself is `distribution`.
+    """Phases, the mapping from actions to temperatures, and exploration; a subclass defines the policy in `act`.
 
     An action is a real number a ~ N(mean, std); tau = low + (high - low) sigmoid(a). The released code has
-    10 sigmoid(a), which reaches tau near 0 though its docstring says 1 to 10 (row 17); the bounds are 1 and 10 here.
-
-    Row numbers are those of the list in rlkd.py.
+    10 sigmoid(a), which allows tau near 0 although its docstring says 1 to 10 (row 17); the bounds are 1 and 10 here.
+    Row numbers refer to the list in rlkd.py.
 
     Args:
-        train_target: the class of each training image [N]; here only their number counts.
+        train_target: the class of each training image [N]; only N is used here.
         epochs: length of the run.
         kd_T: the temperature before the policy begins.
-        rl_warmup: the epoch in which it begins. aug_epoch: every so many epochs after that one is for exploration; 0
-            for none. (The epochs in which an agent learns are RLKD's.)
-        rl_tau_min, rl_tau_max: the bounds.
+        rl_warmup: the epoch in which the policy begins.
+        aug_epoch: after rl_warmup, explore in the epochs that are multiples of this; 0 for never.
+        rl_tau_min: lower bound of tau.
+        rl_tau_max: upper bound of tau.
 
     Raises:
-        InputError: a number outside its bounds.
+        InputError: a number is outside its bounds.
     """
 
     notes = ("rl_action",)
@@ -69,9 +69,9 @@ class Policy(Temperature):
         self.epochs, self.rl_warmup, self.aug_epoch = epochs, rl_warmup, aug_epoch
         self.low, self.high = rl_tau_min, rl_tau_max
         self.register_buffer("tau", torch.tensor(float(kd_T)))
-        self.register_buffer("entropy", torch.zeros(len(train_target)))  # of each image's predictions, summed up
+        self.register_buffer("entropy", torch.zeros(len(train_target)))  # of each image's predictions, summed
         self.acts = self.explores = False
-        self.seen = nn.ModuleDict({name: Average() for name in self.notes})  # what the log will say of the epoch
+        self.seen = nn.ModuleDict({name: Average() for name in self.notes})  # averages for the epoch's log entry
 
     def start_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -85,12 +85,12 @@ class Policy(Temperature):
         return None if self.observes or self.explores else self.acts
 
     def mixing(self) -> Mixing:
-        """In an epoch of exploration: the second tenth of the images by entropy, blended into the ninth tenth.
+        """In an epoch of exploration, blend the second tenth of the images by entropy into the ninth tenth.
 
-        Every image's entropy was summed up over as many epochs, so that sums can be ranked (row 14); only of those that
-        were a probe an epoch is missing. The released code leaves a blend the class of the image that is hardly to be
-        seen in it; here it is the other one's. How the weight falls from 1 to 0.7 is ours: linearly over the epochs.
-        When to explore is the code's: the paper is said to do it early.
+        Each image's entropy is summed over equally many epochs, so sums can be ranked (row 14); only probe images miss
+        the epochs in which they were a probe. The released code gives a blend the class of the image that is hardly
+        visible in it; here it is the other image's. OURS: the weight falls from 1 to 0.7 linearly over the epochs. When
+        to explore follows the released code; the paper reportedly explores early.
         """
         if not self.explores:
             return Mixing()
@@ -105,7 +105,7 @@ class Policy(Temperature):
     @torch.no_grad()
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor, index: Tensor) -> Tau:
         log_student = student_logits.float().log_softmax(1)
-        if not self.explores:  # a blend says nothing of either image
+        if not self.explores:  # a blend's entropy belongs to neither image
             self.entropy[index] += entropy(log_student)
         if not self.acts:
             return Tau(self.tau, self.tau)
@@ -114,15 +114,15 @@ class Policy(Temperature):
         return Tau(tau, tau)
 
     def act(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Actions [B] for the probabilities [B, C] of both networks."""
+        """Return actions [B], given both networks' probabilities [B, C]."""
         raise NotImplementedError
 
     def squash(self, action: Tensor) -> Tensor:
-        """The temperatures of actions, of the same shape."""
+        """Return the temperatures of actions, in the same shape."""
         return self.low + (self.high - self.low) * action.sigmoid()
 
     def note(self, **values: Tensor) -> None:
-        """Keep something for the epoch's line in the log, under one of `notes`."""
+        """Add values to the averages of the epoch's log entry; their names are in `notes`."""
         for name, value in values.items():
             self.seen[name].add(value)
 
@@ -135,13 +135,15 @@ class Policy(Temperature):
 
 
 class Random(Policy):
-    """RLKD without its agent: actions from one normal distribution, by default that of an agent before it learns.
+    """RLKD without its agent: actions from one normal distribution, by default that of an untrained agent.
 
-    The control that tells a learned policy from noise. With random_std 0 it is the one that tells temperatures a sample
-    from one for all, phases and blends being the same; `fixed` at the mean, 5.5 before learning, has neither.
+    The control for whether a learned policy differs from noise. With random_std 0, all samples share one temperature
+    while phases and blends stay: the control for per-sample temperatures. `fixed` at the mean, 5.5 before learning, has
+    no phases and no blends.
 
     Args:
-        random_mean, random_std: of the actions.
+        random_mean: mean of the actions.
+        random_std: standard deviation of the actions.
     """
 
     def __init__(

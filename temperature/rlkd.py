@@ -1,53 +1,54 @@
 """RLKD, Instance Temperature Knowledge Distillation (arXiv 2407.00115): an agent sets each sample's temperature.
 
-Choosing temperatures is a sequence of decisions, since today's also shape what the student learns from later. A policy
-sees how sure student and teacher are of a sample and draws its temperature; after the step the student's improvement
-is the reward of the whole batch, which a calibration spreads over its samples; PPO improves the policy. This follows
-second-hand descriptions of the paper (its abstract, project page and reviews) and the released numbers.
+Choosing temperatures is a sequential decision problem, since each choice affects what the student learns from later. A
+policy sees how sure student and teacher are of a sample and draws its temperature. The student's improvement in the
+step is the reward of the whole batch, a calibration distributes it over the samples, and PPO improves the policy. This
+follows second-hand descriptions of the paper (its abstract, project page and reviews) and the released numbers.
 
     student, teacher --state [B, 3]--> policy --action--> tau --> the student's step --> reward of the batch
                                           ^                                                     |
                                           +---- PPO <-- advantage of each sample <-- calibration+
 
-The released code does not do that, in ways that are known one by one. Those that have a counterpart here, with the
-numbers ("row n") by which comments and tests name them:
+The released code deviates from this. The deviations that have a counterpart here, with the numbers ("row n") that
+comments and tests use:
 
 1. The margin subtracted the second smallest probability. Here: the second largest.
-2. The log-probability was of the squashed action under the distribution of the unsquashed. Here: of the action drawn.
-   The squashing's Jacobian does not depend on the policy and cancels in PPO's ratio.
+2. The log probability was that of the squashed action under the distribution of the unsquashed one. Here: of the
+   action drawn. The Jacobian of the squashing does not depend on the policy and cancels in PPO's ratio.
 3. A batch's reward was measured before its temperatures took effect. Here: from before its step to after it.
 4. The reward compared different samples. Here: the same ones, before and after.
-5. Calibrated rewards never reached the advantage. Here they are what it is computed from.
+5. Calibrated rewards never reached the advantage. Here the advantage is computed from them.
 6. The detector of critical states learned from a loss that is always 0. Here: from the reward's prediction error.
 7. Under DKD, temperatures [B, 1] times losses [B] made [B, B]: every sample got the mean weight. See distiller_zoo/.
 8. PKT's weight was added instead of multiplied; 9. VID had the KD term twice; 10. no distiller's own layers were ever
    trained; 11. the ShuffleNets had a learning rate of 0.05 instead of 0.01. See helper/trainer.py, helper/options.py.
-12. MobileNetV2 and ResNet50 could not be chosen. 16. The agent ran once for each sample; here once for a batch.
+12. MobileNetV2 and ResNet50 could not be chosen. 16. The agent ran once per sample; here once per batch.
 14. The entropies' normaliser was a constant (sums over equally many epochs need none); 15. an entropy could be NaN;
-   17. tau could be near 0, against its description. See policy.py.
+   17. tau could be near 0, contrary to its description. See policy.py.
 
 OURS, where the sources are silent or their choice cannot work:
 
-- The reward is the decrease of the student's cross entropy, in training mode, on 24 images of the epoch's first batch,
-  which keep their augmentation and are not learned from in that epoch. (24 cost a tenth of a step or less.) Rewards are
+- The reward is the decrease of the student's cross entropy, in training mode, on 24 images of the epoch's first batch.
+  They keep their augmentation and are not trained on in that epoch. (24 cost a tenth of a step or less.) Rewards are
   standardised within a rollout, which cancels the published scaling by epoch (10 to 2 times a cosine): it is left out.
-- Time runs over batches: the samples of a batch act at once. (In the released code they are consecutive time steps.)
-  A rollout of 16 batches is one PPO update; discount and lambda reach over batches, hence over the ten steps or so in
-  which SGD's momentum brings a gradient to effect. After the last batch comes another like it.
-- Without the published tanh the mean action is free, so that the mean temperature reaches all of the range.
+- A time step is a batch: its samples act at once. (In the released code samples are consecutive time steps.) A rollout
+  of 16 batches is one PPO update; discount and lambda act over batches, hence over the roughly ten steps in which SGD's
+  momentum applies a gradient. The values after the last batch are taken from the last batch.
+- Without the published tanh the mean action is unbounded, so the mean temperature can reach the whole range.
 - The calibration is `even`: every sample gets its batch's reward, an unbiased estimate of what its action earned. The
-  critic, which does not see the action, is the baseline. The paper learns a calibration, and so does `learned`: it
-  predicts a batch's reward as the mean of its samples' by least squares; a sample's reward is its prediction (not the
-  difference of consecutive ones, for a batch has no order) and an equal share of the rest. But where the prediction's
-  slope in the action is an accident of a few batches, it counts once per sample and the true reward once per batch, so
-  the policy follows it to a bound. Mean tau in the environment of tests/unit/test_rlkd.py (last quarter of 640 steps):
+  critic, which does not see the action, is the baseline. The paper learns a calibration, as `learned` does: it predicts
+  a batch's reward by least squares as the mean over its samples; a sample's reward is its prediction (not the
+  difference of consecutive ones, since a batch has no order) plus an equal share of the residual. But a prediction
+  whose slope in the action is an accident of a few batches counts once per sample, and the true reward once per batch,
+  so the policy follows the slope to a bound. Mean tau with the environment of tests/policies.py (last quarter of 640
+  steps):
       a reward that is noise, so that tau should stay at 5.5, seeds 0 to 4
           learned  9.4, 8.6, 3.4, 5.7, 4.5                  even  5.8, 5.5, 5.6, 5.8, 5.1
       best tau 3 for sure and 8 for unsure samples, whose share varies, seeds 0 to 2
           learned  10.0/10.0, 1.0/1.1, 1.0/1.1              even  3.8/7.1, 3.9/7.0, 3.9/7.2
-- Under `learned` the detector weighs the predictions, and not the states that PPO sees. Prediction and detector learn
-  in 10 passes. Their networks have a ReLU: linear ones cannot prefer a temperature inside the range.
-- An update is shortened where the mean KL divergence from the old policy to the new one exceeds `rl_max_kl`, a trust
+- Under `learned` the detector weights the predictions, not the states that PPO sees. Prediction and detector learn in
+  10 passes. Their networks have a ReLU: linear ones cannot prefer a temperature inside the range.
+- An update is shortened if the mean KL divergence from the old policy to the new one exceeds `rl_max_kl`, a trust
   region as in TRPO (Schulman et al. 2015). Adam turns gradients of any size into steps of one size; without the limit a
   reward that is noise moved tau to 7.4 in the worst of 21 runs.
 - The actor's last layer starts near 0, so that tau starts around the middle of its range.
@@ -66,7 +67,7 @@ from temperature.policy import PHASE, Policy, phase
 
 GAMMA, LAMBDA, CLIP = 0.99, 0.95, 0.2
 ACTOR_RATE, CRITIC_RATE, CALIBRATION_RATE = 1e-4, 1e-3, 1e-3  # of Adam
-PASSES, CALIBRATION_PASSES = 5, 10  # over a rollout, for actor and critic each, and for the calibration
+PASSES, CALIBRATION_PASSES = 5, 10  # over a rollout, for actor and critic, and for the calibration
 MAX_NORM = 2.0  # of a gradient
 SPARSITY = 5e-3  # weight of the detector's mean
 CALIBRATIONS = ("even", "learned")
@@ -83,56 +84,63 @@ LIMIT = Option(
     or_zero=True,
     before=0.0,
 )
-SHORTENINGS = 6  # guesses at the share of an update that is kept, where it goes further
+SHORTENINGS = 6  # guesses at the share to keep of an update that leaves the trust region
 EPS = 1e-8
 
 
 def state_of(student: Tensor, teacher: Tensor) -> Tensor:
-    """The agent's state of each sample [B, 3] from the probabilities [B, C] of both networks: the student's largest,
-    the teacher's largest, and the student's margin, its largest minus its second largest (row 1)."""
+    """Return the agent's state of each sample [B, 3] from both networks' probabilities [B, C].
+
+    It holds the student's largest, the teacher's largest, and the student's largest minus second largest (row 1).
+    """
     first, second = student.topk(2, dim=1).values.unbind(1)
     return torch.stack([first, teacher.amax(1), first - second], dim=1)
 
 
 def log_probability(action: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
-    """The log density of actions, before squashing, under the policy that drew them (row 2); of the same shape."""
+    """Return the log density of actions, before squashing, under the policy (row 2); in the same shape."""
     return -0.5 * ((action - mean) / log_std.exp()) ** 2 - log_std - 0.5 * math.log(2 * math.pi)
 
 
 def redistribute(prediction: Tensor, reward: Tensor, mean_of: Tensor) -> Tensor:
-    """Each sample's reward [M]: what is predicted for it, and an equal share of what the prediction leaves unexplained,
-    so that the mean over a batch is the batch's reward.
+    """Return each sample's reward [M]: its prediction plus an equal share of the batch's residual.
+
+    So the mean over a batch is the batch's reward.
 
     Args:
-        prediction: [M]. reward: of each batch [H]. mean_of: [H, M], averages over each batch's samples.
+        prediction: of each sample [M].
+        reward: of each batch [H].
+        mean_of: [H, M], averages over each batch's samples.
     """
     return prediction + spread(reward - mean_of @ prediction, mean_of)
 
 
 def spread(values: Tensor, mean_of: Tensor) -> Tensor:
-    """A value a batch [H] as a value a sample [M]."""
+    """Return per-batch values [H] as per-sample values [M]."""
     return (mean_of > 0).to(values.dtype).T @ values
 
 
 def advantages(reward: Tensor, value: Tensor, mean_of: Tensor) -> Tensor:
-    """Generalised advantage estimation over batches (Schulman et al. 2016), for each sample [M].
+    """Return each sample's advantage [M] by generalised advantage estimation over batches (Schulman et al. 2016).
 
     delta = reward + GAMMA * (mean value of the next batch) - value, and the advantage is delta plus GAMMA * LAMBDA
-    times the mean advantage of the next batch. After the last batch comes another like it.
+    times the mean advantage of the next batch. The last batch's next value is its own mean value.
 
     Args:
-        reward, value: of each sample [M]. mean_of: [H, M], averages over each batch's samples.
+        reward: of each sample [M].
+        value: of each sample [M].
+        mean_of: [H, M], averages over each batch's samples.
     """
     batch_value = mean_of @ value
     next_value = torch.cat([batch_value[1:], batch_value[-1:]])
     delta = reward + GAMMA * spread(next_value, mean_of) - value
     step = torch.arange(len(mean_of), device=value.device, dtype=value.dtype)
-    decay = ((GAMMA * LAMBDA) ** (step - step[:, None])).triu(1)  # [H, H], of what comes 1, 2, ... batches later
+    decay = ((GAMMA * LAMBDA) ** (step - step[:, None])).triu(1)  # [H, H], weights of 1, 2, ... batches later
     return delta + spread(decay @ (mean_of @ delta), mean_of)
 
 
 def ppo_loss(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor) -> Tensor:
-    """PPO's clipped objective as a loss, a scalar; arguments [M] (Schulman et al. 2017, arXiv 1707.06347, eq. 7)."""
+    """Return minus PPO's clipped objective, a scalar; arguments [M] (Schulman et al. 2017, arXiv 1707.06347, eq. 7)."""
     ratio = (log_prob - old_log_prob).exp()
     return -torch.minimum(ratio * advantage, ratio.clamp(1 - CLIP, 1 + CLIP) * advantage).mean()
 
@@ -146,8 +154,10 @@ def _network(inputs: int, *hidden: int) -> nn.Sequential:
 
 
 class Agent(nn.Module):
-    """The policy, N(mean of the state, std); the critic; and the calibration of rewards: a prediction, and how much
-    each state counts in it. Every network takes states [M, 3] (the prediction the action too) and returns [M]."""
+    """The policy N(mean of the state, std), the critic, and the calibration: reward predictor and detector of weights.
+
+    Every network takes states [M, 3] (the predictor also the actions) and returns [M].
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -160,19 +170,19 @@ class Agent(nn.Module):
         self.predictor, self.detector = _network(4, 16), _network(3, 16)
 
     def predicted_reward(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """The prediction for each sample, and the detector's weight that is in it, from 0 to 1; both [M]."""
+        """Return each sample's weighted prediction, and the detector's weight in it, from 0 to 1; both [M]."""
         weight = self.detector(state).sigmoid()
         return weight * self.predictor(torch.cat([state, action[:, None]], 1)), weight
 
 
 def divergence(mean: Tensor, log_std: Tensor, new_mean: Tensor, new_log_std: Tensor) -> Tensor:
-    """The mean over states [M] of KL(N(mean, std) || N(new mean, new std)), a scalar."""
+    """Return the mean over states [M] of KL(N(mean, std) || N(new mean, new std)), a scalar."""
     squares = (2 * log_std).exp() + (mean - new_mean).square()
     return (new_log_std - log_std + squares / (2 * (2 * new_log_std).exp()) - 0.5).mean()
 
 
 class Transition(NamedTuple):
-    """What the agent did with a batch of B samples."""
+    """The agent's decisions for a batch of B samples."""
 
     state: Tensor  # [B, 3]
     action: Tensor  # [B]
@@ -180,15 +190,15 @@ class Transition(NamedTuple):
 
 
 class RLKD(Policy):
-    """The agent, trained by PPO in every rl_epoch-th epoch.
+    """The policy of an agent that PPO trains in every rl_epoch-th epoch.
 
     Args:
-        rl_epoch: it learns in the epochs that this divides. rl_rollout: batches an update; the last one of an epoch may
-            have fewer.
-        phases_and_bounds: of `Policy`.
+        rl_epoch: the agent learns in the epochs that are multiples of this.
+        rl_rollout: batches per update; the last update of an epoch may have fewer.
+        phases_and_bounds: the other arguments of `Policy`.
 
     Raises:
-        InputError: a number outside its bounds.
+        InputError: a number is outside its bounds.
     """
 
     notes = ("rl_reward", "rl_value_loss", "rl_policy_entropy", "rl_action")
@@ -214,10 +224,10 @@ class RLKD(Policy):
         self.rollout: list[Transition] = []
         self.rewards: list[Tensor] = []
         self.probe_loss: Tensor | None = None
-        self.agent = Agent().requires_grad_(False)  # the run's optimizer, which learns from the loss, leaves it alone
+        self.agent = Agent().requires_grad_(False)  # so that the run's optimizer leaves it alone
         agent = self.agent
         policy = [{"params": [*agent.actor.parameters()], "lr": ACTOR_RATE}]
-        # ten parameters were summed up in the released code, which makes one learn ten times as fast
+        # the released code sums ten such parameters, which multiplies the learning rate by ten
         policy += [{"params": [agent.log_std], "lr": 10 * ACTOR_RATE}]
         calibration = [*agent.predictor.parameters(), *agent.detector.parameters()]
         self.optimizers = {
@@ -227,24 +237,24 @@ class RLKD(Policy):
         }
 
     def get_extra_state(self) -> dict[str, Any]:
-        """The optimizers' part of the checkpoint and, within an epoch, the rollout."""
+        """Return the optimizers' part of the checkpoint and, mid-epoch, the rollout."""
         within = {"rollout": [tuple(each) for each in self.rollout], "rewards": self.rewards, "probe": self.probe_loss}
         return {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()} | within
 
     def extra_state_pattern(self) -> dict[str, Any]:
-        """Return what `get_extra_state` may return: types and shapes, of which 0 stands for any size."""
+        """Return the pattern of `get_extra_state`: types and shapes, in which 0 stands for any size."""
         batch = (torch.empty(0, 3), torch.empty(0), torch.empty(0))
         return self.optimizers | {"rollout?": [batch], "rewards?": [torch.zeros(())], "probe?": torch.zeros(())}
 
     def fits_extra_state(self, state: dict[str, Any]) -> bool:
-        """Whether a state of that pattern has a reward for each batch, and columns of one length."""
+        """Return whether a state of that pattern has one reward per batch, and columns of equal length."""
         rollout, rewards = state.get("rollout", []), state.get("rewards", [])
         even = all(len(set(map(len, columns))) == 1 for columns in rollout)
         return even and len(rewards) == (len(rollout) if "probe" in state else 0)
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         for name, optimizer in self.optimizers.items():
-            groups = optimizer.state_dict()["param_groups"]  # the rates stay its own
+            groups = optimizer.state_dict()["param_groups"]  # keep its own learning rates
             optimizer.load_state_dict(state[name] | {"param_groups": groups})
         device = self.entropy.device
         self.rollout = [Transition(*(column.to(device) for column in each)) for each in state.get("rollout", [])]
@@ -267,7 +277,7 @@ class RLKD(Policy):
 
     def observe(self, probe_loss: Tensor) -> None:
         if self.probe_loss is not None and len(self.rewards) < len(self.rollout):
-            # the last actions', and theirs alone (rows 3 and 4)
+            # of the last actions only (rows 3 and 4)
             self.rewards.append((self.probe_loss - probe_loss).float())
             self.note(rl_reward=self.rewards[-1])
         self.probe_loss = probe_loss
@@ -279,7 +289,7 @@ class RLKD(Policy):
             self._learn()
 
     def _learn(self) -> None:
-        """One update from a rollout of H batches with M samples together."""
+        """Make one update from a rollout of H batches with M samples in total."""
         transitions, batch_reward = self.rollout, torch.stack(self.rewards)
         self.rollout, self.rewards = [], []
         state, action, old_log_prob = (torch.cat(column) for column in zip(*transitions, strict=True))
@@ -287,7 +297,7 @@ class RLKD(Policy):
         mean_of = torch.block_diag(*(action.new_full((1, size), 1 / size) for size in sizes))  # [H, M]
         batch_reward = (batch_reward - batch_reward.mean()) / (batch_reward.std() + EPS)
         agent = self.agent.requires_grad_(True)
-        # 1. what of a batch's reward each sample earned (rows 5 and 6)
+        # 1. each sample's share of its batch's reward (rows 5 and 6)
         reward = spread(batch_reward, mean_of)
         if self.calibration == "learned":
             reward = self._calibrated(state, action, batch_reward, mean_of)
@@ -312,7 +322,7 @@ class RLKD(Policy):
         self.note(rl_value_loss=value_loss.detach(), rl_policy_entropy=policy_entropy)
 
     def _calibrated(self, state: Tensor, action: Tensor, batch_reward: Tensor, mean_of: Tensor) -> Tensor:
-        """Each sample's reward [M] by the learned calibration, which first learns from this rollout."""
+        """Train the calibration on this rollout, then return each sample's reward [M] by it."""
         for _ in range(CALIBRATION_PASSES):
             prediction, weight = self.agent.predicted_reward(state, action)
             self._step("calibration", F.mse_loss(mean_of @ prediction, batch_reward) + SPARSITY * weight.mean())
@@ -320,10 +330,10 @@ class RLKD(Policy):
 
     @torch.no_grad()
     def _shorten(self, state: Tensor, policy: Sequence[Tensor], before: Sequence[Tensor]) -> None:
-        """Move the policy's parameters back toward those before the update, until it is within the trust region.
+        """Move the policy back toward its parameters before the update, until it is within the trust region.
 
         Near the old policy the divergence grows with the square of the step, which gives the share of the step to keep.
-        Where it grows faster or more slowly, the share is bracketed: a guess outside the bracket becomes its middle.
+        If it grows faster or more slowly, the share is bracketed: a guess outside the bracket becomes its middle.
         """
         after = [parameter.clone() for parameter in policy]
         _assign(policy, before)
@@ -337,7 +347,7 @@ class RLKD(Policy):
             low, high = torch.where(fits, kept, low), torch.where(fits, high, kept)
             guess = kept * (self.max_kl / moved.clamp(min=EPS)).sqrt()
             kept = torch.where((low < guess) & (guess < high), guess, (low + high) / 2)
-        kept = torch.where(low > 0, low, kept)  # the last guess, if none was seen to fit
+        kept = torch.where(low > 0, low, kept)  # the last guess, if none fitted
         _assign(policy, [old.lerp(new, kept) for old, new in zip(before, after, strict=True)])
 
     def _step(self, name: str, loss: Tensor) -> None:

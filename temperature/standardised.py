@@ -1,4 +1,4 @@
-"""Logit standardisation: z-scored logits at a base temperature (LSKD, Sun et al., CVPR 2024, arXiv 2403.01427)."""
+"""Logit standardisation: z-scored logits at a base temperature (LSKD; Sun et al., CVPR 2024, arXiv 2403.01427)."""
 
 from collections.abc import Hashable
 from typing import Annotated
@@ -13,20 +13,20 @@ EPS = 1e-7  # added to a standard deviation, as in the released code
 
 
 def standard_deviation(logits: Tensor) -> Tensor:
-    """The standard deviation of each sample's logits over the classes [B, 1], unbiased as in the released code."""
+    """Return the standard deviation of each sample's logits over classes [B, 1], unbiased as in the released code."""
     return logits.std(1, keepdim=True) + EPS
 
 
 class Standardised(Temperature):
-    """A base temperature on z-scored logits, as one temperature for the student and one for the teacher.
+    """A base temperature on z-scored logits, expressed as per-sample temperatures of student and teacher.
 
-    Softmax of (z - mean) / std at a temperature tau is softmax of z at tau * std, since subtracting the mean changes
-    nothing. So standardisation is a temperature a sample, for each network its own; the KD term keeps the factor of the
-    base temperature, and its gradient flows through the student's standard deviation too, as published.
+    Softmax of (z - mean) / std at temperature tau is softmax of z at tau * std, since softmax ignores the mean. So
+    standardisation is one temperature per sample and network. The KD term keeps the factor of the base temperature, and
+    its gradient also flows through the student's standard deviation, as published.
 
     Args:
-        base_tau: the base temperature where it is a fixed one; LSKD's is 2, with a weight of 9 for the KD term.
-        inner: another temperature instead, which is shown the z-scored logits and whose tau acts on them.
+        base_tau: a fixed base temperature; LSKD's is 2, with a weight of 9 for the KD term.
+        inner: a temperature used instead of base_tau; it sees the z-scored logits, and its tau acts on them.
 
     Raises:
         InputError: base_tau is outside its bounds.

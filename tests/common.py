@@ -1,4 +1,4 @@
-"""What several test files need: small networks, batches and runs."""
+"""Small networks, batches and runs for several test files."""
 
 import itertools
 import json
@@ -26,7 +26,7 @@ TIMES = ("seconds", "images_per_second")  # the only fields of a log that may di
 
 ONE_OF_EACH_FAMILY = ("resnet56", "resnet32x4", "resnet8x4_double", "ResNet50", "wrn_40_2", "vgg13", "MobileNetV2",
                       "ShuffleV1", "ShuffleV2")  # fmt: skip
-FAMILIES = [  # all networks, of which those that differ in depth alone have the mark `full`
+FAMILIES = [  # all networks; those that differ only in depth have the mark `full`
     name if name in ONE_OF_EACH_FAMILY else pytest.param(name, marks=pytest.mark.full) for name in model_dict
 ]
 
@@ -46,7 +46,7 @@ class Tiny(Model):
 
 
 class Normed(Tiny):
-    """A small network with batch norm behind its convolutions, after the published order."""
+    """A small network with batch norm after its convolutions, in the published order."""
 
     def __init__(self, num_classes=10, width=8):
         super().__init__(num_classes, width)
@@ -59,13 +59,13 @@ class Normed(Tiny):
 
 
 def pairwise(*factors):
-    """Return few tuples, with a value of each factor, in which any two values of two factors meet at least once."""
+    """Return few tuples of one value per factor such that any two values of two factors occur together."""
     numbered = [[(place, number) for number in range(len(factor))] for place, factor in enumerate(factors)]
     missing = {pair for one, other in itertools.combinations(numbered, 2) for pair in itertools.product(one, other)}
     chosen = []
     while missing:
         case = list(min(missing))
-        for place in sorted(set(range(len(factors))) - {place for place, _ in case}):  # greedily, one after the other
+        for place in sorted(set(range(len(factors))) - {place for place, _ in case}):  # greedily, factor by factor
             pairs = [[tuple(sorted((value, other))) for other in case] for value in numbered[place]]
             case.append(numbered[place][max(range(len(pairs)), key=lambda i: len(missing.intersection(pairs[i])))])
         missing -= set(itertools.combinations(sorted(case), 2))
@@ -74,7 +74,7 @@ def pairwise(*factors):
 
 
 def product_of(*factors):
-    """Return pytest's parameters: the whole product, with the mark `full` on what `pairwise` can do without."""
+    """Return pytest's parameters: the whole product, with the mark `full` on cases not in `pairwise`."""
     few = pairwise(*map(list, factors))
     cases = itertools.product(*factors)
     return [pytest.param(*case, marks=[] if case in few else pytest.mark.full) for case in cases]
@@ -82,7 +82,7 @@ def product_of(*factors):
 
 @contextmanager
 def no_hang():
-    """Fails instead of waiting for a writer that never comes."""
+    """Fail instead of waiting for a writer that never comes."""
 
     def fail(*_):
         raise AssertionError("it hangs")
@@ -145,10 +145,10 @@ def check_same_end(folder, other):
 
 
 def stop_within_an_epoch(monkeypatch, line, steps=2):
-    """The run, asked to end in its first steps from where it stands."""
+    """Start or resume the run, and ask it to end after `steps` steps."""
     asked = itertools.count()
     with monkeypatch.context() as patch:
-        patch.setattr(signals, "asked", lambda: next(asked) >= steps)  # asked before the first step too
+        patch.setattr(signals, "asked", lambda: next(asked) >= steps)  # also called before the first step
         with pytest.raises(signals.Terminated):
             distil(line)
 

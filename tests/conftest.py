@@ -17,7 +17,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 @pytest.fixture(autouse=True)
 def signals():
-    """What a test makes of signals is gone after it; processes that are started later would inherit it."""
+    """Restore signal handlers after each test; processes started later would inherit them."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield
     for number, handler in before.items():
@@ -26,7 +26,7 @@ def signals():
 
 @pytest.fixture(scope="session")
 def cifar100_dir(tmp_path_factory):
-    """A folder that holds the official cifar-100-python: CIFAR100_DIR where that does, else freshly unpacked."""
+    """Return a folder with the official cifar-100-python: CIFAR100_DIR if it has it, else freshly unpacked."""
     given = os.environ.get("CIFAR100_DIR")
     if given and (Path(given) / "cifar-100-python" / "train").is_file():
         return Path(given)

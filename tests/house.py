@@ -1,4 +1,4 @@
-"""Measure how the code is built, and list what breaks the rules: layers, circles, long functions, depth of the loop.
+"""Measure the structure of the code and list violations: layers, cycles, long functions, depth of the loop.
 
     python tests/house.py
 
@@ -19,11 +19,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 ZOO = ("models", "temperature", "distiller_zoo", "dataset")
-FLOORS = {"report": 3, "helper": 2, "published": 1} | dict.fromkeys(ZOO, 1)  # scripts are above them all
-BASE = "inputs"  # the module below them all
+FLOORS = {"report": 3, "helper": 2, "published": 1} | dict.fromkeys(ZOO, 1)  # scripts are above all of them
+BASE = "inputs"  # the module below all of them
 SCRIPTS = 4
 LONG = 60  # lines of a function
-LIMITS = {  # what holds today, rounded up; lower a limit when the code has become better
+LIMITS = {  # today's numbers, rounded up; lower a limit when the code improves
     "share of helper/, %": 34,
     "imports against the direction": 0,
     "modules in circles": 0,
@@ -36,7 +36,7 @@ LIMITS = {  # what holds today, rounded up; lower a limit when the code has beco
 
 
 class Import(NamedTuple):
-    """`importer` and `imported` are modules of the project by their dotted names."""
+    """An import between modules of the project, by their dotted names."""
 
     importer: str
     imported: str
@@ -49,7 +49,7 @@ class Function(NamedTuple):
 
 
 def code() -> dict[str, str]:
-    """Return the text of each module but the tests, by the module's dotted name."""
+    """Return the text of each module except the tests, by the module's dotted name."""
     folders = [ROOT / name for name in (*FLOORS, "benchmarks")]
     paths = [*ROOT.glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))]
     return {name_of(path): path.read_text() for path in sorted(paths)}
@@ -76,12 +76,12 @@ def line_counts(texts: dict[str, str]) -> dict[str, int]:
 
 
 def floor_of(module: str) -> int:
-    """Return the floor that a module stands on; it may import from its own and from lower ones."""
+    """Return a module's layer; it may import from its own layer and from lower ones."""
     return 0 if module == BASE else FLOORS.get(package_of(module), SCRIPTS)
 
 
 def imports(trees: dict[str, ast.Module]) -> list[Import]:
-    """Return every import of one module of the project by another, those within functions too."""
+    """Return every import between modules of the project, including those inside functions."""
     found = []
     for importer, tree in trees.items():
         for node in ast.walk(tree):
@@ -97,12 +97,12 @@ def imports(trees: dict[str, ast.Module]) -> list[Import]:
 
 
 def upward(found: list[Import]) -> list[Import]:
-    """Return the imports from a higher floor."""
+    """Return the imports from a higher layer."""
     return [each for each in found if floor_of(each.importer) < floor_of(each.imported)]
 
 
 def circles(edges: set[tuple[str, str]]) -> list[list[str]]:
-    """Return the largest groups of nodes that all reach one another."""
+    """Return the largest groups of nodes that can all reach one another."""
     nodes = sorted({node for edge in edges for node in edge})
     reached = {node: {after for before, after in edges if before == node} for node in nodes}
     for middle in nodes:  # Warshall's algorithm
@@ -124,7 +124,7 @@ def functions(trees: dict[str, ast.Module]) -> list[Function]:
 
 
 def frames_to_backward() -> list[str]:
-    """Train until the first backward pass; return the project's functions from `fit` to the one that calls it."""
+    """Train until the first backward pass; return the project's functions on the stack, from `fit` to its caller."""
     import torch
 
     import train_teacher
@@ -155,7 +155,7 @@ def frames_to_backward() -> list[str]:
 
 
 def measure() -> tuple[dict[str, float], list[str]]:
-    """Return each number of LIMITS, and the lines that say what stands behind them."""
+    """Return the numbers of LIMITS, and lines that explain them."""
     texts = code()
     trees, lines = {name: ast.parse(text) for name, text in texts.items()}, line_counts(texts)
     found = imports(trees)
@@ -178,7 +178,7 @@ def measure() -> tuple[dict[str, float], list[str]]:
 
 
 def main() -> None:
-    """Print the numbers beside their limits, and the violations."""
+    """Print the numbers next to their limits, and the violations."""
     numbers, told = measure()
     print(f"{'':36}{'now':>6}{'limit':>7}")
     for name, number in numbers.items():

@@ -1,9 +1,9 @@
-"""Check that the tests notice faults: plant one at a time in a copy of the project and run the tests of its place.
+"""Check that the tests notice faults: insert one at a time into a copy of the project and run the related tests.
 
     python tests/mutants.py
     python tests/mutants.py best reversal
 
-A fault that no test notices is a hole in the tests. Not run with the tests: it takes minutes.
+A fault that no test notices is a gap in the tests. This is not part of the test suite: it takes minutes.
 """
 
 import shutil
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class Mutant(NamedTuple):
-    """A fault: `new` in the place of `old`, and the files below tests/ that must fail for it."""
+    """A fault that replaces `old` by `new`, and the files in tests/ that must fail because of it."""
 
     file: str
     old: str
@@ -59,7 +59,7 @@ MUTANTS = {
 
 
 def is_noticed(mutant: Mutant) -> bool:
-    """Whether the tests fail with the fault in place. Raises SystemExit where its place no longer exists."""
+    """Return whether the tests fail with the fault. Raises SystemExit if its place no longer exists."""
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / "project"
         shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "save", "data", "results"))
@@ -75,7 +75,7 @@ def is_noticed(mutant: Mutant) -> bool:
 
 
 def main() -> None:
-    """Plant the faults named on the command line, or all of them; status 1 if one goes unnoticed."""
+    """Insert the faults named on the command line, or all of them; exit with status 1 if one goes unnoticed."""
     names = sys.argv[1:] or list(MUTANTS)
     if unknown := [name for name in names if name not in MUTANTS]:
         sys.exit(f"error: no mutant {unknown[0]!r}; the known ones are: {', '.join(MUTANTS)}")

@@ -1,4 +1,4 @@
-"""RLKD's agent in an environment of its own, where the reward is known."""
+"""A small environment for RLKD's agent, with a known reward."""
 
 import torch
 from torch import Tensor
@@ -28,14 +28,17 @@ def decide(temperature, student, teacher):
 
 
 def play(temperature: Policy, best, steps: int, varied=False, noise=False) -> Tensor:
-    """Return the mean tau of sure and unsure samples in the last quarter [2], where the reward is known.
+    """Train with a known reward; return the mean tau of sure and unsure samples in the last quarter of the steps [2].
 
-    The reward is minus the mean squared distance between the batch's temperatures and the best ones. Sure and unsure
-    samples (of the teacher) may have different best temperatures.
+    The reward is minus the mean squared distance between the batch's temperatures and the best ones, which may differ
+    for samples that the teacher is sure of and unsure of.
 
     Args:
+        temperature: whose agent learns.
         best: the best temperatures of sure and unsure samples.
-        varied: the share of sure samples differs from batch to batch. noise: the reward is a random number instead.
+        steps: number of steps.
+        varied: whether the share of sure samples differs from batch to batch.
+        noise: whether the reward is a random number instead.
     """
     temperature.start_epoch(1)
     loss = torch.zeros(())

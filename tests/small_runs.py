@@ -1,4 +1,4 @@
-"""Runs of three epochs of three steps, and what their folders hold."""
+"""Runs of three epochs of three steps, and the content of their folders."""
 
 import copy
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ from helper.teacher_cache import OnlineTeacher
 from helper.trainer import Trainer, make_optimizer
 
 OPTIONS = {"learning_rate": 0.05, "lr_decay_epochs": [], "lr_decay_rate": 0.1, "print_freq": 1, "epochs": 3}
-TEACHER = {  # what find_teacher asks of the options
+TEACHER = {  # the options that find_teacher needs
     "teacher_weights": False, "model_t": None, "dataset": "digits", "dry_run": False, "train_teacher": False,
 }  # fmt: skip
 CPU = torch.device("cpu")
@@ -33,12 +33,12 @@ def loaders():
 
 
 def a_run(folder):
-    """A run's folder, without a look at what is in it."""
+    """Return a run's folder without checking its content."""
     return RunFolder(folder, "tiny", {"options": {}, "epochs": 3}, overwrite=True)
 
 
 def a_training(folder, temperature="rlkd", plain=False):
-    """Three epochs of three steps, from where the folder's `last.pth` leaves them."""
+    """Train three epochs of three steps, resuming from the folder's `last.pth`."""
     train, val = loaders()
     folder.mkdir(exist_ok=True)
     torch.manual_seed(1)
@@ -60,7 +60,7 @@ def an_epoch(trainer):
 
 
 def stopped_run(folder, temperature="rlkd"):
-    """A run that is stopped after the second step of its second epoch; returns what its `last.pth` holds."""
+    """Stop a run after the second step of its second epoch; return the content of its `last.pth`."""
     training = a_training(folder, temperature)
     an_epoch(training)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
@@ -70,6 +70,6 @@ def stopped_run(folder, temperature="rlkd"):
 
 
 def snapshot(task, optimizer, folder):
-    """All that a refused file must leave as it is."""
+    """Return all state that a refused file must not change."""
     state = copy.deepcopy([task.state_dict(), optimizer.state_dict(), torch.get_rng_state()])
     return state, {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}

@@ -1,8 +1,8 @@
-"""A training that gets a signal in the third of ten steps of its second epoch, unless it was started again:
+"""Run a training that gets a signal in the third of ten steps of its second epoch, unless it was restarted.
 
 python at_a_step.py (self | parent) SIGNAL SCRIPT ARGUMENT...
 
-Of several processes it is the last one, or who started that. All of them wait in that step until they know."""
+Of several processes, the last one or its parent gets it. All of them wait in that step until they know."""
 
 import functools
 import itertools

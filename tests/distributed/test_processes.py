@@ -34,14 +34,14 @@ from models import create_model
 from temperature import temperature_dict
 
 ROOT = Path(__file__).resolve().parents[2]
-IMAGES = 52  # in batches of 16: the last one has 4, which three processes cannot share evenly
+IMAGES = 52  # in batches of 16: the last one has 4, which three processes cannot split evenly
 PAIRS = {2: [(distill, temperature) for distill in distiller_dict for temperature in temperature_dict]}
-# with RLKD three processes have a probe of nine images instead of eight
+# with RLKD, three processes have a probe of nine images instead of eight
 PAIRS[3] = [pair for pair in PAIRS[2] if ("kd" in pair or "ctkd-global" in pair) and "rlkd" not in pair]
 
 
 class Wide(MemoryLoader):
-    """Batches in float64, in which rounding says nothing."""
+    """Batches in float64, in which rounding does not matter."""
 
     def _normalise(self, pixels):
         return pixels.double().sub_(self.mean).div_(self.std)
@@ -57,7 +57,7 @@ def loader(count=IMAGES, batch_size=16, augment=True, kind=MemoryLoader):
 
 
 def digest(module):
-    """A hash of every bit of a module's state, buffers that are not saved included."""
+    """Return a hash of every bit of a module's state, including buffers that are not saved."""
     known = hashlib.sha256()
     for tensor in (*module.parameters(), *module.buffers()):
         known.update(tensor.detach().numpy().tobytes())
@@ -65,7 +65,7 @@ def digest(module):
 
 
 def noted_epoch(task, teacher, batches):
-    """An epoch of training as the command line makes its steps: their losses, digests after each, and the record."""
+    """Train an epoch with the steps of the command line; return losses, digests after each step, and the record."""
     losses, digests = [], []
 
     def note(number, output):
@@ -79,16 +79,16 @@ def noted_epoch(task, teacher, batches):
 
 
 def trained(distill, temperature):
-    """An epoch of small networks without batch norm: losses, digests after each step, the state at the end."""
+    """Train small networks without batch norm; return losses, digests after each step, and the final state."""
     torch.manual_seed(0)
     expert = Tiny(width=12).double().eval()
     module = make(temperature, distill, Tiny(), expert, target=torch.arange(IMAGES) % 10).double()
-    getattr(module.temperature, "agent", nn.Identity()).float()  # which only ever sees float32
+    getattr(module.temperature, "agent", nn.Identity()).float()  # its inputs are always float32
     return noted_epoch(module, OnlineTeacher(expert), loader(kind=Wide)) | {"state": module.state_dict()}
 
 
 def real_networks():
-    """Two steps of networks with batch norm: digests after each step; evaluation on a number that cannot be shared."""
+    """Train networks with batch norm; return digests, and an evaluation on images that cannot be split evenly."""
     torch.manual_seed(0)
     module = Vanilla(create_model("resnet8", 10))
     noted = noted_epoch(module, None, loader(32))
@@ -96,7 +96,7 @@ def real_networks():
 
 
 def work(rank, size, port, connection):
-    """A process: joins the others, and computes all that it is asked."""
+    """Join the other processes in this one, and compute whatever is requested."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
@@ -107,7 +107,7 @@ def work(rank, size, port, connection):
 
 
 def started(size):
-    """Connections to so many processes that train together."""
+    """Start processes that train together; yield connections to them."""
     port, connections = free_port(), []
     for rank in range(size):
         ours, theirs = torch.multiprocessing.Pipe()
@@ -126,7 +126,7 @@ def free_port():
 
 @pytest.fixture(scope="module")
 def together():
-    """What each of `size` processes says when it is asked; they are started only once."""
+    """Return a function that runs work in each of `size` processes, which are started only once."""
     pools = {}
 
     def ask(size, what, *arguments):
@@ -142,7 +142,7 @@ def together():
 
 @pytest.mark.parametrize(("size", "pair"), [(size, pair) for size, pairs in PAIRS.items() for pair in pairs])
 def test_processes_with_shares_of_a_batch_are_one_process_with_all_of_it(size, pair, together):
-    """Losses, and weights after steps that they decided; every bit the same on all ranks after each step."""
+    """Losses and updated weights agree; after each step every bit is the same on all ranks."""
     ranks, alone = together(size, trained, *pair), trained(*pair)
     assert len(alone["losses"]) == 4
     for each in ranks:
@@ -181,8 +181,10 @@ def test_a_test_set_that_cannot_be_shared_evenly_is_counted_exactly(size, togeth
 
 
 def probe_taken_up():
-    """The probe of an RLKD run before and after it was saved within an epoch, what was saved, this process's shard of
-    it, and the images of which it was made."""
+    """Save and load an RLKD run mid-epoch.
+
+    Returns the probe before and after, what was saved, this process's shard of it, and the probe's images.
+    """
     module = make("rlkd", "kd", Tiny(), Tiny(width=12), target=torch.arange(IMAGES) % 10)
     module.start_epoch(1)
     batch = next(iter(loader()))
@@ -234,7 +236,7 @@ def test_the_first_process_finds_out_for_all(together):
 
 
 def turns_taken(folder):
-    """Who was there already when this process did what leaves something on the disk; then what went wrong."""
+    """Return which processes had written to the disk before this one, and whether errors are known to all."""
 
     def leave():
         there = sorted(path.name for path in folder.iterdir())
@@ -259,8 +261,8 @@ def test_the_first_process_of_a_machine_is_done_before_the_others_begin(together
 
 
 def a_run_of_its_own(folder, differing):
-    """A run's folder, of which one process was told something else."""
-    options = {"batch_size": 64, "num_workers": distributed.rank()}  # the latter is each process's own affair
+    """Open a run's folder with different options in one process."""
+    options = {"batch_size": 64, "num_workers": distributed.rank()}  # num_workers may differ between processes
     options |= differing if distributed.rank() else {}
     try:
         run = RunFolder(folder, "resnet8", {"options": options}, overwrite=False)
@@ -276,7 +278,7 @@ def a_run_of_its_own(folder, differing):
 
 
 def a_run_on_the_data_of_its_machine(folder, machines):
-    """What each process has for a hash, and the error where two machines have other data."""
+    """Return each process's hash of the data, and the error if two machines have different data."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LOCAL_RANK", str(0 if machines == 2 else distributed.rank()))
         known = distributed.one_a_machine(lambda: f"2:{distributed.rank()}")
@@ -298,7 +300,7 @@ def test_processes_that_were_told_something_else_are_refused(together, tmp_path)
         assert told.startswith("process 1 differs from process 0 (batch_size 32 instead of 64): give all of them")
     assert not (tmp_path / "none").exists()
     tmp_path.joinpath("run").mkdir()
-    assert together(2, a_run_of_its_own, tmp_path / "run", {}) == [(2, True), (2, False)]  # the first one wrote
+    assert together(2, a_run_of_its_own, tmp_path / "run", {}) == [(2, True), (2, False)]  # the first process wrote
 
 
 # ---------------------------------------------------------------- the command line
@@ -327,14 +329,14 @@ def two():
 
 @pytest.fixture(scope="module")
 def run_of_two(tmp_path_factory):
-    """A training by two processes that nothing interrupted, started by the published flags."""
+    """Train in two processes, started by the published flags and not interrupted."""
     folder = tmp_path_factory.mktemp("two") / "resnet8_vanilla_digits"
     line = f"--multiprocessing-distributed --gpu_id 0,1 --device cpu --dist-url tcp://127.0.0.1:{free_port()} "
     return folder, run(command("train_teacher.py", LINE + line + f"--run_dir {folder}"))
 
 
 def test_processes_that_the_published_flag_started_end_as_one_would(tmp_path):
-    """With one sentence, and the status of what was wrong; at a free port."""
+    """They print one sentence and exit with the error's status; at a free port."""
     (tmp_path / "last.pth").touch()
     line = f"--multiprocessing-distributed --gpu_id 0,1 --device cpu --run_dir {tmp_path} "
     done = run(command("train_teacher.py", LINE + line), 2)
@@ -368,7 +370,7 @@ def test_a_lost_worker_is_started_again_and_the_end_is_the_same(run_of_two, tmp_
 
 @pytest.mark.parametrize("processes_before", [1, 2])
 def test_a_run_that_was_asked_to_end_saves_within_the_epoch(processes_before, run_of_two, tmp_path):
-    """And goes on, with as many processes bit by bit, with another number as well."""
+    """It resumes bit by bit with as many processes, and also with another number of them."""
     folder = tmp_path / "run"
     line = LINE + f"--run_dir {folder}"
     whom, torchrun = ("self", ()) if processes_before == 1 else ("parent", two())
@@ -385,7 +387,7 @@ def test_a_run_that_was_asked_to_end_saves_within_the_epoch(processes_before, ru
 
 
 def test_two_machines_meet_and_survive_the_loss_of_a_worker(run_of_two, tmp_path):
-    """Two agents of torchrun, each with a worker, as on two machines."""
+    """Two torchrun agents with one worker each, as on two machines."""
     folder, port = tmp_path / "run", free_port()
     nodes = ("--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}")
     line = f"self SIGKILL train_teacher.py {LINE} --run_dir {folder}"
@@ -421,7 +423,7 @@ def test_a_student_of_two_processes(run_of_two, tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there are GPUs here")
 def test_synchronised_batch_norm_needs_gpus_where_there_are_several_processes(teacher, tmp_path, monkeypatch):
-    monkeypatch.setattr(nn.SyncBatchNorm, "forward", nn.BatchNorm2d.forward)  # its own is for GPUs
+    monkeypatch.setattr(nn.SyncBatchNorm, "forward", nn.BatchNorm2d.forward)  # SyncBatchNorm's own needs GPUs
     for start, line in ((train, "--model resnet8"), (distil, f"--path-t {teacher} --model_s resnet8")):
         start(f"{line} --train_subset 16 --batch_size 8 --epochs 1 --sync_bn --run_dir {tmp_path / start.__name__}")
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -430,13 +432,13 @@ def test_synchronised_batch_norm_needs_gpus_where_there_are_several_processes(te
 
 
 def test_what_only_one_process_finds_wrong_is_said(tmp_path):
-    """An image that cannot be read, in the share of the second process."""
+    """An image in the second process's shard cannot be read."""
     for split, count in (("train", 8), ("val", 2)):
         (tmp_path / split / "cat").mkdir(parents=True)
         for i in range(count):
             pixels = torch.full((40, 40, 3), 10 * i, dtype=torch.uint8)
             Image.fromarray(pixels.numpy()).save(tmp_path / split / "cat" / f"{i}.png")
-    (tmp_path / "val/cat/1.png").write_bytes(b"no image")  # of two images this is the second process's
+    (tmp_path / "val/cat/1.png").write_bytes(b"no image")  # the second of two images is the second process's
     line = f"--dataset imagenet --data_dir {tmp_path} --image_size 32 --model resnet8 --batch_size 8 --epochs 1 "
     line += f"--num_workers 0 --device cpu --run_dir {tmp_path / 'run'}"
     started = command("train_teacher.py", line, *two())
@@ -446,7 +448,7 @@ def test_what_only_one_process_finds_wrong_is_said(tmp_path):
 
 
 def descendants(pid):
-    """The processes that a process has started, and those that they have."""
+    """Return the processes that a process has started, and their descendants."""
     lists = [path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/children")]
     children = [int(child) for children in lists for child in children]
     return [*children, *(each for child in children for each in descendants(child))]
@@ -454,7 +456,7 @@ def descendants(pid):
 
 @pytest.mark.parametrize("whom", ["group", "torchrun", "everyone"])
 def test_workers_that_decode_do_not_die_before_the_training_has_saved(whom, tmp_path):
-    """Ctrl-C and torchrun send signals to whole groups of processes, Slurm to all there are."""
+    """Ctrl-C and torchrun signal whole process groups, Slurm all processes."""
     for split, count in (("train", 192), ("val", 4)):
         (tmp_path / split / "cat").mkdir(parents=True)
         for i in range(count):

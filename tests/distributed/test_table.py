@@ -1,4 +1,4 @@
-"""Several processes that fill one table."""
+"""Several processes fill one table."""
 
 import multiprocessing
 

@@ -1,4 +1,4 @@
-"""Read the golden numbers and draw the inputs that they belong to; see README.md."""
+"""Read the golden numbers and generate their inputs; see README.md."""
 
 import json
 import math
@@ -53,7 +53,7 @@ def check_gradient(gradient, expected, rel=1e-6):
 
 
 def check_golden(loss, leaf, expected):
-    """A loss and its gradient for `leaf` are the golden entry's."""
+    """Check that a loss and its gradient for `leaf` equal the golden entry."""
     loss.backward()
     assert loss.item() == close(expected["loss"])
     check_gradient(leaf.grad, expected["grad"])

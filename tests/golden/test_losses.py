@@ -1,4 +1,4 @@
-"""The losses are the published implementations', to the digit."""
+"""The losses equal the published implementations' to the digit."""
 
 import numpy as np
 import pytest

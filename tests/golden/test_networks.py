@@ -1,4 +1,4 @@
-"""The networks are the published ones, to the digit."""
+"""The networks equal the published ones to the digit."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ GOLDEN = json.loads((Path(__file__).parent / "models.json").read_text())
 
 @pytest.fixture(scope="module", params=model_dict)
 def network(request):
-    """(name, filled network of 100 classes in eval mode)."""
+    """Return a name, and the filled network of 100 classes in eval mode."""
     model = create_model(request.param, 100).eval()
     fill(model.state_dict())
     return request.param, model

@@ -1,4 +1,4 @@
-"""The temperatures are the published ones, to the digit."""
+"""The temperatures equal the published ones to the digit."""
 
 import pytest
 from golden.reference import cases, check_gradient, close, draw, golden

@@ -1,4 +1,4 @@
-"""Trainings in the tests' own process test on few digits; all of them would take half of the time."""
+"""Trainings in the tests' own process evaluate on few digits; all of them would take half of the time."""
 
 import pytest
 

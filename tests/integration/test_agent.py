@@ -1,4 +1,4 @@
-"""RLKD's agent learns: it finds temperatures where the reward is known, and stays where the reward is noise."""
+"""RLKD's agent learns: it finds the best temperatures if the reward is known, and stays put if it is noise."""
 
 import math
 
@@ -21,7 +21,7 @@ def test_the_agent_finds_the_best_temperature(best):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_agent_finds_a_best_temperature_for_each_kind_of_sample(seed):
-    """Although the reward depends more on the share of each kind in a batch than on the temperatures."""
+    """The reward depends more on the share of each kind in a batch than on the temperatures."""
     sure, unsure = play(make(seed=seed), (3.0, 8.0), 640, varied=True)
     assert unsure - sure > 2
 

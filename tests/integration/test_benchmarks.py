@@ -1,4 +1,4 @@
-"""The benchmarks run, and measure what they say."""
+"""The benchmarks run, and measure what they claim."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def test_the_agent_learns_in_the_steps_that_are_timed(monkeypatch, capsys):
     monkeypatch.setattr(cost, "WARM_UP", 0)
     monkeypatch.setattr(cost, "temperature_dict", {name: temperature_dict[name] for name in ("fixed", "rlkd")})
     run(f"temperatures {SMALL}", monkeypatch)
-    assert len(updates) == 2  # one a round
+    assert len(updates) == 2  # one per round
     capsys.readouterr()
 
 
@@ -143,7 +143,7 @@ def test_the_profile_adds_up(monkeypatch, capsys):
 
 
 def run_sharing(monkeypatch, capsys, chosen):
-    """The figures of each row that sharing.py prints, by the setting's name."""
+    """Run sharing.py; return the numbers of each row, by the setting's name."""
     line = "--pair resnet8:resnet8 --images 16 --batch_size 8 --rounds 1 --threads 1"
     monkeypatch.setattr(sharing, "SETTINGS", chosen)
     monkeypatch.setattr(sys, "argv", ["sharing.py", *line.split()])

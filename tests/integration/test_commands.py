@@ -1,4 +1,4 @@
-"""The README and the scripts: every command is parsed and dry-run, so that none of them rots."""
+"""Every command in the README and the scripts is parsed and dry-run, so that none becomes outdated."""
 
 import itertools
 import json
@@ -53,7 +53,7 @@ def run(command, tmp_path):
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
-    """The repository by links, but for an empty save/."""
+    """Return a copy of the repository made of links, with an empty save/."""
     root = tmp_path_factory.mktemp("tree")
     for path in ROOT.iterdir():
         if path.name not in ("save", "data"):
@@ -106,7 +106,7 @@ def test_every_torchrun_command_of_the_readme_is_understood(command, tmp_path, m
 
 
 def started_by(command, tree, tmp_path):
-    """The Python commands that a runner starts, noted by a stand-in for Python."""
+    """Return the Python commands that a runner starts, recorded by a stand-in for Python."""
     fake, asked = tmp_path / "python", tmp_path / "asked"
     note = "import json, sys; print(json.dumps(sys.argv[1:]))"
     fake.write_text(f"#!/bin/sh\n'{sys.executable}' -c '{note}' \"$@\" >> '{asked}'\n")
@@ -143,7 +143,7 @@ def test_every_row_that_the_runner_documents_is_understood(row, flags, weights, 
     options = parse(student_parser(), shlex.split(f"{fixed} {flags} --dry_run"))
     train_student.distil(options)
     assert ", into save/student_model/" in capsys.readouterr().out
-    if weights:  # what the runner says the weights are
+    if weights:  # the weights that the runner gives
         stated = parse(student_parser(), shlex.split(f"{fixed} {flags} --dry_run {weights}"))
         assert resolve_pair(stated, "resnet56") == resolve_pair(options, "resnet56")
 
@@ -181,7 +181,7 @@ def test_the_runner_documents_every_method_with_and_without_ctkd():
 
 def test_the_runner_documents_every_temperature():
     named = {temperature for _, flags, _ in ROWS for temperature in re.findall(r"--temperature (\S+)", flags)}
-    assert named | {"ctkd-instance"} == set(temperature_dict)  # which has a row with its published flag
+    assert named | {"ctkd-instance"} == set(temperature_dict)  # ctkd-instance has a row with its published flag
 
 
 def test_the_readme_has_the_measured_bias_of_cka():
@@ -226,7 +226,7 @@ def test_scripts_are_posix_sh_without_trailing_blanks(name):
     assert subprocess.run(["sh", "-n", path]).returncode == 0
     text = path.read_text()
     assert not re.search(r"[ \t]$", text, re.MULTILINE)
-    assert not re.search(r"\[\[|\bfunction\b|<\(|\bsource\b", text)  # bash only
+    assert not re.search(r"\[\[|\bfunction\b|<\(|\bsource\b", text)  # bash-only syntax
     if name != "env.sh":
         assert '"$@"' in text
 
@@ -267,7 +267,7 @@ def test_the_test_command_has_a_fast_lane_and_passes_arguments_on(given, asked, 
 
 
 def test_the_environment_is_made_once_and_only_where_needed(tmp_path):
-    """scripts/env.sh with a stand-in for python3 that says what it was asked."""
+    """scripts/env.sh with a stand-in for python3 that records its arguments."""
     (tmp_path / "scripts").mkdir()
     for name in ("scripts/env.sh", "requirements.txt", "requirements-dev.txt"):
         (tmp_path / name).write_text((ROOT / name).read_text())

@@ -1,4 +1,4 @@
-"""What is set before PyTorch is imported, and how a script ends that is interrupted while it imports."""
+"""Settings made before PyTorch is imported, and scripts that are interrupted while importing."""
 
 import ast
 import os
@@ -15,7 +15,7 @@ SCRIPTS = [path for folder in (ROOT, ROOT / "benchmarks") for path in folder.glo
 
 
 def run(argv, sigint=signal.SIG_DFL, **variables):
-    """The process, which handles Ctrl-C as `sigint` says although the tests may run where it is ignored."""
+    """Run a process that handles Ctrl-C by `sigint`, even if the tests themselves ignore Ctrl-C."""
     names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION")
     environment = {name: value for name, value in os.environ.items() if name not in names} | variables
     return subprocess.run(

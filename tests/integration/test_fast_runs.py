@@ -1,4 +1,4 @@
-"""Steps in channels-last order, and steps that are recorded and replayed, are the plain ones over whole small runs."""
+"""Channels-last steps, and recorded and replayed steps, equal the plain ones over whole small runs."""
 
 import itertools
 
@@ -24,7 +24,7 @@ from temperature import temperature_dict
 
 @pytest.mark.parametrize("distill", distiller_dict)
 def test_the_fast_path_computes_what_the_plain_one_does(distill):
-    """In float64, where rounding does not grow into something else within 50 steps."""
+    """In float64, where rounding errors stay small for 50 steps."""
 
     def losses(plain):
         torch.manual_seed(0)
@@ -48,7 +48,7 @@ def test_the_fast_path_computes_what_the_plain_one_does(distill):
 
 
 class Recording(TorchDispatchMode):
-    """A CUDA graph on the CPU: the operations of a step, to be replayed on the tensors that they were recorded with."""
+    """A CUDA graph on the CPU: records a step's operations to replay them on the same tensors."""
 
     def __init__(self):
         super().__init__()
@@ -66,7 +66,7 @@ class Recording(TorchDispatchMode):
             again = func(*args, **kwargs)
             aliases = [given.alias_info is not None for given in func._schema.returns]
             if any(aliases):
-                continue  # a view of a tensor that stays, or the tensor itself
+                continue  # a view of a persistent tensor, or the tensor itself
             for old, new in zip(_tensors(out), _tensors(again), strict=True):
                 old.copy_(new)
 
@@ -76,7 +76,7 @@ def _tensors(out):
 
 
 class Emulated(CUDAGraphStep):
-    """Records on the CPU. Only what `capture` and `warm_up` do on a GPU is missing."""
+    """Records on the CPU; only the GPU parts of `capture` and `warm_up` are replaced."""
 
     def __call__(self, task, teacher, batch, optimizer, metrics):
         self.changed = task, optimizer, metrics
@@ -128,7 +128,7 @@ def test_a_replayed_step_of_standardised_logits_is_the_step():
 
 
 def test_steps_in_python_would_be_noticed():
-    """The emulation tells a step that counts in Python from one that counts in tensors."""
+    """The emulation distinguishes a step that counts in Python from one that counts in tensors."""
 
     def losses(step):
         torch.manual_seed(0)
@@ -147,7 +147,7 @@ def test_steps_in_python_would_be_noticed():
 
 
 def counted(loader, monkeypatch):
-    """The sizes of the batches of images that the loader makes from now on."""
+    """Return a list of the sizes of all batches of images that the loader makes from now on."""
     sizes, real = [], loader.view_of
 
     def view_of(index, view):
@@ -176,20 +176,20 @@ def test_a_copied_batch_has_the_same_images_in_tensors_of_its_own():
     for ours, theirs in zip(given.numbers, second.numbers, strict=True):
         assert ours.data_ptr() != theirs.data_ptr()
         ours.copy_(theirs)
-    assert not torch.equal(given.images, images)  # they were made before
+    assert not torch.equal(given.images, images)  # they had been made before
     assert torch.equal(given.unmade().images, images)
     assert torch.equal(first.images, first.unmade().images)
 
 
 def test_a_recorded_step_makes_the_images(monkeypatch):
-    """The batch's numbers are all that reaches it; only a batch of another size is made outside, by the step itself."""
+    """Only the batch's numbers reach it; the images of a batch of another size are made by a plain step."""
     loader = loader_of(subset=28, batch_size=8)
     sizes, module, step = counted(loader, monkeypatch), make(), Emulated(8)
     teacher = OnlineTeacher(Tiny(width=12).eval().requires_grad_(False))
     optimizer, metrics = make_optimizer(module, 0.01, 0.9, 5e-4), Metrics()
     for epoch in (1, 2):
         train_one_epoch(module, teacher, loader, optimizer, metrics, epoch, step=step)
-        assert sizes == [8, 8] + epoch * [4]  # to warm up and to record
+        assert sizes == [8, 8] + epoch * [4]  # for the warm-up and the recording
     ((given, graph, _),) = step.recordings.values()
     assert any(func is torch.ops.aten.gather.default and args[0].dtype == torch.uint8 for func, args, *_ in graph.calls)
     last = [batch for batch in loader.epoch(2) if len(batch) == 8][-1]

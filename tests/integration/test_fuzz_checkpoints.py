@@ -1,4 +1,4 @@
-"""A hundred damaged checkpoints: each is refused in a sentence and changes nothing, or holds values that are valid."""
+"""A hundred damaged checkpoints: each is refused in one sentence and changes nothing, or holds valid values."""
 
 import copy
 import io
@@ -50,7 +50,7 @@ TENSOR_CHANGES = [
 
 
 def places(content, way=()):
-    """Where in nested dicts and lists something is: a container and a key for each."""
+    """Yield a container and a key for each value in nested dicts and lists."""
     items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
     for key, value in items:
         yield content, key
@@ -58,7 +58,7 @@ def places(content, way=()):
 
 
 def change(content, rng):
-    """Change one place of the content, which every kind of container and tensor has its share of."""
+    """Change one place of the content; every kind of container and tensor is chosen at times."""
     holds = {}
     for where, key in places(content):
         holds.setdefault(type(where[key]).__name__, []).append((where, key))
@@ -81,7 +81,7 @@ def stored(content):
 
 
 def damage(raw, rng):
-    """Bytes of a file, damaged as disks, transfers and strangers do it."""
+    """Return the bytes of a file with damage as from disks, transfers and attackers."""
     kind, size = rng.randrange(6), len(raw)
     start, length = rng.randrange(size), rng.randrange(1, 200)
     if kind == 0:
@@ -94,7 +94,7 @@ def damage(raw, rng):
         return raw[:start] + raw[start + length :]
     if kind == 4:
         return raw + raw[start : start + length]
-    out = io.BytesIO()  # a whole zip of other content, which no checksum shows
+    out = io.BytesIO()  # a valid zip of other content, which no checksum reveals
     with zipfile.ZipFile(io.BytesIO(raw)) as old, zipfile.ZipFile(out, "w") as new:
         chosen = rng.choice(old.namelist())
         for name in old.namelist():
@@ -107,7 +107,7 @@ def damage(raw, rng):
 
 
 def mutated(content, rng):
-    """The bytes of a checkpoint with one to three changes in it, or damaged ones."""
+    """Return the bytes of a checkpoint with one to three changes, or with damage."""
     if rng.random() < 0.3:
         return damage(stored(content), rng)
     content = copy.deepcopy(content)
@@ -127,7 +127,7 @@ def fresh(tmp_path_factory):
     return trainer.task, trainer.optimizer
 
 
-@pytest.mark.filterwarnings("ignore")  # of what the reader thinks of damaged files
+@pytest.mark.filterwarnings("ignore")  # the reader's warnings about damaged files
 @pytest.mark.parametrize("seed", range(60))
 def test_a_mutated_state_is_refused_or_goes_on(seed, state, fresh, tmp_path):
     (tmp_path / "last.pth").write_bytes(mutated(state, random.Random(seed)))

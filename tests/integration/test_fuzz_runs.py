@@ -1,4 +1,4 @@
-"""Runs' folders with odd or damaged content: every report leaves out what it cannot read, and goes on."""
+"""Run folders with odd or damaged content: every report skips what it cannot read, and continues."""
 
 import copy
 import json
@@ -28,7 +28,7 @@ DEEP = "[" * 100_000 + "]" * 100_000
 
 
 def places(value, above=()):
-    """The way to every value in a JSON value."""
+    """Yield the path to every value in a JSON value."""
     keys = value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
     for key in keys:
         yield (*above, key)
@@ -36,7 +36,7 @@ def places(value, above=()):
 
 
 def changed(value, draw):
-    """The value with something in it replaced, left out, or renamed."""
+    """Return the value with something in it replaced, removed or renamed."""
     value = copy.deepcopy(value)
     for _ in range(draw.choice((1, 1, 2, 5))):
         if not (ways := list(places(value))):
@@ -56,7 +56,7 @@ def changed(value, draw):
 
 
 def damaged(text, draw):
-    """The bytes of a text that was cut, mixed up or written in another encoding."""
+    """Return the bytes of a text, cut, shuffled or in another encoding."""
     at = draw.randrange(len(text))
     return draw.choice((
         lambda: text[:at].encode(), lambda: text[at:].encode(), lambda: b"\0" * 50 + text.encode(), lambda: b"",
@@ -67,14 +67,14 @@ def damaged(text, draw):
 
 
 def odd_run(folder, draw):
-    """Put a run with an odd config.json or log.jsonl there."""
+    """Write a run with an odd config.json or log.jsonl."""
     config = json.loads((RESULTS / "kd_dtkd_seed-1/config.json").read_text())
     log = [json.loads(line) for line in (RESULTS / "kd_dtkd_seed-1/log.jsonl").read_text().splitlines()]
     what = draw.random()
     if what < 0.5:
         config = changed(config, draw)
     elif what < 0.8:
-        log[-1] = changed(log[-1], draw)  # what is shown
+        log[-1] = changed(log[-1], draw)  # the reports show this record
         log = changed(log, draw)
         draw.shuffle(log) if draw.random() < 0.2 else None
     texts = {"config.json": json.dumps(config, indent=2), "log.jsonl": "".join(json.dumps(each) + "\n" for each in log)}
@@ -91,7 +91,7 @@ def odd_run(folder, draw):
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A place with an intact run, and room for an odd one."""
+    """Return a folder with an intact run, and room for an odd one."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(reproduce, "rows", lambda table: [INTACT, ODD])
     shutil.copytree(RESULTS / "kd_tau-4_seed-1", INTACT.folder(1))
@@ -100,7 +100,7 @@ def place(tmp_path, monkeypatch):
 
 
 def outside(place, root):
-    """All files but those that belong to pages below root."""
+    """Return all files except those of the pages below root."""
     made = {root / "README.md", root / "index.html", root / "figures"}
     return {path for path in place.rglob("*") if path not in made and path.parent not in made}
 

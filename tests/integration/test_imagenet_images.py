@@ -1,4 +1,4 @@
-"""ImageNet's images: decoded by worker processes or here, the same in every epoch; a job of Slurm."""
+"""ImageNet's images: the same whether decoded by workers or in this process; a Slurm job."""
 
 import json
 import os
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
-    """Two classes of 11 and 3 images, of noise."""
+    """Return a tree of two classes with 11 and 3 images of noise."""
     root = tmp_path_factory.mktemp("tree")
     generator = torch.Generator().manual_seed(0)
     for split, count in (("train", 11), ("val", 3)):
@@ -63,7 +63,7 @@ def test_an_epoch_is_the_same_however_it_is_read(tree):
     assert all(batch.view is None and batch.count is None for batch in first)
     state = torch.get_rng_state()
     assert same(first, epoch(train))
-    assert torch.equal(state, torch.get_rng_state())  # others' random numbers do not depend on how images are read
+    assert torch.equal(state, torch.get_rng_state())  # reading images does not affect the global generator
     assert same(first, epoch(build(tree, num_workers=2).train))
     assert same(first[2:], epoch(train, done=2))
     assert not epoch(train, done=3)
@@ -113,7 +113,7 @@ def test_validation_images_are_the_middle_in_order(tree):
     pixels = torchvision.transforms.functional.pil_to_tensor(middle).float() / 255
     mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 3, 1, 1)
     steps = ((val[0].images[0] - (pixels - mean) / std) * std * 255).abs()
-    assert steps.max() < 1.01 and steps.mean() < 0.1  # of 255: Pillow rounds differently
+    assert steps.max() < 1.01 and steps.mean() < 0.1  # out of 255: Pillow rounds differently
 
 
 def test_formats_that_only_pillow_knows_are_read_too(tree, tmp_path):
@@ -189,7 +189,7 @@ def test_the_speed_of_loading_is_measured(tree, monkeypatch, capsys):
     [(None, 3, False), (signal.SIGUSR1, 1, True), (signal.SIGTERM, -signal.SIGTERM, False)],
 )
 def test_a_slurm_job_whose_time_ends_queues_itself_anew(asked, status, queued, tmp_path):
-    """And one that fails, or is cancelled, does not. With stand-ins for Slurm's commands."""
+    """A job that fails or is cancelled does not. With stand-ins for Slurm's commands."""
     for name, text in {
         "scontrol": 'echo "$@" >> "$TOLD"\n',
         "scancel": 'test "$*" = "--signal=TERM 7.0" && kill -TERM "$(cat "$TOLD.pid")"',
@@ -208,7 +208,7 @@ def test_a_slurm_job_whose_time_ends_queues_itself_anew(asked, status, queued, t
                 assert job.poll() is None
             job.send_signal(asked)
         assert job.wait(60) == status
-        if asked == signal.SIGTERM:  # Slurm ends what the job has started
+        if asked == signal.SIGTERM:  # Slurm terminates the job's processes
             os.kill(int((tmp_path / "told.pid").read_text()), signal.SIGKILL)
     assert "--nnodes=2" in told.read_text() and "--model_t ResNet34" in told.read_text()
     assert ("requeue 7" in told.read_text()) == queued

@@ -1,4 +1,4 @@
-"""A method of one's own: a class with a flag, in a file outside the project, and nothing else to touch."""
+"""A custom method: a class with a flag in a file outside the project, with no other change."""
 
 import importlib.util
 import json
@@ -43,7 +43,7 @@ def test_a_flag_that_is_declared_in_a_constructor_is_all_that_a_flag_is(sharper,
     folder = distil(f"{line} --sharpness 4")
     assert read_log(folder)[0]["tau_mean"] == 1.0
     assert json.loads((folder / "config.json").read_text())["options"]["sharpness"] == 4
-    assert "sharper: kd_T" not in capsys.readouterr().out  # which belongs to all runs
+    assert "sharper: kd_T" not in capsys.readouterr().out  # kd_T belongs to all runs
     assert "--sharpness float" in student_parser().format_help()
     with pytest.raises(InputError, match="--sharpness must be 9 or less, not 10"):
         distil(f"{line} --sharpness 10")

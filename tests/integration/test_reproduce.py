@@ -38,14 +38,14 @@ TABLE = [
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """An empty place with our scripts, where the table `ctkd` has three small runs."""
+    """Return an empty folder with our scripts, in which the table `ctkd` has three small runs."""
     for path in ROOT.glob("*.py"):
         (tmp_path / path.name).symlink_to(path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(reproduce, "rows", lambda table: TABLE)
     monkeypatch.setattr(reproduce, "left_out", lambda table: ["AB"])
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    warn.cache_clear()  # what another test has said of the same relative path
+    warn.cache_clear()  # another test may have warned about the same relative path
     return tmp_path
 
 
@@ -64,7 +64,7 @@ def test_runs_are_made_once_and_listed(place, monkeypatch, capfd):
     call(monkeypatch, "ctkd --list --seeds 2")
     heading, _, teacher, alone, student, _, missing, reported, where = capfd.readouterr().out.splitlines()
     assert heading.split() == ["table", "pair", "method", "state", "n", "last", "published"]
-    assert teacher.split()[:5] == ["ctkd", "resnet8", "alone", "done", "1"]  # it only teaches: one seed
+    assert teacher.split()[:5] == ["ctkd", "resnet8", "alone", "done", "1"]  # it is only a teacher: one seed
     assert "1 done, 1 missing" in alone and alone.endswith("60.00")
     assert "1 done, 1 missing" in student and student.endswith("61.00")
     assert missing == "ctkd: AB are not here"
@@ -73,7 +73,7 @@ def test_runs_are_made_once_and_listed(place, monkeypatch, capfd):
     assert capfd.readouterr().out.count("--seed 2") == 2
     call(monkeypatch, "ctkd")
     assert capfd.readouterr().out == "0 runs left to make, 1 at a time\n"
-    call(monkeypatch, "ctkd --list -- --precision bf16")  # other runs, which are not there
+    call(monkeypatch, "ctkd --list -- --precision bf16")  # other runs, which do not exist
     told = capfd.readouterr().out
     assert told.count("other options") == 3 and "is another run (precision fp32 instead of bf16)" in told
     call(monkeypatch, "ctkd -- --precision bf16")
@@ -81,14 +81,14 @@ def test_runs_are_made_once_and_listed(place, monkeypatch, capfd):
     assert told.out == "0 runs left to make, 1 at a time\n"
     assert told.err.count("is another run (precision fp32 instead of bf16") == 3 and "is left as it is\n" in told.err
     folder = TABLE[2].folder(1)
-    folder.rename(folder.with_name("kd_seed-2"))  # a seed that is not what it says, and not at its end
+    folder.rename(folder.with_name("kd_seed-2"))  # not the seed of its name, and not finished
     (folder.with_name("kd_seed-2") / "vgg8_last.pth").unlink()
     with pytest.raises(InputError, match="kd_seed-2 is another run .*: move it, or give the same flags"):
         call(monkeypatch, "ctkd --seeds 3 --trials")
 
 
 def test_a_finished_run_with_a_damaged_log_is_mended(place, monkeypatch, capfd):
-    """By reproduce.py, which starts it again, and by the training itself."""
+    """Both reproduce.py, which starts it again, and the training itself repair it."""
     monkeypatch.setattr(reproduce, "rows", lambda table: TABLE[:1])
     call(monkeypatch, "ctkd -- --device cpu --skip_validation")
     folder, (_, *argv) = TABLE[0].folder(1), TABLE[0].command(1)
@@ -154,15 +154,15 @@ def test_a_config_that_describes_no_run_stops_no_list(place, monkeypatch, capsys
 def test_all_seeds_of_a_student_in_one_process(place, monkeypatch, capsys):
     call(monkeypatch, "ctkd --seeds 3 --trials --dry_run -- --device cpu --teacher_table --print_freq 7")
     *alone, student = capsys.readouterr().out.splitlines()
-    assert len(alone) == 4  # the teacher once, the student alone with each seed
-    assert all(line.endswith("--device cpu --print_freq 7") for line in alone)  # the table is a student's
+    assert len(alone) == 4  # the teacher once, the vanilla student with each seed
+    assert all(line.endswith("--device cpu --print_freq 7") for line in alone)  # teacher tables are for distillation
     assert "--trials 3" in student and student.endswith("--device cpu --teacher_table --print_freq 7")
     assert {TABLE[2].folder(seed).name for seed in (1, 2, 3)} == {f"kd_seed-{seed}" for seed in (1, 2, 3)}
-    assert "--experiments_name kd " in student  # to which --trials adds the same
+    assert "--experiments_name kd " in student  # --trials appends the seeds
 
 
 def stand_ins(place, monkeypatch, teacher, student):
-    """Texts instead of the two training scripts, and a scheduler that looks often."""
+    """Replace the two training scripts by the given texts, and make the scheduler poll often."""
     for name, text in (("train_teacher.py", teacher), ("train_student.py", student)):
         (place / name).unlink()
         (place / name).write_text(text)
@@ -212,7 +212,7 @@ def test_what_is_under_way_elsewhere_is_waited_for(place, monkeypatch, capfd):
         fcntl.flock(lock, fcntl.LOCK_EX)
         runner = threading.Thread(target=call, args=[monkeypatch, "ctkd"])
         runner.start()
-        while not TABLE[1].folder(1).exists():  # which needs no teacher
+        while not TABLE[1].folder(1).exists():  # this run needs no teacher
             assert runner.is_alive()
         (folder / "resnet8_last.pth").touch()
     runner.join(60)
@@ -317,7 +317,7 @@ def test_a_run_that_begins_elsewhere_while_we_look_is_the_same_run(tmp_path, mon
 
 
 def test_a_run_that_is_at_its_end_is_done_whatever_its_status(place, monkeypatch, capfd):
-    """Such as 1 where its output could not be written."""
+    """Its status is 1 if its output could not be written."""
     stand_ins(place, monkeypatch, DONE + "sys.exit(1)", "")
     monkeypatch.setattr(reproduce, "rows", lambda table: TABLE[:2])
     call(monkeypatch, "ctkd")
@@ -357,7 +357,7 @@ time.sleep(60)
 
 
 def test_when_it_is_asked_to_end_so_are_its_runs(place, monkeypatch):
-    """SIGTERM reaches the run that is under way, which is waited for until it has saved; nothing else is begun."""
+    """SIGTERM is passed to the running run, which is awaited until it has saved; no other run is started."""
     stand_ins(place, monkeypatch, SAVES_SLOWLY, "")
     three = f"[Row('digits', name, None, 'alone', {TINY}, None) for name in ('vgg8', 'vgg13', 'vgg19')]"
     (place / "few.py").write_text(

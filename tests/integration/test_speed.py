@@ -1,4 +1,4 @@
-"""What is only for speed changes no run: tables, lower precision, recorded steps, trials."""
+"""Speed features change no run: tables, lower precision, recorded steps, trials."""
 
 import itertools
 import json
@@ -106,7 +106,7 @@ def test_who_needs_maps_says_so(distill, teacher):
 
 
 def test_the_first_50_losses_on_cifar100_are_those_of_the_plain_path(cifar100_dir, tmp_path, monkeypatch):
-    """In float32 a rounding error grows with the learning rate: at 0.05, two threads instead of one change as much."""
+    """In float32 rounding errors grow with the learning rate: at 0.05, a second thread changes as much."""
     data = f"--data_dir {cifar100_dir} --dataset cifar100 --train_subset 3200 --batch_size 64 --epochs 1 "
     torch.manual_seed(0)
     teacher = tmp_path / "resnet8_vanilla.pth"
@@ -124,7 +124,7 @@ def test_the_first_50_losses_on_cifar100_are_those_of_the_plain_path(cifar100_di
 
 
 class Flat(Normed):
-    """A small network that learns within seconds, since its last layer sees where in the image something is."""
+    """A small network that learns within seconds, since its last layer sees positions in the image."""
 
     def __init__(self, num_classes=10, width=8):
         super().__init__(num_classes, width)
@@ -136,7 +136,7 @@ class Flat(Normed):
 
 
 def top1_after_four_epochs(seed, expert, precision):
-    """Of a student that learns from the expert on 240 digits."""
+    """Return the top-1 accuracy of a student that learns from the expert on 240 digits."""
     data = create_dataset("digits", batch_size=16, seed=seed, device="cpu", train_subset=240)
     torch.manual_seed(seed)
     module = place(make("ctkd-global", student=Flat(), expert=expert), torch.device("cpu"))
@@ -156,7 +156,7 @@ def test_bf16_learns_as_well_as_float32():
     top1 = {name: [top1_after_four_epochs(seed, expert, name) for seed in (1, 2, 3)] for name in ("fp32", "bf16")}
     difference = abs(statistics.mean(top1["fp32"]) - statistics.mean(top1["bf16"]))
     noise = (sum(statistics.variance(values) for values in top1.values()) / 3) ** 0.5
-    assert difference <= 2.78 * noise, top1  # Student's t, 95 %, 4 degrees of freedom
+    assert difference <= 2.78 * noise, top1  # Student's t at 95 % with 4 degrees of freedom
     assert min(top1["bf16"]) > 30  # chance is 10
 
 
@@ -167,7 +167,7 @@ def test_a_run_from_before_goes_on_in_steps_that_can_be_recorded(teacher, tmp_pa
     line = f"--path-t {teacher} --epochs 2 --run_dir {tmp_path / 'run'}"
     interrupt_after_an_epoch(monkeypatch, line)
     state = checkpoint.load(tmp_path / "run/last.pth")
-    state["optimizer"]["param_groups"][0] |= {"lr": 0.05, "fused": None}  # as they were
+    state["optimizer"]["param_groups"][0] |= {"lr": 0.05, "fused": None}  # as older versions saved them
     checkpoint.save(state, tmp_path / "run/last.pth")
     seen = []
     after_each_step(monkeypatch, lambda task, optimizer, *_: seen.append(optimizer.param_groups[0]))
@@ -251,7 +251,7 @@ def test_trials_of_a_teacher_have_folders_of_their_own(tmp_path, monkeypatch):
     folders = train_teacher.train(parse(teacher_parser(), argv))
     assert [folder.name for folder in folders] == ["resnet8_vanilla_digits_seed-1", "resnet8_vanilla_digits_seed-2"]
     assert timeless(folders[0]) != timeless(folders[1])
-    again = train_teacher.train(parse(teacher_parser(), [*argv, "--trials", "3"]))  # goes on with the third alone
+    again = train_teacher.train(parse(teacher_parser(), [*argv, "--trials", "3"]))  # resumes only the third
     assert len(again) == 3 and len(read_log(again[2])) == 1
 
 
@@ -281,8 +281,7 @@ def test_no_import_that_takes_long_stands_before_the_first_step():
 
 
 def after_each_step(monkeypatch, look):
-    """From now on `look` is called after each step that train_student.py makes: with the task, the optimizer, the
-    metrics and what the step computed."""
+    """Call `look` after each step of train_student.py from now on, with task, optimizer, metrics and step output."""
     real = train_teacher.make_step
 
     def make_step(*given):

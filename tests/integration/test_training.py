@@ -1,4 +1,4 @@
-"""Whole runs: the loop, what it writes, what it refuses, and that a killed run ends as if it had never been killed."""
+"""Whole runs: the loop, its output, its refusals, and that a killed run ends as if it had never been killed."""
 
 import fcntl
 import functools
@@ -119,7 +119,7 @@ def test_a_student_run_logs_its_temperature(teacher, tmp_path, temperature, caps
 
 
 def read_events(folder):
-    from tensorboard_logger.tf_protobuf import event_pb2  # importable only once helper.logger has chosen the parser
+    from tensorboard_logger.tf_protobuf import event_pb2  # importable only after helper.logger has chosen the parser
 
     (file,) = folder.glob("events.out.tfevents.*")
     content, seen = file.read_bytes(), {}
@@ -195,7 +195,7 @@ def test_a_run_from_before_an_option_is_one_without_it(teacher, tmp_path, capsys
 
 
 def flags_that_go_on(error, script):
-    """What an error advises to add, to go on with the run that is there."""
+    """Return the flags that an error advises to add in order to resume the existing run."""
     (flags,) = re.findall(rf"add (.*) to {script} to go on with it, give another --run_dir", str(error.value))
     return flags
 
@@ -233,7 +233,7 @@ def test_a_run_from_before_the_calibration_goes_on_with_the_flags_that_its_error
 
 @pytest.mark.parametrize("more", ["--distill pkt", "--epochs 1 --model_s resnet14", "--logit_stand", "--dpk_width 8"])
 def test_no_flags_are_named_where_they_would_not_be_all(more, teacher, tmp_path):
-    """Of another method or network, whose defaults differ, and of flags that can only be left out."""
+    """For another method or network, whose defaults differ, and for flags that can only be left out."""
     line = f"--path-t {teacher} --epochs 2 --distill dpk --run_dir {tmp_path}"
     old = resolve_pair(parse(student_parser(), (DATA + line).split()), "resnet8")
     config = {"kind": "student", "model": "resnet8", "teacher": "resnet8"}
@@ -249,7 +249,7 @@ def test_a_run_that_lost_its_state_begins_anew_only_where_that_is_asked_for(stat
     train(line)
     kept = (tmp_path / "log.jsonl").read_text()
     (tmp_path / "last.pth").unlink()
-    train(line)  # at its end, which needs none
+    train(line)  # finished, so it needs no state
     assert (tmp_path / "log.jsonl").read_text() == kept
     (tmp_path / "resnet8_last.pth").unlink()
     if state == "dangling":
@@ -406,7 +406,7 @@ def test_a_file_of_a_run_that_is_none_is_said_so(name, kind, teacher, tmp_path):
     path.unlink(missing_ok=True)
     {"fifo": os.mkfifo, "device": lambda path: path.symlink_to("/dev/zero"), "folder": os.mkdir}[kind](path)
     with no_hang():
-        if name == "log.jsonl" and kind != "folder":  # it is written anew
+        if name == "log.jsonl" and kind != "folder":  # the log is rewritten
             train(line)
             assert path.is_file() and not path.is_symlink()
         else:
@@ -430,7 +430,7 @@ def test_overwrite_replaces_what_is_no_file_and_leaves_folders(tmp_path):
 
 
 def test_a_full_disk_when_the_log_begins_is_said_in_one_sentence(tmp_path, monkeypatch):
-    """And nothing is said when what could not be written is given up."""
+    """Nothing more is printed when the unwritten log is discarded."""
 
     def full(*_):
         return open("/dev/full", "wb")
@@ -503,7 +503,7 @@ def test_a_missing_teacher_names_the_two_commands_that_help(tmp_path, monkeypatc
 
 
 def test_a_teacher_that_is_trained_elsewhere_is_waited_for(teacher, tmp_path, monkeypatch, capsys):
-    """The other process holds the lock, and is at its end when its lock is looked at a second time."""
+    """The other process holds the lock, and has finished when the lock is checked a second time."""
     folder, looks, real = tmp_path / teacher.name, [], helper.teacher.is_locked
     folder.mkdir()
     shutil.copy(teacher / "config.json", folder)
@@ -557,7 +557,7 @@ def test_train_teacher_trains_the_missing_one_as_long_as_its_file_name_says(tmp_
 def test_an_unfinished_teacher_is_finished_before_it_teaches(tmp_path, monkeypatch):
     folder = tmp_path / "resnet8_vanilla"
     with monkeypatch.context() as patch:
-        killed = train_teacher.RunFolder._save_teacher  # the last thing that it did
+        killed = train_teacher.RunFolder._save_teacher  # its last action
         patch.setattr(train_teacher.RunFolder, "finish", killed)
         patch.setattr(train_teacher.RunFolder, "summary", lambda self: "")
         train(f"--model resnet8 --epochs 2 --run_dir {folder}")
@@ -605,11 +605,11 @@ def test_a_damaged_state_is_said_so(teacher, tmp_path):
         distil(f"--path-t {teacher} --epochs 1 --run_dir {folder}")
 
 
-# ---------------------------------------------------------------- kill and go on
+# ---------------------------------------------------------------- kill and resume
 
 
 def heed_interrupts():
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell lets its background jobs, these tests perhaps, ignore it
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # shells make background jobs, perhaps these tests, ignore it
 
 
 def start(line):
@@ -632,7 +632,7 @@ def wait_for_epoch(process, folder, epoch):
 
 
 def within_an_epoch(folder):
-    """What a state has of the epoch that was begun: sums of its steps, or its means."""
+    """Return a state's mid-epoch part: the sums of its steps, or its means."""
     state = checkpoint.load(folder / "last.pth")
     return {name for name in ("metrics", "trained") if state[name] is not None}
 
@@ -654,7 +654,7 @@ def test_an_interrupted_run_ends_bit_identical_under_every_distiller(distill, te
     moved = [key.split(".") for key in last if key != "_extra_state" and not torch.equal(first[key], last[key])]
     assert {part for module, part, *_ in moved if module == "distiller"} == learns.get(distill, set())
     if distill == "crd":
-        for memory in ("memory_v1", "memory_v2"):  # every image's, once in each epoch
+        for memory in ("memory_v1", "memory_v2"):  # every image's, once per epoch
             before, after = (saved[f"distiller.contrast.{memory}"] for saved in (first, last))
             assert (before != after).any(1).all()
         assert last["distiller.contrast.log_z_v1"].isfinite()
@@ -669,9 +669,9 @@ def test_an_interrupted_run_ends_bit_identical_under_every_temperature(temperatu
     first = checkpoint.load(tmp_path / "stopped/last.pth")["module"]
     stop_within_an_epoch(monkeypatch, line + str(tmp_path / "stopped"))
     assert checkpoint.load(tmp_path / "stopped/last.pth")["step"] == 2
-    stop_within_an_epoch(monkeypatch, line + str(tmp_path / "stopped"), steps=1)  # the epoch's last one
+    stop_within_an_epoch(monkeypatch, line + str(tmp_path / "stopped"), steps=1)  # the epoch's last step
     assert within_an_epoch(tmp_path / "stopped") == {"metrics"}
-    stop_within_an_epoch(monkeypatch, line + str(tmp_path / "stopped"), steps=1)  # within the test that follows
+    stop_within_an_epoch(monkeypatch, line + str(tmp_path / "stopped"), steps=1)  # within the evaluation that follows
     assert within_an_epoch(tmp_path / "stopped") == {"trained"}
     distil(line + str(tmp_path / "stopped"))
     check_same_end(tmp_path / "stopped", tmp_path / "whole")
@@ -684,7 +684,7 @@ def test_an_interrupted_run_ends_bit_identical_under_every_temperature(temperatu
         calibration = {"predictor", "detector"} if "learned" in temperature else set()
         assert moved == {"actor", "log_std", "critic"} | calibration
         passes = [saved[here + "_extra_state"]["actor"]["state"][0]["step"].item() for saved in (first, last)]
-        assert passes == [5, 15]  # of an epoch's three batches two make a rollout, and an update is five passes
+        assert passes == [5, 15]  # two of an epoch's three batches make a rollout, and an update is five passes
     if temperature.startswith(("rlkd", "random")):
         entropy = first[here + "entropy"]
         assert (entropy > 0).sum() == (96 if temperature == "random" else 80)  # a probe is half of a small batch

@@ -1,4 +1,4 @@
-"""Reading and writing weights: nothing is lost, no code is run, and every mistake gets a sentence."""
+"""Reading and writing weights: nothing is lost, no code is run, and every mistake gets one sentence."""
 
 import os
 import pickle
@@ -71,7 +71,7 @@ def test_code_in_a_checkpoint_is_never_run(tmp_path):
     refused(evil, "could run code|damaged")
     assert not touched.exists()
     pickle.loads(evil.read_bytes())
-    assert touched.exists()  # the trap is a real one
+    assert touched.exists()  # the file really is malicious
 
 
 @pytest.mark.parametrize("keep", [0, 10, 0.5, 0.99])
@@ -117,7 +117,7 @@ def test_an_unknown_architecture_says_what_differs(tmp_path, weights):
 
 
 def test_refusing_weights_initialises_no_network_in_vain(tmp_path, weights, monkeypatch):
-    """That would take a minute; but the first import of what it needs instead takes seconds, so not for what fits."""
+    """Initialising all takes a minute, and the meta device a slow import, so matching weights use neither."""
     devices, real = [], checkpoint.expected_weights
 
     def noted(name, dataset, device="cpu"):
@@ -162,7 +162,7 @@ TENSORS = [
 ]
 
 
-@pytest.mark.filterwarnings("ignore")  # of the odder kinds of tensors
+@pytest.mark.filterwarnings("ignore")  # about unusual kinds of tensors
 @pytest.mark.parametrize(("name", "change", "says"), TENSORS, ids=[says for *_, says in TENSORS])
 def test_what_nothing_can_be_learned_from_is_refused_by_its_name(name, change, says, tmp_path, weights):
     weights[name] = change(weights[name])
@@ -172,13 +172,13 @@ def test_what_nothing_can_be_learned_from_is_refused_by_its_name(name, change, s
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_weights_of_another_precision_become_float32(dtype, tmp_path, weights):
-    stored = {name: value.to(dtype) for name, value in weights.items()}  # the number of batches, too
+    stored = {name: value.to(dtype) for name, value in weights.items()}  # including the number of batches
     torch.save(stored, tmp_path / "teacher.pth")
     loaded = checkpoint.load_weights(tmp_path / "teacher.pth")
     assert {value.dtype for value in loaded.values()} == {torch.float32}
     model = checkpoint.network(tmp_path / "x.pth", loaded, checkpoint.identify(tmp_path / "x.pth", loaded), 10)
     assert torch.equal(model.conv1.weight, stored["conv1.weight"].float())
-    stored["fc.bias"] = torch.full((10,), 1e300, dtype=torch.float64)  # no number of float32
+    stored["fc.bias"] = torch.full((10,), 1e300, dtype=torch.float64)  # beyond float32
     torch.save(stored, tmp_path / "teacher.pth")
     refused(tmp_path / "teacher.pth", "fc.bias is not finite")
 
@@ -212,7 +212,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path):
     path = tmp_path / "last.pth"
     checkpoint.save({"epoch": 1}, path)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # what a full disk does to a write
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # acts like a full disk
     try:
         with pytest.raises(RunError, match="cannot be written .File too large.") as error:
             checkpoint.save({"epoch": 2, "weights": torch.zeros(1_000_000)}, path)
@@ -223,11 +223,11 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["last.pth"]
 
 
-# ---------------------------------------------------------------- what is no file, and where none can be
+# ---------------------------------------------------------------- not regular files, and impossible places
 
 
 def odd_files(folder):
-    """What opens but is no file: a FIFO, a link to one, a device, a socket and a folder."""
+    """Create and return paths that are not regular files: a FIFO, a link to one, a device, a socket and a folder."""
     os.mkfifo(folder / "fifo")
     (folder / "link").symlink_to(folder / "fifo")
     (folder / "folder").mkdir()
@@ -283,7 +283,7 @@ def test_a_teacher_that_may_not_be_read_is_said_so(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     (tmp_path / "teacher.pth").write_bytes(b"")
-    with monkeypatch.context() as patch:  # for root may read all
+    with monkeypatch.context() as patch:  # since root may read everything
         patch.setattr(os, "open", closed)
         with pytest.raises(InputError, match="teacher.pth cannot be read .Permission denied."):
             find(tmp_path / "teacher.pth")

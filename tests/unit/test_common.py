@@ -1,4 +1,4 @@
-"""What the other tests stand on."""
+"""Helpers of the other tests."""
 
 import itertools
 

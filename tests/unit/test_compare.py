@@ -1,4 +1,4 @@
-"""compare.py and what it stands on: reading runs, the published tables, the verdicts, the pictures."""
+"""compare.py and its parts: reading runs, the published tables, the verdicts, the plots."""
 
 import errno
 import functools
@@ -28,7 +28,7 @@ from report.runs import Run, find_runs, group_labels, group_runs
 ROOT = Path(compare.__file__).parent
 REFERENCE = Path(__file__).resolve().parents[3] / "shared/reference/published_tables.json"
 
-TOLD = ("teacher_sha256", "data_sha256", "num_classes", "machine", "processes")  # in config.json beside the options
+TOLD = ("teacher_sha256", "data_sha256", "num_classes", "machine", "processes")  # in config.json besides the options
 OPTIONS = {
     "batch_size": 64, "learning_rate": 0.05, "lr_decay_epochs": [150, 180, 210], "lr_decay_rate": 0.1, "momentum": 0.9,
     "weight_decay": 5e-4, "train_subset": 0, "gamma": 0.1, "alpha": 0.9, "beta": 0.0, "kd_T": 4.0, "tau_init": 1.0,
@@ -38,7 +38,7 @@ OPTIONS = {
 
 
 def history(last, best=None, epochs=240, tau=False):
-    """A log whose last epoch has `last` and whose second to last has `best`."""
+    """Return a log whose last epoch has `last` and whose second to last has `best`."""
     records = [{"epoch": epoch, "train_top1": 50.0, "top1": min(last, 50.0)} for epoch in range(1, epochs + 1)]
     records[-1]["top1"] = last
     if best is not None:
@@ -64,7 +64,7 @@ def write_run(folder, records, seed=1, distill="kd", temperature="fixed", teache
 
 
 def cells(text, *words):
-    """The cells of the one table line that has all these words."""
+    """Return the cells of the only table line that has all these words."""
     (line,) = [line for line in text.splitlines() if line.startswith("|") and all(word in line for word in words)]
     return [cell.strip() for cell in line.strip("|").split("|")]
 
@@ -76,7 +76,7 @@ def test_runs_are_found_below_a_folder_with_last_and_best(tmp_path, capsys):
     write_run(tmp_path / "a/b/one", history(71.0, 71.6))
     write_run(tmp_path / "two", history(70.0), temperature="ctkd-global")
     (tmp_path / "models").mkdir()
-    (tmp_path / "models/config.json").write_text("{}")  # no log beside it: no run
+    (tmp_path / "models/config.json").write_text("{}")  # without a log it is not a run
     one, two = find_runs([tmp_path, tmp_path / "two"])
     assert (one.last, one.best, one.finished, one.epochs) == (71.0, 71.6, True, 240)
     assert one.label == "resnet56 → resnet20, kd, tau 4"
@@ -171,7 +171,7 @@ def test_runs_are_found_beside_folders_that_are_nested_deep_or_closed(tmp_path, 
     try:
         assert [run.folder for run in find_runs([tmp_path])] == [folder]
     finally:
-        for _ in range(2500):  # shutil, with which pytest tidies up, does not get that deep
+        for _ in range(2500):  # too deep for shutil, with which pytest cleans up
             os.chdir("d")
         for _ in range(2500):
             os.chdir("..")
@@ -205,7 +205,7 @@ def test_what_is_no_epoch_is_no_record(tmp_path, epoch, capsys):
     write_run(tmp_path / "run", [*history(71.0), {"epoch": epoch, "top1": 99.0}, {"epoch": epoch, "top1": 98.0}])
     (run,) = find_runs([tmp_path])
     assert (run.last, run.best, run.damaged, len(run.history)) == (71.0, 71.0, 2, 240)
-    assert capsys.readouterr().err.count("\n") == 1  # a line for a log, not for each of its lines
+    assert capsys.readouterr().err.count("\n") == 1  # one line per log, not per line of it
 
 
 def test_an_epoch_logged_twice_counts_once(tmp_path):
@@ -262,11 +262,11 @@ def test_what_changes_a_result_parts_runs(tmp_path, other):
     assert len(group_runs(find_runs([tmp_path]))) == 2
 
 
-OLD, NEW = "a" * 64, "2:" + "b" * 64  # hashes of the data, by two versions of the formula
+OLD, NEW = "a" * 64, "2:" + "b" * 64  # hashes of the data by two versions of the formula
 
 
 def parted(tmp_path, *hashes):
-    """The numbers of runs in each group, and the labels; of runs with these hashes."""
+    """Return the number of runs in each group, and the labels, for runs with these hashes."""
     for seed, data in enumerate(hashes, 1):
         write_run(tmp_path / f"{seed}", history(70.0), seed, data_sha256=data)
     groups = group_runs(find_runs([tmp_path]))
@@ -284,7 +284,7 @@ def test_hashes_of_one_version_part_runs_and_tell_them_apart(tmp_path):
 
 
 def test_where_one_version_shows_two_data_sets_every_hash_parts_runs(tmp_path):
-    """For nothing says which of the two the third stands for."""
+    """It is unknown which of the two the third hash belongs to."""
     sizes, labels = parted(tmp_path, OLD, NEW, "c" * 64, NEW, OLD, None)
     assert sizes == [1, 1, 2, 2]
     assert sorted(label.removeprefix("kd, tau 4, data_sha256 ") for label in labels) == [
@@ -296,7 +296,7 @@ def test_hashes_of_two_versions_hinder_no_gain_and_those_of_one_do(tmp_path):
     alone = {"distill": None, "teacher": None}
     write_run(tmp_path / "kd", history(70.0), data_sha256=OLD)
     write_run(tmp_path / "ctkd", history(71.0), temperature="ctkd-global", data_sha256=NEW)
-    write_run(tmp_path / "dtkd", history(72.0), temperature="dtkd", data_sha256="c" * 64)  # other data than kd's
+    write_run(tmp_path / "dtkd", history(72.0), temperature="dtkd", data_sha256="c" * 64)  # different data from kd's
     write_run(tmp_path / "alone", history(65.0), **alone, data_sha256=NEW)
     text = comparison.report(find_runs([tmp_path]), markdown=True)
     assert cells(text, "| kd, ctkd-global ", "| alone ")[3] == "+6.00"
@@ -305,7 +305,7 @@ def test_hashes_of_two_versions_hinder_no_gain_and_those_of_one_do(tmp_path):
 
 
 def test_the_seed_is_not_neutral():
-    """A run with another seed is another run: a folder must not go on with it."""
+    """A run with another seed is another run: it must not be resumed in the same folder."""
     assert "seed" not in neutral_options()
     assert {"path_t", "device", "experiments_name", "print_freq"} <= neutral_options()
 
@@ -355,7 +355,7 @@ def test_lookup_by_temperature_and_kd_term():
     assert tops("pkt", kd_term=False) == [(73.45, "S05")]
     assert tops("pkt") == [(74.01, "S01"), (73.45, "S05")]
     assert tops("kd", temperature="ctkd-instance") == []
-    assert published.lookup("cifar100", "resnet14", None) == []  # only ever a teacher, and its accuracy is not printed
+    assert published.lookup("cifar100", "resnet14", None) == []  # always a teacher, and its accuracy is not published
     assert published.lookup("digits", "wrn_40_2", "wrn_40_1", "kd") == []
     assert published.lookup("imagenet", "resnet34", "resnet18", "kd", "ctkd-global")[0]["top5"] == 90.27
     assert published.lookup("imagenet", "ResNet50", "MobileNetV1_Imagenet", "kd", kd_T=1.0)[0]["top1"] == 70.5
@@ -426,7 +426,7 @@ def test_deviation_adds_the_published_spread_in_quadrature():
     edge = fmean(accuracies) - stats.t.ppf(0.975, 2) * spread
     assert comparison.deviation(accuracies, edge + 1e-6, 0.3) == 0
     assert comparison.deviation(accuracies, edge - 1e-6, 0.3) == 1
-    assert comparison.deviation([70.0, 70.0], 70.0) == 0  # no noise at all
+    assert comparison.deviation([70.0, 70.0], 70.0) == 0  # no noise
 
 
 def test_verdict_takes_what_the_source_reports():
@@ -437,8 +437,8 @@ def test_verdict_takes_what_the_source_reports():
         return comparison.verdict(runs, {"source_id": source, "top1": top1})
 
     assert verdict("S05", 70.1) == "within noise (±0.50)" and verdict("S05", 73.1) == "below"  # reports the last epoch
-    assert verdict("S09", 73.1) == "within noise (±0.50)" and verdict("S09", 70.1) == "above"  # the best one
-    # it is not said which: both have to agree
+    assert verdict("S09", 73.1) == "within noise (±0.50)" and verdict("S09", 70.1) == "above"  # reports the best epoch
+    # not stated which: both must agree
     assert [verdict("S00", top1) for top1 in (60, 70.1, 72, 73.1, 80)] == [
         "above", "within noise (±0.50)", "between last and best", "within noise (±0.50)", "below",
     ]  # fmt: skip
@@ -449,7 +449,7 @@ def test_verdict_takes_what_the_source_reports():
 
 
 def test_chance_pools_the_spread_of_several_configurations():
-    """The half-width of the two-sample t interval, as scipy has it for the pooled samples."""
+    """The half-width of the two-sample t interval equals scipy's for the pooled samples."""
     ours, base = [71.0, 71.3, 71.5], [70.0, 70.6]
     groups = [runs_with(ours), runs_with(base)]
     interval = stats.ttest_ind(ours, base).confidence_interval()
@@ -605,7 +605,7 @@ def test_dtkd_is_compared_with_kd_and_with_the_same_weight_at_a_fixed_tau(tmp_pa
     write_run(tmp_path / "a", history(70.0))
     write_run(tmp_path / "b", history(72.0), **weights, alpha=1.5)
     write_run(tmp_path / "c", history(73.0), **weights, temperature="dtkd", alpha=1.0, fixed_alpha=0.5)
-    write_run(tmp_path / "d", history(74.0), logit_stand=True)  # at a fixed tau, but not at one for all samples
+    write_run(tmp_path / "d", history(74.0), logit_stand=True)  # fixed tau, but not equal for all samples
     text = comparison.report(find_runs([tmp_path]), markdown=True)
     assert cells(text, "| kd, dtkd ", "| kd, tau 4 (other weights) ")[3] == "+3.00"
     assert cells(text, "| kd, dtkd ", "| kd, tau 4, alpha 1.5, gamma 1, kd_warmup 20 ")[3] == "+1.00"
@@ -679,11 +679,11 @@ def test_screen_tables_are_aligned(tmp_path):
         assert all(row[end + 1 : end + 3] == "  " for end in ends)
 
 
-# --- the pictures
+# --- the plots
 
 
 def is_picture(path, share=0.01):
-    """Whether a PNG can be read and has some colour in it, not only white paper."""
+    """Return whether a PNG can be read and contains colour, not only white."""
     pixels = imread(path)[..., :3]
     return min(pixels.shape[:2]) > 300 and (pixels < 0.9).any(axis=-1).mean() > share
 
@@ -696,7 +696,7 @@ def test_pictures_of_short_and_long_runs(tmp_path, epochs):
     run = Run(tmp_path, {"distill": "kd", "options": {}, "epochs": epochs}, records)
     plot_compare([run, run], tmp_path / "both.png")
     assert is_picture(tmp_path / "both.png")
-    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".png"] * 2  # nothing left beside
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".png"] * 2  # no other files
 
 
 def test_panels_for_tau_and_lambda_only_where_there_are_any(tmp_path):
@@ -710,7 +710,7 @@ def test_panels_for_the_agent_and_the_teachers_tau(tmp_path):
     plot_run(records, "plain", tmp_path / "plain")
     for record in records:
         record |= {"tau_teacher_mean": 5.0, "rl_action_mean": 0.1, "rl_action_std": 0.6}
-    records[19] |= {"rl_reward": 0.002}  # it learns in this epoch only
+    records[19] |= {"rl_reward": 0.002}  # the agent learns only in this epoch
     plot_run(records, "rlkd", tmp_path / "rlkd")
     assert imread(tmp_path / "rlkd").shape[0] > 1.4 * imread(tmp_path / "plain").shape[0]
 

@@ -1,4 +1,4 @@
-"""The data sets: that augmentation is torchvision's, that an epoch is fixed by its seed, that errors speak."""
+"""The data sets: augmentation equals torchvision's, the seed determines an epoch, errors are clear."""
 
 import hashlib
 import os
@@ -50,12 +50,12 @@ def loader_of(images, target=None, **options):
 
 
 def epoch_of(loader, epoch=1):
-    """The order and the views of one epoch, [2, N]."""
+    """Return the order and the views of one epoch, [2, N]."""
     return torch.cat([torch.stack([batch.index, batch.view]) for batch in loader.epoch(epoch)], dim=1)
 
 
 def columns(batch):
-    """All tensors of a batch."""
+    """Return all tensors of a batch."""
     return [each for each in (batch.images, batch.target, batch.index, batch.view) if each is not None]
 
 
@@ -64,7 +64,7 @@ def as_pil(image):
 
 
 def error_of(function, *args, **kwargs):
-    """The one sentence of the InputError that the call must raise."""
+    """Return the message, one sentence, of the InputError that the call must raise."""
     with pytest.raises(InputError) as caught:
         function(*args, **kwargs)
     assert "\n" not in str(caught.value)
@@ -93,7 +93,7 @@ def test_each_view_is_the_crop_and_flip_of_torchvision(pad):
 def test_images_need_not_be_square():
     image = random_images(1)[:, :, :20]
     padded = torch.nn.functional.pad(image, (2,) * 4)
-    view = torch.tensor([(3 * 5 + 1) * 2 + 1])  # 3 rows down, 1 column to the right, mirrored
+    view = torch.tensor([(3 * 5 + 1) * 2 + 1])  # 3 rows down, 1 column to the right, flipped
     expected = padded[:, :, 3:23, 1:33].flip(3)
     assert torch.equal(crop(padded, torch.tensor([0]), view, pad=2), expected)
 
@@ -140,7 +140,7 @@ def test_an_epoch_depends_on_seed_and_epoch_alone():
 
 def test_epochs_and_seeds_differ_in_order_and_views():
     images = random_images(50, size=2)
-    seeds = (0, 1, 2, 3, 2**32, -1)  # torch would take 0 and 2**32 for the same
+    seeds = (0, 1, 2, 3, 2**32, -1)  # to torch, 0 and 2**32 are the same seed
     drawn = [epoch_of(loader_of(images, seed=seed), epoch) for seed in seeds for epoch in (1, 2, 3)]
     for row in (0, 1):
         assert len({tuple(one[row].tolist()) for one in drawn}) == len(drawn)
@@ -169,7 +169,7 @@ def test_images_targets_and_indices_belong_together():
         loader = loader_of(images, target=torch.arange(200) % 10, augment=augment)
         for batch in loader:
             assert (batch.images.dtype, batch.index.dtype) == (torch.float32, torch.int64)
-            centre = (batch.images[:, 0, 16, 16] * STD[0] + MEAN[0]) * 255  # padding never gets that far
+            centre = (batch.images[:, 0, 16, 16] * STD[0] + MEAN[0]) * 255  # padding never reaches it
             assert torch.equal(centre.round().long(), batch.index)
             assert torch.equal(batch.target, batch.index % 10)
 
@@ -207,7 +207,7 @@ def test_validation_is_in_order_and_not_augmented():
 
 @pytest.mark.parametrize("augment", [True, False])
 def test_an_epoch_reads_nothing_back_from_the_device(augment):
-    """A meta tensor has no values, so whatever would wait for one fails."""
+    """A meta tensor has no values, so reading one back fails."""
     batches = list(loader_of(random_images(20), augment=augment, device="meta"))
     assert [tuple(batch.images.shape) for batch in batches] == [(16, 3, 32, 32), (4, 3, 32, 32)]
     assert all(tensor.is_meta for batch in batches for tensor in columns(batch))
@@ -272,17 +272,17 @@ def test_create_dataset_digits():
     data = create_dataset("digits", batch_size=64, seed=1, device="cpu")
     assert (len(data.train), len(data.val), data.num_classes) == (23, 6, 10)
     images = torch.cat([batch.images for batch in data.train])
-    assert abs(images.mean()) < 0.2 and abs(images.std() - 1) < 0.2  # the crops add some black
+    assert abs(images.mean()) < 0.2 and abs(images.std() - 1) < 0.2  # crops add some black
     assert torch.cat([batch.view for batch in data.train]).remainder(2).sum() == 0
     again = create_dataset("digits", batch_size=64, seed=2, device="cpu")
     assert not torch.equal(epoch_of(data.train), epoch_of(again.train))
 
 
-# a folder of one's own
+# a custom folder
 
 
 def write_tree(root, images):
-    """Images by their paths below root; a colour stands for a 40x48 picture of it."""
+    """Write images by their paths below root; a colour means a 40x48 image of it."""
     for path, image in images.items():
         if isinstance(image, tuple):
             image = Image.new("RGB", (48, 40), image)
@@ -312,7 +312,7 @@ def test_folder_reads_images_and_classes(tmp_path):
 
 def test_folder_resizes_the_short_side_and_keeps_the_middle(tmp_path):
     picture = np.zeros((32, 96, 3), dtype=np.uint8)
-    picture[:, 32:64] = random_images(1)[0].permute(1, 2, 0)  # only this middle square is to be left
+    picture[:, 32:64] = random_images(1)[0].permute(1, 2, 0)  # only this central square should remain
     write_tree(tmp_path, {**TREE, "val/cat/1.png": Image.fromarray(picture)})
     data = folder.load(str(tmp_path), 32, 0)
     assert torch.equal(data.val_images[1], random_images(1)[0])
@@ -356,7 +356,7 @@ def as_pgm(path):
 
 
 def as_tiff(path, bits, sample_format, photometric, pixels):
-    """A grey picture of 48x40 as Pillow does not write it."""
+    """Write a grey 48x40 TIFF in a form that Pillow does not write."""
     values = (48, 40, bits, 1, photometric, 122, 1, len(pixels), sample_format)
     tags = zip((256, 257, 258, 259, 262, 273, 277, 279, 339), values, strict=True)
     entries = b"".join(struct.pack("<HHII", tag, 4 if tag in (273, 279) else 3, 1, value) for tag, value in tags)
@@ -392,7 +392,7 @@ UNCLEAR = {
 @pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize("dataset", ["folder", "imagenet"])
 def test_images_are_read_alike_in_both_data_sets_and_splits(tmp_path, dataset, split):
-    """Deep ones are scaled; those without a range, and what is no regular file, are refused and named."""
+    """More than 8 bits are scaled; images without a range and irregular files are refused by name."""
     write_tree(tmp_path, TREE)
     image = tmp_path / split / "ant" / "1.png"
     Image.fromarray(np.full((40, 48), 40000, np.uint16)).save(image)
@@ -523,7 +523,7 @@ def test_only_folders_of_images_have_a_hash(tmp_path):
 
 def test_folders_that_cannot_be_read_or_lead_nowhere(tmp_path, monkeypatch):
     def errors(data_dir):
-        """Of the hash, where there is one to make, and of the loader."""
+        """Return the errors of the hash, if there is one, and of the loader."""
         load = error_of(folder.load, data_dir, 32, 0)
         return {load} | ({error_of(identify_data, "folder", data_dir)} if os.path.isdir(f"{data_dir}/train") else set())
 
@@ -613,7 +613,7 @@ def no_download(monkeypatch):
 
 
 def link_files(source, target):
-    """A folder like the official one, so that a test may damage a file of it."""
+    """Make a folder like the official one, of which a test may damage a file."""
     target.mkdir(parents=True)
     for name in ("train", "test", "meta"):
         (target / name).symlink_to(source / "cifar-100-python" / name)
@@ -692,7 +692,7 @@ def test_cifar100_with_an_unreadable_file(no_download, tmp_path, monkeypatch):
 
 
 class Touch:
-    """Unpickling it creates a file."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -709,7 +709,7 @@ def test_cifar100_never_unpickles_a_foreign_file(cifar100_dir, no_download, tmp_
     assert "is damaged" in error_of(cifar100.load, str(tmp_path))
     assert not touched.exists()
     pickle.loads((files / name).read_bytes())
-    assert touched.exists()  # so the file was a real trap
+    assert touched.exists()  # the file really is malicious
 
 
 @pytest.mark.parametrize("exists", [True, False])
@@ -754,7 +754,7 @@ def test_cifar100_archive_beside_is_unpacked_if_official(tmp_path, monkeypatch):
     assert f"{archive} is damaged" in error_of(cifar100.load, str(tmp_path))
     assert archive.read_bytes() == original and not (tmp_path / "cifar-100-python").exists()
     monkeypatch.setitem(cifar100.MD5, CIFAR100.filename, hashlib.md5(original).hexdigest())
-    assert "train is missing" in error_of(cifar100.load, str(tmp_path))  # it got as far as the files
+    assert "train is missing" in error_of(cifar100.load, str(tmp_path))  # it found the folder
     assert (tmp_path / "cifar-100-python" / "meta").read_bytes() == b"something"
     assert archive.read_bytes() == original
 
@@ -772,7 +772,7 @@ def test_subset_is_balanced_nested_and_fixed():
         assert len(kept) == size and counts.max() - counts.min() <= 1
         assert previous <= set(kept.tolist())
         previous = set(kept.tolist())
-    assert balanced_subset(target, 100).tolist() != list(range(100))  # not simply the first ones
+    assert balanced_subset(target, 100).tolist() != list(range(100))  # not just the first ones
 
 
 def test_subset_of_uneven_classes_takes_what_there_is():

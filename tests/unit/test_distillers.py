@@ -1,4 +1,4 @@
-"""What must be true of the distillers' losses; golden/ holds them against the published implementations."""
+"""Properties of the distillers' losses; golden/ compares them with the published implementations."""
 
 import math
 
@@ -21,7 +21,7 @@ UNEVEN = torch.tensor([3] * 30 + [1] * 10 + [0] * 60)[torch.randperm(100, genera
 
 @pytest.mark.parametrize("size", [1.0, 1e-3, 1e-7])
 def test_pkt_adds_a_small_number_to_a_norm_as_published(size):
-    """At a weight of 30000 the difference to a norm with a lower bound shows after some steps."""
+    """At a weight of 30000, the difference from clamping the norm shows after some steps."""
     f_s, f_t = size * positive(0, 8, 64), positive(1, 8, 128)
 
     def similarities(features):
@@ -175,8 +175,10 @@ def test_dkd_warms_up_linearly_where_asked():
 @pytest.mark.parametrize("uses", [None, 0, 1, 2, 3, "logits"])
 @pytest.mark.parametrize("distill", distiller_dict)
 def test_a_distiller_compares_the_layers_it_says(distill, uses):
-    """Its own terms alone: which of the student's outputs they have a gradient for; none for the teacher's. (Row 9 of
-    RLKD's bugs: VID has no KD term of its own.)"""
+    """Which of the student's outputs get a gradient from its own terms; the teacher's get none.
+
+    (Row 9 of RLKD's bugs: VID has no KD term of its own.)
+    """
     compared = {"pkt": (3,), "sp": (2,), "vid": (1, 2), "crd": (3,), "srrl": (3,), "dkd": ("logits",), "dpk": (1, 2)}
     torch.manual_seed(0)
     shapes, widths = [(6, 4, 8, 8), (6, 5, 8, 8), (6, 7, 4, 4), (6, 9)], [4, 5, 7, 9]
@@ -191,7 +193,7 @@ def test_a_distiller_compares_the_layers_it_says(distill, uses):
     reaches = uses in compared.get(distill, ())
     learn = [part.requires_grad for part in parts.values()]
     assert any(learn) == reaches
-    assert all(learn) == reaches or distill in ("kd", "dpk")  # DPK has a term for each stage
+    assert all(learn) == reaches or distill in ("kd", "dpk")  # DPK has one term per stage
     if reaches:
         sum(parts.values()).backward()
         assert leaf.grad.abs().sum() > 0
@@ -211,7 +213,7 @@ def test_sp_does_not_depend_on_the_scale_of_the_maps(scale):
 @pytest.mark.parametrize("loss", [pkt_loss, lambda a, b: sp_loss(a.view(4, 2, 3, 3), b.view(4, 2, 3, 3))])
 def test_dead_features_give_no_nan(loss):
     student, teacher = positive(0, 4, 18).float(), positive(1, 4, 18).float()
-    student[1], teacher[2] = 0, 0  # what a ReLU may leave of an image
+    student[1], teacher[2] = 0, 0  # a ReLU can zero a whole image
     student.requires_grad_()
     value = loss(student, teacher)
     value.backward()
@@ -279,7 +281,7 @@ def test_srrl_leaves_the_teachers_classifier_alone():
 @pytest.mark.parametrize(("k", "repeats"), [(40, set()), (60, {0}), (95, {0, 1, 3}), (500, {0, 1, 3})])
 @pytest.mark.parametrize("mode", ["exact", "relax"])
 def test_crd_draws_other_classes_and_repeats_them_only_where_they_are_fewer_than_k(k, repeats, mode):
-    """100 images of three classes, of which one is missing: 40, 90 and 70 negatives."""
+    """100 images of three classes, with one class number unused: 40, 90 and 70 negatives."""
     torch.manual_seed(0)
     index = torch.randperm(100)
     drawn = Candidates(UNEVEN, k, mode)(index, UNEVEN[index])

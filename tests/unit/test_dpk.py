@@ -1,4 +1,4 @@
-"""DPK: how alike features are measured to be, what the student is given of the teacher's, and what it learns from."""
+"""DPK: the CKA of features, the teacher's share of the patches, and what the student learns from."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def cka_by_definition(x, y):
 
 
 def hsic_by_definition(x, y):
-    """Song et al. (2012), equation 4."""
+    """Return the unbiased HSIC by Song et al. (2012), equation 4."""
     n, ones = len(x), torch.ones(len(x), dtype=torch.float64)
     k, m = ((each.double() @ each.double().T).fill_diagonal_(0) for each in (x, y))
     terms = (k @ m).trace(), k.sum() * m.sum() / ((n - 1) * (n - 2)), ones @ k @ m @ ones * 2 / (n - 2)
@@ -94,7 +94,7 @@ def test_independent_features_are_not_alike():
     assert abs(minibatch_cka(zip(x.split(64), y.split(64), strict=True))) < 0.01
     wide = [(draw(64, 4096, seed=i).float(), draw(64, 4096, seed=100 + i).float()) for i in range(50)]
     assert abs(minibatch_cka(wide)) < 0.01
-    assert linear_cka(*wide[0]) > 0.9  # which is why
+    assert linear_cka(*wide[0]) > 0.9  # hence the unbiased estimate
 
 
 @pytest.mark.parametrize("cka", [0.0, 0.25, 0.9])
@@ -108,7 +108,7 @@ def test_the_bias_at_batches_of_64_is_as_small_as_written_down(cka, decay):
 
 def test_features_that_do_not_vary_are_like_nothing():
     x = draw(50, 10).float()
-    for value in (1, 100 / 3):  # whose mean is rounded
+    for value in (1, 100 / 3):  # the mean of 100 / 3 is rounded
         still = torch.full((50, 10), value, dtype=torch.float32)
         for both in ((x, still), (still, x), (still, still)):
             assert linear_cka(*both) == 0
@@ -139,7 +139,7 @@ def test_too_few_samples_are_refused():
         minibatch_cka([])
 
 
-# ---------------------------------------------------------------- the share of the teacher
+# ---------------------------------------------------------------- the teacher's share
 
 
 WIDTHS = [4, 4, 5, 6, 6]
@@ -151,7 +151,7 @@ def dpk(**options):
 
 
 def outputs(batch=64, seed=0):
-    """What a student and a teacher may say of a batch, by chance."""
+    """Return random outputs of a student and a teacher for a batch."""
     torch.manual_seed(seed)
     shapes = [(4, 8, 8), (4, 8, 8), (5, 4, 4), (6, 4, 4), (6,)]
     return [Output([torch.randn(batch, *shape) for shape in shapes], torch.randn(batch, 10)) for _ in range(2)]
@@ -246,7 +246,7 @@ def test_the_log_has_the_share_and_the_cka_of_the_epoch():
 
 
 def masks(patch, mask, share, side=6, seed=0):
-    """The stitching's masks [B, side, side], seen through encoders that say 0 for student and 1 for teacher."""
+    """Return the stitching's masks [B, side, side], by encoders that output 0 for the student and 1 for the teacher."""
     stage = Stitching(3, 1, patch, patch**2, 0, 0)
     for encoder, value in ((stage.student_encoder, 0.0), (stage.teacher_encoder, 1.0)):
         nn.init.zeros_(encoder[0].weight)
@@ -373,12 +373,14 @@ def test_a_side_that_is_not_asked_does_not_learn(share, idle):
 
 
 def reconstruction_after(share, steps=200, side=4):
-    """The loss on new maps after all of a stage has learned from maps of a student that knows nothing of its teacher:
-    `steps` batches of 64, by Adam."""
+    """Train a whole stage by Adam on `steps` batches of 64, with student maps independent of the teacher's.
+
+    Returns the loss on new maps.
+    """
     torch.manual_seed(0)
     distiller = DPK([4, 4, 4], [6, 6, 6], epochs=1, dpk_schedule=f"fixed:{share}", dpk_stages=1)
     optimizer = torch.optim.Adam(distiller.parameters(), 0.01)
-    mixing = torch.randn(6, 3)  # the teacher's channels hang together: there is something to learn
+    mixing = torch.randn(6, 3)  # the teacher's channels are correlated, so there is something to learn
     for _ in range(steps):
         student = torch.randn(64, 4, side, side)
         teacher = torch.einsum("dc,bchw->bdhw", mixing, torch.randn(64, 3, side, side))
@@ -390,9 +392,10 @@ def reconstruction_after(share, steps=200, side=4):
 
 
 def test_encoders_cannot_make_the_task_trivial():
-    """Were the target the teacher's encoding, encoders and decoder could agree on a constant and lose nothing. As it
-    is, they are no better than the channels' means where the student knows nothing and nothing is given, and good
-    where everything is."""
+    """If the target were the teacher's encoding, encoders and decoder could collapse to a constant at no loss.
+
+    Instead, with an uninformed student, they are no better than the channels' means at share 0, and good at share 1.
+    """
     assert reconstruction_after(0.0) > 0.95
     assert reconstruction_after(1.0) < 0.1
 

@@ -1,4 +1,4 @@
-"""What is only for speed changes no step: lower precision, what goes together, the batches of validation."""
+"""Speed features change no step: lower precision, their combinations, the batches of validation."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from inputs import InputError
 
 
 def test_the_distillers_see_no_more_than_they_say():
-    """Logits, or the pooled feature too: the rest of the teacher's features may be missing."""
+    """They need logits, or also the pooled feature; the teacher's other features may be missing."""
     for distill, cls in distiller_dict.items():
         expert, batch = Tiny(width=12), fixed_batch()
         said = OnlineTeacher(expert.eval())(batch)

@@ -1,4 +1,4 @@
-"""Every number and every name on the command lines, by nonsense: refused in a sentence, or accepted within bounds."""
+"""Nonsense for every number and name on the command lines is refused in one sentence or within bounds."""
 
 import math
 import sys
@@ -36,14 +36,14 @@ def is_numeric(action):
 
 
 def context(dest):
-    """What makes a run to which an option means something."""
+    """Return the flags of a run in which the option has an effect."""
     distill = next((name for name in distiller_dict if dest in own_options(name, None)), "kd")
     temperature = next((name for name in temperature_dict if dest in own_options(None, name)), "fixed")
     return ["--distill", distill, "--temperature", temperature]
 
 
 def outcome(parser, argv):
-    """The resolved options, or None where they are refused as people can read it."""
+    """Return the resolved options, or None if they are refused with a readable message."""
     try:
         return parse(parser, argv)
     except InputError as error:
@@ -67,7 +67,7 @@ def test_numbers_are_refused_or_bounded(name):
                 for number in value if isinstance(value, list) else [value]:
                     if isinstance(number, int | float):
                         assert math.isfinite(number) and abs(number) < 2**63, (action.dest, text, key)
-                        vanishes = 0 < abs(number) < 1e-9  # in float32, beside what it is used with
+                        vanishes = 0 < abs(number) < 1e-9  # in float32, next to the numbers it is combined with
                         assert not vanishes or key == "random_mean", (action.dest, text, key)
     assert accepted > 50  # 0, 1_000 and digits of other scripts are numbers
 
@@ -98,7 +98,7 @@ def test_names_are_refused(name):
             argv = [f"{action.option_strings[0]}={text}"]
             if action.dest in ("curriculum", "anneal_shape"):
                 argv += context(action.dest)
-            if action.dest == "temperature" and not text:  # as if it were left out
+            if action.dest == "temperature" and not text:  # the same as leaving it out
                 continue
             assert outcome(parser, argv) is None or (action.dest, text) == ("have_mlp", "0"), (action.dest, text)
 

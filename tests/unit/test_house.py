@@ -1,4 +1,4 @@
-"""The code keeps within the limits of tests/house.py, which notices what goes beyond them."""
+"""The code is within the limits of tests/house.py, which detects violations."""
 
 import ast
 

@@ -1,4 +1,4 @@
-"""ImageNet's networks are torchvision's; its images come in the order that seed and epoch say, whoever reads them."""
+"""ImageNet's networks equal torchvision's; the images' order depends only on seed and epoch."""
 
 from urllib.error import URLError
 
@@ -15,7 +15,7 @@ from inputs import InputError
 from models import Model, create_model, feature_widths, imagenet_dict
 from models.imagenet import WEIGHTS
 
-SHAPES = {  # of 64x64 images, where stem and last map are told
+SHAPES = {  # for 64x64 images: the stem's and the last map's
     "ResNet18": ([64, 32, 32], [512, 2, 2], 512),
     "ResNet34": ([64, 32, 32], [512, 2, 2], 512),
     "ResNet50": ([64, 32, 32], [2048, 2, 2], 2048),
@@ -117,7 +117,7 @@ def test_weights_that_cannot_be_downloaded_are_said(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="torchvision has no weights of MobileNetV1_Imagenet"):
         find_teacher(parse(student_parser(), line.replace("ResNet34", "MobileNetV1_Imagenet").split()))
     file = tmp_path / "checkpoints" / asked[0].rpartition("/")[2]
-    checkpoint.save(create_model("ResNet34", 5).state_dict(), file)  # as if downloaded before
+    checkpoint.save(create_model("ResNet34", 5).state_dict(), file)  # as if already downloaded
     assert find_teacher(parse(student_parser(), line.split())).name == "ResNet34"
 
 

@@ -1,4 +1,4 @@
-"""The networks keep the promises of `Model`."""
+"""The networks follow the interface of `Model`."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def test_classifier_is_the_last_layer(model, images):
     assert [m is model.classifier for m in model.modules() if isinstance(m, nn.Linear)] == [True]
     weight = model.classifier.weight.data_ptr()
     names = [key for key, value in model.state_dict().items() if value.data_ptr() == weight]
-    assert names == [list(model.state_dict())[-2]]  # the published name and no second one
+    assert names == [list(model.state_dict())[-2]]  # only the published name
 
     output = model(images, is_feat=True)
     assert isinstance(output, Output)
@@ -40,19 +40,19 @@ def test_classifier_is_the_last_layer(model, images):
 def test_published_names_can_be_walked(model, images):
     assert all(model.get_parameter(name) is p for name, p in model.named_parameters())
     zeros = {name: torch.zeros_like(value) for name, value in list(model.state_dict().items())[-2:]}
-    assert not torch.func.functional_call(model, zeros, (images,)).any()  # the last layer was swapped
+    assert not torch.func.functional_call(model, zeros, (images,)).any()  # the last layer was replaced
     assert model(images).any()
 
 
 @torch.no_grad()
 def test_returned_features_are_not_changed_in_place(model, images):
-    seen = {}  # id of a tensor: (the tensor, kept so that its id stays its own; its first values)
+    seen = {}  # id of a tensor: (the tensor, kept so that the id stays unique; its first values)
 
     def remember(tensor):
         seen.setdefault(id(tensor), (tensor, tensor.clone()))
 
     hooks = []
-    for module in list(model.modules())[1:]:  # all but the model itself
+    for module in list(model.modules())[1:]:  # all except the model itself
         hooks.append(module.register_forward_pre_hook(lambda _, inputs: remember(inputs[0])))
         hooks.append(module.register_forward_hook(lambda _, inputs, output: remember(output)))
     features = model(images, is_feat=True).features
@@ -68,7 +68,7 @@ def test_every_parameter_learns(name, images):
     torch.manual_seed(0)
     model = create_model(name, 10).train()
     F.cross_entropy(model(images), torch.tensor([3, 7])).backward()
-    # a bias in front of batch norm (VGG) has no effect, so its gradient is zero but for rounding
+    # a bias before batch norm (VGG) has no effect, so its gradient is zero up to rounding
     idle = {f"{key}.bias" for key, module in model.named_modules() if isinstance(module, nn.Conv2d)}
     for key, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), key
@@ -107,7 +107,7 @@ def test_unknown_name_lists_the_known():
 
 
 class Odd(Tiny):
-    """A network whose features are what a test makes of Tiny's."""
+    """A network whose features are Tiny's, changed by a test."""
 
     def __init__(self, change):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Command lines: the published flags and their traps, our own names, and everything that is refused."""
+"""Command lines: the published flags and their pitfalls, our own names, and everything that is refused."""
 
 import itertools
 from dataclasses import replace
@@ -127,7 +127,7 @@ def test_every_other_published_flag_is_accepted():
         ("--distill dkd -r 1 -a 0 -b 1 --dkd_alpha 1 --dkd_beta 2", (1, 0, 1)),
         *((f"--distill {name} -r 1 -a 1 -b {beta}", (1, 1, beta)) for name, beta in IMAGENET_BETAS),
         ("--distill dkd -r 1 -a 0 -b 1 --dkd_alpha 1 --dkd_beta 1", (1, 0, 1)),
-        ("--distill pkt -r 1 -a 0 -b 30000 --have_mlp 0", (1, 0, 30000)),  # RepDistiller's: the method alone
+        ("--distill pkt -r 1 -a 0 -b 30000 --have_mlp 0", (1, 0, 30000)),  # RepDistiller's: only the method's loss
     ],
 )
 def test_the_published_command_of_every_distiller(flags, weights):
@@ -396,7 +396,7 @@ def test_sizes_fit_into_the_gpu_that_the_run_uses(line, says, monkeypatch):
 def test_networks_and_images_fit_into_the_gpu_that_they_are_moved_to(monkeypatch):
     gpu = torch.device("cuda:0")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=10**6))
-    frozen = torch.nn.Linear(500, 500).requires_grad_(False)  # 1 MB, and 3 with what training adds
+    frozen = torch.nn.Linear(500, 500).requires_grad_(False)  # 1 MB, or 3 MB when trained
     for module, size in ((frozen, "1.0 MB"), (torch.nn.Linear(300, 300), "1.1 MB")):
         with pytest.raises(InputError, match=f"would take {size}, and the GPU has 1.0 MB: choose a smaller network"):
             place(module, gpu)

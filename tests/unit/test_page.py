@@ -25,7 +25,7 @@ from temperature import temperature_dict
 
 @pytest.fixture
 def results(tmp_path):
-    """Full runs of a pair and short ones of another in two folders; in one of them somebody wrote what it means."""
+    """Write full runs of one pair and short runs of another into two folders, one of which has a description."""
     root = tmp_path / "results"
     machine = {"processor": "a processor", "threads": 1, "gpus": []}
     for seed, last in enumerate((70.5, 70.7, 70.6), 1):
@@ -40,7 +40,7 @@ def results(tmp_path):
 
 
 class Page(HTMLParser):
-    """The tags that are open, the texts, where links lead, and the names that they may lead to."""
+    """Collects a page's open tags, texts, link targets and anchors."""
 
     def __init__(self):
         super().__init__()
@@ -80,7 +80,7 @@ def test_both_pages_show_the_same_and_lead_to_the_logs(results, monkeypatch, cap
         assert all((results / link).exists() for link in links)
     assert "A <few> epochs" in text and "## A &lt;few&gt; epochs" in shown
     assert "Nothing to see < all." in text and "Nothing to see &lt; all." in shown and "More." not in text + shown
-    assert "http" not in "".join(told.links)  # all in one file
+    assert "http" not in "".join(told.links)  # self-contained
     assert str(results) not in shown + text
 
 
@@ -93,7 +93,7 @@ def test_longer_runs_stand_first_and_noise_is_told(results):
     assert "degrees of freedom: 2" in full and "differ by less than 0.61 points" in full and "| +0.60 ± 0.50 |" in full
     assert "Noise: not known" in few and "5 epochs instead of 240" in few
     write_run(results / "full/ctkd-2", history(71.3, tau=True), 2, temperature="ctkd-global", processes=2)
-    write_run(results / "full/other-1", history(60.0), 1, model="resnet32")  # another student, whose seeds spread more
+    write_run(results / "full/other-1", history(60.0), 1, model="resnet32")  # another student, with a larger spread
     write_run(results / "full/other-2", history(66.0), 2, model="resnet32")
     write_run(results / "full/subset-1", history(50.0), 1, train_subset=100)
     write_run(results / "full/subset-2", history(56.0), 2, train_subset=100)
@@ -198,7 +198,7 @@ def test_notes_that_cannot_be_read_are_left_out(results, capsys, make):
     assert re.fullmatch("warning: .*few/notes.md is left out: .*\n", capsys.readouterr().err)
 
 
-# --- what runs say is text
+# --- text from runs is escaped
 
 
 @pytest.mark.parametrize(("text", "shown"), [
@@ -408,7 +408,7 @@ def test_several_data_sets_in_a_section_have_their_own_pictures(results):
 
 @pytest.mark.parametrize(("other", "pictures"), [("2:b", 1), ("b" * 64, 2)])
 def test_runs_on_other_data_have_pictures_of_their_own(tmp_path, other, pictures):
-    """Of hashes by two versions of the formula it is not known that the data is another."""
+    """Hashes by two versions of the formula do not show that the data differs."""
     alone = {"distill": None, "teacher": None, "data_sha256": "a" * 64}
     write_run(tmp_path / "alone", history(60.0), **alone)
     write_run(tmp_path / "kd", history(70.0), data_sha256="a" * 64)

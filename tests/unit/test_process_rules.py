@@ -1,4 +1,4 @@
-"""What several processes may be asked for, and what is said of them, without starting any."""
+"""The rules and messages for several processes, without starting any."""
 
 import socket
 from types import SimpleNamespace
@@ -48,10 +48,10 @@ def test_a_device_that_only_one_process_lacks_is_said_by_that_one(monkeypatch, c
 
 
 def test_several_processes_keep_what_they_trained_and_go_on_testing(monkeypatch, tmp_path):
-    """One that is asked to end within a test cannot know whether the others are, so it does not leave them."""
+    """A process asked to end during an evaluation cannot know whether the others are, so it does not leave them."""
 
     def tested(name):
-        """A trainer of a trained epoch, in the test that follows."""
+        """Return a trainer whose epoch is trained, during the evaluation that follows."""
         module, run = Vanilla(Tiny()), RunFolder(tmp_path / name, "resnet8", {"options": {}}, overwrite=False)
         run.folder.mkdir()
         optimizer = make_optimizer(module, 0.05, 0.9, 5e-4)
@@ -85,7 +85,7 @@ def test_other_errors_are_not_taken_for_lost_processes(monkeypatch):
 
 
 def test_a_process_that_was_lost_does_not_start_the_run_anew(monkeypatch, tmp_path):
-    """With --overwrite; each machine counts its own restarts, so one that counts is enough."""
+    """With --overwrite. Each machine counts its own restarts, so one restart on any machine is enough."""
     monkeypatch.setattr(distributed, "any_rank", lambda flag: True)
     assert not RunFolder(tmp_path / "run", "resnet8", {"options": {}}, overwrite=True).overwrite
     monkeypatch.setattr(distributed, "any_rank", lambda flag: flag)

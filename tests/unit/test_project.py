@@ -9,7 +9,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 def requirements(*names):
-    """The lower bound of each package in files of requirements."""
+    """Return the lower bound of each package in requirements files."""
     lines = [line for name in names for line in (ROOT / name).read_text().splitlines() if line[:1] not in ("", "#")]
     return dict(re.fullmatch("([a-zA-Z0-9_-]+)[>=]=([0-9.]+)", line).groups() for line in lines)
 

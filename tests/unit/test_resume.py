@@ -1,4 +1,4 @@
-"""What `last.pth` holds is checked against the run that goes on from it, and then taken up: all of it or nothing."""
+"""`last.pth` is checked against the run that resumes from it, and then loaded completely or not at all."""
 
 import copy
 import math
@@ -25,13 +25,13 @@ def stopped(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory):
-    """Task and optimizer of a run that has not begun."""
+    """Return task and optimizer of a run that has not begun."""
     trainer = a_training(tmp_path_factory.mktemp("runs") / "fresh")
     return trainer.task, trainer.optimizer
 
 
 def check_refused(state, fresh, folder, says):
-    """Resuming from the state is refused in a sentence that names what helps, and changes nothing."""
+    """Check that resuming from the state is refused in one sentence with a remedy, and changes nothing."""
     torch.save(state, folder / "last.pth")
     run = a_run(folder)
     before = snapshot(*fresh, folder)
@@ -59,7 +59,7 @@ MOMENTUM = [
 ]
 
 
-@pytest.mark.filterwarnings("ignore")  # of quantized tensors
+@pytest.mark.filterwarnings("ignore")  # about quantized tensors
 @pytest.mark.parametrize(("change", "says"), [each[1:] for each in MOMENTUM], ids=[each[0] for each in MOMENTUM])
 def test_momentum_that_is_none_of_this_run_is_refused(change, says, stopped, fresh, tmp_path):
     state = copy.deepcopy(stopped)
@@ -68,7 +68,7 @@ def test_momentum_that_is_none_of_this_run_is_refused(change, says, stopped, fre
     check_refused(state, fresh, tmp_path, says)
 
 
-ODD = [  # the way to a value, what it becomes, what is said
+ODD = [  # path to a value, its new value, the error
     ((), torch.zeros(3), "state is not a dictionary"),
     ((), {}, "holds no version"),
     ((), None, "state is not a dictionary"),
@@ -92,7 +92,7 @@ ODD = [  # the way to a value, what it becomes, what is said
     (("step",), 0, "no whole state within an epoch"),
     (("step",), -1, "is not from 0 to 3"),
     (("step",), 4, "is not from 0 to 3"),
-    (("step",), 1, "no whole state within an epoch"),  # the sums are of two
+    (("step",), 1, "no whole state within an epoch"),  # the sums are of two steps
     (("step",), True, "step is not a whole number"),
     (("seconds",), "x", "seconds is not a number"),
     (("version",), "x", "version is not a whole number"),
@@ -115,7 +115,7 @@ ODD = [  # the way to a value, what it becomes, what is said
 
 
 def changed(state, way, value):
-    """A copy of the state with another value at the end of the way."""
+    """Return a copy of the state with another value at the path."""
     state = copy.deepcopy(state)
     if not way:
         return value
@@ -162,11 +162,11 @@ def test_a_damaged_file_is_refused_and_says_what_helps(stopped, fresh, tmp_path)
             run.resume(*fresh, Metrics(), steps=3)
 
 
-SUMS = ("warmup", "count", "total", "squares")  # buffers that the first form of last.pth had beside the weights
+SUMS = ("warmup", "count", "total", "squares")  # buffers that the first format of last.pth had besides the weights
 
 
 def first_form(state):
-    """A `last.pth` as it was before it had a version."""
+    """Return the state in the format of `last.pth` before it had a version."""
     state = copy.deepcopy(state)
     module = state["module"]
     sums = {key: module.pop(key) for key in list(module) if key.rpartition(".")[2] in SUMS}
@@ -212,7 +212,7 @@ def test_a_damaged_state_of_the_first_form_is_refused(way, value, says, stopped,
 
 
 def test_states_from_before_still_load(stopped, tmp_path):
-    """Of a run at the end of an epoch, of agents without a rollout, and of optimizers that step in another way."""
+    """States at the end of an epoch, of agents without a rollout, and of optimizers that lack some momenta."""
     state = changed(first_form(stopped), ("optimizer", "param_groups", 0, "lr"), 7.0)
     for way in ((), ("module", "temperature._extra_state")):
         where = state
@@ -243,7 +243,7 @@ def test_momenta_that_share_memory_are_parted(stopped, tmp_path):
 
 @pytest.mark.parametrize("begun_plain", [True, False])
 def test_plain_and_fast_steps_take_turns_in_one_run(begun_plain, tmp_path):
-    """Momentum in the one layout of a convolution's weights goes on in the other one."""
+    """Momentum in one memory format of a convolution's weights continues in the other."""
     training = a_training(tmp_path, "fixed", plain=begun_plain)
     an_epoch(training)
     losses, weights = [], []
@@ -270,14 +270,14 @@ def test_steps_of_another_loss_are_not_added_up(stopped, fresh):
         metrics.update(other(batch, OnlineTeacher(Tiny(width=12).eval())(batch)))
 
 
-# ---------------------------------------------------------------- what is taken up
+# ---------------------------------------------------------------- what is restored
 
 
 def test_random_numbers_go_on(tmp_path):
     training = a_training(tmp_path)
     an_epoch(training)
     drawn = torch.rand(4)
-    a_training(tmp_path)  # which draws its first weights
+    a_training(tmp_path)  # it draws initial weights
     assert torch.equal(torch.rand(4), drawn)
 
 
@@ -293,7 +293,7 @@ def test_the_best_and_the_last_weights_are_those_of_the_best_and_the_last_epoch(
         seen.append(checkpoint.load(kept)["classifier.bias"][0].item())
         run = a_run(tmp_path)
         run.resume(task, optimizer, Metrics())
-    assert seen == [1, 2, 2]  # of equal ones the first
+    assert seen == [1, 2, 2]  # the first of equal ones
     run.config |= {"kind": "student", "teacher": None, "model": "tiny", "dataset": "noise", "seed": 1}
     run.finish(student)
     assert checkpoint.load(tmp_path / "tiny_last.pth")["classifier.bias"][0] == 3

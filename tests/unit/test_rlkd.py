@@ -1,4 +1,4 @@
-"""The policies of the temperature: every formula of RLKD, and that its agent learns. Rows are those of rlkd.py."""
+"""The temperature policies: every formula of RLKD, and that its agent learns. Row numbers refer to rlkd.py."""
 
 import copy
 import math
@@ -55,7 +55,7 @@ def test_an_action_reaches_the_bounds_and_no_further():
 
 
 def test_the_log_probability_is_of_the_action_that_was_drawn():
-    """Row 2. As ratios, the densities of the action and of its temperature are the same: the Jacobian cancels."""
+    """Row 2. The density ratios of the action and of its temperature are equal: the Jacobian cancels."""
     action, old, new = torch.randn(20), torch.tensor(0.3), torch.tensor(-0.4)
     log_std = torch.tensor(-0.5)
     normal = torch.distributions.Normal
@@ -89,7 +89,7 @@ def test_advantages_are_gae_over_batches():
     ours = advantages(reward, value, averaging(*sizes)).split(sizes)
     rewards, values = reward.split(sizes), value.split(sizes)
     later, next_value, expected = 0.0, values[-1].mean(), []
-    for batch in (2, 1, 0):  # written as a recursion from the end
+    for batch in (2, 1, 0):  # as a recursion from the end
         expected.insert(0, rewards[batch] + GAMMA * next_value - values[batch] + GAMMA * LAMBDA * later)
         later, next_value = expected[0].mean(), values[batch].mean()
     for mine, theirs in zip(ours, expected, strict=True):
@@ -97,9 +97,9 @@ def test_advantages_are_gae_over_batches():
 
 
 def test_calibrated_rewards_reach_the_advantage(monkeypatch):
-    """Row 5: in the released code samples of a batch differ in their value only, whatever the calibration says.
+    """Row 5: in the released code samples of a batch differ only in their value, whatever the calibration.
 
-    These samples have one state, hence one value, and differ in their actions only."""
+    These samples have one state, hence one value, and differ only in their actions."""
     seen = []
     monkeypatch.setattr(rlkd, "ppo_loss", lambda *args: seen.append(args[2]) or ppo_loss(*args))
     temperature = make(rl_rollout=2, rl_calibration="learned")
@@ -112,7 +112,7 @@ def test_calibrated_rewards_reach_the_advantage(monkeypatch):
         state = temperature.rollout[-1].state
         temperature.observe(torch.tensor(loss))
     for action, advantage in zip(actions, seen[0].split(5), strict=True):
-        with torch.no_grad():  # the prediction as it was when the advantages were computed: nothing else has changed it
+        with torch.no_grad():  # the same prediction as when the advantages were computed
             prediction, _ = temperature.agent.predicted_reward(state, action)
         slope = (advantage - advantage.mean()) / (prediction - prediction.mean())
         assert advantage.std() > 0
@@ -140,7 +140,7 @@ def test_ppo_gains_nothing_beyond_the_clip(ratio, advantage, loss, moves):
 
 
 def test_the_detector_learns_from_the_error_of_the_prediction(monkeypatch):
-    """Row 6: the released detector's loss is the same whatever it says; only the weight on its mean moves it."""
+    """Row 6: the released detector's loss does not depend on its output, except through the weight on its mean."""
     monkeypatch.setattr(rlkd, "SPARSITY", 0.0)
     temperature = make(rl_rollout=2, rl_calibration="learned")
     before = copy.deepcopy(temperature.agent.detector.state_dict())
@@ -172,11 +172,11 @@ def test_phases_at_240_epochs_are_the_published_ones():
 
 
 def test_exploration_blends_the_second_tenth_by_entropy_into_the_ninth():
-    """Row 14: by each image's own entropy, summed up over as many epochs for all of them."""
+    """Row 14: by each image's own entropy, summed over equally many epochs."""
     temperature = make(images=40, aug_epoch=20, rl_warmup=20)
     sharpness = torch.randperm(40, generator=torch.Generator().manual_seed(1)).float()
     student = torch.zeros(40, 10)
-    student[:, 0] = sharpness  # image i is the more certain the larger this is
+    student[:, 0] = sharpness  # larger means more certain
     for epoch in (1, 2):
         temperature.start_epoch(epoch)
         decide(temperature, student, logits(40))
@@ -193,7 +193,7 @@ def test_exploration_blends_the_second_tenth_by_entropy_into_the_ninth():
     assert torch.equal(mixing.partner[rest], rest)
     before = temperature.entropy.clone()
     decide(temperature, student, logits(40))
-    assert torch.equal(temperature.entropy, before)  # a blend says nothing of either image
+    assert torch.equal(temperature.entropy, before)  # a blend's entropy belongs to neither image
 
 
 def test_exploration_can_be_left_out():
@@ -248,7 +248,7 @@ def test_an_update_is_shortened_to_the_trust_region(limit, change, cut):
 
 @pytest.mark.parametrize(("size", "log_std"), [(0.3, 0.0), (1.0, 0.0), (10.0, 0.0), (0.0, -3.0)])
 def test_an_update_is_cut_no_deeper_than_the_limit_asks(size, log_std):
-    """Where the divergence grows faster than with the square of the step, because all layers move at once."""
+    """The divergence grows faster than the square of the step, because all layers move at once."""
     temperature, state = make(), torch.rand(50, 3)
     agent = temperature.agent
     policy = [*agent.actor.parameters(), agent.log_std]
@@ -263,7 +263,7 @@ def test_an_update_is_cut_no_deeper_than_the_limit_asks(size, log_std):
 
 
 def test_an_update_far_beyond_the_trust_region_is_shortened(monkeypatch):
-    """In a whole update too, whose actor learns much too fast."""
+    """In a whole update whose actor learns much too fast."""
     moved = []
     for limit in (0.0, 1e-5):
         temperature = make(rl_max_kl=limit)
@@ -297,7 +297,7 @@ def module_and_batch(**options):
 
 
 def test_the_reward_is_the_improvement_by_the_step_on_the_same_images():
-    """Rows 3 and 4: neither from before the step that it credits, nor between different images."""
+    """Rows 3 and 4: not before the step that it credits, and not between different images."""
     module, teacher, batch = module_and_batch(rl_rollout=4)
     optimizer = make_optimizer(module, 0.05, 0.9, 0.0)
     module.start_epoch(1)
@@ -352,7 +352,7 @@ def test_the_agent_is_left_alone_by_the_students_optimizer():
 
 @pytest.mark.parametrize("calibration", rlkd.CALIBRATIONS)
 def test_no_value_is_read_back_while_the_agent_learns(calibration):
-    """Row 16: tensors without values go through a whole epoch, update included."""
+    """Row 16: tensors without values pass through a whole epoch, including an update."""
     with torch.device("meta"):
         temperature = make(rl_rollout=2, rl_calibration=calibration)
     temperature.start_epoch(1)

@@ -42,7 +42,7 @@ def test_a_row_is_a_run_that_is_set_beside_its_published_number(table):
 
 ROOT = Path(reproduce.__file__).parent
 RUNNER = (ROOT / "scripts/run_imagenet_distill.sh").read_text()
-DOCUMENTED = {  # our rows: the names of the runner's
+DOCUMENTED = {  # our rows: the runner's names
     "kd_ctkd-global": "", "kd_tau-4": "kd", "pkt+kd_ctkd-global": "pkt+ctkd", "srrl+kd_ctkd-global": "srrl+ctkd",
     "dkd_ctkd-global": "dkd+ctkd", "kd_tau-1_mdistiller": "kd-mdistiller", "dkd_tau-1_mdistiller": "dkd-mdistiller",
 }  # fmt: skip
@@ -70,10 +70,10 @@ def test_every_record_of_a_method_that_is_here_has_its_row():
 
 
 def test_a_folder_belongs_to_one_configuration():
-    """So that rows of several tables share a run where they are the same, and only there."""
+    """Rows of several tables share a run if and only if they are the same."""
     known = {}
     for row in (row for table in (*TABLES, SHORT) for row in rows(table)):
-        options = resolved(row) | {"dkd_weights": None}  # only a name for others
+        options = resolved(row) | {"dkd_weights": None}  # it only selects other options
         assert known.setdefault(row.folder(1), options) == options
         assert row.folder(1) != row.folder(2)
 

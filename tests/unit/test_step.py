@@ -1,4 +1,4 @@
-"""A step and an epoch: every distiller under every temperature, what is learned, what is measured."""
+"""A step and an epoch: every distiller with every temperature, what is trained, what is measured."""
 
 import functools
 import math
@@ -25,7 +25,7 @@ from temperature import temperature_dict
 
 
 def check_gradients(module):
-    """What learns from the loss has a gradient, and there is nothing else in the module but RLKD's agent."""
+    """Check that all parameters have a gradient, except those of RLKD's agent."""
     agent = set(module.temperature.agent.parameters()) if hasattr(module.temperature, "agent") else set()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in set(module.parameters()) - agent)
     assert all(p.grad is None for p in agent)
@@ -41,14 +41,14 @@ def test_every_temperature_with_every_distiller_learns(temperature, distill, cla
     module, batch = make(temperature, distill, student, expert, classes), fixed_batch(classes)
     heads = {name: p.detach().clone() for name, p in module.distiller.named_parameters()}
     module.start_epoch(3)
-    # the mean over the pairs of a batch of 16 makes the published weight of SP steep
+    # SP averages over the pairs of a batch; at a batch size of 16 its published weight is very large
     optimizer = make_optimizer(module, 2e-4 if distill == "sp" else 0.01, 0.0, 0.0)
     losses, metrics = [], Metrics()
     for _ in range(8):
         torch.manual_seed(2)  # the same negatives in every step
         losses.append(train_step(module, OnlineTeacher(expert), batch, optimizer, metrics).loss.item())
     assert all(map(math.isfinite, losses))
-    assert losses[-1] < losses[1]  # the first step may have kept images as a probe
+    assert losses[-1] < losses[1]  # the first step may have set images aside as a probe
     check_gradients(module)
     for name, parameter in module.distiller.named_parameters():
         assert not torch.equal(parameter, heads[name])  # row 10 of RLKD's bugs: heads that are never trained
@@ -59,7 +59,7 @@ def test_every_temperature_with_every_distiller_learns(temperature, distill, cla
 @pytest.mark.parametrize("distill", distiller_dict)
 @pytest.mark.parametrize("temperature", temperature_dict)
 def test_no_distiller_waits_for_the_device(temperature, distill):
-    """A meta tensor has no values, so whatever would read one back fails."""
+    """A meta tensor has no values, so reading one back fails."""
     module = make(temperature, distill).to("meta")
     batch = fixed_batch()
     batch = Batch(*(tensor.to("meta") for tensor in (batch.images, batch.target, batch.index)))
@@ -72,7 +72,7 @@ def test_no_distiller_waits_for_the_device(temperature, distill):
     assert all(p.grad.is_meta for p in module.parameters() if p.requires_grad)
 
 
-PAIRS = [  # same families, other families, more stages and fewer
+PAIRS = [  # the same family, different families, more stages and fewer
     ("resnet14", "resnet8"), ("wrn_16_2", "wrn_16_1"), ("vgg11", "vgg8"), ("ResNet50", "MobileNetV2"),
     ("resnet8x4", "ShuffleV1"), ("vgg11", "ShuffleV2"), ("resnet14", "vgg8"),
 ]  # fmt: skip
@@ -155,7 +155,7 @@ def test_the_flags_reach_the_distiller():
 
 @functools.lru_cache
 def shapes(name):
-    """A network's outputs for four images, and its classifier, all without values."""
+    """Return a network's outputs for four images, and its classifier, all as meta tensors."""
     with torch.device("meta"):
         model = create_model(name, 10).eval()
         return model(torch.empty(4, 3, 32, 32), is_feat=True), model.classifier
@@ -164,7 +164,7 @@ def shapes(name):
 @pytest.mark.parametrize("student", ["resnet8", "vgg8", "ShuffleV2", "MobileNetV2"])
 @pytest.mark.parametrize("teacher", FAMILIES)
 def test_every_teacher_can_be_learned_from_by_every_head(teacher, student):
-    """The shapes alone are followed."""
+    """Only shapes are checked."""
     (ours, _), (theirs, classifier) = shapes(student), shapes(teacher)
     widths = [[feature.shape[1] for feature in output.features] for output in (ours, theirs)]
     known = {"student_widths": widths[0], "teacher_widths": widths[1], "teacher_classifier": classifier}
@@ -178,7 +178,7 @@ def test_every_teacher_can_be_learned_from_by_every_head(teacher, student):
 
 
 def test_a_family_has_a_network_of_each_shape():
-    """What test_every_teacher_can_be_learned_from_by_every_head asks of the others is the same."""
+    """So other networks add nothing to test_every_teacher_can_be_learned_from_by_every_head."""
     known = {tuple(feature.shape for feature in shapes(name)[0].features) for name in ONE_OF_EACH_FAMILY}
     assert len(known) == len(ONE_OF_EACH_FAMILY)
     others = {tuple(feature.shape for feature in shapes(name)[0].features) for name in model_dict}
@@ -187,7 +187,7 @@ def test_a_family_has_a_network_of_each_shape():
 
 @pytest.mark.parametrize("distill", distiller_dict)
 def test_the_loss_is_its_weighted_parts(distill):
-    """Row 8 of RLKD's bugs: PKT's weight is no summand."""
+    """Row 8 of RLKD's bugs: PKT's weight is multiplied, not added."""
     module, batch = make(distill=distill), fixed_batch()
     module.gamma, module.alpha, module.beta = 0.3, 0.6, 20.0
     step = module(batch, Tiny(width=12)(batch.images, is_feat=True))

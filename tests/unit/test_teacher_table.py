@@ -1,4 +1,4 @@
-"""The teacher that is prepared for inference, and the table of its answers."""
+"""The teacher prepared for inference, and the table of its outputs."""
 
 import copy
 import itertools
@@ -31,20 +31,20 @@ from models import Model, create_model
 def test_a_folded_teacher_says_the_same(name):
     torch.manual_seed(0)
     model = create_model(name, 10).train()
-    model(torch.randn(8, 3, 32, 32))  # running statistics that are not 0 and 1
+    model(torch.randn(8, 3, 32, 32))  # makes running statistics other than 0 and 1
     norms = sum(isinstance(module, nn.BatchNorm2d) for module in model.eval().modules())
     images = torch.randn(4, 3, 32, 32)
     plain = model(images, is_feat=True)
     folded = fold_batch_norm(copy.deepcopy(model))
     left = sum(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
-    assert left == (norms // 2 + 1 if name.startswith("wrn") else 0)  # those before a convolution have none to go into
+    assert left == (norms // 2 + 1 if name.startswith("wrn") else 0)  # no convolution before pre-activation norms
     said = folded(images, is_feat=True)
     for ours, theirs in zip([*said.features, said.logits], [*plain.features, plain.logits], strict=True):
         assert (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max()
 
 
 class Shared(Model):
-    """A convolution that is used twice, or its weights elsewhere, or on a way that depends on the input."""
+    """A convolution that is used twice, whose weights are used elsewhere, or whose use depends on the input."""
 
     def __init__(self, how):
         super().__init__()
@@ -76,7 +76,7 @@ def test_a_table_is_read_by_those_who_come_later_and_at_the_same_time(tmp_path):
     first, second = table_file(tmp_path), table_file(tmp_path)
     first.append(*rows_of(7, 0, 49))
     assert holds(first, 7, 0, 49) and holds(second, 7, 0, 49)
-    second.append(*rows_of(3, 7))  # 7 is there already
+    second.append(*rows_of(3, 7))  # 7 exists already
     assert second.read == 4
     assert holds(first, 7, 0, 49, 3) and holds(table_file(tmp_path), 7, 0, 49, 3)
     assert first.missing(torch.tensor([1, 3, 2])).tolist() == [1, 2]
@@ -125,7 +125,7 @@ def test_a_writer_killed_between_its_writes_loses_its_own_rows_only(tmp_path, mo
             table.append(*rows_of(2, 3, 4))
     for name, size in (("rows", 4), ("values", 12)):
         content = (tmp_path / name).read_bytes()
-        if (name == "values") == (writes == 0):  # what had not reached the disk
+        if (name == "values") == (writes == 0):  # this had not reached the disk
             (tmp_path / name).write_bytes(content[:size])
     assert holds(table_file(tmp_path), 1)
     table_file(tmp_path).append(*rows_of(7))
@@ -155,7 +155,7 @@ def tiny_teacher(seed=0):
 
 
 def asked_of(model):
-    """The images that the model is asked from now on."""
+    """Return a list of the batch sizes that the model gets from now on."""
     seen = []
     model.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
     return seen
@@ -184,14 +184,14 @@ def test_each_view_is_asked_for_once_by_all_runs_together(tmp_path):
     for _ in range(2):
         table.prepare(loader.epoch(1))
         assert table.file.read == 96
-    assert seen == [128]  # 96, always asked in batches of one size
+    assert seen == [128]  # 96, in batches of one fixed size
     later = CachedTeacher(model, loader_of(), tmp_path, "sha")
-    seen.clear()  # of its look whether the files fit the teacher
+    seen.clear()  # from its check that the files match the teacher
     later.prepare(loader.epoch(1))
     assert not seen
     later.prepare(loader.epoch(2))
     assert len(seen) == 1 and 96 < later.file.read <= 192
-    table.prepare(loader.epoch(2))  # it takes in what the other one asked
+    table.prepare(loader.epoch(2))  # it reads what the other one computed
     assert len(seen) == 1
 
 
@@ -225,7 +225,7 @@ def test_a_filling_that_is_stopped_says_what_it_keeps(tmp_path, monkeypatch, cap
 
 
 def asked_to_end_after(batches, table, monkeypatch):
-    """The process gets SIGTERM while the teacher is asked for so many batches of 16 from now on."""
+    """Send SIGTERM to this process when the teacher runs on the given batch, counted from 1, of 16 rows each."""
     monkeypatch.setattr(signals._Asked, "number", None)
     real, numbers = table._asked, itertools.count(1)
 
@@ -250,7 +250,7 @@ def test_a_filling_that_gets_sigterm_keeps_what_it_has(tmp_path, monkeypatch, ca
 
 
 def test_a_run_that_gets_sigterm_while_it_asks_keeps_the_answers_and_its_state(tmp_path, monkeypatch):
-    """It makes no step, for which answers would be missing, and so has nothing to save."""
+    """It makes no step, whose outputs would be missing, and so has nothing to save."""
     loader, module = loader_of(), make()
     table = CachedTeacher(tiny_teacher(), loader, tmp_path / "tables", "sha")
     asked_to_end_after(2, table, monkeypatch)
@@ -281,7 +281,7 @@ def test_answers_are_written_every_few_seconds(tmp_path, monkeypatch):
 
 
 def test_runs_that_fill_a_table_at_the_same_time_share_the_work(tmp_path, monkeypatch):
-    """Each in an order of its own, and what the other one has written is not asked for again."""
+    """Each uses its own order, and does not recompute what the other one has written."""
     loader, orders = loader_of(), []
     first, second = (CachedTeacher(tiny_teacher(), loader, tmp_path, "sha") for _ in range(2))
     monkeypatch.setattr(teacher_cache, "WRITTEN_EVERY", 0.0)
@@ -297,7 +297,7 @@ def test_runs_that_fill_a_table_at_the_same_time_share_the_work(tmp_path, monkey
 
         monkeypatch.setattr(table, "_asked", asked)
     first.prepare(loader.epoch(1))
-    assert len(orders[0]) == 11 and len(orders[1]) == 38  # of 48, and one of them was under way
+    assert len(orders[0]) == 11 and len(orders[1]) == 38  # of 48, one of which was in progress
     index, view = loader.epoch(1).drawn()
     in_order = [row for row in (index * 162 + view).tolist() if row in orders[1]]
     assert orders[1] != in_order
@@ -311,7 +311,7 @@ def test_a_table_in_device_memory_holds_what_it_has_just_asked_for(tmp_path, mon
     first, second = (CachedTeacher(model, loader, tmp_path, "sha") for _ in range(2))
     first.on_device = torch.full((len(first.file.position), 10), math.nan)
     second.prepare(loader.epoch(1))
-    for epoch in (1, 2):  # what another one has asked for, and what it asks for itself
+    for epoch in (1, 2):  # computed by the other one, and by itself
         batches = loader.epoch(epoch)
         first.prepare(batches)
         for batch in batches:
@@ -336,7 +336,7 @@ def test_a_file_of_a_table_that_is_none_is_said_so(name, tmp_path):
         os.mkfifo(folder / name) if odd == "fifo" else (folder / name).symlink_to("/dev/zero")
         with pytest.raises(UserError, match=f"{name} is no regular file"):
             CachedTeacher(model, loader, tmp_path, "sha")
-        CachedTeacher(model, loader, tmp_path, "another sha")  # which only looks at it
+        CachedTeacher(model, loader, tmp_path, "another sha")  # this only reads it
 
 
 def test_an_answer_does_not_depend_on_what_else_is_missing(tmp_path):
@@ -358,7 +358,7 @@ def test_a_table_can_be_filled_ahead(tmp_path):
     model, loader = tiny_teacher(), loader_of(subset=12)
     table = CachedTeacher(model, loader, tmp_path, "sha")
     table.fill()
-    assert table.file.read == 12 * 81  # digits are not mirrored
+    assert table.file.read == 12 * 81  # digits are not flipped
     seen = asked_of(model)
     for epoch in (1, 5, 9):
         table.prepare(loader.epoch(epoch))

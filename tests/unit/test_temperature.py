@@ -23,7 +23,7 @@ def make(name, **options):
 
 
 def decide(temperature, student, teacher):
-    """The temperatures of a batch of the images 0, 1, ..."""
+    """Return the temperatures of a batch of the images 0, 1, ..."""
     index = torch.arange(len(student))
     return temperature(student, teacher, torch.zeros_like(index), index)
 
@@ -186,7 +186,7 @@ def test_dtkd_gives_an_odd_sample_the_reference_temperature(odd, side):
 
 
 def test_dtkd_with_opposite_maxima_is_finite():
-    """The released code divides by their sum, 0."""
+    """The released code would divide by their sum, 0."""
     student, teacher = torch.tensor([[2.0, 1.0, -1.0]]), torch.tensor([[-2.0, -3.0, -4.0]])
     assert dtkd_tau(student, teacher).student.item() == 4
 
@@ -211,7 +211,7 @@ def test_dtkd_lets_gradient_through_the_largest_logit_unless_detached(detach):
 
 
 def lskd_loss(student, teacher, tau):
-    """The KD term on z-scored logits, written out."""
+    """Return the KD term on z-scored logits, written out."""
     student, teacher = ((z - z.mean(1, keepdim=True)) / (z.std(1, keepdim=True) + 1e-7) for z in (student, teacher))
     log_student, log_teacher = (student / tau).log_softmax(1), (teacher / tau).log_softmax(1)
     return tau**2 * (log_teacher.exp() * (log_teacher - log_student)).sum(1).mean()

@@ -1,4 +1,4 @@
-"""Runs that take turns: one at a time, each with random numbers of its own."""
+"""Runs that take turns: one at a time, each with its own random numbers."""
 
 import pytest
 import torch
