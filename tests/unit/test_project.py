@@ -3,6 +3,7 @@
 import re
 import tomllib
 
+import pytest
 from common import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
