@@ -152,7 +152,7 @@ def build_trainer(
     task = place(distillation(options, student, model, data.train.target), device, options.plain)
     if extra := sum(parameter.numel() for parameter in task.distiller.parameters()):
         own = sum(parameter.numel() for parameter in student.parameters())
-        print(f"{options.distill} learns {extra:,} parameters for training only, beside the student's {own:,}")
+        print(f"{options.distill} adds {extra:,} parameters, for training only, to the student's {own:,}")
     return train_teacher.resumed_trainer(run, task, teacher, data, options, pass_turn, table)
 
 

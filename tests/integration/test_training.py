@@ -697,7 +697,7 @@ def test_a_run_tells_what_dpk_gives_and_learns(teacher, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "dpk: dpk_stages 1, dpk_patch 1, dpk_encoder_depth 1," in out
     learned = 2 * (64 * 64 + 64) * 2 + 2 * (9 * 64 * 64 + 64) + 64 * 64 + 64  # encoders, decoder, last convolution
-    assert f"dpk learns {learned:,} parameters for training only, beside the student's 78,042" in out
+    assert f"dpk adds {learned:,} parameters, for training only, to the student's 78,042" in out
     for record in read_log(folder):
         assert 0 <= record["dpk_ratio_stage3"] <= 1
         assert -1 <= record["dpk_cka_stage3"] <= 1
