@@ -54,11 +54,7 @@ def hash_of_data(options: CommonOptions) -> str | None:
 
 
 def unfinished(runs: list[tuple[RunFolder, O]]) -> list[tuple[RunFolder, O]]:
-    """Return the runs to train: not those of a dry run, nor finished ones, whose results are printed.
-
-    Raises:
-        UserError: a run's folder cannot be written.
-    """
+    """Return the runs that are neither finished nor a dry run. Raises UserError if a folder cannot be written."""
     left = [(run, options) for run, options in runs if not options.dry_run and not run.told_finished()]
     for run, _ in left:
         run.check_writable()

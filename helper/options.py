@@ -260,10 +260,7 @@ def _decays(epochs: int) -> list[int]:
 
 
 def proportions_in_words(given: CommonOptions) -> str | None:
-    """Return what a run shorter than the published 240 epochs scales in proportion and what not, with the flags for it.
-
-    None if there is nothing to say.
-    """
+    """Return what a run of less than 240 epochs scales in proportion and what not, with the flags; None if nothing."""
     options = as_dict(given)
     epochs, temperature = options["epochs"], options.get("temperature")
     scaled, kept = [], []

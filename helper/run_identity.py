@@ -53,8 +53,5 @@ def differing_keys(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
 
 
 def hash_version(value: Any) -> str:
-    """Return the version of a hash's formula: its prefix before a colon, "1" without one.
-
-    Hashes of different versions do not tell whether two data sets are the same; see dataset/tree.py.
-    """
+    """Return the version of a hash's formula: its prefix before a colon, "1" without one; see dataset/tree.py."""
     return value.partition(":")[0] if isinstance(value, str) and ":" in value else "1"

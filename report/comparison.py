@@ -165,11 +165,7 @@ def is_baseline(run: Run) -> bool:
 
 
 def order(run: Run) -> tuple[object, ...]:
-    """Return the sort key of a run's row.
-
-    By data set; networks alone first; then by pair and length; KD first, a fixed temperature before the others; then by
-    the weight of the KD term.
-    """
+    """Return a row's sort key: data set, alone first, pair, epochs, KD first, fixed temperature first, KD's weight."""
     method = not is_baseline(run), str(run.option("distill")), not is_fixed(run), run.method
     weight = run.option("alpha") or 0.0
     return str(run.dataset), run.option("distill") is not None, run.pair, run.epochs, *method, weight

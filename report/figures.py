@@ -149,10 +149,7 @@ def _is_like_the_papers(run: Run) -> bool:
 
 
 def _paper_tau(shown: Sequence[Shown]) -> list[tuple[float, float]]:
-    """Return the corners of the area where the four curves of CTKD's figure lie approximately.
-
-    It goes from the first epoch to the learning rate's drop at 150 of 240 epochs, and from there to the end.
-    """
+    """Return the corners of about where CTKD's figure has its four curves, which widen from the drop at 150 of 240."""
     last = max(run.epochs for each in shown for run in each.group)
     drop = 150 / 240 * last
     return [(1, 2.6), (drop, 2.6), (last, 3.4), (last, 4.0), (drop, 4.4), (1, 4.4)]

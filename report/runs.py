@@ -112,10 +112,7 @@ def _folders(root: Path) -> Iterator[Path]:
 
 
 def group_runs(runs: Iterable[Run]) -> list[list[Run]]:
-    """Return groups of runs that differ only in seed, names, folders and device.
-
-    Runs with different teacher weights, or on different data (see `by_data`), are in different groups.
-    """
+    """Return groups of runs on the same data (see `by_data`) that differ only in seed, names, folders and device."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(json.dumps(_configuration(run), sort_keys=True), []).append(run)

@@ -47,14 +47,7 @@ def pooled(groups: Iterable[Sequence[Run]], which: str) -> tuple[float, int]:
 
 
 def significance_margin(groups: Iterable[Sequence[Run]], which: str, ours: int, theirs: int) -> float | None:
-    """Return how far the means of two configurations may differ by chance (95 %); None if no spread is known.
-
-    Args:
-        groups: configurations with the same standard deviation.
-        which: `last` or `best`.
-        ours: runs of one configuration.
-        theirs: runs of the other.
-    """
+    """Return how far the means of `ours` and `theirs` runs may differ by chance (95 %); None if no spread is known."""
     spread, freedom = pooled(groups, which)
     if not spread or not ours or not theirs:
         return None

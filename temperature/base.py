@@ -102,10 +102,7 @@ class Temperature(TakesOptions, nn.Module):
 
     @classmethod
     def check(cls, options: dict[str, Any], device: torch.device = CPU) -> None:
-        """Raise InputError for options, by name, that do not go together or that need more memory than a device has.
-
-        Called before any work is done.
-        """
+        """Raise InputError for options that do not go together or exceed a device's memory; called before any work."""
 
     @classmethod
     def complete(cls, options: dict[str, Any], pair: tuple[str, str]) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def test_a_finished_run_with_a_damaged_log_is_mended(place, monkeypatch, capfd):
     capfd.readouterr()
     with pytest.raises(RunError, match="1 run failed"):
         call(monkeypatch, "ctkd -- --device cpu --skip_validation")
-    assert "log.jsonl is lost or damaged, with no last.pth to make it of: add --overwrite" in capfd.readouterr().err
+    assert "log.jsonl is lost or damaged, with no last.pth to rebuild it from: add --over" in capfd.readouterr().err
     call(monkeypatch, "ctkd --list")
     assert "  damaged  " in capfd.readouterr().out and (folder / "resnet8_last.pth").exists()
 
