@@ -279,7 +279,7 @@ class RunFolder:
             lambda state: len(state["history"]) + bool(state["step"]) <= epochs,
             f"has more epochs than the {epochs} of this run",
         )
-        return Checked(fits, _sums_go_on, "sums up other losses in its begun epoch than in those before")
+        return Checked(fits, _sums_go_on, "sums other losses in its unfinished epoch than in those before")
 
     def _restore(self, state: dict[str, Any], task: Task, optimizer: torch.optim.Optimizer, metrics: Metrics) -> None:
         device = next(task.parameters()).device
