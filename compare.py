@@ -1,4 +1,4 @@
-"""Set runs beside the published tables: mean and spread of every configuration, the published number, the difference.
+"""Compare runs with the published tables: mean and spread of each configuration, published number and difference.
 
 python compare.py save/student_model
 python compare.py save --markdown --output table.md
@@ -19,17 +19,17 @@ from report.runs import find_runs
 
 
 def parse_args() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    group = parser.add_argument_group("what is read")
+    group = parser.add_argument_group("input")
     group.add_argument("runs", nargs="*", default=["save"], help="folders, searched recursively (default: save)")
-    group = parser.add_argument_group("what is made of it")
+    group = parser.add_argument_group("output")
     group.add_argument("--markdown", action="store_true", help="tables in Markdown instead of aligned columns")
-    group.add_argument("--output", type=Path, metavar="FILE", help="write the tables there instead of on the screen")
-    group.add_argument("--plot", type=Path, metavar="FILE", help="draw the curves of the runs of one pair:"
-                       " a name that ends in .png, .svg or .pdf")  # fmt: skip
-    group.add_argument("--pages", type=Path, metavar="DIR", help="write README.md, index.html and figures/ into it, of"
-                       " the runs below it")  # fmt: skip
+    group.add_argument("--output", type=Path, metavar="FILE", help="write the tables to a file, not the screen")
+    group.add_argument("--plot", type=Path, metavar="FILE", help="draw the curves of the runs of one pair;"
+                       " the name ends in .png, .svg or .pdf")  # fmt: skip
+    group.add_argument("--pages", type=Path, metavar="DIR", help="write README.md, index.html and figures/ of the runs"
+                       " below DIR into DIR")  # fmt: skip
     args = parser.parse_args()
     if args.pages and (args.runs != ["save"] or args.markdown or args.output or args.plot):
         parser.error("--pages DIR shows the runs below DIR, and goes with no other flag or folder")
@@ -39,7 +39,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Read the runs, compare them, show them. What draws is imported only where something is drawn: --help is fast."""
+    """Read, compare and show the runs; plotting code is imported only if needed, which keeps --help fast."""
     args = parse_args()
     if args.pages:
         from report.page import write_pages

@@ -1,9 +1,10 @@
-"""Make the published tables: every run behind them, one after the other or several at a time. What is finished is
-skipped, and what was stopped goes on; so the same command may be given again and again.
+"""Make the published tables: train every run behind them, one by one or several at a time.
 
-    python reproduce.py --list                       # the tables, their runs, what there is of them
+Finished runs are skipped and interrupted ones resume, so the same command can be repeated.
+
+    python reproduce.py --list                       # the tables, their runs and their progress
     python reproduce.py ctkd --jobs 4                # one table
-    python reproduce.py short -- --teacher_table     # what stands behind -- goes to every run
+    python reproduce.py short -- --teacher_table     # arguments after -- are forwarded to every run
 """
 
 import helper.environment  # noqa: F401 (before PyTorch)
@@ -42,14 +43,14 @@ from report.statistics import mean_and_spread
 from report.tables import Table
 
 HEADING = ["table", "pair", "method", "state", "n", "last", "published"]
-OUTPUT = Path("save/reproduce")  # what each run prints, where several are at work
-OURS = {  # flags that the list has, beside those that its rows have
+OUTPUT = Path("save/reproduce")  # for the output of each run if several run at a time
+OURS = {  # flags that the tables set, besides those in their rows
     "dataset", "seed", "trials", "run_dir", "experiments_dir", "experiments_name", "model", "model_s", "model_t",
     "path_t", "lr", "gamma", "alpha", "beta", "fixed_alpha", "kd_T", "kd_warmup", "logit_stand", "have_mlp", "mlp_name",
     "dry_run", "overwrite",
 }  # fmt: skip
 MADE = {"done", "given"}  # states in which nothing is left to do
-FAILURES = 3  # failures in a row after which nothing else is begun
+FAILURES = 3  # failures in a row after which no further run starts
 
 
 class Job(NamedTuple):
@@ -61,35 +62,35 @@ class Job(NamedTuple):
 
     @property
     def name(self) -> str:
-        """For people, and for the file with what it prints."""
+        """Return the job's name, on the screen and for the file with its output."""
         folder = self.row.folder(self.seed)
         name = f"{folder.parent.name}_{folder.name}" if self.row.teacher else folder.name
         return name + f"-{self.seed + self.trials - 1}" * (self.trials > 1)
 
     def states(self) -> list[str]:
-        """How far its runs are, one a seed; see `state`."""
+        """Return the state of each seed's run; see `state`."""
         return [state(self.row.folder(self.seed + i), self.row.model)[0] for i in range(self.trials)]
 
 
 def parse_args() -> tuple[argparse.Namespace, list[str]]:
-    """The command line: our own flags, and those of the training scripts."""
+    """Return the flags of this script, and the arguments for the training scripts."""
     names = [*TABLES, SHORT]
     usage = "%(prog)s [flags] [table ...] [-- flags of train_student.py]"
     parser = Parser(usage=usage, description=__doc__.split(":")[0] + ".", allow_abbrev=False)
     add = parser.add_argument
     add("tables", nargs="*", metavar="table", help=f"one or more of: {', '.join(names)} (default: all but {SHORT})")
-    add("--list", action="store_true", help="show the runs, how far they are, and what is published; then stop")
-    add("--dry_run", action="store_true", help="show the commands that are left to do, and stop")
-    add("--pairs", nargs="+", metavar="TEACHER:STUDENT", help="only these pairs, and their networks alone")
-    add("--seeds", type=int, default=1, metavar="N", help="seeds 1 to N of all runs but the teachers")
-    add("--jobs", type=int, metavar="N", help="runs at a time (default: one a GPU, or one)")
-    add("--trials", action="store_true", help="all --seeds of a student in one process, for GPUs")
+    add("--list", action="store_true", help="show the runs, their progress and the published numbers, then stop")
+    add("--dry_run", action="store_true", help="show the commands that are left to run, then stop")
+    add("--pairs", nargs="+", metavar="TEACHER:STUDENT", help="only these pairs, and their networks trained alone")
+    add("--seeds", type=int, default=1, metavar="N", help="seeds 1 to N of all runs except the teachers")
+    add("--jobs", type=int, metavar="N", help="runs at a time (default: one per GPU, or one)")
+    add("--trials", action="store_true", help="train all --seeds of a student in one process, for GPUs")
     words = sys.argv[1:]
     at = words.index("--") if "--" in words else len(words)
     args, unknown = parser.parse_known_intermixed_args(words[:at])
     more = words[at + 1 :]
     if unknown:
-        parser.error(f"there is no {unknown[0]} here: flags of train_student.py stand behind --")
+        parser.error(f"there is no {unknown[0]} here: flags of train_student.py go after --")
     if unknown := [name for name in args.tables if name not in names]:
         parser.error(f"there is no table '{unknown[0]}'; the known ones are: {', '.join(names)}")
     Option(least=1, most=1000).check("seeds", args.seeds)
@@ -100,18 +101,18 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
     here = [row for name in args.tables for row in rows(name)]
     known = {f"{row.teacher}:{row.model}" for row in here if row.teacher}
     if unknown := [pair for pair in args.pairs or () if pair not in known]:
-        parser.error(f"these tables have no pair {unknown[0]}; they have: {', '.join(sorted(known))}; and tables stand"
+        parser.error(f"these tables have no pair {unknown[0]}; they have: {', '.join(sorted(known))}; and tables go"
                      " before --pairs")  # fmt: skip
     student = student_parser()
     student.prog = "train_student.py"
-    parse(student, more)  # so that what is wrong with it is said now
+    parse(student, more)  # reports its errors now
     if ours := sorted(given(student, more) & OURS.union(*(row.options.keys() - neutral_options() for row in here))):
-        parser.error(f"--{ours[0]} is what the tables say: leave it out, or call the training script itself")
+        parser.error(f"--{ours[0]} is set by the tables: leave it out, or call the training script itself")
     return args, more
 
 
 def chosen(table: str, pairs: Sequence[str] | None) -> list[Row]:
-    """The rows of a table; with pairs like `resnet56:resnet20` only theirs, and those of their networks alone."""
+    """Return the rows of a table; given pairs like `resnet56:resnet20`, only theirs and their networks alone."""
     if not pairs:
         return rows(table)
     here = rows(table)
@@ -121,22 +122,22 @@ def chosen(table: str, pairs: Sequence[str] | None) -> list[Row]:
 
 
 def seeds_of(row: Row, among: Sequence[Row], seeds: int) -> range:
-    """Which seeds of a row are wanted: of a network that only teaches, the first."""
+    """Return the seeds to train of a row: only the first for a network that is only a teacher."""
     taught = row.teacher is not None or any(row.model == other.model for other in among if other.teacher)
     return range(1, seeds + 1 if taught else 2)
 
 
 def state(folder: Path, model: str) -> tuple[str, float | None]:
-    """How far a run is, and top-1 in percent of one that is done.
+    """Return a run's state, and its top-1 in percent if it is done.
 
-    It is `missing`, `running`, `done`, after `17 epochs`, `damaged` (its log), or `given`: a checkpoint from elsewhere.
+    The state is `missing`, `running`, `done`, `17 epochs`, `damaged` (its log) or `given`, a checkpoint from elsewhere.
     """
     if not os.path.exists(folder / "config.json") and any(folder.glob("ckpt_epoch_*.pth")):
         return "given", None
     if is_locked(folder / ".lock"):
         return "running", None
     records, log = read_log(folder), folder / "log.jsonl"
-    if records and os.path.exists(folder / f"{model}_last.pth"):  # what a run writes last
+    if records and os.path.exists(folder / f"{model}_last.pth"):  # written last
         return "done", records[-1]["top1"]
     with suppress(OSError):
         told = log.stat()
@@ -146,7 +147,7 @@ def state(folder: Path, model: str) -> tuple[str, float | None]:
 
 
 def otherwise(row: Row, seed: int, more: list[str]) -> str:
-    """Which folder holds a run that was told otherwise than it would be now; empty if none does."""
+    """Return a message if the folder holds a run with other options than it would get now, else an empty text."""
     folder = row.folder(seed)
     try:
         there = read_config(folder)["options"]
@@ -161,14 +162,14 @@ def otherwise(row: Row, seed: int, more: list[str]) -> str:
 
 
 def options_of(job: Job, more: list[str]) -> dict[str, Any]:
-    """The options of a job, resolved as its script does it."""
+    """Return the options of a job, resolved as by its script."""
     if job.row.teacher is None:
         return as_dict(parse(teacher_parser(), command(job, more)[2:]))
     return as_dict(resolve_pair(parse(student_parser(), command(job, more)[2:]), job.row.teacher))
 
 
 def listed(args: argparse.Namespace, more: list[str]) -> Iterator[str]:
-    """The lines of --list."""
+    """Yield the lines of --list."""
     cells, notes = [], []
     for name in args.tables:
         here = chosen(name, args.pairs)
@@ -184,16 +185,16 @@ def listed(args: argparse.Namespace, more: list[str]) -> Iterator[str]:
             told = ", ".join(f"{count} {word}" if len(words) > 1 else word for word, count in counts)
             top1 = "–" if row.top1 is None else f"{row.top1:.2f}"
             cells.append([name, row.pair, row.method, told, str(len(last)), mean_and_spread(last), top1])
-        notes += [f"{name}: {', '.join(methods)} are not here" for methods in [left_out(name)] if methods]
+        notes += [f"{name}: {', '.join(methods)} are not implemented here" for methods in [left_out(name)] if methods]
         notes += [f"{name}: published is {reported(name)}"]
     yield Table(HEADING, cells).text()
     yield ""
     yield from dict.fromkeys(notes)
-    yield "of the runs in save/; results/README.md has those that came with the code"
+    yield "these are the runs in save/; results/README.md has those that came with the code"
 
 
 def reported(table: str) -> str:
-    """What the numbers of a table are."""
+    """Return what the numbers of a table are, such as last or best epoch."""
     if table == SHORT:
         return "of 240 epochs, for resnet8 read off a chart"
     source, _ = TABLES[table]
@@ -203,10 +204,10 @@ def reported(table: str) -> str:
 
 
 def jobs_of(args: argparse.Namespace, more: list[str]) -> list[Job]:
-    """What is left to do, or under way elsewhere; teachers first.
+    """Return the jobs that are not done, including those running elsewhere; teachers first.
 
     Raises:
-        UserError: a run that is not at its end was told otherwise than it would be now.
+        UserError: an unfinished run has other options than it would get now.
     """
     jobs: dict[Path, Job] = {}
     notes: dict[str, None] = {}
@@ -229,7 +230,7 @@ def jobs_of(args: argparse.Namespace, more: list[str]) -> list[Job]:
 
 
 def command(job: Job, more: list[str]) -> list[str]:
-    """The command line of a job, with further flags as far as its script knows them."""
+    """Return the command line of a job, with those of the further flags that its script knows."""
     if job.row.teacher is None:
         _, foreign = teacher_parser().parse_known_args(more)
         more = [word for word in more if not (foreign and word == foreign[0] and foreign.pop(0))]
@@ -237,26 +238,26 @@ def command(job: Job, more: list[str]) -> list[str]:
 
 
 class Runner:
-    """Does jobs, so many at a time, and waits for what others are doing. A job begins when its teacher is done."""
+    """Runs jobs, several at a time, each once its teacher is done; waits for those running elsewhere."""
 
     def __init__(self, jobs: Sequence[Job], at_a_time: int, more: list[str]) -> None:
         self.left, self.at_a_time, self.more = list(jobs), at_a_time, more
         self.count, self.ended, self.in_a_row = len(jobs), 0, 0
-        self.in_use: Counter[str] = Counter()  # how often a run was begun and found to be in use
+        self.in_use: Counter[str] = Counter()  # how often a run was started and found to be in use
         self.failed: list[str] = []
         self.orphans: list[str] = []  # runs whose teacher failed
         self.running: set[subprocess.Popen] = set()
-        self.stopped = False  # nothing else is begun
+        self.stopped = False  # no further run starts
         self.silent = False
-        self.lock = threading.Lock()  # of all of these
+        self.lock = threading.Lock()  # guards all of these
 
     def __call__(self) -> None:
-        """Do them all.
+        """Run all jobs.
 
         Raises:
-            KeyboardInterrupt: the process was asked to end; so were its runs, which have ended. What is asked again is
-                passed on.
-            RunError: some failed or could not begin.
+            KeyboardInterrupt: the process was asked to end, and its runs have ended too; a repeated request is passed
+                on to them.
+            RunError: some jobs failed or could not start.
         """
         with ThreadPoolExecutor(self.at_a_time) as pool:
             try:
@@ -268,19 +269,19 @@ class Runner:
                     wait(working)
                 except KeyboardInterrupt:
                     self._stop()
-                signals.ignore()  # a join that is interrupted would not wait when the pool ends
+                signals.ignore()  # an interrupted join would keep the pool from waiting at its end
                 raise
         for each in working:
             each.result()
         if self.failed:
             count = len(self.failed)
             text = f"{count} run{'s' * (count > 1)} failed ({', '.join(self.failed)})"
-            text += f", {len(self.orphans)} not begun for want of a teacher" * bool(self.orphans)
+            text += f", {len(self.orphans)} not begun without a teacher" * bool(self.orphans)
             text += f", and nothing else was begun after {FAILURES} in a row" * bool(self.left)
             raise RunError(f"{text}: see {OUTPUT if self.at_a_time > 1 else 'above'}; the same command tries again")
 
     def _stop(self) -> None:
-        """Ask the runs that are under way to end, and begin no other."""
+        """Ask the current runs to end, and start no other."""
         with self.lock:
             self.stopped = self.silent = True
             for process in self.running:
@@ -313,16 +314,16 @@ class Runner:
                     self.left.insert(0, job)
 
     def _put_off(self, job: Job) -> bool:
-        """Say that a run which another process began after we looked is tried again; False after TRIES of that."""
+        """Print that a run is in use by another process, and return whether to try it again: not after TRIES."""
         self.in_use[job.name] += 1
         if self.in_use[job.name] == TRIES:
-            print(f"{job.name}: in use elsewhere at each of {TRIES} tries, which is given up", flush=True)
+            print(f"{job.name}: in use elsewhere at each of {TRIES} tries: giving up", flush=True)
             return False
-        print(f"{job.name}: under way elsewhere, which is waited for", flush=True)
+        print(f"{job.name}: under way elsewhere, waiting for it", flush=True)
         return True
 
     def _next(self) -> Job | None:
-        """The first job that can begin now, and is not under way or done elsewhere."""
+        """Return the first job that can start now and is not running or done elsewhere."""
         for job in list(self.left):
             words, teacher = job.states(), job.row.teacher_folder
             if MADE.issuperset(words):
@@ -336,11 +337,11 @@ class Runner:
             elif teacher.name in self.failed:
                 self.left.remove(job)
                 self.orphans.append(job.name)
-                self._over(job, "not begun, since its teacher failed")
+                self._over(job, "not begun because its teacher failed")
         return None
 
     def _begin(self, job: Job, place: int, stack: ExitStack) -> subprocess.Popen | None:
-        """The process that trains; None if there can be none."""
+        """Start the training process and return it; None if that fails."""
         environment, output = os.environ.copy(), None
         try:
             if self.at_a_time > 1:
@@ -355,7 +356,7 @@ class Runner:
         return process
 
     def _tried(self, job: Job, word: str, failed: bool) -> None:
-        """A job has ended, well or not."""
+        """Record how a job ended, and stop after FAILURES in a row."""
         self.in_a_row = self.in_a_row + 1 if failed else 0
         if failed:
             self.failed.append(job.name)
@@ -363,13 +364,13 @@ class Runner:
         self.stopped = self.stopped or self.in_a_row == FAILURES
 
     def _over(self, job: Job, word: str) -> None:
-        """Nothing is left to do about a job."""
+        """Count a job as ended, and print it."""
         self.ended += 1
         if not self.silent:
             print(f"[{self.ended}/{self.count}] {job.name}: {word}", flush=True)
 
     def _part(self, place: int) -> dict[str, str]:
-        """The part of the machine that is one run's of several: a GPU, and a share of the cores."""
+        """Return the environment variables that give a run its GPU and its share of the cores."""
         gpus = [str(gpu) for gpu in range(torch.cuda.device_count())]
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(gpus)).split(",")
         threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.at_a_time)))
@@ -377,7 +378,7 @@ class Runner:
 
 
 def main() -> None:
-    """List the runs, or make those that are left."""
+    """List the runs, or run those that are left."""
     args, more = parse_args()
     if args.list:
         print(*listed(args, more), sep="\n")
@@ -388,7 +389,7 @@ def main() -> None:
             print(shlex.join(["python", *command(job, more)[1:]]))
         return
     at_a_time = args.jobs or max(1, torch.cuda.device_count())
-    print(f"{len(jobs)} runs left to make, {at_a_time} at a time", flush=True)
+    print(f"{len(jobs)} runs left to do, {at_a_time} at a time", flush=True)
     Runner(jobs, at_a_time, more)()
 
 

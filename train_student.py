@@ -35,9 +35,9 @@ from temperature.standardised import Standardised
 
 
 def distil(options: StudentOptions) -> list[Path]:
-    """Run the distillations that the options describe, one a seed, or go on with them; returns their folders."""
+    """Train or resume the distillations of the options, one per seed; return their folders."""
     with device_of(options) as device:
-        # 1. the teacher's weights, and the runs: what they are, and what there is of them already
+        # 1. the teacher's weights, and the runs with their state
         found = find_teacher(options, train_teacher.train)
         options = resolve_pair(options, found.name)
         data_sha256 = train_teacher.hash_of_data(options)
@@ -58,7 +58,7 @@ def _distil(
         distributed.on_rank0(lambda: check_table_dir(table_dir(options, found)))
     # 2. data
     data = train_teacher.load_data(options, device)
-    # 3. teacher: frozen, and measured before anything is learned from it
+    # 3. teacher: frozen, and evaluated before distillation
     model = load_teacher(found, data.num_classes, device, options.dataset, options.plain)
     found_out = {"device": str(device), "num_classes": data.num_classes}
     if not options.skip_validation:
@@ -70,7 +70,7 @@ def _distil(
 
 
 def open_run(options: StudentOptions, found: FoundTeacher, data_sha256: str | None) -> RunFolder:
-    """The run of one seed, as a folder that is not written yet; `data_sha256` is what tells its data from other."""
+    """Return the folder of one seed's run, not written yet; `data_sha256` identifies its data."""
     config = {
         "kind": "student",
         "dataset": options.dataset,
@@ -93,7 +93,7 @@ def open_run(options: StudentOptions, found: FoundTeacher, data_sha256: str | No
 
 
 def print_settings(options: StudentOptions) -> None:
-    """Say what the loss is made of, and the options of distiller and temperature."""
+    """Print the loss, and the options of distiller and temperature."""
     print(loss_in_words(options))
     if told := proportions_in_words(options):
         print(told)
@@ -108,14 +108,14 @@ def print_settings(options: StudentOptions) -> None:
 
 
 def table_dir(options: StudentOptions, found: FoundTeacher) -> Path:
-    """Where tables of the teacher's answers are."""
+    """Return the folder of tables with the teacher's outputs."""
     return Path(options.table_dir or found.path.parent / "teacher_table")
 
 
 def build_teacher(
     options: StudentOptions, found: FoundTeacher, model: Model, data: Dataset
 ) -> OnlineTeacher | CachedTeacher:
-    """Return what answers for the teacher: itself, or with --teacher_table the table of its answers."""
+    """Return the teacher, or with --teacher_table the table of its outputs."""
     if not options.teacher_table:
         return OnlineTeacher(model, options.teacher_precision)
     content = distiller_dict[options.distill].needs
@@ -142,9 +142,9 @@ def build_trainer(
     teacher: OnlineTeacher | CachedTeacher,
     data: Dataset,
 ) -> Trainer:
-    """Return the trainer of one seed, from where its run stopped; `model` is the teacher as a network."""
-    # what learns: student, temperature and distiller, in one module under one optimizer; the student is first to draw
-    # random numbers, so that it starts from the same weights under every method
+    """Return the trainer of one seed, resumed; `model` is the teacher's network."""
+    # Student, temperature and distiller learn in one module under one optimizer. The student is created first, so its
+    # initial weights are the same for every method.
     seed_everything(options.seed)
     device = data.train.target.device
     student = create_model(options.model_s, data.num_classes, options.dataset)
@@ -152,19 +152,19 @@ def build_trainer(
     task = place(distillation(options, student, model, data.train.target), device, options.plain)
     if extra := sum(parameter.numel() for parameter in task.distiller.parameters()):
         own = sum(parameter.numel() for parameter in student.parameters())
-        print(f"{options.distill} learns {extra:,} parameters for training only, beside the student's {own:,}")
+        print(f"{options.distill} adds {extra:,} parameters, for training only, to the student's {own:,}")
     return train_teacher.resumed_trainer(run, task, teacher, data, options, pass_turn, table)
 
 
 def loss_in_words(options: StudentOptions) -> str:
-    """The weights of the loss, as they were given or looked up."""
+    """Return the loss with its weights as text."""
     terms = {"gamma": "CE", "alpha": "KD(tau)", "fixed_alpha": f"KD({options.kd_T:g})", "beta": options.distill}
     told = " + ".join(f"{weight:g} {term}" for key, term in terms.items() if (weight := getattr(options, key)))
     return f"loss = {told}" + f", KD growing over {options.kd_warmup} epochs" * bool(options.kd_warmup)
 
 
 def distillation(options: StudentOptions, student: Model, teacher: Model, train_target: Tensor) -> Distillation:
-    """All that learns, on the student's device; `train_target` [N] holds the class of each training image."""
+    """Return student, temperature and distiller as a task; `train_target` [N] has the class of each training image."""
     maps = distiller_dict[options.distill].needs == "maps"
     known = as_dict(options) | {
         "student_widths": feature_widths(student, options.image_size, maps),

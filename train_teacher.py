@@ -32,9 +32,9 @@ from report import draw_curve
 
 
 def train(options: TeacherOptions) -> list[Path]:
-    """Train the networks that the options describe, one a seed, or go on with them; returns their folders."""
+    """Train or resume the networks of the options, one per seed; return their folders."""
     with device_of(options) as device:
-        # 1. the runs: what they are, and what there is of them already
+        # 1. the runs with their state
         data_sha256 = hash_of_data(options)
         runs = [(open_run(trial, data_sha256), trial) for trial in trials_of(options)]
         if told := proportions_in_words(options):
@@ -49,13 +49,12 @@ def train(options: TeacherOptions) -> list[Path]:
 
 
 def hash_of_data(options: CommonOptions) -> str | None:
-    """What tells the options' data from other data of the same name; see `identify_data`."""
+    """Return a hash that distinguishes the data from other data of the same name; see `identify_data`."""
     return distributed.one_a_machine(lambda: identify_data(options.dataset, options.data_dir))
 
 
 def unfinished(runs: list[tuple[RunFolder, O]]) -> list[tuple[RunFolder, O]]:
-    """Those of the runs that are to be trained: none of a dry run, nor finished ones, which say so. Raises UserError
-    where one cannot be written."""
+    """Return the runs that are neither finished nor a dry run. Raises UserError if a folder cannot be written."""
     left = [(run, options) for run, options in runs if not options.dry_run and not run.told_finished()]
     for run, _ in left:
         run.check_writable()
@@ -63,14 +62,14 @@ def unfinished(runs: list[tuple[RunFolder, O]]) -> list[tuple[RunFolder, O]]:
 
 
 def load_data(options: CommonOptions, device: torch.device) -> Dataset:
-    """The data set of the options on a device, of which this process has its share."""
+    """Return this process's share of the data set, on a device."""
     own = {"device": device, "rank": distributed.rank(), "world_size": distributed.world_size()}
     known = kwargs_for(create_dataset, as_dict(options) | own)
     return distributed.local_rank0_first(lambda: create_dataset(options.dataset, **known))
 
 
 def open_run(options: TeacherOptions, data_sha256: str | None) -> RunFolder:
-    """The run of one seed, as a folder that is not written yet; `data_sha256` is what tells its data from other."""
+    """Return the folder of one seed's run, not written yet; `data_sha256` identifies its data."""
     config = {
         "kind": "teacher",
         "dataset": options.dataset,
@@ -97,7 +96,7 @@ def build_trainer(
     table: EpochTable,
     data: Dataset,
 ) -> Trainer:
-    """Return the trainer of one seed, from where its run stopped."""
+    """Return the trainer of one seed, resumed."""
     seed_everything(options.seed)
     device = data.train.target.device
     model = create_model(options.model, data.num_classes, options.dataset)
@@ -115,7 +114,7 @@ def resumed_trainer(
     pass_turn: Callable[[], None] | None,
     table: EpochTable,
 ) -> Trainer:
-    """Return the trainer of a run, from where it stopped; the arguments are those of `Trainer`, on the device.
+    """Return the trainer of a run, resumed; the arguments are those of `Trainer`, on the device.
 
     Raises:
         UserError: the run's `last.pth` does not fit.

@@ -1,5 +1,4 @@
-"""Train runs of several configurations side by side in one process, as --trials trains several seeds of one: for a GPU
-of which a small network leaves most unused.
+"""Train runs of several configurations side by side in one process, to use a GPU that one of them leaves mostly idle.
 
 python train_together.py RUNS
 
@@ -24,7 +23,7 @@ from helper.options import parse, resolve_pair
 from helper.teacher import FoundTeacher, find_teacher, load_teacher
 from helper.trials import train_runs
 
-# What decides data, device and teacher, which the runs share.
+# The options of data, device and teacher, which the runs share.
 SHARED = ("dataset", "data_dir", "image_size", "train_subset", "num_workers", "batch_size", "device", "gpu_id",
           "deterministic", "plain", "precision")  # fmt: skip
 SHARED_BY_STUDENTS = ("path_t", "model_t", "teacher_weights", "teacher_table", "fill_teacher_table", "table_dir",
@@ -57,7 +56,7 @@ def read_runs(path: Path) -> list[CommonOptions]:
 
 
 def check_shared(runs: list[Any], keys: tuple[str, ...]) -> None:
-    """Raise UserError where runs differ in an option that they must share, or trains several seeds itself."""
+    """Raise UserError if runs differ in an option that they must share, or if one has several --trials."""
     for run in runs:
         for key in keys:
             if getattr(run, key) != getattr(runs[0], key):
@@ -67,7 +66,7 @@ def check_shared(runs: list[Any], keys: tuple[str, ...]) -> None:
 
 
 def train_together(runs: list[CommonOptions]) -> list[Path]:
-    """Train all runs, or go on with them; returns their folders."""
+    """Train or resume all runs; return their folders."""
     students = [run for run in runs if isinstance(run, StudentOptions)]
     with device_of(runs[0]) as device:
         # 1. the teacher's weights, and the runs
@@ -97,7 +96,7 @@ def train_together(runs: list[CommonOptions]) -> list[Path]:
 
 
 def open_run(options: CommonOptions, found: FoundTeacher | None, data_sha256: str | None) -> tuple[Any, CommonOptions]:
-    """Return the folder of a run, not written yet, and its options with all that depends on the teacher filled in."""
+    """Return a run's folder, not written yet, and its options with those that depend on the teacher filled in."""
     if found is None or not isinstance(options, StudentOptions):
         return train_teacher.open_run(options, data_sha256), options
     options = resolve_pair(options, found.name)

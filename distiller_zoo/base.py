@@ -24,8 +24,7 @@ class Distiller(TakesOptions, nn.Module):
 
     @classmethod
     def check(cls, options: dict[str, Any], device: torch.device = CPU) -> None:
-        """Raise InputError for options, by name, that do not go together or need more memory than a device has; called
-        before any work is done."""
+        """Raise InputError for options that do not go together or exceed a device's memory; called before any work."""
 
     @classmethod
     def complete(cls, options: dict[str, Any], pair: tuple[str, str]) -> dict[str, Any]:
@@ -64,7 +63,7 @@ def warmed_up(epoch: int, epochs: int) -> float:
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Return x in float32, or unchanged if it is float32 or float64: the precision of all losses."""
+    """Return x in float32, or unchanged if it is float32 or float64; all losses have at least this precision."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 

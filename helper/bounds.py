@@ -1,4 +1,4 @@
-"""Checks that what the options decide fits into memory, before it is allocated."""
+"""Check that a run fits into memory, as far as the options tell, before anything is allocated."""
 
 import torch
 
@@ -10,7 +10,7 @@ from temperature import temperature_dict
 
 
 def check_sizes(options: CommonOptions, device: torch.device = CPU) -> None:
-    """Check that what the options alone decide fits into the memory of a device. Raises InputError."""
+    """Raise InputError if the sizes in the options do not fit into a device's memory."""
     batch, side, trials, name = options.batch_size, options.image_size, options.trials, getattr(options, "model", "")
     check_fits(f"a batch of {batch} images", batch * 3 * side**2 * 4, "--batch_size or --image_size", device)
     if isinstance(options, StudentOptions):

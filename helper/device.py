@@ -1,4 +1,4 @@
-"""Where a run computes, and how repeatably: chosen once, here."""
+"""Choose and set up the device of a run, its precision and its reproducibility."""
 
 import ctypes
 import os
@@ -24,12 +24,15 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of glibc's mallo
 def prepare_device(
     name: str | None, gpu_id: str | None, deterministic: bool, plain: bool = False, precision: str = "fp32"
 ) -> torch.device:
-    """The device of a run, set up: honest float32, and with `deterministic` only algorithms that repeat bit by bit.
+    """Return the device of a run, after setting PyTorch's global flags for it.
 
-    `name` when given, else the first of `gpu_id` (a comma-separated list), else a GPU if there is one, else the CPU.
-    Of several processes on a machine, each has a GPU of its own: of `gpu_id` if it is given, else of all.
-    `plain` leaves out what is only for speed. Under the `precision` tf32 a GPU's convolutions are in TensorFloat-32, as
-    PyTorch's default and so the published code has them; on a CPU it is fp32.
+    Args:
+        name: of the device; None: the first of `gpu_id`, else a GPU if there is one, else the CPU. Of several processes
+            on a machine, each gets its own GPU.
+        gpu_id: comma-separated numbers of the GPUs to use; None: all.
+        deterministic: use only algorithms that are bitwise reproducible.
+        plain: leave out what is only for speed.
+        precision: tf32 computes a GPU's convolutions in TensorFloat-32, as does PyTorch and so the published code.
 
     Raises:
         UserError: the name is no device, or a GPU that this machine does not have.
@@ -52,7 +55,7 @@ def prepare_device(
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
-        raise UserError(f"'{name}' is no device that is known here: use cpu, cuda or cuda:1")
+        raise UserError(f"'{name}' is no device known here: use cpu, cuda or cuda:1")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(
             f"there is no device {name}: PyTorch sees {torch.cuda.device_count()} GPUs here; leave --device out,"
@@ -63,7 +66,7 @@ def prepare_device(
 
 @contextmanager
 def device_of(options: CommonOptions) -> Iterator[torch.device]:
-    """The device of a run that these options describe, for as long as it is at work with the other processes, if any.
+    """Set up the device of a run and, with several processes, their process group; yield the device.
 
     Raises:
         UserError: as `prepare_device`, or the sizes in the options do not fit into the device's memory.
@@ -77,7 +80,7 @@ def device_of(options: CommonOptions) -> Iterator[torch.device]:
 
 
 def gpus_of(gpu_id: str) -> list[str]:
-    """The numbers in a comma-separated list. Raises UserError where they are none."""
+    """Return the numbers of a comma-separated list. Raises UserError if it has anything else."""
     listed = [number.strip() for number in gpu_id.split(",")]
     if not all(number.isdecimal() for number in listed):
         raise UserError(f"--gpu_id takes numbers and commas, like 0,1; not {gpu_id}")
@@ -95,43 +98,41 @@ def _gpu_of_this_process(gpu_id: str | None) -> str:
 
 
 def start_together(options: CommonOptions) -> None:
-    """Start the processes that --multiprocessing_distributed asks for, if it does; see distributed.start_together."""
+    """Start the processes of --multiprocessing_distributed, if it is given; see `distributed.start_together`."""
     if options.multiprocessing_distributed:
         listed = gpus_of(options.gpu_id) if options.gpu_id else range(max(1, torch.cuda.device_count()))
         distributed.start_together(len(listed), options.dist_url)
 
 
 def keep_memory() -> None:
-    """Have the C library keep memory that is freed, where it is glibc.
+    """Make glibc keep freed memory; other C libraries are left alone.
 
-    Otherwise it gives every large block back to the system, which clears its pages anew when the next step takes them:
-    a tenth of a step on a CPU.
+    By default it returns every large block to the system, which must clear the pages again for the next step: a tenth
+    of a step on a CPU.
     """
-    if _mallopt(M_MMAP_THRESHOLD, 2**30):  # refused by some versions
+    if _mallopt(M_MMAP_THRESHOLD, 2**30):  # some versions refuse it
         _mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def share_freed_memory() -> None:
-    """Have threads that are started from now on take memory that others have freed, where the C library is glibc.
+    """Make threads started from now on share freed memory, if the C library is glibc.
 
-    Otherwise each has an arena of its own, and runs that take turns need the memory of a step once for each of them.
+    By default each has its own arena, and runs that take turns each need the memory of a step.
     """
     _mallopt(M_ARENA_MAX, 1)
 
 
 def _mallopt(parameter: int, value: int) -> bool:
-    """Set a parameter of glibc's malloc; False where that refuses it, or the C library is another."""
+    """Set a parameter of glibc's malloc; return False if it is refused or the C library is another."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return bool(mallopt and mallopt(parameter, value))
 
 
 def place(module: nn.Module, device: torch.device, plain: bool = False) -> nn.Module:
-    """The module on the device, its convolutions in channels-last order, which is the faster one everywhere.
-
-    `plain` leaves the order as it is.
+    """Move a module to the device, in the faster channels-last memory format unless `plain`, and return it.
 
     Raises:
-        UserError: the module, with what training adds to it, does not fit into the device's memory.
+        UserError: the module, with the memory for its training, does not fit into the device's memory.
     """
     size = sum(parameter.numel() * (TRAINED if parameter.requires_grad else 4) for parameter in module.parameters())
     size += sum(buffer.nbytes for buffer in module.buffers())
@@ -140,14 +141,14 @@ def place(module: nn.Module, device: torch.device, plain: bool = False) -> nn.Mo
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
-    """A context in which networks compute in one of helper.flags.PRECISIONS; their weights stay float32."""
+    """Return a context in which networks compute in one of helper.flags.PRECISIONS; their weights stay float32."""
     if precision != "bf16":
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
 
 
 def cpu_info() -> dict[str, str]:
-    """What Linux says of the processor: its `model name`, its `flags` and more; elsewhere no more than its kind."""
+    """Return /proc/cpuinfo of one core, with `model name`, `flags` and more; without Linux, only the processor type."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

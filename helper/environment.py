@@ -1,4 +1,4 @@
-"""What must be set before PyTorch is imported. Every script imports this module first."""
+"""Settings that must precede the import of PyTorch. Every script imports this module first."""
 
 import os
 import signal
@@ -7,14 +7,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# How often an idle OpenMP thread looks for work before it sleeps. libgomp's default lets it spin for so long that two
-# trainings on the same cores run at a tenth of their speed; with this number a training alone is no slower. See
+# How often an idle OpenMP thread looks for work before it sleeps. With libgomp's default it spins so long that two
+# trainings on the same cores run at a tenth of their speed; with this number a single training is no slower. See
 # benchmarks/sharing.py for the measurement.
 SPIN_COUNT = "300"
 
 
 def limit_spinning() -> None:
-    """Set GOMP_SPINCOUNT, which libgomp reads when it is loaded, unless the user chose how threads wait."""
+    """Set GOMP_SPINCOUNT, which libgomp reads when it is loaded, unless the user has set how threads wait."""
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
 
@@ -22,8 +22,8 @@ def limit_spinning() -> None:
 def end_quietly_on_ctrl_c() -> None:
     """Let Ctrl-C end one of this project's scripts without a traceback until `run_main` handles it.
 
-    Importing PyTorch takes seconds. A program that only imports this code keeps its own handling, and a script that was
-    started with the signal ignored goes on ignoring it.
+    Importing PyTorch takes seconds. Programs that import this code as a library keep their own handler, and a script
+    started with the signal ignored keeps ignoring it.
     """
     script = getattr(sys.modules["__main__"], "__file__", None)
     is_usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -1,6 +1,6 @@
-"""Every flag: where it is declared, and the parsers made of that.
+"""Declare the flags, and build the parsers from them.
 
-The options of a distiller or temperature stand in its own constructor; the others are fields here. See `inputs.Option`.
+The options of a distiller or temperature are in its constructor; all others are fields here. See `inputs.Option`.
 """
 
 import argparse
@@ -20,15 +20,14 @@ from temperature import temperature_dict
 from temperature.base import KD_T, KdT
 from temperature.dtkd import WARMUP as DTKD_WARMUP
 
-# The published scripts give these networks a learning rate of their own, whatever --learning_rate says.
+# The published scripts use these learning rates, whatever --learning_rate is.
 LEARNING_RATES = {"MobileNetV2": 0.01, "ShuffleV1": 0.01, "ShuffleV2": 0.01}
 LEARNING_RATE = 0.05
 PUBLISHED_TEMPERATURES = {"global": "ctkd-global", "instance": "ctkd-instance"}  # --mlp_name
 
 
 def name_of(help: str, known: Iterable[str], **more: Any) -> Option:
-    """Return the option of a name in a registry; what is no such name is refused later, with what may have been
-    meant."""
+    """Return the option of a name in a registry; unknown names are refused later, with a suggestion."""
     return Option(f"{help}one of: {', '.join(known)}", shown="NAME", **more)
 
 
@@ -38,7 +37,7 @@ def place(help: str, shown: str = "DIR") -> Option:
 
 
 DATASET = name_of(
-    "folder is any train/ and val/ tree, held in memory; imagenet is one too, read from its files in every epoch; ",
+    "folder: any train/ and val/ tree, held in memory; imagenet: such a tree, read from its files in every epoch; ",
     dataset_names,
 )
 
@@ -50,14 +49,14 @@ class DataOptions:
     dataset: Annotated[str, DATASET] = "cifar100"
     data_dir: Annotated[
         str | None,
-        place("where the data is; for cifar100 and imagenet the variables CIFAR100_DIR and IMAGENET_DIR say it too"),
+        place("folder of the data; cifar100 and imagenet also use the variables CIFAR100_DIR and IMAGENET_DIR"),
     ] = None
     image_size: ImageSize
     train_subset: TrainSubset = 0
     num_workers: NumWorkers = 2
 
 
-LEARNING_RATE_HELP = f"as published {', '.join(LEARNING_RATES)} get 0.01 whatever it says (default: {LEARNING_RATE})"
+LEARNING_RATE_HELP = f"as published, {', '.join(LEARNING_RATES)} always get 0.01 (default: {LEARNING_RATE})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,21 +69,21 @@ class OptimizationOptions:
     lr_decay_epochs: Annotated[
         list[int],
         Option(
-            "the epochs after which the learning rate drops (default: 150,180,210 of 240, in proportion to --epochs;"
-            " those that coincide are one)",
+            "epochs after which the learning rate drops (default: 150,180,210 of 240, in proportion to --epochs; those"
+            " that coincide count once)",
             0,
             10**9,
             shown="E,E",
             later=True,
         ),
     ]
-    lr_decay_rate: Annotated[float, Option("what it is multiplied with there", 1e-9, 1.0)] = 0.1
+    lr_decay_rate: Annotated[float, Option("factor of the learning rate at each drop", 1e-9, 1.0)] = 0.1
     momentum: Annotated[float, Option("of SGD", 1e-6, 0.9999, or_zero=True)] = 0.9
-    weight_decay: Annotated[float, Option("of SGD, for all that learns", 1e-9, 10.0, or_zero=True)] = 5e-4
+    weight_decay: Annotated[float, Option("of SGD, for all trained parameters", 1e-9, 10.0, or_zero=True)] = 5e-4
 
 
 def neutral(help: str, *bounds: float, **more: Any) -> Option:
-    """Return an option that leaves a run's result alone."""
+    """Return an option that does not change a run's result."""
     return Option(help, *bounds, is_neutral=True, **more)
 
 
@@ -92,26 +91,26 @@ def neutral(help: str, *bounds: float, **more: Any) -> Option:
 class RunOptions:
     """run"""
 
-    seed: Annotated[int, Option("of weights, order and augmentation; logged", 0, LARGEST_SEED)] = 1
+    seed: Annotated[int, Option("of initial weights, order and augmentation; logged", 0, LARGEST_SEED)] = 1
     trials: Annotated[
         int,
-        neutral("train N seeds, from --seed on, side by side in one process; each is a run as if alone", 1, 1000,
+        neutral("train N seeds, from --seed on, side by side in one process, each as if alone", 1, 1000,
                 shown="N"),
     ] = 1  # fmt: skip
     trial: Annotated[str, neutral("a label of your own, kept in config.json", names=("-t",))] = ""
     experiments_dir: Annotated[str | None, place("folder of related runs, below save/")] = None
-    experiments_name: Annotated[str | None, place("name of this run in it", "NAME")] = None
+    experiments_name: Annotated[str | None, place("name of this run in that folder", "NAME")] = None
     run_dir: Annotated[str | None, place("the run's folder itself, instead of the two above")] = None
     overwrite: Annotated[bool, neutral("replace the run that is in this folder")] = False
-    dry_run: Annotated[bool, neutral("say what would be done, and stop")] = False
+    dry_run: Annotated[bool, neutral("print what would be done, and stop")] = False
     print_freq: Annotated[int, neutral("steps between two updates of the progress bar", 1, 10**9)] = 50
     save_model: Annotated[bool, neutral("accepted; weights are always saved")] = False
 
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 PRECISION = Option(
-    "what the networks compute in; losses, temperatures and weights are in fp32; tf32: the convolutions of a GPU as"
-    " PyTorch's default has them",
+    "of the networks' computations; losses, temperatures and weights are always fp32; tf32: convolutions on a GPU use"
+    " TensorFloat-32, PyTorch's default",
     choices=PRECISIONS,
     before="fp32",
 )
@@ -125,32 +124,32 @@ class DeviceOptions:
     device: Annotated[str | None, neutral("cpu, cuda or cuda:1 (default: a GPU if there is one)", shown="NAME")] = None
     gpu_id: Annotated[
         str | None,
-        neutral("the GPU, or one for each of several processes, like 0,1 (default: the first, or all of them)"),
+        neutral("the GPU, or one per process, like 0,1 (default: the first, or all of them)"),
     ] = None
-    deterministic: Annotated[bool, Option("use only algorithms that repeat bit by bit on a GPU too")] = False
-    plain: Annotated[bool, neutral("do without all that is only for speed (see README), to check it")] = False
+    deterministic: Annotated[bool, Option("use only algorithms that are bitwise reproducible on a GPU too")] = False
+    plain: Annotated[bool, neutral("turn off everything that is only for speed (see README), to check it")] = False
     dali: Annotated[
         str | None,
-        neutral("accepted; small sets are held on the device, DALI is not needed", choices=("cpu", "gpu")),
+        neutral("accepted; DALI is not needed, since small data sets are held on the device", choices=("cpu", "gpu")),
     ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessOptions:
-    """several processes, also started by torchrun, on one machine or many; each has a share of every batch"""
+    """several processes: on one machine or many, also started by torchrun; each trains on a share of every batch"""
 
     multiprocessing_distributed: Annotated[
         bool,
-        neutral("start a process for each GPU of --gpu_id, or for each there is; with --device cpu for each number of"
+        neutral("start one process per GPU: of --gpu_id, or of the machine; with --device cpu one per number of"
                 " --gpu_id"),
     ] = False  # fmt: skip
     dist_url: Annotated[
-        str | None, neutral("where these meet, like tcp://127.0.0.1:23451 (default: at a free port)")
+        str | None, neutral("where the processes meet, like tcp://127.0.0.1:23451 (default: at a free port)")
     ] = None
-    dist_timeout: Annotated[float, neutral("seconds after which a process gives up on another", 0.1, 1e7)] = 600.0
+    dist_timeout: Annotated[float, neutral("seconds to wait for another process before giving up", 0.1, 1e7)] = 600.0
     sync_bn: Annotated[
         bool,
-        Option("batch norms of the network that learns see the whole batch, not a process's share; on GPUs",
+        Option("batch norm of the trained network uses the whole batch, not one process's share; on GPUs",
                before=False),
     ] = False  # fmt: skip
 
@@ -171,35 +170,35 @@ class PairOptions:
 
     model_s: Annotated[str, name_of("the student, ", networks())] = "resnet8"
     model_t: Annotated[
-        str | None, neutral("the teacher; needless where its weights or its folder's name tell", shown="NAME")
+        str | None, neutral("the teacher; not needed if its weights or its folder's name identify it", shown="NAME")
     ] = None
     path_t: Annotated[
         str | None, place("the teacher's weights, or its folder (default: that of --model_t)", "FILE")
     ] = None
     teacher_weights: Annotated[
         str | None,
-        Option("download torchvision's weights for --model_t, where there is a network; elsewhere give their file as"
-               " --path-t", choices=("torchvision",)),
+        Option("download torchvision's weights of --model_t; without internet access, give their file as --path-t"
+               " instead", choices=("torchvision",)),
     ] = None  # fmt: skip
     train_teacher: Annotated[bool, neutral("train the teacher by the vanilla recipe if it is missing")] = False
-    skip_validation: Annotated[bool, neutral("do not measure the teacher before distilling")] = False
+    skip_validation: Annotated[bool, neutral("do not evaluate the teacher before distilling")] = False
     teacher_table: Annotated[
         bool,
-        neutral("keep the teacher's answers to every view of every image, for later epochs and runs; for distillers"
-                " that need no maps"),
+        neutral("cache the teacher's output for every view of every image, for later epochs and runs; for distillers"
+                " that need no feature maps"),
     ] = False  # fmt: skip
-    fill_teacher_table: Annotated[bool, neutral("the same, and ask for all of them before the first epoch")] = False
+    fill_teacher_table: Annotated[bool, neutral("the same, and compute all of it before the first epoch")] = False
     table_dtype: Annotated[
-        str, Option("of the answers in the table", choices=("float32", "float16"), before="float32")
+        str, Option("of the outputs in the table", choices=("float32", "float16"), before="float32")
     ] = "float32"
     table_dir: Annotated[
-        str | None, place("where tables are (default: teacher_table/ beside the teacher's weights)")
+        str | None, place("folder of the tables (default: teacher_table/ next to the teacher's weights)")
     ] = None
     teacher_precision: Annotated[str, Option(is_flag=False, before="fp32")] = "fp32"
 
 
 def own_weight(help: str, flag: str) -> Option:
-    """Return the option of a loss weight for which the distiller has a default."""
+    """Return the option of a loss weight whose default depends on the distiller."""
     return Option.of_weight(f"{help} (default: the distiller's own)", names=(flag,), later=True)
 
 
@@ -215,22 +214,21 @@ KD_WARMUP = Option(
 
 @dataclass(frozen=True, kw_only=True)
 class LossOptions:
-    """distillation: loss = gamma * cross entropy + warm-up * (alpha * KD + fixed_alpha * KD at kd_T) + beta * what the
-    distiller compares"""
+    """distillation: loss = gamma * CE + warm-up * (alpha * KD + fixed_alpha * KD at kd_T) + beta * distiller's loss"""
 
     distill: Annotated[str, name_of("", distiller_dict)] = "kd"
     gamma: Annotated[float, own_weight("weight of the cross entropy", "-r")]
     alpha: Annotated[float | None, own_weight("weight of the KD term", "-a")]
     fixed_alpha: Annotated[
         float | None,
-        Option.of_weight("weight of a further KD term, at the fixed temperature kd_T (default: 0; with --temperature"
+        Option.of_weight("weight of a second KD term, at the fixed temperature kd_T (default: 0; with --temperature"
                          " dtkd and --distill kd DTKD's beta)", later=True, before=0.0),
     ]  # fmt: skip
     kd_warmup: Annotated[int | None, KD_WARMUP]
     beta: Annotated[float, own_weight("weight of the distiller's term", "-b")]
     dkd_weights: Annotated[
         str,
-        neutral(f"DKD: mdistiller's are a beta for each pair, and a warm-up of {DKD_WARMUP} in 240 epochs",
+        neutral(f"of DKD; mdistiller's are a beta for each pair, and a warm-up of {DKD_WARMUP} of 240 epochs",
                 choices=("ctkd", "mdistiller")),
     ] = "ctkd"  # fmt: skip
     hint_layer: Annotated[int, neutral("of --distill hint, which is not available yet", 0, 4)] = 2
@@ -244,36 +242,36 @@ class TemperatureOptions:
     kd_T: KdT = KD_T
     logit_stand: Annotated[
         bool,
-        Option("show the temperature z-scored logits, and let its tau act on them (a KD term at kd_T stays on plain"
-               " ones)", before=False),
+        Option("compute tau from z-scored logits, and apply it to them (a KD term at kd_T uses plain logits)",
+               before=False),
     ] = False  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class CommonOptions(ProcessOptions, DeviceOptions, RunOptions, OptimizationOptions, DataOptions):
-    """What both training scripts take."""
+    """The options of both training scripts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherOptions(CommonOptions, AloneOptions):
-    """What train_teacher.py takes."""
+    """The options of train_teacher.py."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudentOptions(CommonOptions, TemperatureOptions, LossOptions, PairOptions):
-    """What train_student.py takes."""
+    """The options of train_student.py."""
 
     method: Mapping[str, Any]  # the options of all distillers and temperatures, by name
 
 
 def as_dict(options: CommonOptions) -> dict[str, Any]:
-    """Return all options by name, those of the methods beside the others: what `config.json` holds."""
+    """Return all options by name, including those of the methods, as in `config.json`."""
     values = {field.name: getattr(options, field.name) for field in fields(options)}
     return values | values.pop("method", {})
 
 
 def as_options(values: dict[str, Any]) -> Any:
-    """Return the StudentOptions, or TeacherOptions, that are called `values` by name."""
+    """Return the StudentOptions or TeacherOptions with these values by name."""
     if "model_s" not in values:
         return TeacherOptions(**values)
     own = {field.name for field in fields(StudentOptions)}
@@ -282,7 +280,7 @@ def as_options(values: dict[str, Any]) -> Any:
 
 
 class _Help(argparse.HelpFormatter):
-    """Shows a flag's type, and its default where that says something."""
+    """Shows a flag's type, and its default if that is informative."""
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
         return action.type.__name__ if action.type else "TEXT"
@@ -293,7 +291,7 @@ class _Help(argparse.HelpFormatter):
 
 
 def _parser(description: str, *takers: Any) -> Parser:
-    """A parser with a flag for each option of these classes, in a group for each class that declares some."""
+    """Return a parser with a flag for each option of these classes, grouped by the class that declares it."""
     usage = "%(prog)s [flags]; a hyphen may stand for each underscore"
     parser = Parser(usage=usage, description=description, allow_abbrev=False, formatter_class=_Help)
     groups: dict[Any, Any] = {}
@@ -308,12 +306,12 @@ def _parser(description: str, *takers: Any) -> Parser:
             group = groups[declared.owner]
             _add(group, name, declared)
             if name == "learning_rate":
-                group.add_argument("--lr", type=float, metavar="LR", help="the same, exactly as given; wins over it")
+                group.add_argument("--lr", type=float, metavar="LR", help="the same, used as given; has priority")
     return parser
 
 
 def _title(owner: Any) -> tuple[str, str | None]:
-    """Name and description of a group of flags: of what is chosen by a name, that name."""
+    """Return title and description of a flag group; a method's group is titled by its names in the registry."""
     names = [name for registry in (distiller_dict, temperature_dict) for name, taker in registry.items()
              if owner in inspect.getmro(taker)]  # fmt: skip
     if names:
@@ -340,14 +338,14 @@ def _add(group: Any, name: str, declared: Declared) -> None:
 
 
 def teacher_parser() -> Parser:
-    """The parser of train_teacher.py."""
+    """Return the parser of train_teacher.py."""
     return _parser(
         "Train a network alone, by the vanilla recipe: a teacher, or a student to compare with.", TeacherOptions
     )
 
 
 def student_parser() -> Parser:
-    """The parser of train_student.py."""
+    """Return the parser of train_student.py."""
     parser = _parser(
         "Distil a teacher into a student: any temperature with any distiller and any pair of networks.",
         StudentOptions,
@@ -372,11 +370,11 @@ def _add_published_temperature(parser: Parser) -> None:
         help="1: --curriculum cosine, 0: linear",
     )
     for flag, key in (("--decay_max", "lambda_min"), ("--decay_min", "lambda_max")):
-        add(flag, type=_negated, dest=key, metavar="float", default=none, help=f"--{key}, with a minus")
+        add(flag, type=_negated, dest=key, metavar="float", default=none, help=f"--{key}, negated, as published")
 
 
 def _negated(text: str) -> float:
-    return 0.0 - float(text)  # the published lambda runs from 0 to -1; ours is positive, and 0 has no sign
+    return 0.0 - float(text)  # the published lambda runs from 0 to -1, ours from 0 to 1; subtracting avoids -0.0
 
 
 def _curriculum(text: str) -> str:
@@ -386,13 +384,13 @@ def _curriculum(text: str) -> str:
 
 
 def own_options(distill: str | None, temperature: str | None) -> dict[str, Declared]:
-    """Return the options of a distiller and a temperature that are not those of all runs."""
+    """Return the options that only a distiller and a temperature have, not all runs."""
     takers = (distiller_dict.get(distill or ""), temperature_dict.get(temperature or ""))
     own = {name: declared for taker in takers if taker for name, declared in options_of(taker).items()}
     return {name: declared for name, declared in own.items() if name not in options_of(StudentOptions)}
 
 
 def all_options() -> dict[str, Declared]:
-    """Return every option that there is, by its name."""
+    """Return all options by name."""
     takers = (*distiller_dict.values(), *temperature_dict.values(), TeacherOptions, StudentOptions)
     return reduce(lambda known, taker: known | options_of(taker), takers, {})

@@ -1,11 +1,11 @@
-"""What a run tells while it trains: a JSON line an epoch, TensorBoard events, and a table on the screen."""
+"""Log a run: one JSON line per epoch, TensorBoard events, and a table on the screen."""
 
 import json
 import os
 from contextlib import suppress
 from pathlib import Path
 
-# tensorboard_logger predates protobuf 4 and works with its Python implementation only, whatever the user set.
+# tensorboard_logger predates protobuf 4 and works only with its Python implementation, whatever the user chose.
 os.environ["PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION"] = "python"
 import tensorboard_logger
 
@@ -16,8 +16,8 @@ from helper.run_files import Record
 class RunLog:
     """`log.jsonl` and the TensorBoard events of a run's folder.
 
-    Both are derived from the history in the checkpoint, and written anew from it when a run resumes: whenever a process
-    was killed, they never lack an epoch that the checkpoint has, nor show one twice.
+    Both are rewritten from the history in the checkpoint when a run resumes: even after a process was killed, they
+    neither lack an epoch of the checkpoint nor show one twice.
     """
 
     def __init__(self, folder: Path, history: list[Record]) -> None:
@@ -34,7 +34,7 @@ class RunLog:
                 self._add_events(record)
 
     def append(self, record: Record) -> None:
-        """Add an epoch. Raises RunError where that cannot be written."""
+        """Add an epoch. Raises RunError if it cannot be written."""
         with writing(self.path):
             with open(self.path, "a") as file:
                 file.write(_json_line(record))
@@ -48,7 +48,7 @@ class RunLog:
 
 class _Events(tensorboard_logger.Logger):
     def __del__(self) -> None:
-        with suppress(OSError):  # of a full disk, which was said when the epoch was written
+        with suppress(OSError):  # the disk is full, which was reported when the epoch was written
             super().__del__()
 
 
@@ -72,13 +72,13 @@ _COLUMNS = [
 
 
 class EpochTable:
-    """The table on the screen, of which each epoch is a line."""
+    """The table on the screen, one line per epoch."""
 
     def __init__(self) -> None:
         self.begun = False
 
     def add(self, record: Record, label: str = "") -> None:
-        """Print an epoch, below the headings if it is the first one."""
+        """Print an epoch, after the headings if it is the first one."""
         if not self.begun:
             headings = (f"{heading:>{width}}" for heading, key, width, _ in _COLUMNS if key in record)
             print(" " * len(label) + "  ".join(headings))

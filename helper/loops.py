@@ -1,4 +1,4 @@
-"""The training loop. It knows no method's name: methods are in temperature/ and distiller_zoo/."""
+"""The training loop, independent of the method: methods are in temperature/ and distiller_zoo/."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -19,7 +19,7 @@ Step = Callable[["Task", "Teacher | None", Batch, torch.optim.Optimizer, Metrics
 
 
 class Teacher(Protocol):
-    """Answers with a teacher's output: `OnlineTeacher` or `CachedTeacher` in helper/teacher_cache.py."""
+    """Returns a teacher's output for a batch: `OnlineTeacher` or `CachedTeacher` in helper/teacher_cache.py."""
 
     def prepare(self, batches: Epoch) -> None: ...  # called before an epoch
     def __call__(self, batch: Batch) -> Output: ...
@@ -36,22 +36,22 @@ def train_step(
     """Train on one batch.
 
     Args:
-        task: all that learns.
-        teacher: frozen; None where nothing is distilled.
+        task: the modules that are trained.
+        teacher: frozen; None without distillation.
         batch: images of a training set.
         optimizer: of the task.
         metrics: to which the step is added.
-        forward: called instead of the task itself, such as the task in DistributedDataParallel.
+        forward: called in place of the task, such as the task in DistributedDataParallel.
 
     Returns:
-        What the step computed, without gradient.
+        The step's output, without gradient.
     """
     batch = task.before_step(batch)
     with torch.no_grad():
         teacher_output = teacher(batch) if teacher else None
     output = (forward or task)(batch, teacher_output)
     optimizer.zero_grad(set_to_none=True)
-    output.loss.backward()  # CTKD's gradient is reversed on its way, see temperature/ctkd.py
+    output.loss.backward()  # reverses CTKD's gradient, see temperature/ctkd.py
     optimizer.step()
     distributed.average_statistics(task.student)
     task.after_step()
@@ -73,14 +73,14 @@ def train_one_epoch(
     """Train one epoch.
 
     Args:
-        task: all that learns.
-        teacher: frozen; None where nothing is distilled.
+        task: the modules that are trained.
+        teacher: frozen; None without distillation.
         loader: the training set.
         optimizer: of the task.
         metrics: sums of the epoch.
         epoch: its number, from 1.
-        start_step: steps that were made before; then task and metrics hold the state after them.
-        on_step: called after each step with its number and what it computed.
+        start_step: steps made before, whose state task and metrics hold.
+        on_step: called after each step with its number and its output.
         step: makes a step; `helper.cuda_graph.CUDAGraphStep` replays a recorded one.
 
     Returns:
@@ -111,10 +111,10 @@ def evaluate(
 ) -> Record:
     """Return cross entropy, top-1 and top-5 (percent) of a network on every sample of a loader, in float32.
 
-    Where a GPU has too little memory for a batch, the loader's batch size is halved.
+    If a batch does not fit into a GPU's memory, the loader's batch size is halved.
 
     Args:
-        model: the network; it is left in evaluation mode.
+        model: the network; left in evaluation mode.
         loader: of validation images.
         description: for the progress bar.
         on_batch: called before each batch.
@@ -132,13 +132,13 @@ def evaluate(
             if loader.batch_size == 1:
                 raise
             loader.batch_size //= 2  # for later passes too
-    means = distributed.all_reduce(sums) / loader.num_samples  # each process has images of its own
+    means = distributed.all_reduce(sums) / loader.num_samples  # each process has its own images
     loss, top1, top5 = means.tolist()
     return {"test_loss": loss, "top1": 100 * top1, "top5": 100 * top5}
 
 
 def _sums(logits: Tensor, target: Tensor) -> Tensor:
-    """Return cross entropy, hits and hits among five of a batch [3]."""
+    """Return the sums of cross entropy, top-1 hits and top-5 hits of a batch [3]."""
     loss = F.cross_entropy(logits, target, reduction="sum")
     hits = logits.topk(min(5, logits.shape[1])).indices == target[:, None]
     return torch.stack([loss, hits[:, 0].sum(), hits.sum()]).double()

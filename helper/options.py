@@ -1,6 +1,6 @@
-"""What a command line means: every default that depends on another option, and what does not go together.
+"""Resolve a command line: fill in defaults that depend on other options, and refuse combinations that make no sense.
 
-The flags are declared in flags.py and in the zoo. A hyphen may stand for each underscore in them.
+The flags are declared in flags.py and in the zoo. Hyphens may replace their underscores.
 """
 
 import argparse
@@ -36,10 +36,10 @@ from temperature import dtkd, temperature_dict
 from temperature.ctkd import curriculum_lambda
 
 DECAYS = (150 / 240, 180 / 240, 210 / 240)  # where the published schedule of 240 epochs lowers the learning rate
-# What other codes call what is here: RepDistiller and CTKD a distiller, mdistiller a network for ImageNet. (mdistiller
-# writes its distillers in capitals, which are taken too.)
+# Names in other code: a distiller's in RepDistiller and CTKD, an ImageNet network's in mdistiller. (mdistiller's names
+# of distillers are in capitals, which are accepted too.)
 PUBLISHED_NAMES = {"similarity": "sp", "mobilenetv1": "MobileNetV1_Imagenet"}
-NOT_HERE = {  # distillers by the names that RepDistiller and mdistiller give them
+NOT_HERE = {  # distillers that are not implemented, by their names in RepDistiller and mdistiller
     "hint": "FitNet", "fitnet": "FitNet", "attention": "AT", "at": "AT", "correlation": "CC", "rkd": "RKD",
     "abound": "AB", "factor": "FT", "fsp": "FSP", "nst": "NST", "kdsvd": "KDSVD", "ofd": "OFD",
     "reviewkd": "ReviewKD", "mlkd": "MLKD",
@@ -48,21 +48,23 @@ DECIDE_DEFAULTS = {"dataset", "model", "model_s", "distill", "temperature", "epo
 
 
 def given(parser: Parser, argv: list[str]) -> set[str]:
-    """The names of the options that a command line sets. Raises UserError for an unknown flag."""
+    """Return the names of the options that a command line sets. Raises UserError for an unknown flag."""
     unset, names = object(), vars(parser.parse_args([]))
     told = parser.parse_args([_underscored(word) for word in argv], argparse.Namespace(**dict.fromkeys(names, unset)))
     return {name for name, value in vars(told).items() if value is not unset}
 
 
 def flags_of(parser: Parser, options: dict[str, Any]) -> list[str]:
-    """The flags of a command line that give options these values; none where one is no flag, is left out to have its
-    value, or decides what others are by default."""
+    """Return the flags that give options these values, or an empty list if flags cannot.
+
+    That is the case if one has no flag, has a value that only leaving its flag out gives, or changes other defaults.
+    """
     known = vars(parser.parse_args([])).keys() - DECIDE_DEFAULTS
     if not options.keys() <= known or any(value is None or value is False for value in options.values()):
         return []
     flags = []
     for key, value in options.items():
-        flags.append("--lr" if key == "learning_rate" else f"--{key}")  # which is taken exactly as given
+        flags.append("--lr" if key == "learning_rate" else f"--{key}")  # which is always used as given
         if isinstance(value, list):
             flags.append(",".join(map(str, value)))
         elif value is not True:
@@ -71,11 +73,10 @@ def flags_of(parser: Parser, options: dict[str, Any]) -> list[str]:
 
 
 def parse(parser: Parser, argv: list[str] | None = None) -> Any:
-    """The options of a command line, StudentOptions or TeacherOptions: checked, and with every default that depends on
-    another filled in.
+    """Return the checked StudentOptions or TeacherOptions of a command line, with dependent defaults filled in.
 
     Raises:
-        UserError: an unknown flag or name, or a number without sense.
+        UserError: an unknown flag or name, or a number that makes no sense.
     """
     argv = sys.argv[1:] if argv is None else argv
     options = vars(parser.parse_args([_underscored(word) for word in argv]))
@@ -119,7 +120,7 @@ def _resolve_processes(options: dict[str, Any]) -> None:
     if distributed.env_world_size() == 1:
         return
     if options["trials"] > 1:
-        raise UserError("--trials trains side by side in one process: leave it out where several train together")
+        raise UserError("--trials trains side by side in one process: leave it out if several processes train together")
     if options["sync_bn"] and (options["device"] == "cpu" or not torch.cuda.is_available()):
         raise UserError("--sync_bn works on GPUs only: leave it out")
 
@@ -130,7 +131,7 @@ def _resolve_speed(options: dict[str, Any]) -> None:
     if options["plain"]:
         for key, value in (("teacher_table", False), ("precision", "fp32"), ("trials", 1)):
             if options.get(key, value) != value:
-                raise UserError(f"--plain does without all that is for speed: leave it out, or --{key}")
+                raise UserError(f"--plain turns off everything that is for speed: leave it out, or --{key}")
 
 
 def _resolve_table(options: dict[str, Any]) -> None:
@@ -142,7 +143,7 @@ def _resolve_table(options: dict[str, Any]) -> None:
             f" (it goes with {usable})"
         )
     if options["teacher_table"] and options["dataset"] == "imagenet":
-        raise UserError("--dataset imagenet cuts an image in too many ways for a table: leave --teacher_table out")
+        raise UserError("--dataset imagenet crops an image in too many ways for a table: leave --teacher_table out")
     for key, default in (("table_dtype", "float32"), ("table_dir", None)):
         if not options["teacher_table"] and options[key] != default:
             raise UserError(f"--{key} belongs to --teacher_table: add that, or leave it out")
@@ -151,15 +152,15 @@ def _resolve_table(options: dict[str, Any]) -> None:
 
 
 def _underscored(word: str) -> str:
-    """`--path-t` as `--path_t`; values keep their hyphens."""
+    """Return `--path-t` as `--path_t`; values keep their hyphens."""
     flag, equals, value = word.partition("=")
     if flag.startswith("--") and value == "--":  # argparse would drop it
-        raise UserError(f"{flag} needs a value, and {value} is none")
+        raise UserError(f"{flag} needs a value, and {value} is not one")
     return flag[:2] + flag[2:].replace("-", "_") + equals + value if flag.startswith("--") else word
 
 
 def _known(kind: str, name: str, known: Iterable[str]) -> str:
-    """The name that a network or distiller has here, from that or a published one. Raises UserError for any other."""
+    """Return this project's name of a network or distiller, given that or a published one; UserError if unknown."""
     named = {other.lower(): other for other in known}
     found = name if name in known else named.get(PUBLISHED_NAMES.get(name.lower(), name).lower())
     if found is not None:
@@ -205,7 +206,7 @@ def _resolve_student(options: dict[str, Any]) -> None:
 
 
 def resolve_pair(given: StudentOptions, teacher: str) -> StudentOptions:
-    """The options with all that depends on the teacher filled in: the weights and warm-ups of DKD and DTKD.
+    """Return the options with those that depend on the teacher filled in: the weights and warm-ups of DKD and DTKD.
 
     Raises:
         InputError: --dkd_weights mdistiller for a pair without published weights, or a warm-up of nothing.
@@ -224,7 +225,7 @@ def resolve_pair(given: StudentOptions, teacher: str) -> StudentOptions:
 
 
 def _scaled(declared: Declared, options: dict[str, Any]) -> int:
-    """The default of an option that is a number of epochs, for a run of this length."""
+    """Return the default of an option in epochs, scaled to the run's length."""
     return max(1, in_proportion(declared.default, options["epochs"]))
 
 
@@ -236,7 +237,7 @@ def _resolve_schedule(options: dict[str, Any]) -> None:
     )
     if exact is None and asked is not None and options["learning_rate"] != asked:
         print(f"note: learning rate {options['learning_rate']} instead of {asked}, the published rule for {model};"
-              f" --lr {asked} insists")  # fmt: skip
+              f" --lr {asked} is always used as given")  # fmt: skip
     for key, declared in all_options().items():
         if declared.option.in_proportion and key in options and options[key] is None:
             options[key] = _scaled(declared, options)
@@ -254,13 +255,12 @@ def _resolve_schedule(options: dict[str, Any]) -> None:
 
 
 def _decays(epochs: int) -> list[int]:
-    """The published milestones in a run of this length, in which some may coincide: then the rate drops once there."""
+    """Return the published milestones scaled to a run's length; those that coincide count once."""
     return sorted({round(share * epochs) for share in DECAYS})
 
 
 def proportions_in_words(given: CommonOptions) -> str | None:
-    """What of a run that is shorter than the published 240 epochs is scaled in proportion and what is not, with the
-    flags that change it; None if there is nothing to say."""
+    """Return what a run of less than 240 epochs scales in proportion and what not, with the flags; None if nothing."""
     options = as_dict(given)
     epochs, temperature = options["epochs"], options.get("temperature")
     scaled, kept = [], []
@@ -271,7 +271,7 @@ def proportions_in_words(given: CommonOptions) -> str | None:
             reached = f", which reaches {epochs / warmup:.0%} of the weight" if warmup > epochs else ""
             is_scaled = warmup == in_proportion(published, epochs)
             (scaled if is_scaled else kept).append(f"{name}'s warm-up over {warmup} epochs{reached} (--{key})")
-    left = in_proportion(dtkd.WARMUP, epochs)  # of the warm-up; one of 0 that is given is no proportion of it
+    left = in_proportion(dtkd.WARMUP, epochs)  # of the warm-up; a given 0 is in proportion only if this is 0
     if temperature == "dtkd" and options["distill"] == "kd" and options["kd_warmup"] == left == 0:
         scaled.append("KD's warm-up, of which nothing is left (--kd_warmup)")
     own = own_options(None, temperature)
@@ -293,7 +293,7 @@ def _listed(numbers: list[int]) -> str:
 
 
 def _check_together(options: dict[str, Any]) -> None:
-    """Raise UserError for numbers that make no sense together."""
+    """Raise UserError for numbers that do not go together."""
     if options["seed"] + options["trials"] > 2**63:
         raise UserError(f"the seeds of --trials must be below 2^63 as well, not from {options['seed']} on")
     curriculum = ("lambda_epochs",) if str(options.get("temperature")).startswith("ctkd") else ()
@@ -301,7 +301,7 @@ def _check_together(options: dict[str, Any]) -> None:
         if (options.get(key) or 0) > 100 * options["epochs"]:
             raise UserError(
                 f"--{key} {options[key]:g} is more than a hundred times --epochs {options['epochs']}, so what grows"
-                " over it would come to practically nothing: choose less, or more epochs"
+                " over it would stay practically zero: choose less, or more epochs"
             )
     if options.get("distill") == "dkd" and options["dkd_alpha"] == options["dkd_beta"] == 0:
         raise UserError("--dkd_alpha and --dkd_beta are both 0, so nothing would be left of DKD: give one of them")
@@ -310,14 +310,14 @@ def _check_together(options: dict[str, Any]) -> None:
 
 
 def kwargs_for(factory: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
-    """Those of the options that a function, or the constructor of a class or of its parents, has arguments for."""
+    """Return the options that are arguments of a function, or of the constructor of a class or of its parents."""
     functions = [cls.__init__ for cls in inspect.getmro(factory)] if inspect.isclass(factory) else [factory]
     names = {name for function in functions for name in inspect.signature(function).parameters}
     return {key: value for key, value in options.items() if key in names}
 
 
 def run_folder(options: CommonOptions, kind: str, group: str, name: str) -> Path:
-    """Where a run lives: --run_dir, or save/<kind>/<experiments_dir>/<experiments_name> with defaults for both."""
+    """Return a run's folder: --run_dir, or save/<kind>/<experiments_dir>/<experiments_name> with defaults for both."""
     if options.run_dir:
         return Path(options.run_dir)
     return Path("save") / kind / (options.experiments_dir or group) / (options.experiments_name or name)

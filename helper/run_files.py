@@ -1,4 +1,4 @@
-"""Reading `config.json` and `log.jsonl` of a run's folder, whatever is in them."""
+"""Read and validate `config.json` and `log.jsonl` of a run's folder."""
 
 import json
 from collections.abc import Iterator
@@ -8,16 +8,16 @@ from typing import Any
 
 from inputs import InputError, open_regular, printable
 
-Record = dict[str, float]  # an epoch of a log: `epoch`, a whole number from 1 on, and whatever else is a number
+Record = dict[str, float]  # an epoch of a log: `epoch`, a whole number from 1 on, and any other numbers
 
-LARGEST = 1e19  # of numbers: above any seed, and far from where sums and pictures overflow
+LARGEST = 1e19  # accepted number: above any seed, and small enough that sums and figures do not overflow
 MOST_EPOCHS = 10_000_000
 LONGEST = 200  # letters of a name
-DEEPEST = 20  # lists and objects within one another in a config.json
+DEEPEST = 20  # nesting of lists and objects in a config.json
 LARGEST_CONFIG = 2**20  # bytes of a config.json
 
-# The values in config.json that are shown or calculated with: at its top, in its options or its machine. Any of them
-# may be missing or null. All other values are only compared.
+# The values of config.json that are shown or used in calculations: at its top level, in its options or its machine. Any
+# of them may be missing or null. All other values are only compared.
 FIELDS = {
     "a short text": (
         "kind", "dataset", "model", "teacher", "teacher_sha256", "data_sha256", "distill", "temperature", "precision",
@@ -46,13 +46,13 @@ KINDS = {
 
 
 def number(value: Any) -> float | None:
-    """A finite number that is not huge as it is, anything else as None."""
+    """Return a number of moderate size unchanged, and None for anything else."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return value if is_number and abs(value) <= LARGEST else None
 
 
 def read_log(folder: Path) -> list[Record]:
-    """The epochs in the `log.jsonl` of a run's folder; none if there is no log, or one with a damaged line."""
+    """Return the epochs in the `log.jsonl` of a run's folder; none if it is missing or has a damaged line."""
     try:
         records = list(records_of(folder))
     except (OSError, InputError):
@@ -61,7 +61,7 @@ def read_log(folder: Path) -> list[Record]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The content of the `config.json` in a run's folder, in which all FIELDS are what they should be.
+    """Return the content of the `config.json` in a run's folder, with all FIELDS validated.
 
     Raises:
         OSError, UserError, ValueError: it cannot be read, or describes no run.
@@ -94,7 +94,7 @@ def read_json(path: Path) -> Any:
 
 
 def _printable(value: Any, depth: int = 0) -> Any:
-    """Return what was read as JSON with printable texts only; RecursionError where it is nested deeper than DEEPEST."""
+    """Return parsed JSON with printable texts only. Raises RecursionError if it is nested deeper than DEEPEST."""
     if depth > DEEPEST:
         raise RecursionError
     if isinstance(value, dict):
@@ -105,7 +105,7 @@ def _printable(value: Any, depth: int = 0) -> Any:
 
 
 def records_of(folder: Path) -> Iterator[Record | None]:
-    """The lines of a log, and None for each that is no record of an epoch."""
+    """Yield the records of a log, and None for each line that is no record."""
     with TextIOWrapper(open_regular(folder / "log.jsonl"), encoding="utf-8", errors="replace") as log:
         for line in log:
             try:

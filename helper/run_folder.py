@@ -1,4 +1,4 @@
-"""A run's folder: what is written into it, and how the same command goes on with what is there."""
+"""A run's folder: check it, write it, and resume the run from it."""
 
 import fcntl
 import json
@@ -33,28 +33,29 @@ from helper.structure import Checked, Maybe, Misfit, fitted, load_optimizer, mod
 from helper.task import Task
 from inputs import InputError
 
-IDENTITY = ("kind", "model", "teacher", "teacher_sha256", "data_sha256")  # what a run is, beside its options
+IDENTITY = ("kind", "model", "teacher", "teacher_sha256", "data_sha256")  # identify a run, besides its options
 
-VERSION = 2  # of the form of last.pth
-# Buffers that the first form of last.pth left out of the weights, for an epoch begins them anew.
+VERSION = 2  # of the format of last.pth
+# Buffers that version 1 of last.pth did not store with the weights, because each epoch resets them.
 SUMS_OF_AN_EPOCH = ("warmup", "count", "total", "squares", "ratio", "epoch_hsic", "epoch_ratio", "epoch_steps")
 
 ANEW = "add --overwrite to start anew"
 
-ALIKE = ("skip_validation", "teacher_table", "fill_teacher_table", "dry_run", "overwrite")  # in all processes
+ALIKE = ("skip_validation", "teacher_table", "fill_teacher_table", "dry_run", "overwrite")  # equal in all processes
 
 
 class RunFolder:
-    """The folder of one run, from the moment its options are known. Of several processes the first reads and writes it.
+    """The folder of one run. Only rank 0 reads and writes it.
 
     Args:
-        folder: where it is. model: the trained network's name, for file names.
-        config: what `config.json` will say; its `options` decide whether a run already there is the same run.
-        overwrite: start anew, whatever is there.
+        folder: its path.
+        model: the trained network's name, for file names.
+        config: the content of `config.json`; its `options` decide whether a run already there is the same run.
+        overwrite: start anew, replacing any run already there.
         draw: draws the curves of a history, with a title, into a PNG file.
 
     Raises:
-        UserError: the folder holds a run with other options, or another process was told to do another run.
+        UserError: the folder holds a run with other options, or another process was given another run.
     """
 
     def __init__(
@@ -69,8 +70,8 @@ class RunFolder:
         self.folder, self.model, self.config = folder, model, config | {"processes": distributed.world_size()}
         self.overwrite = overwrite and not distributed.any_rank(distributed.restarts() > 0)
         self.history: list[Record] = []
-        self.step, self.seconds = 0, 0.0  # made of the next epoch, and what they took
-        self.trained: Record | None = None  # means of the next epoch, where all its steps were made
+        self.step, self.seconds = 0, 0.0  # steps made of the next epoch, and the time they took
+        self.trained: Record | None = None  # means of the next epoch once all its steps were made
         self.path = folder / "config.json"
         alike = {key: config["options"].get(key) for key in ALIKE}
         distributed.check_same(self._decisive() | alike)
@@ -78,8 +79,10 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether the run that is there already ended; the bare weights are what a run writes last. One whose log is
-        damaged has not where `last.pth` can make it anew."""
+        """Return whether the run in the folder is finished: its bare weights, which are written last, exist.
+
+        It is not finished if the log is damaged but `last.pth` can rebuild it.
+        """
         return distributed.on_rank0(self._finished)
 
     def _finished(self) -> bool:
@@ -88,19 +91,19 @@ class RunFolder:
         return bool(read_log(self.folder)) or not (self.folder / "last.pth").exists()
 
     def told_finished(self) -> bool:
-        """Whether it is finished, and if so a line on the screen that says it."""
+        """Return whether the run is finished; if so, print that and its result."""
         if self.finished:
-            print(f"already finished (--overwrite trains it anew): {self.summary()}")
+            print(f"already finished (--overwrite trains it again): {self.summary()}")
         return self.finished
 
     def _files(self) -> list[Path]:
-        """What is there under the names that this run writes."""
+        """Return the existing files with names that this run writes."""
         weights = ("last.pth", f"{self.model}_last.pth", f"{self.model}_best.pth", "ckpt_epoch_*.pth")
         patterns = ("config.json", "log.jsonl", "events.out.tfevents.*", "curve.png", *weights)
         return [file for pattern in patterns for file in self.folder.glob(pattern)]
 
     def _check(self) -> dict[str, Any] | None:
-        """Return what `config.json` says of the run to go on with; None where one begins.
+        """Return the config of the run to resume; None for a new run.
 
         Raises:
             UserError: the folder holds anything that this run would replace or mix with.
@@ -108,7 +111,7 @@ class RunFolder:
         if self.overwrite:
             return None
         with self._place():
-            files = self._files()  # looked for before config.json, which a run that begins elsewhere now writes first
+            files = self._files()  # before config.json, which a run starting elsewhere writes first
             if self.path.exists():
                 self._check_state()
                 return self._read_same_run()
@@ -120,22 +123,22 @@ class RunFolder:
             return None
 
     def _check_state(self) -> None:
-        """Raise UserError where a run that is not finished has epochs, but lost the state to go on from."""
+        """Raise UserError if an unfinished run has epochs but lost the state to resume from."""
         log, last = self.folder / "log.jsonl", self.folder / "last.pth"
-        has_epochs = log.is_file() and log.stat().st_size > 0  # before a look at last.pth, which is written first
+        has_epochs = log.is_file() and log.stat().st_size > 0  # checked before last.pth, which is written first
         if last.exists() or (self.folder / f"{self.model}_last.pth").exists():
             return
         if last.is_symlink():
-            raise UserError(f"{last} is a symbolic link that leads nowhere: mend it, or {ANEW}")
+            raise UserError(f"{last} is a symbolic link that leads nowhere: repair it, or {ANEW}")
         if has_epochs:
-            raise UserError(f"{log} has epochs, but there is no last.pth to go on from: put it back, or {ANEW}")
+            raise UserError(f"{log} has epochs, but there is no last.pth to resume from: put it back, or {ANEW}")
 
     @contextmanager
     def _place(self) -> Iterator[None]:
-        """Say where the run cannot live, of a path that is impossible or a folder that cannot be written."""
+        """Turn errors of an impossible path or an unwritable folder into a UserError."""
         try:
             yield
-        except InputError:  # which says itself what is wrong
+        except InputError:  # already explains what is wrong
             raise
         except (OSError, ValueError) as error:
             raise UserError(
@@ -143,7 +146,7 @@ class RunFolder:
             ) from error
 
     def check_writable(self) -> None:
-        """Raise UserError where the folder cannot be made or written, before anything takes time; it stays as it is."""
+        """Raise UserError early if the folder cannot be created or written; nothing is left in it."""
         distributed.on_rank0(self._check_writable)
 
     def _check_writable(self) -> None:
@@ -151,12 +154,12 @@ class RunFolder:
             try_writing(self.folder)
 
     def _read_same_run(self) -> dict[str, Any]:
-        """Return what `config.json` says; raise UserError where that is another run."""
+        """Return the content of `config.json`; raise UserError if that is another run."""
         try:
             config = read_config(self.folder)
             if not config["options"]:
                 raise ValueError("it has no options")
-        except InputError:  # such as of a FIFO
+        except InputError:  # for example, it is a FIFO
             raise
         except ValueError as error:
             raise UserError(f"{self.path} is damaged: add --overwrite to start that run anew") from error
@@ -165,27 +168,28 @@ class RunFolder:
         if changed := differing(there, ours):
             advice = "give another --run_dir or --experiments_name, or add --overwrite to replace it"
             if flags := self._flags({key: there[key] for key in differing_keys(there, ours)}):
-                advice = f"add {flags} to go on with it, {advice}"
+                advice = f"add {flags} to resume it, {advice}"
             raise UserError(f"{self.folder} holds a run with other options ({changed}): {advice}")
         return config
 
     def _flags(self, options: dict[str, Any]) -> str:
-        """The flags that give options these values, with the script that takes them; empty where flags cannot."""
+        """Return the flags that give options these values, and their script, as text; empty if flags cannot."""
         is_teacher = self.config.get("kind") == "teacher"
         flags = flags_of(teacher_parser() if is_teacher else student_parser(), options)
         return flags and f"{shlex.join(flags)} to train_{'teacher' if is_teacher else 'student'}.py"
 
     def _decisive(self) -> dict[str, Any]:
-        """What decides which run this is."""
+        """Return the options that identify this run."""
         told = self.config["options"] | {key: self.config.get(key) for key in IDENTITY}
         return decisive(told, told.get("distill"), told.get("temperature"))
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """Create the folder and write `config.json`; a second process is kept out until the end.
+        """Create the folder, lock it until the end, and write `config.json`.
 
         Raises:
-            UserError: it cannot be written. InUse: another process trains in it.
+            UserError: it cannot be written.
+            InUse: another process is training in it.
         """
         with ExitStack() as stack:
             distributed.on_rank0(lambda: self._claim(stack))
@@ -210,16 +214,16 @@ class RunFolder:
             return
         there, here = config.get("data_sha256"), self.config.get("data_sha256")
         if there and here and hash_version(there) != hash_version(here):
-            print("note: the hash of this run's data is of an older version: it is not checked that they are the same")
+            print("note: the hash of this run's data is of an older version: whether the data changed is not checked")
 
     def resume(self, task: Task, optimizer: torch.optim.Optimizer, metrics: Metrics, steps: float = math.inf) -> None:
-        """Put all that learns, its random numbers and the log back to where `last.pth`, if there is one, left the run.
+        """Restore the run's state, random numbers and log from `last.pth`, if there is one.
 
         Args:
-            task: all that learns.
+            task: the modules that are trained.
             optimizer: of the task.
             metrics: sums of an epoch.
-            steps: of an epoch.
+            steps: per epoch.
 
         Raises:
             UserError: something in `last.pth` does not fit; then nothing was changed.
@@ -228,10 +232,10 @@ class RunFolder:
         if state is not None:
             self._restore(state, task, optimizer, metrics)
             part = f" and {self.step} steps of the next" if self.step else ""
-            print(f"going on after epoch {len(self.history)} of {self.config['epochs']}{part}")
+            print(f"resuming after epoch {len(self.history)} of {self.config['epochs']}{part}")
             if (before := state.get("processes") or 1) != distributed.world_size():
                 now = "one process" if distributed.world_size() == 1 else f"{distributed.world_size()} processes"
-                print(f"note: {now} instead of {before}: batch norm sees other shares from here")
+                print(f"note: {now} instead of {before}: batch norm uses other shares from here on")
         self.log = RunLog(self.folder, self.history) if distributed.is_rank0() else None
 
     def _read_state(self, task: Task, optimizer: torch.optim.Optimizer, steps: float) -> dict[str, Any] | None:
@@ -248,7 +252,7 @@ class RunFolder:
             raise UserError(f"{path} does not fit this run ({misfit}): {ANEW}") from misfit
 
     def _state_pattern(self, task: Task, optimizer: torch.optim.Optimizer, steps: float) -> Checked:
-        """What `last.pth` may hold, see helper/structure.py and `save`."""
+        """Return the pattern of a valid `last.pth`, see helper/structure.py and `save`."""
         device, epochs, record = next(task.parameters()).device, self.config.get("epochs", math.inf), {str: float}
         random_state = Checked(torch.get_rng_state(), lambda state: _is_random_state(state, "cpu"), "is no such state")
         gpu_states = Checked(
@@ -275,7 +279,7 @@ class RunFolder:
             lambda state: len(state["history"]) + bool(state["step"]) <= epochs,
             f"has more epochs than the {epochs} of this run",
         )
-        return Checked(fits, _sums_go_on, "sums up other losses in its begun epoch than in those before")
+        return Checked(fits, _sums_go_on, "sums other losses in its unfinished epoch than in those before")
 
     def _restore(self, state: dict[str, Any], task: Task, optimizer: torch.optim.Optimizer, metrics: Metrics) -> None:
         device = next(task.parameters()).device
@@ -283,10 +287,10 @@ class RunFolder:
             task.start_epoch(len(state["history"]) + 1)
         try:
             task.load_state_dict(state["module"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:  # of an extra state that has no pattern
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:  # from an extra state without a pattern
             raise UserError(f"{self.folder / 'last.pth'} does not fit this run: {ANEW}") from error
         moved = state["optimizer"]["state"]
-        if any(moved.values()):  # a fused step takes momentum of all parameters or of none
+        if any(moved.values()):  # a fused step needs momentum for all parameters or for none
             parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
             for number, parameter in enumerate(parameters):
                 moved.setdefault(number, {}).setdefault("momentum_buffer", torch.zeros_like(parameter))
@@ -300,7 +304,7 @@ class RunFolder:
             torch.cuda.set_rng_state(state["rng_cuda"][0], device)
 
     def save_epoch(self, record: Record, task: Task, optimizer: torch.optim.Optimizer) -> None:
-        """Keep the end of an epoch: the best weights, then the state that counts, then the log derived from it."""
+        """Save a finished epoch: the best weights, then `last.pth`, then the log, which is derived from it."""
         is_best = record["top1"] > max((earlier["top1"] for earlier in self.history), default=-1.0)
         if is_best and distributed.is_rank0():
             checkpoint.save(task.student.state_dict(), self.folder / f"{self.model}_best.pth")
@@ -321,16 +325,16 @@ class RunFolder:
         metrics: dict[str, Any] | None = None,
         trained: Record | None = None,
     ) -> None:
-        """Write `last.pth`, from which `resume` goes on.
+        """Write `last.pth`, for `resume`.
 
         Args:
-            task: all that learns.
+            task: the modules that are trained.
             optimizer: of the task.
-            history: the log's epochs; None for those that there were.
-            step: how many steps of the next epoch were made.
-            seconds: that these took.
+            history: the log's epochs; None: unchanged.
+            step: steps made of the next epoch.
+            seconds: time these took.
             metrics: their sums.
-            trained: instead of these the means of the epoch, where all its steps were made and it is to be tested.
+            trained: the means of the epoch, in place of the sums, if only its test is left.
         """
         device, history = next(task.parameters()).device, self.history if history is None else history
         state = {
@@ -359,21 +363,21 @@ class RunFolder:
         return f"{self.folder} keeps {' and '.join(kept)}"
 
     def _save_teacher(self, student: nn.Module) -> None:
-        """Write `ckpt_epoch_<epoch>.pth` with the key `model`, as published teachers have it."""
+        """Write `ckpt_epoch_<epoch>.pth` with the key `model`, the format of published teachers."""
         epoch = self.history[-1]["epoch"]
         content = {"epoch": epoch, "model": student.state_dict(), "top1": self.history[-1]["top1"]}
         checkpoint.save(content, self.folder / f"ckpt_epoch_{epoch}.pth")
 
     @property
     def title(self) -> str:
-        """What this run is, in a line."""
+        """Return a line with networks, method, data set and seed."""
         c = self.config
         z = " on z-scored logits" if c["options"].get("logit_stand") else ""
         how = f"{c['teacher']} → {c['model']}, {c['distill']}, {c['temperature']}{z}" if c["teacher"] else c["model"]
         return f"{how}, {c['dataset']}, seed {c['seed']}"
 
     def finish(self, student: nn.Module) -> None:
-        """Draw the picture and write the weights; the bare ones come last, as the sign that the run is over."""
+        """Draw the curves and write the weights; the bare ones come last and mark the run as finished."""
         if not distributed.is_rank0():
             return
         if self.draw:
@@ -383,14 +387,14 @@ class RunFolder:
         checkpoint.save(student.state_dict(), self.folder / f"{self.model}_last.pth")
 
     def summary(self) -> str:
-        """The result in one sentence, from the log."""
+        """Return the result in one sentence, from the log."""
         return distributed.on_rank0(self._summary)
 
     def _summary(self) -> str:
         history = read_log(self.folder)
         if not history:
-            raise UserError(f"{self.folder / 'log.jsonl'} is lost or damaged, with no last.pth to make it of: add"
-                            " --overwrite to train that run anew")  # fmt: skip
+            raise UserError(f"{self.folder / 'log.jsonl'} is lost or damaged, with no last.pth to rebuild it from: add"
+                            " --overwrite to train that run again")  # fmt: skip
         last, best = history[-1], max(history, key=lambda record: record["top1"])
         return (
             f"{self.title}: top-1 last {last['top1']:.2f} (epoch {last['epoch']}),"
@@ -399,7 +403,7 @@ class RunFolder:
 
 
 def _lock(file: IO) -> None:
-    """Lock a file, or raise BlockingIOError; one that somebody only looks at, as reproduce.py does, is free at once."""
+    """Lock a file or raise BlockingIOError, after waiting out brief locks such as those of `is_locked`."""
     for _ in range(5):
         with suppress(BlockingIOError):
             return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -413,7 +417,7 @@ def _is_history(history: list[Record]) -> bool:
 
 
 def _is_whole(state: dict[str, Any]) -> bool:
-    """Whether a state has all that belongs to the steps of an epoch: their sums or, before the test, their means."""
+    """Return whether a state within an epoch has the sums of its steps or, before the test, their means."""
     step, trained, metrics = state["step"], state.get("trained"), state.get("metrics")
     if not step or trained is not None:
         fits = bool(step) == (trained is not None) and (trained or {}).keys().isdisjoint(("epoch", "learning_rate"))
@@ -425,11 +429,13 @@ def _is_whole(state: dict[str, Any]) -> bool:
 
 
 def upgraded(state: Any, task: Task) -> Any:
-    """Return the content of a `last.pth` in the form of VERSION. The first form had no version, kept what belongs to
-    the steps of an epoch in `part`, and left buffers out of the weights that are sums of an epoch.
+    """Return the content of a `last.pth` in the format of VERSION.
+
+    Version 1 had no version number, kept the state within an epoch in `part`, and did not store buffers that hold sums
+    of an epoch with the weights.
 
     Raises:
-        Misfit: it is of neither form.
+        Misfit: it is of neither version.
     """
     if not isinstance(state, dict) or "version" in state or not isinstance(state.get("module"), dict):
         return state
@@ -452,7 +458,7 @@ def upgraded(state: Any, task: Task) -> Any:
 
 
 def _sums_go_on(state: dict[str, Any]) -> bool:
-    """Whether an epoch that was begun sums up what the last one did. (Of the first epoch its first step shows it.)"""
+    """Return whether a resumed epoch sums the losses of the epoch before it; in the first, `Metrics` checks this."""
     metrics = state.get("metrics")
     if metrics is None or not state["history"]:
         return True
@@ -470,7 +476,7 @@ def _is_random_state(state: Tensor, device: torch.device | str) -> bool:
 
 
 def _provenance() -> dict[str, Any]:
-    """Where a number came from: command line, commit and versions."""
+    """Return the origin of a run's numbers: command line, commit, versions and machine."""
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
@@ -482,7 +488,7 @@ def _provenance() -> dict[str, Any]:
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "torchvision": version("torchvision"),  # not imported for that, which takes long
+            "torchvision": version("torchvision"),  # read without importing it, which is slow
             "numpy": numpy.__version__,
         },
         "machine": {

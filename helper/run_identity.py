@@ -1,45 +1,49 @@
-"""Which options make a run what it is, and whether two runs are the same."""
+"""The options that identify a run, and whether two runs are the same."""
 
 from typing import Any
 
 from helper.flags import StudentOptions, TeacherOptions, all_options, own_options
 from inputs import options_of
 
-HASHES = {"data_sha256": "other data", "teacher_sha256": "another teacher"}  # and what is said where they differ
+HASHES = {"data_sha256": "other data", "teacher_sha256": "another teacher"}  # key: message if it differs
 
 
 def added_options() -> dict[str, Any]:
-    """Return the options that there were not always, and what a run without them did."""
+    """Return the options added later, with the values that runs from before them had."""
     return {name: declared.option.before for name, declared in all_options().items() if declared.option.was_added}
 
 
 def decisive(options: dict[str, Any], distill: str | None, temperature: str | None) -> dict[str, Any]:
-    """The options that can change the result of a run with this distiller and temperature: not those that only name,
-    place or show it, and not those of other distillers and temperatures. The seed is one."""
+    """Return the options, including the seed, that can change the result of a run with this distiller and temperature.
+
+    Left out are those that only name, place or show it, and those of other distillers and temperatures.
+    """
     left_out = neutral_options() | foreign_options(distill, temperature)
     return {key: value for key, value in options.items() if key not in left_out}
 
 
 def neutral_options() -> set[str]:
-    """Return the options that name, place or show a run, and leave its result alone. The seed is none of them."""
+    """Return the options that only name, place or show a run and do not change its result; the seed is not one."""
     return {name for name, declared in all_options().items() if declared.option.is_neutral}
 
 
 def foreign_options(distill: str | None, temperature: str | None) -> set[str]:
-    """Return the options that mean nothing to a run with this distiller and temperature, since they are another's."""
+    """Return the options that belong to other distillers and temperatures."""
     common = options_of(TeacherOptions).keys() | options_of(StudentOptions).keys()
     return all_options().keys() - common - own_options(distill, temperature).keys()
 
 
 def differing(there: dict[str, Any], here: dict[str, Any]) -> str:
-    """What two runs have in common and do otherwise, as a text; empty if nothing."""
+    """Return the differences between the common options of two runs as text; empty if there are none."""
     keys = differing_keys(there, here)
     return "; ".join(HASHES.get(key, f"{key} {there[key]} instead of {here[key]}") for key in keys)
 
 
 def differing_keys(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    """What two runs have in common and do otherwise. A hash that is not known here, where the data was not given, or
-    that was made by another version of the formula, does not count."""
+    """Return the common options in which two runs differ.
+
+    A hash does not count if it is unknown here, because no data was given, or of another version of the formula.
+    """
     both = sorted(key for key in there.keys() & here.keys() if there[key] != here[key])
     return [
         key
@@ -49,6 +53,5 @@ def differing_keys(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
 
 
 def hash_version(value: Any) -> str:
-    """Which version of the formula made a hash: what stands before its colon, and "1" where there is none. Hashes of
-    two versions say nothing about whether two data sets are the same; see dataset/tree.py."""
+    """Return the version of a hash's formula: its prefix before a colon, "1" without one; see dataset/tree.py."""
     return value.partition(":")[0] if isinstance(value, str) and ":" in value else "1"

@@ -1,4 +1,4 @@
-"""What a run trains: a student, alone or with all that distillation adds to it, and the loss that they learn from."""
+"""What a run trains: a student, alone or with temperature and distiller, and its loss."""
 
 from collections.abc import Hashable
 from contextlib import AbstractContextManager
@@ -16,7 +16,7 @@ from helper.device import autocast
 from models import Model, Output
 from temperature import Mixing, Tau, Temperature
 
-PROBE = 24  # images on which a temperature that observes sees how the student improves
+PROBE = 24  # images on which an observing temperature measures the student's progress
 
 
 class StepOutput(NamedTuple):
@@ -26,17 +26,17 @@ class StepOutput(NamedTuple):
     losses: dict[str, Tensor]  # its terms before weighting
     logits: Tensor  # [B, C], the student's
     target: Tensor  # [B], the classes
-    tau: Tau | None  # None where nothing is distilled
+    tau: Tau | None  # None without distillation
 
     def detached(self) -> "StepOutput":
-        """Return the same numbers without gradient, which frees all that led to them."""
+        """Return the same numbers without gradient, which frees the graph."""
         tau = self.tau.detached() if self.tau else None
         losses = {name: term.detach() for name, term in self.losses.items()}
         return StepOutput(self.loss.detach(), losses, self.logits.detach(), self.target, tau)
 
 
 class Task(nn.Module):
-    """All that learns, in one module: a `student` and, in a subclass, a `forward` that computes its loss.
+    """All trained modules in one: a `student` and, in a subclass, others and a `forward` that computes the loss.
 
     Args:
         student: the network.
@@ -53,11 +53,11 @@ class Task(nn.Module):
 
     @property
     def phase(self) -> Hashable | None:
-        """See `Temperature.phase`."""
+        """Return what decides which code a step runs in this epoch; see `Temperature.phase`."""
         return ()
 
     def start_epoch(self, epoch: int) -> None:
-        """Called before each epoch, counted from 1."""
+        """Prepare an epoch; called before each, counted from 1."""
 
     def mixing(self) -> Mixing:
         """Return which images are blended into which in this epoch."""
@@ -68,17 +68,17 @@ class Task(nn.Module):
         return batch
 
     def forward(self, batch: Batch, teacher: Output | None) -> StepOutput:
-        """Compute the loss of a batch from what the teacher says of it, if there is one."""
+        """Compute the loss of a batch, given the teacher's output for it if there is a teacher."""
         raise NotImplementedError
 
     def after_step(self) -> None:
-        """Called after each step of the optimizer."""
+        """Update state; called after each optimizer step."""
 
     def end_epoch(self) -> None:
-        """Called after each epoch."""
+        """Finish an epoch; called after its last step."""
 
     def describe(self) -> dict[str, float]:
-        """Return what the log should know of the epoch."""
+        """Return values for the epoch's log entry."""
         return {}
 
 
@@ -96,7 +96,7 @@ class Vanilla(Task):
 
 
 class Distillation(Task):
-    """A student with its temperature and distiller, and the loss that all of them learn from:
+    """A student with its temperature and distiller, trained with one loss.
 
     loss = gamma * cross entropy + warm-up * (alpha * KD(tau) + fixed_alpha * KD(kd_T)) + beta * the distiller's terms
 
@@ -113,7 +113,7 @@ class Distillation(Task):
         precision: see `Task`.
     """
 
-    warmup: Tensor  # weight of both KD terms in this epoch
+    warmup: Tensor  # factor of both KD terms in this epoch
 
     def __init__(
         self,
@@ -149,8 +149,10 @@ class Distillation(Task):
         return self.temperature.mixing()
 
     def before_step(self, batch: Batch) -> Batch:
-        """Select the samples to train on: all but those that an observing temperature keeps as its probe, once an
-        epoch. (If they were trained on, the first rewards would measure that.)"""
+        """Select the samples to train on: once per epoch, an observing temperature keeps some as its probe.
+
+        (If they were trained on, the first rewards would measure that.)
+        """
         world_size = distributed.world_size()
         size = min(max(PROBE // world_size, 1), len(batch) // 2)  # of this process's shard
         if not self.temperature.observes or self.probe is not None or not size:
@@ -190,7 +192,7 @@ class Distillation(Task):
 
     @torch.no_grad()
     def _probe_loss(self, images: Tensor, target: Tensor) -> Tensor:
-        """The student's cross entropy on the probe in training mode, leaving the running statistics as they are."""
+        """Return the student's cross entropy on the probe, in training mode but without updating running statistics."""
         images = distributed.shard(images)
         copies = {name: buffer.clone() for name, buffer in self.student.named_buffers()}
         with self.autocast():
@@ -206,15 +208,15 @@ class Distillation(Task):
         return self.temperature.describe() | self.distiller.describe()
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Return the probe, within an epoch that has one."""
+        """Return the probe, if the current epoch has one."""
         return {} if self.probe is None else {"probe": self.probe}
 
     def extra_state_pattern(self) -> dict[str, Any]:
-        """Return what `get_extra_state` may return, see helper/structure.py."""
+        """Return the pattern of `get_extra_state`, see helper/structure.py."""
         return {"probe?": (torch.empty(0, 3, 0, 0), torch.empty(0, dtype=torch.int64))}
 
     def fits_extra_state(self, state: dict[str, Any]) -> bool:
-        """Whether a state of that pattern holds images with their classes."""
+        """Return whether a state of that pattern has a valid class for each image."""
         if "probe" not in state:
             return True
         images, target = state["probe"]
@@ -222,13 +224,13 @@ class Distillation(Task):
         return len(images) == len(target) > 0 and bool(((target >= 0) & (target < classes)).all())
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Take up what `get_extra_state` returned."""
+        """Restore what `get_extra_state` returned."""
         probe = state.get("probe")
         self.probe = None if probe is None else (probe[0].to(self.warmup.device), probe[1].to(self.warmup.device))
 
 
 def _whole_batch(student: Output, teacher: Output, batch: Batch) -> tuple[Output, Output, Tensor, Tensor]:
-    """Return outputs, classes and image numbers of the whole batch of which this process has a shard."""
+    """Return outputs, classes and image numbers of the whole batch, gathered from the shards of all processes."""
     if batch.count is None:
         return student, teacher, batch.target, batch.index
     columns = (student.logits, teacher.logits, batch.target, batch.index)

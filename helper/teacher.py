@@ -1,4 +1,4 @@
-"""Where the teacher comes from: a file, a folder, or the vanilla recipe."""
+"""Find or train the teacher, and load it."""
 
 import stat
 import time
@@ -21,7 +21,7 @@ from helper.flags import StudentOptions, TeacherOptions, teacher_parser
 from helper.options import parse, resolve_pair
 from models import Model
 
-SHARED_OPTIONS = (  # what a teacher trained here has in common with its student
+SHARED_OPTIONS = (  # passed from the student's run to a teacher trained for it
     "dataset", "data_dir", "image_size", "train_subset", "num_workers", "batch_size", "seed", "device", "gpu_id",
     "print_freq", "dist_timeout",
 )  # fmt: skip
@@ -31,7 +31,7 @@ Train = Callable[[TeacherOptions], list[Path]]  # train_teacher.train
 
 
 class FoundTeacher(NamedTuple):
-    """A teacher's weights, before they are put into a network."""
+    """A teacher's weights and where they came from."""
 
     path: Path
     name: str  # in the model zoo
@@ -40,19 +40,19 @@ class FoundTeacher(NamedTuple):
 
 
 def folder_name(model: str, dataset: str) -> str:
-    """Return the name of a teacher's folder: the published one for CIFAR-100, with the data set's name for others."""
+    """Return the name of a teacher's folder: as published for CIFAR-100, else with the data set's name."""
     return f"{model}_vanilla" if dataset == "cifar100" else f"{model}_vanilla_{dataset}"
 
 
 def find_teacher(options: StudentOptions, train: Train | None = None) -> FoundTeacher:
-    """Read the teacher that --path-t or --model_t names; with --train_teacher, train it first where it is missing.
+    """Read the teacher that --path-t or --model_t names; with --train_teacher, train it first if it is missing.
 
     Args:
         options: of the student's run.
-        train: trains the network that other options describe, and returns its folder.
+        train: trains the networks of the given options, and returns their folders.
 
     Raises:
-        UserError: there is none, its file is damaged, or it is another network than --model_t says.
+        UserError: there is none, its file is damaged, or it is not the network of --model_t.
     """
     if options.teacher_weights:
         if options.dry_run:
@@ -81,8 +81,8 @@ def _read(file: Path, expected: str | None, dataset: str) -> FoundTeacher:
 
 
 def _downloaded(name: str) -> Path:
-    """The file with torchvision's weights of a network, fetched where it is not there yet."""
-    from models import imagenet  # with torchvision, which takes seconds to import
+    """Return the file with torchvision's weights of a network, downloading it if necessary."""
+    from models import imagenet  # imports torchvision, which takes seconds
 
     try:
         return imagenet.fetch_weights(name)
@@ -96,7 +96,7 @@ def _downloaded(name: str) -> Path:
 def load_teacher(
     found: FoundTeacher, num_classes: int, device: torch.device, dataset: str, plain: bool = False
 ) -> Model:
-    """The teacher as a network on the device: in evaluation mode, frozen and, unless `plain`, prepared for inference.
+    """Return the teacher's network on the device: in evaluation mode, frozen and, unless `plain`, optimized.
 
     Raises:
         UserError: it was trained for another number of classes.
@@ -106,13 +106,13 @@ def load_teacher(
 
 
 def fold_batch_norm(model: Model) -> Model:
-    """The network itself, in evaluation mode, each batch norm that follows a convolution made part of its weights.
+    """Fold each batch norm into the convolution before it, and return the network, which is in evaluation mode.
 
-    Features and logits stay what they are, up to rounding. A network that cannot be traced stays as it is.
+    Features and logits do not change, up to rounding. A network that cannot be traced is left unchanged.
     """
     try:
         graph = torch.fx.Tracer().trace(model, concrete_args={"is_feat": True})
-    except Exception:  # what a network whose way depends on its input makes the tracer raise is nearly anything
+    except Exception:  # the tracer can raise nearly anything if control flow depends on the input
         return model
     calls, named = [node for node in graph.nodes if node.op == "call_module"], dict(model.named_modules())
     read = {node.target.rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}  # their parameters
@@ -129,9 +129,9 @@ def fold_batch_norm(model: Model) -> Model:
 
 
 def _newest(path: Path) -> Path | None:
-    """The file itself, or of a folder in which no run is under way the `ckpt_epoch_<n>.pth` with the highest n.
+    """Return the file itself, or the `ckpt_epoch_<n>.pth` with the highest n of a folder without an unfinished run.
 
-    A folder without one, such as a student's, has `<name>_last.pth`.
+    In a folder without such files, such as a student's, it is `<name>_last.pth`; None if there is nothing.
     """
     try:
         if not stat.S_ISDIR(path.stat().st_mode):
@@ -152,7 +152,7 @@ def _epoch(path: Path) -> int:
 
 
 def _train_missing(path: Path, folder: Path, name: str | None, options: StudentOptions, train: Train | None) -> Path:
-    """Train a teacher into its folder, or go on with it, for as many epochs as its file name says."""
+    """Train or resume a teacher in its folder, for as many epochs as its file name says."""
     recipe = f"python train_teacher.py --model {name or 'NAME'} --dataset {options.dataset} --run_dir {folder}"
     if name is None:
         raise UserError(f"there is no teacher {path}: give another --path-t, or train one with `{recipe}`")
@@ -160,7 +160,7 @@ def _train_missing(path: Path, folder: Path, name: str | None, options: StudentO
         raise UserError(
             f"there is no finished teacher {path}: train it with `{recipe}`, or add --train_teacher to this command"
         )
-    resolve_pair(options, name)  # what is refused then is refused before hours of training
+    resolve_pair(options, name)  # report errors before hours of training, not after
     argv = ["--model", name, "--run_dir", str(folder), "--epochs", str(_epoch(path) or options.epochs)]
     argv += [f"--{key}" for key in ("deterministic", "plain", "sync_bn") if getattr(options, key)]
     for key in SHARED_OPTIONS:
@@ -170,7 +170,7 @@ def _train_missing(path: Path, folder: Path, name: str | None, options: StudentO
 
 
 def _train_or_wait(options: TeacherOptions, train: Train) -> Path:
-    """Train a teacher; where another process is at it, wait until that ends, and go on with what it has left."""
+    """Train a teacher; if another process is training it, wait until that ends and resume."""
     tries = 0
     while True:
         try:
@@ -181,7 +181,7 @@ def _train_or_wait(options: TeacherOptions, train: Train) -> Path:
             if tries == TRIES:
                 raise
         if tries == 1:
-            print(f"the teacher in {options.run_dir} is being trained elsewhere, which is waited for", flush=True)
+            print(f"the teacher in {options.run_dir} is being trained elsewhere, waiting for it", flush=True)
         time.sleep(PATIENCE)
         while distributed.on_rank0(lambda: is_locked(Path(options.run_dir) / ".lock")):
             time.sleep(PATIENCE)

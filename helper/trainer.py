@@ -1,4 +1,4 @@
-"""A run from where it stands to its last epoch: train, evaluate, save, log."""
+"""Train a run from its current state to its last epoch: train, evaluate, save, log."""
 
 import math
 import time
@@ -23,22 +23,21 @@ from helper.run_files import Record
 from helper.run_folder import RunFolder
 from helper.task import StepOutput, Task
 
-TURN = 8  # steps of one run before the next one has its turn
+TURN = 8  # steps of one run before the next run's turn
 
 
 def make_optimizer(
     module: nn.Module, learning_rate: float, momentum: float, weight_decay: float, plain: bool = False
 ) -> torch.optim.SGD:
-    """Return SGD in one group for all that learns from the loss; as in the published code, Global-T's weight decays
-    like any other.
+    """Return SGD with one parameter group, so weight decay also applies to Global-T, as in the published code.
 
     Args:
-        module: whose parameters with gradients are trained.
-        learning_rate: at the start.
+        module: its parameters with `requires_grad` are trained.
+        learning_rate: the initial one.
         momentum: share of the velocity that a step keeps.
         weight_decay: L2 penalty.
-        plain: leave the step in its parts; otherwise it is one kernel, and the learning rate a tensor, so that it can
-            change in a step that is replayed (see `set_learning_rate`).
+        plain: use the unfused implementation; otherwise a step is one kernel, and the learning rate a tensor, so that
+            it can change in a replayed step (see `set_learning_rate`).
     """
     learned = [parameter for parameter in module.parameters() if parameter.requires_grad]
     rate = learning_rate if plain else torch.tensor(learning_rate, device=learned[0].device)
@@ -46,7 +45,7 @@ def make_optimizer(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Change the learning rate, in place where it is a tensor."""
+    """Change the learning rate, in place if it is a tensor."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(rate)
@@ -55,13 +54,15 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def step_lr(learning_rate: float, epoch: int, milestones: list[int], rate: float) -> float:
-    """Return the learning rate of an epoch, counted from 1: times `rate` for each milestone that lies before it."""
+    """Return the learning rate of an epoch, counted from 1: multiplied by `rate` for each earlier milestone."""
     return learning_rate * rate ** sum(epoch > milestone for milestone in milestones)
 
 
 def make_step(task: Task, device: torch.device, options: CommonOptions) -> Step:
-    """Return what makes a training step: on a GPU the replay of a recorded one, unless the options say --plain or
-    several processes train together; these average their gradients."""
+    """Return the function that makes a training step.
+
+    With several processes it averages their gradients; on a GPU it replays a CUDA graph, unless --plain is given.
+    """
     if distributed.world_size() > 1:
         return partial(train_step, forward=distributed.ddp(task))
     if device.type == "cuda" and not options.plain:
@@ -74,14 +75,14 @@ class Trainer:
 
     Args:
         run: its folder, resumed.
-        task: all that learns.
-        teacher: frozen; None where nothing is distilled.
+        task: the modules that are trained.
+        teacher: frozen; None without distillation.
         optimizer: of the task.
         metrics: sums of an epoch, resumed.
         data: training and validation images.
         options: of the run.
         step: makes a step, see `helper.loops.train_one_epoch`.
-        pass_turn: called after every TURN steps and before each test, where several runs take turns.
+        pass_turn: called after every TURN steps and before each test if several runs take turns.
         table: on the screen; shared by the runs that take turns.
     """
 
@@ -103,7 +104,7 @@ class Trainer:
         self.pass_turn, self.table = pass_turn, table or EpochTable()
         self.bar = tqdm(disable=True)  # of the epoch
         self.started = 0.0  # when the epoch began, on time.perf_counter's clock
-        self.trained: Record | None = None  # the means of an epoch that is being tested
+        self.trained: Record | None = None  # the training means of the epoch that is being tested
 
     def fit(self) -> None:
         """Train to the last epoch.
@@ -125,7 +126,7 @@ class Trainer:
         self.run.finish(self.task.student)
 
     def train(self, epoch: int) -> Record:
-        """Train an epoch, or what is left of it, and return its means."""
+        """Train an epoch, or the rest of a resumed one, and return its means."""
         if distributed.any_rank(signals.asked()):
             raise Interrupted("stopped before an epoch")
         run, data = self.run, self.data.train
@@ -141,9 +142,9 @@ class Trainer:
         return result | {"images_per_second": data.num_samples / (time.perf_counter() - self.started)}
 
     def evaluate(self, trained: Record) -> Record:
-        """Test the student of an epoch that was trained with these means."""
+        """Test the student; `trained` has the epoch's training means."""
         self.trained = trained
-        if self.pass_turn:  # once: the runs that take turns share the loader
+        if self.pass_turn:  # only before the test: runs that take turns share the loader
             self.pass_turn()
         tested = evaluate(self.task.student, self.data.val, on_batch=self._on_test_batch)
         finite = torch.stack([parameter.isfinite().all() for parameter in self.task.parameters()]).all()
@@ -156,9 +157,9 @@ class Trainer:
         return step_lr(options.learning_rate, epoch, options.lr_decay_epochs, options.lr_decay_rate)
 
     def _on_step(self, number: int, output: StepOutput) -> None:
-        """Show progress, stop if the process was asked to end, let other runs have their turn."""
+        """Show progress, stop if the process was asked to end, and pass the turn to other runs."""
         self.bar.update()
-        # reading the loss synchronises a GPU; all processes must do it or none
+        # reading the loss synchronises the GPU; all processes must do it or none
         cheap = output.loss.device.type == "cpu" or not self.bar.disable and distributed.world_size() == 1
         if cheap and number % self.options.print_freq == 0:
             self.metrics.check()
@@ -172,10 +173,10 @@ class Trainer:
             self.pass_turn()
 
     def _on_test_batch(self) -> None:
-        """Keep a trained epoch if the process was asked to end while it is tested.
+        """Save the trained epoch if the process was asked to end during its test.
 
-        A single process ends here. Several finish the test, if they are given the time: each has batches of its own,
-        between which it cannot know what the others were asked.
+        A single process ends here. Several processes finish the test if they have the time: each tests its own batches,
+        and cannot know between them whether the others were asked to end.
         """
         if not signals.asked():
             return
@@ -190,7 +191,7 @@ class Trainer:
 
     @contextmanager
     def _explained(self, epoch: int) -> Iterator[None]:
-        """Say what to do about an error of an epoch."""
+        """Add advice to errors of an epoch."""
         try:
             yield
         except Diverged as error:  # before ValueError, which it is too
@@ -202,6 +203,6 @@ class Trainer:
             if "more than 1 value per channel" not in str(error):
                 raise
             raise UserError(
-                "batch norm cannot learn from one image of one position, in a batch of one or a shard of one: choose"
-                " another --batch_size, or larger images"
+                "batch norm cannot train on a single value per channel, as from one image with 1x1 maps in a batch or"
+                " shard: choose another --batch_size, or larger images"
             ) from error

@@ -1,4 +1,4 @@
-"""Several seeds of one configuration in one process, each as if it ran alone: threads that work one at a time."""
+"""Train several runs in one process, each as if it ran alone, in threads that take turns."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +21,7 @@ O = TypeVar("O", bound=CommonOptions)  # noqa: E741
 
 
 def trials_of(options: O) -> list[O]:
-    """Return the options of each of --trials runs: consecutive seeds, and names of their own where one is given."""
+    """Return the options of each of --trials runs: consecutive seeds, which are also added to given names."""
     if options.trials == 1:
         return [options]
     trials = []
@@ -34,17 +34,17 @@ def trials_of(options: O) -> list[O]:
 
 
 class Aborted(BaseException):
-    """Raised in a run whose neighbour has failed in a way that ends all of them."""
+    """Raised in a run when another has failed in a way that ends all of them."""
 
 
 class Turns:
-    """Lets runs take turns, each in a thread of its own, in a fixed order.
+    """Interleaves runs in a fixed order, each in its own thread.
 
-    Each has random numbers of its own and, on a GPU, a stream, so that it computes what it would compute alone.
+    Each has its own random state and, on a GPU, its own stream, so it computes what it would compute alone.
 
     Args:
         device: of the runs.
-        count: how many there are.
+        count: number of runs.
     """
 
     def __init__(self, device: torch.device, count: int) -> None:
@@ -58,10 +58,10 @@ class Turns:
         self.cuda_random = [torch.Generator(device) for _ in range(count)] if device.type == "cuda" else []
 
     def run(self, works: Sequence[Callable[[Callable[[], None]], None]]) -> None:
-        """Call all works, each with a function that passes its turn on to the next one, until they return.
+        """Call all works, each with a function that passes the turn to the next one, until they return.
 
         Raises:
-            RunError: one of those that works raised, an Interrupted if there is one; the others were done to their end.
+            RunError: raised by a work (an Interrupted first); the other works have run to their end.
             BaseException: any other error, which ends all works.
         """
         threads = [threading.Thread(target=self._work, args=each, daemon=True) for each in enumerate(works)]
@@ -70,12 +70,12 @@ class Turns:
                 thread.start()
             for thread in threads:
                 while thread.is_alive():
-                    thread.join(0.5)  # between which this thread hears of signals, whichever thread they woke
+                    thread.join(0.5)  # this thread handles signals between the timeouts
         except KeyboardInterrupt as interrupt:
             with self.changed:
                 self.failure = self.failure or interrupt
                 self.changed.notify_all()
-            for thread in threads:  # which end at their next turn: the interpreter must not end before them
+            for thread in threads:  # they end at their next turn, and the interpreter must not end before them
                 thread.join()
             raise
         if self.failure:
@@ -88,7 +88,7 @@ class Turns:
             self._wait(number)
             stream = torch.cuda.Stream(self.device) if self.cuda_random else None
             if stream:
-                stream.wait_stream(torch.cuda.current_stream(self.device))  # for what all of them share
+                stream.wait_stream(torch.cuda.current_stream(self.device))  # for the data that all runs share
             with torch.cuda.stream(stream) if stream else nullcontext(), self._random_numbers(number) as swap:
 
                 def pass_turn() -> None:
@@ -122,7 +122,7 @@ class Turns:
 
     @contextmanager
     def _random_numbers(self, number: int) -> Iterator[Callable[[], None]]:
-        """Give a run random numbers of its own; the function exchanges them for the others' and back."""
+        """Give a run its own random state; yield a function that swaps it with the global one."""
         default = None
         if self.cuda_random:
             index = torch.cuda.current_device() if self.device.index is None else self.device.index
@@ -131,7 +131,7 @@ class Turns:
         def swap() -> None:
             own, self.random[number] = self.random[number], torch.get_rng_state()
             torch.set_rng_state(own)
-            if default is not None:  # exchanged and not copied: recordings keep to the one that they began with
+            if default is not None:  # swapped, not copied: a CUDA graph stays bound to the state it was recorded with
                 own_cuda, self.cuda_random[number] = self.cuda_random[number], default.graphsafe_get_state()
                 default.graphsafe_set_state(own_cuda)
 
@@ -148,14 +148,14 @@ def train_runs(
     found_out: dict[str, Any],
     build: Callable[..., Trainer],
 ) -> None:
-    """Train runs to their ends, and print their results.
+    """Train all runs to their last epoch, and print their results.
 
     Args:
         runs: folders and options.
         device: of all of them.
-        found_out: what their `config.json` should say beside their options.
-        build: makes the trainer of a run, in its turn, from its folder, its options, a function that passes the turn on
-            (None for one run), and the table on the screen.
+        found_out: further entries of their `config.json`.
+        build: makes the trainer of a run, in its turn, from its folder, its options, a function that passes the turn
+            (None for a single run), and the table on the screen.
     """
     table = EpochTable()
     with ExitStack() as stack:
@@ -171,7 +171,7 @@ def train_runs(
 
                 def work(run: RunFolder, options: O, pass_turn: Callable[[], None]) -> None:
                     trainer = build(run, options, pass_turn, table)
-                    pass_turn()  # all are built before one of them trains
+                    pass_turn()  # all trainers are built before any of them trains
                     trainer.fit()
 
                 with signals.looked_at():

@@ -1,4 +1,4 @@
-"""Runs beside the published tables: mean and spread, the published number, difference and verdict."""
+"""Compare runs with the published tables: mean and spread, published number, difference and verdict."""
 
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -20,18 +20,18 @@ from report.statistics import (
 from report.tables import Table, in_markdown
 
 KD_WEIGHTS = (USUAL_KD["gamma"], USUAL_KD["alpha"])
-TEACHER_TOLERANCE = 0.5  # points of accuracy: further from the published teacher it is another experiment
+TEACHER_TOLERANCE = 0.5  # points of accuracy; beyond that, the teacher makes it another experiment
 REPORTS = {
     "last": "the last epoch",
     "best": "the best epoch",
     "mean": "a mean of trials, last or best epoch not stated",
     "unstated": "last or best epoch, not stated which",
 }
-RECIPE = (  # what two configurations must share for one to be a gain over the other, beside the data
+RECIPE = (  # what two configurations must share, besides the data, for their difference to count as a gain
     "epochs", "batch_size", "learning_rate", "lr_decay_epochs", "lr_decay_rate", "momentum", "weight_decay",
     "train_subset", "image_size",
 )  # fmt: skip
-# What no published protocol has otherwise, but those that say so. (DTKD's second weight belongs to it.)
+# The values in all published protocols that do not list another. (DTKD's second weight is part of the method.)
 USUAL = {"precision": "fp32", "kd_warmup": 0, "sync_bn": False, "processes": 1}
 HEADING = [
     "pair", "method", "last", "best (on test)", "n", "published", "Δ last", "Δ best", "verdict", "teacher", "epochs",
@@ -47,12 +47,12 @@ EXPLANATION = (
 )
 GAIN_EXPLANATION = (
     "Gains: differences of means in the same recipe, over the student alone, over KD, and over the same distiller at"
-    " the same weights, KD and distiller with a fixed temperature. `other weights`: the loss weighs cross entropy and"
-    " KD otherwise, so that the gain is not the method's alone. ±: how far a difference may be chance (95 %), if all"
-    " configurations of a student and so many epochs spread alike over their seeds (Student's t with their pooled"
-    " standard deviation). Gains over one baseline share its runs, and with them its luck; and of many differences that"
-    " are chance one in twenty exceeds its ±. In the pictures of what every run reached last the dashed line is KD's"
-    " mean, and the grey band how far from it one run may be by chance."
+    " the same weights, KD and distiller with a fixed temperature. `other weights`: the loss gives cross entropy and"
+    " KD other weights, so the gain is not due to the method alone. ±: how large a difference may be by chance (95 %),"
+    " if all configurations with the same student and epochs have the same standard deviation over seeds (Student's t"
+    " with their pooled standard deviation). Gains over one baseline share its runs, and thus its luck; and of many"
+    " differences that are only chance, one in twenty exceeds its ±. In the figures of last accuracies, the dashed line"
+    " is KD's mean, and the grey band shows how far one run may be from it by chance."
 )
 
 
@@ -63,17 +63,17 @@ class Notes:
         self.texts: list[str] = []
 
     def mark(self, text: str) -> str:
-        """The mark of a footnote: `[1]`."""
+        """Return the mark of a footnote, such as `[1]`."""
         if text not in self.texts:
             self.texts.append(text)
         return f"[{self.texts.index(text) + 1}]"
 
 
 def verdict(runs: Sequence[Run], record: published.Record) -> str:
-    """`above`, `below` or `within noise (±1.00)` of a published number made by the same protocol; `one run` for one.
+    """Return where runs lie from a number published for the same protocol.
 
-    Where it is not stated which epoch is published, last and best both count: `within noise` if one of them is,
-    `between last and best` if they lie on two sides.
+    `above`, `below`, `within noise (±1.00)`, or `one run` if there is only one. If it is not stated which epoch is
+    published, last and best both count: `within noise` if either is, `between last and best` if they lie on two sides.
     """
     reports = published.source(record)["reports"]
     counted = [values(runs, which) for which in ("last", "best") if reports in (which, "mean", "unstated")]
@@ -87,7 +87,7 @@ def verdict(runs: Sequence[Run], record: published.Record) -> str:
 
 
 def differences(runs: Sequence[Run], record: published.Record) -> list[str]:
-    """What runs of one configuration did otherwise than the published protocol, which must be known."""
+    """Return how the runs of one configuration deviate from the published protocol, which must be known."""
     found = []
     for name, theirs in published.settings(record).items():
         ours = runs[0].option(name)
@@ -109,7 +109,7 @@ def differences(runs: Sequence[Run], record: published.Record) -> list[str]:
 
 
 def find_published(run: Run) -> list[published.Record]:
-    """The published numbers for a run's configuration, the preferred one first."""
+    """Return the published numbers for a run's configuration, the preferred one first."""
     return published.lookup(
         run.dataset,
         run.option("teacher"),
@@ -122,7 +122,7 @@ def find_published(run: Run) -> list[published.Record]:
 
 
 def source_note(record: published.Record) -> str:
-    """The footnote of a published number: its source and protocol."""
+    """Return the footnote of a published number: its source and protocol."""
     source = published.source(record)
     text = f"{source['name']}: {REPORTS[source['reports']]}. KD term: {source['kd_term']}."
     text += f" Protocol: {source['protocol']}."
@@ -132,7 +132,7 @@ def source_note(record: published.Record) -> str:
 
 
 def row(runs: Sequence[Run], label: str, notes: Notes) -> list[str]:
-    """The cells of one configuration."""
+    """Return the cells of one configuration."""
     run, last, best = runs[0], values(runs, "last"), values(runs, "best")
     teacher = run.option("teacher_top1")
     cells = [run.pair, label, mean_and_spread(last), mean_and_spread(best), str(len(runs))]
@@ -155,62 +155,61 @@ def row(runs: Sequence[Run], label: str, notes: Notes) -> list[str]:
 
 
 def is_fixed(run: Run) -> bool:
-    """Whether a run has one temperature for all samples and epochs."""
+    """Return whether a run has one temperature for all samples and epochs."""
     return run.option("temperature") == "fixed" and not run.option("logit_stand")
 
 
 def is_baseline(run: Run) -> bool:
-    """Whether a run is plain KD with a fixed temperature."""
+    """Return whether a run is plain KD with a fixed temperature."""
     return run.option("distill") == "kd" and is_fixed(run)
 
 
 def order(run: Run) -> tuple[object, ...]:
-    """The place of a run's row: by data set; networks alone first; by pair and length; KD first, and a fixed
-    temperature before another; then by the weight of the KD term."""
+    """Return a row's sort key: data set, alone first, pair, epochs, KD first, fixed temperature first, KD's weight."""
     method = not is_baseline(run), str(run.option("distill")), not is_fixed(run), run.method
     weight = run.option("alpha") or 0.0
     return str(run.dataset), run.option("distill") is not None, run.pair, run.epochs, *method, weight
 
 
 def weights(run: Run) -> tuple[object, object]:
-    """The weights of cross entropy and of KD at the temperature."""
+    """Return the weights of cross entropy and of KD at the temperature."""
     return run.option("gamma"), run.option("alpha")
 
 
 def kd_weight(run: Run) -> float:
-    """The weight of KD, at the temperature and at a fixed one together."""
+    """Return the total weight of KD, at the temperature and at a fixed one."""
     return round((run.option("alpha") or 0.0) + (run.option("fixed_alpha") or 0.0), 9)
 
 
 def recipe(run: Run) -> list[object]:
-    """What a network's runs must share to be compared at all, beside the data."""
+    """Return what a network's runs must share, besides the data, to be comparable at all."""
     return [run.dataset, run.option("precision") or "fp32", *map(run.option, ("model", *RECIPE))]
 
 
 def setting(run: Run) -> list[object]:
-    """What runs must share to be compared as methods: the recipe, and the teacher."""
+    """Return what runs must share to be compared as methods: the recipe and the teacher."""
     return [*recipe(run), *map(run.option, ("teacher", "teacher_sha256"))]
 
 
 def on_its_data(runs: Sequence[Run], groups: Sequence[Sequence[Run]], among: Sequence[int]) -> list[int]:
-    """Which groups, of those with these numbers, are on the data of some runs; see `by_data`."""
+    """Return the indices in `among` of the groups on the same data as `runs`; see `by_data`."""
     parts = by_data([runs, *(groups[i] for i in among)])
     here = next(part for part in parts if any(group is runs for group in part))
     return [i for i in among if any(group is groups[i] for group in here)]
 
 
 def rank(runs: Sequence[Run]) -> tuple[bool, bool, bool, int]:
-    """How good a baseline a configuration is: that of KD has the usual weights, no warm-up, and tau 4."""
+    """Return the sort key of baselines: best for KD are the usual weights, no warm-up and tau 4."""
     run = runs[0]
     return weights(run) == KD_WEIGHTS, not run.option("kd_warmup"), run.option("kd_T") == 4, len(runs)
 
 
 def baselines(runs: Sequence[Run], groups: Sequence[Sequence[Run]]) -> list[int]:
-    """Which groups of the same recipe a group is compared with: its student alone, and at a fixed tau KD and its own
-    loss.
+    """Return the indices of a group's baselines in the same recipe.
 
-    KD has the weights 0.1 and 0.9, or else those of the group. Its own loss has the same distiller and the same
-    weights; KD at tau and KD at a fixed temperature count together. Of several temperatures 4 is taken.
+    These are its student alone and, at a fixed tau, KD and the group's own loss. KD has the weights 0.1 and 0.9, or
+    else the group's. The own loss has the same distiller and weights; the weights of KD at tau and at a fixed
+    temperature are added. Of several fixed temperatures, 4 is preferred.
     """
 
     def method(run: Run) -> list[object]:
@@ -237,7 +236,7 @@ def baselines(runs: Sequence[Run], groups: Sequence[Sequence[Run]]) -> list[int]
 
 
 def gain_rows(groups: Sequence[Sequence[Run]], labels: Sequence[str]) -> list[list[str]]:
-    """What every method gains over its baselines."""
+    """Return the rows of what every method gains over its baselines."""
     rows = []
     for runs, label in zip(groups, labels, strict=True):
         if runs[0].option("distill") is None:
@@ -258,20 +257,20 @@ def gain_rows(groups: Sequence[Sequence[Run]], labels: Sequence[str]) -> list[li
 
 
 def finished_groups(runs: Iterable[Run]) -> list[list[Run]]:
-    """The configurations of which there are finished runs, one a seed, in the order of their rows."""
+    """Return the configurations with finished runs, one run per seed, in the order of their rows."""
     groups = [one_a_seed(group) for group in group_runs(run for run in runs if run.finished)]
     return sorted(groups, key=lambda group: order(group[0]))
 
 
 def tables_of(groups: Sequence[Sequence[Run]], labels: Sequence[str], notes: Notes) -> list[Table]:
-    """The results of configurations of one data set, and where there is something to compare the gains."""
+    """Return the table of results on one data set and, if there are baselines, the table of gains."""
     results = Table(HEADING, [row(group, label, notes) for group, label in zip(groups, labels, strict=True)])
     gains = gain_rows(groups, labels)
     return [results] + ([Table(GAIN_HEADING, gains)] if gains else [])
 
 
 def report(runs: Sequence[Run], markdown: bool = False) -> str:
-    """All tables, footnotes and remarks on runs as a text."""
+    """Return all tables, footnotes and remarks on runs as text."""
     notes, lines, gains = Notes(), [], False
     groups = finished_groups(runs)
     for dataset in dict.fromkeys(group[0].dataset for group in groups):
@@ -291,7 +290,7 @@ def report(runs: Sequence[Run], markdown: bool = False) -> str:
 
 
 def remarks(runs: Sequence[Run]) -> list[str]:
-    """A line for each run that is not at its end, and for each whose log is damaged."""
+    """Return a line for each unfinished run, and for each whose log is damaged."""
     unfinished = [
         f"unfinished ({run.epochs}/{run.option('epochs') or '?'} epochs): {run.label}, {printable(str(run.folder))}"
         for run in runs
@@ -302,7 +301,7 @@ def remarks(runs: Sequence[Run]) -> list[str]:
 
 
 def plotted(runs: Sequence[Run]) -> list[Run]:
-    """The runs of one picture: those of one pair, and of its student alone.
+    """Return the runs of one figure: those of one pair, and of its student alone.
 
     Raises:
         UserError: there are several pairs, or there is no epoch to draw.

@@ -1,4 +1,4 @@
-"""Which figures a page of results has: what every run reached, accuracy by epoch, and tau beside CTKD's figure."""
+"""The figures of a results page: last accuracy of every run, accuracy by epoch, and tau next to CTKD's figure."""
 
 import math
 import re
@@ -17,7 +17,7 @@ from report.runs import Run, by_data
 from report.statistics import same_noise_pool, significance_margin, values
 from report.style import looks, shortened, svg
 
-FULL = 6  # curves in a figure at most, but for those that stand in each
+FULL = 6  # most curves in a figure, besides those that every figure repeats
 TAU_MEAN, TAU_TEACHER = "tau_mean", "tau_teacher_mean"
 Groups = Sequence[Sequence[Run]]  # configurations
 
@@ -29,23 +29,23 @@ class Figure:
     name: str
     about: str
     drawing: matplotlib.figure.Figure
-    leads: bool = False  # it stands before the tables
+    leads: bool = False  # whether it comes before the tables
 
     @cached_property
     def svg(self) -> str:
-        """The drawing as an SVG element."""
+        """Return the drawing as an SVG element."""
         return svg(self.drawing, self.name, self.about)
 
 
 class Shown(NamedTuple):
-    """A configuration, as it looks in every figure of its pair."""
+    """A configuration with its name and its look in all figures of its pair."""
 
     group: Sequence[Run]
     label: str
     look: Mapping[str, Any]
 
     def curve(self, key: str, name: str = "", **look: Any) -> list[Curve]:
-        """Return the curve of a key of the logs; none if no log has it."""
+        """Return the curve of a key of the logs, in a list that is empty if no log has it."""
         runs = [points for run in self.group if (points := curve(run.history, key))[0]]
         if not runs:
             return []
@@ -55,10 +55,12 @@ class Shown(NamedTuple):
 
 
 def figures(section: str, groups: Groups, labels: Sequence[str]) -> Iterator[Figure]:
-    """All figures of one data set's configurations: of the networks alone, and of each pair, by recipe and teacher.
+    """Yield all figures of one data set: of the networks alone, and of each pair by recipe and teacher.
 
     Args:
-        section: the beginning of their files' names.
+        section: prefix of their file names.
+        groups: the runs of each configuration.
+        labels: the name of each configuration.
     """
     names = {id(group): label for group, label in zip(groups, labels, strict=True)}
     alone = [group for group in groups if group[0].option("distill") is None]
@@ -89,7 +91,7 @@ def _shown(groups: Groups, names: Mapping[int, str]) -> list[Shown]:
 
 
 def _file_name(text: str) -> str:
-    """Return a text as the beginning of a file's name; long or unusual texts get a hash so that they stay distinct."""
+    """Return a text as a file name's prefix; long or unusual texts get a hash so that they stay distinct."""
     name = re.sub(r"[^A-Za-z0-9_+.-]", "-", text)[:100]
     return name if name == text else f"{name}-{sha256(text.encode(errors='surrogatepass')).hexdigest()[:8]}"
 
@@ -97,7 +99,7 @@ def _file_name(text: str) -> str:
 def _of_pair(
     name: str, title: str, always: Sequence[Shown], methods: Sequence[Shown], groups: Groups
 ) -> Iterator[Figure]:
-    """Of its students alone and its configurations; the former, and KD, stand in every figure of accuracy."""
+    """Yield the figures of a pair; those of accuracy by epoch all show `always`: the students alone, and KD."""
     shown = [*always, *methods]
     ended = [each for each in shown if values(each.group, "last")]
     if len(ended) > 1:
@@ -127,14 +129,14 @@ def _accuracies(name: str, title: str, always: Sequence[Shown], methods: Sequenc
 
 
 def _parts(shown: Sequence[Shown]) -> Iterator[tuple[str, Sequence[Shown]]]:
-    """As many as a figure holds, each about as many, with the end of its file's name."""
+    """Yield parts of about equal size that fit a figure each, with the suffix of its file name."""
     count = math.ceil(len(shown) / FULL)
     for i in range(count):
         yield f"_{i + 1}" if count > 1 else "", shown[len(shown) * i // count : len(shown) * (i + 1) // count]
 
 
 def _last(title: str, shown: Sequence[Shown], kd: Sequence[Run], groups: Groups) -> matplotlib.figure.Figure:
-    """The last top-1 of every run, and around KD's mean how far one run may be from it by chance."""
+    """Draw the last top-1 of every run, with a band for how far one run may be from KD's mean by chance."""
     rows = [(each.label, each.look, values(each.group, "last")) for each in shown]
     ours = values(kd, "last")
     noise = significance_margin(same_noise_pool(kd[0], groups), "last", 1, len(ours)) if ours else None
@@ -142,13 +144,12 @@ def _last(title: str, shown: Sequence[Shown], kd: Sequence[Run], groups: Groups)
 
 
 def _is_like_the_papers(run: Run) -> bool:
-    """Whether its tau is what CTKD's figure shows: on CIFAR-100, of the logits themselves."""
+    """Return whether a run's tau can be compared with CTKD's figure: on CIFAR-100, with plain logits."""
     return run.dataset == "cifar100" and not run.option("logit_stand")
 
 
 def _paper_tau(shown: Sequence[Shown]) -> list[tuple[float, float]]:
-    """The corners of where the four curves of CTKD's figure are, about: from the end of the first epoch until the
-    learning rate drops at 150 of 240 epochs, and then to their ends."""
+    """Return the corners of about where CTKD's figure has its four curves, which widen from the drop at 150 of 240."""
     last = max(run.epochs for each in shown for run in each.group)
     drop = 150 / 240 * last
     return [(1, 2.6), (drop, 2.6), (last, 3.4), (last, 4.0), (drop, 4.4), (1, 4.4)]

@@ -1,4 +1,4 @@
-"""The results as README.md for the repository and as index.html, one file for any browser: both from the logs alone."""
+"""Write the results as README.md for the repository and index.html for a browser, from the runs' folders alone."""
 
 import os
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ from report.tables import LEFT, Link, Table, address, in_markdown
 MARK = "<!-- Made of the logs by compare.py (pages): what is written in here by hand is lost. -->"  # in our files
 RECIPE = ("epochs", "batch_size", "learning_rate", "lr_decay_rate", "lr_decay_epochs", "momentum", "weight_decay")
 RUNS_HEADING = ("pair", "method", "γ, α, β", "seeds", "hours a run", "machine")
-TEMPLATES = Environment(  # what logs say is escaped in HTML by jinja2, in Markdown by the filter of that name
+TEMPLATES = Environment(  # text from logs is escaped: in HTML by jinja2, in Markdown by the filter `markdown`
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
     autoescape=lambda name: name == "index.html.j2",
     undefined=StrictUndefined,
@@ -49,22 +49,23 @@ class Section(NamedTuple):
 
     name: str  # of the folder
     title: str
-    place: tuple[bool, int]  # the smallest stands first
-    summary: str  # a line for the contents
+    place: tuple[bool, int]  # sort key
+    summary: str  # a line for the table of contents
     texts: list[str]
-    notes: list[Link]  # what people wrote about it
+    notes: list[Link]  # to the hand-written notes
     tables: list[Table]
     figures: list[Figure]
     footnotes: list[str]
 
 
 def write_pages(root: Path) -> None:
-    """Make README.md, index.html and figures/ of all runs below a folder, of which each subfolder is a section.
-    Pictures from here that are not made any more are removed. Where anything cannot be written, all stays as it was.
+    """Write README.md, index.html and figures/ for all runs below a folder; each subfolder is a section.
+
+    Obsolete generated figures are removed. If anything cannot be written, all files stay as they were.
 
     Raises:
-        UserError: it is no folder, holds no run, or has a file under one of these names that is not from here.
-        RunError: the disk is full, or the like.
+        UserError: it is no folder, holds no run, or has a file of one of these names that was not generated.
+        RunError: writing failed, for example because the disk is full.
     """
     made, pictures = pages(root), root / "figures"
     if pictures.is_symlink():
@@ -78,7 +79,7 @@ def write_pages(root: Path) -> None:
         for name, text in made.items():
             write_atomically(Path(beside) / name, text.encode())
         pictures.mkdir(exist_ok=True)
-        for name in sorted(made, key=lambda name: "/" not in name):  # the pages last: the pictures' place may be closed
+        for name in sorted(made, key=lambda name: "/" not in name):  # pages last: figures/ may not be writable
             os.replace(Path(beside) / name, root / name)
         for path in old - {root / name for name in made}:
             path.unlink()
@@ -93,7 +94,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def pages(root: Path) -> dict[str, str]:
-    """The content of each of these files, by their names."""
+    """Return the content of each generated file by its name."""
     runs = find_runs([root])
     by_folder: dict[str, list[Run]] = {}
     for run in runs:
@@ -143,7 +144,7 @@ def _section(root: Path, name: str, runs: list[Run]) -> Section:
 
 
 def _read_notes(path: Path) -> str | None:
-    """What people wrote; None where they did not, or where it cannot be read."""
+    """Return the hand-written notes; None if there are none or they cannot be read."""
     try:
         with TextIOWrapper(open_regular(path), encoding="utf-8") as file:
             return file.read()
@@ -154,8 +155,7 @@ def _read_notes(path: Path) -> str | None:
 
 
 def _title_and_paragraph(text: str, name: str) -> tuple[str, list[str]]:
-    """The title of what people wrote (the folder's name where there is none) and its first paragraph, without marks of
-    Markdown."""
+    """Return the title of hand-written notes (default: `name`) and the first paragraph, without Markdown markup."""
     text = text.replace("**", "").replace("`", "").strip()
     title, _, rest = text.partition("\n") if text.startswith("# ") else (name, "", text)
     paragraph = printable(" ".join(rest.strip().split("\n\n")[0].split()))
@@ -163,7 +163,7 @@ def _title_and_paragraph(text: str, name: str) -> tuple[str, list[str]]:
 
 
 def _summary(groups: Sequence[Sequence[Run]]) -> str:
-    """What there is, in a line."""
+    """Return a line with data sets, epochs and the number of finished runs."""
     if not groups:
         return "no run is finished yet"
     epochs = sorted({int(group[0].option("epochs")) for group in groups})
@@ -172,7 +172,7 @@ def _summary(groups: Sequence[Sequence[Run]]) -> str:
 
 
 def _status(groups: Sequence[Sequence[Run]]) -> str:
-    """How many configurations can be held against a published number at all."""
+    """Return a sentence on how many configurations can be compared with a published number at all."""
     follow = 0
     for group in groups:
         records = find_published(group[0])
@@ -187,7 +187,7 @@ def _status(groups: Sequence[Sequence[Run]]) -> str:
 
 def _recipe(run: Run) -> str:
     if any(run.option(name) is None for name in RECIPE):
-        return "not said in full by config.json"
+        return "not fully recorded in config.json"
     decays, usual = ", ".join(map(str, run.option("lr_decay_epochs"))), EPOCHS.get(str(run.dataset), ())
     images = f"{run.option('train_subset')} training images, " * bool(run.option("train_subset"))
     instead = f" instead of {' or '.join(map(str, usual))}" * bool(usual and run.option("epochs") not in usual)
@@ -199,7 +199,7 @@ def _recipe(run: Run) -> str:
 
 
 def _noise(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """By how much two single runs must differ before that says anything, for each student and number of epochs."""
+    """Return by how much two single runs must differ to be significant, for each student and number of epochs."""
     texts = {}
     for group in groups:
         here = same_noise_pool(group[0], groups)
@@ -210,15 +210,15 @@ def _noise(groups: Sequence[Sequence[Run]]) -> list[str]:
             texts[f"{group[0].option('model')} on {group[0].dataset}, {images}, {epochs}"] = (
                 f"seeds spread by {spread:.2f} points (standard deviation of last; configurations with several seeds:"
                 f" {several}; degrees of freedom: {freedom}). Two single runs that differ by less than {needed:.2f}"
-                " points are not told from chance (95 %)."
+                " points are indistinguishable from chance (95 %)."
             )
     if not texts:
-        return ["Noise: not known, since no configuration has seeds that differ; nothing here is told from chance."]
+        return ["Noise: not known, since no configuration has seeds that differ; any difference here may be chance."]
     return [f"Noise of {name}: {text}" for name, text in texts.items()]
 
 
 def _run_row(root: Path, group: Sequence[Run], label: str) -> list[str | list[Link]]:
-    """Where the numbers of a configuration come from."""
+    """Return the row of a configuration: its weights, links to its runs, duration and machines."""
     links = []
     for run in group:
         place = run.folder.relative_to(root)
@@ -229,7 +229,7 @@ def _run_row(root: Path, group: Sequence[Run], label: str) -> list[str | list[Li
 
 
 def _weights(run: Run) -> str:
-    """Of cross entropy, of KD (at the temperature, and at a fixed one), and of the distiller's own term."""
+    """Return the weights of cross entropy, of KD (at the temperature + at a fixed one) and of the distiller's term."""
     if run.option("distill") is None:
         return "–"
     gamma, alpha, fixed, beta = (run.option(name) or 0.0 for name in ("gamma", "alpha", "fixed_alpha", "beta"))

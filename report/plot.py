@@ -1,4 +1,4 @@
-"""Figures: the curves of one run, of several runs of one pair, and what the pages of results show."""
+"""Figures: the curves of one run, of several runs of one pair, and those of the results pages."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -13,19 +13,19 @@ from helper.run_files import number
 from report.runs import Run, group_labels, group_runs
 from report.style import BEST, FEW, PALETTE, TEST, TRAINING, finish_epochs, looks, save, shortened, with_dots
 
-History = Sequence[Mapping[str, Any]]  # an epoch a record, as in log.jsonl
+History = Sequence[Mapping[str, Any]]  # one record per epoch, as in log.jsonl
 Look = Mapping[str, Any]  # matplotlib's properties of a line
 
-PANELS = {  # one for the keys of a record that begin so
+PANELS = {  # prefix of a record's keys: label of the panel that shows them
     "tau_mean": "temperature tau", "lambda": "lambda", "rl_action_mean": "action", "rl_reward": "reward a step",
     "dpk_ratio": "teacher's share", "dpk_cka": "CKA of maps",
 }  # fmt: skip
-TITLE = 60  # letters
-BANDS = 4  # up to so many configurations in a picture the range of tau is shown: more bands hide each other
+TITLE = 60  # most letters
+BANDS = 4  # most configurations for which tau's range is drawn: more bands hide each other
 
 
 class Curve(NamedTuple):
-    """Runs that are drawn alike, with a name."""
+    """Runs drawn with the same look, under one name."""
 
     name: str
     look: Look
@@ -33,7 +33,7 @@ class Curve(NamedTuple):
 
 
 def curve(history: History, key: str) -> tuple[list[int], list[float]]:
-    """Return epochs and values of one key, where it has a value."""
+    """Return the epochs in which a key has a value, and the values."""
     points = [(int(record["epoch"]), value) for record in history if (value := number(record.get(key))) is not None]
     return [epoch for epoch, _ in points], [value for _, value in points]
 
@@ -42,7 +42,9 @@ def draw_curves(title: str, axis: str, curves: Sequence[Curve], band: Sequence[t
     """Return a figure of curves over epochs, with a legend below.
 
     Args:
-        title: stands above it. axis: what the values are. curves: one or more, each of one run or more.
+        title: above the figure.
+        axis: label of the values.
+        curves: at least one, each of at least one run.
         band: the corners of the area where CTKD's figure has its curves.
     """
     figure = Figure(figsize=(6.4, 3.4 + 0.19 * (len(curves) + bool(band))))
@@ -67,11 +69,14 @@ def draw_dots(
     mark: float | None = None,
     noise: float = 0,
 ) -> Figure:
-    """Return a figure of values on a common axis, a row for each name.
+    """Return a figure of values on a common axis, one row per name.
 
     Args:
-        title: stands above it. axis: what the values are. rows: name, look and values of each, one or more.
-        mark: a value that a line marks. noise: how far around it there is a grey band.
+        title: above the figure.
+        axis: label of the values.
+        rows: name, look and values of each, at least one.
+        mark: value of a dashed line.
+        noise: half the width of a grey band around it.
     """
     figure = Figure(figsize=(6.4, 0.9 + 0.22 * len(rows)))
     axes = figure.subplots()
@@ -88,11 +93,11 @@ def draw_dots(
 
 
 def plot_run(run: Run | History, title: str, path: str | Path) -> None:
-    """Draw a run's accuracy over the epochs, and where it has them tau, lambda, RLKD's actions and reward, and DPK's
-    shares and CKA.
+    """Draw a run's accuracy by epoch and, if logged, what PANELS lists.
 
     Args:
-        run: a run of an epoch or more, or its history. title: stands above the picture.
+        run: a run of at least one epoch, or its history.
+        title: above the figure.
         path: the file, see `report.style.save`.
     """
     history = run.history if isinstance(run, Run) else run
@@ -113,10 +118,11 @@ def plot_run(run: Run | History, title: str, path: str | Path) -> None:
 
 
 def plot_compare(runs: Sequence[Run], path: str | Path) -> None:
-    """Draw test accuracy and temperature of several runs of one pair; the folds of a configuration look alike.
+    """Draw test accuracy and temperature of several runs of one pair; the seeds of a configuration look alike.
 
     Args:
-        runs: one or more, finished or not, of an epoch or more. path: the file, see `report.style.save`.
+        runs: at least one, finished or not, each of at least one epoch.
+        path: the file, see `report.style.save`.
     """
     groups = group_runs(runs)
     last = max(run.epochs for run in runs)
@@ -149,7 +155,7 @@ def plot_compare(runs: Sequence[Run], path: str | Path) -> None:
 
 
 def _legend_names(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """A line of the legend a configuration: method, length where lengths differ, mean of the last accuracies."""
+    """Return each configuration's legend: method, epochs if they differ, mean of the last accuracies."""
     lengths = {group[0].option("epochs") for group in groups}
     names = []
     for group, name in zip(groups, group_labels(groups), strict=True):
@@ -162,7 +168,7 @@ def _legend_names(groups: Sequence[Sequence[Run]]) -> list[str]:
 
 
 def _draw_accuracy(axes: Axes, history: History) -> None:
-    """Training and test accuracy, with the best and the last test accuracy in the legend."""
+    """Draw training and test accuracy, with the best and the last test accuracy in the legend."""
     if curve(history, "train_top1")[1]:
         axes.plot(*curve(history, "train_top1"), "--", color=TRAINING, label="training", **with_dots({}, history))
     epochs, top1 = curve(history, "top1")
@@ -175,7 +181,7 @@ def _draw_accuracy(axes: Axes, history: History) -> None:
 
 
 def _draw_panel(axes: Axes, history: History, key: str) -> None:
-    """One of PANELS."""
+    """Draw one of PANELS."""
     if key.startswith("dpk"):
         for name in history[-1]:
             if found := re.fullmatch(rf"{key}_stage([1-9]\d?)", name):  # the student's, from 1
@@ -202,7 +208,7 @@ def _draw_panel(axes: Axes, history: History, key: str) -> None:
 
 
 def _draw_tau(axes: Axes, history: History, look: Look, name: str = "", with_range: bool = True) -> None:
-    """The mean of tau as a line, and where asked its range over an epoch as a band; named for a legend, or not."""
+    """Draw tau's mean as a line and, with `with_range`, its range per epoch as a band; `name` is for the legend."""
     labels = (f"{name}, mean", f"{name}, min to max") if name else (None, None)
     axes.plot(*curve(history, "tau_mean"), **with_dots(look, history), label=labels[0])
     (epochs, low), (_, high) = curve(history, "tau_min"), curve(history, "tau_max")

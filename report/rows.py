@@ -1,4 +1,4 @@
-"""The runs behind the published tables, one list of them: what `scripts/reproduce.sh` makes, shows and skips."""
+"""List the runs behind the published tables, which `reproduce.py` trains."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,7 +7,7 @@ import published
 from helper.flags import LEARNING_RATE, LEARNING_RATES
 from models import networks
 
-TABLES = {  # their sources in tables.json
+TABLES = {  # name: source and data set in tables.json
     "ctkd": ("S00", "CIFAR-100"),
     "ctkd-plug-in": ("S01", "CIFAR-100"),
     "ctkd-figure": ("S03", "CIFAR-100"),
@@ -20,14 +20,15 @@ TABLES = {  # their sources in tables.json
     "mdistiller-imagenet": ("S14", "ImageNet-1k"),
 }
 SHORT = "short"  # a table of our own, for machines without a GPU
-METHODS = {  # as the tables name them: --distill
+METHODS = {  # name in the tables: --distill
     "KD": "kd", "KD+DTKD": "kd", "PKT": "pkt", "SP": "sp", "VID": "vid", "CRD": "crd", "SRRL": "srrl", "DKD": "dkd",
 }  # fmt: skip
 POLICIES = {
     "CTKD global": "ctkd-global", "CTKD (RLKD authors' run)": "ctkd-global", "RLKD": "rlkd", "DTKD": "dtkd",
 }  # fmt: skip
 EPOCHS = {"cifar100": (240,), "imagenet": (120, 100)}  # of the published protocols
-# What the released scripts do on ImageNet, as `settings` in tables.json; whether the tables were made so is unsettled.
+# Settings of the released scripts for ImageNet, as `settings` in tables.json; it is not known whether the tables used
+# them.
 IMAGENET = {
     "S02": {
         "ImageNet-1k": {
@@ -47,16 +48,16 @@ IMAGENET = {
         "MobileNetV1": {"dkd_beta": 2},
     },
 }  # fmt: skip
-ALONE = (  # what of a protocol is also that of a network that learns alone
+ALONE = (  # the settings of a protocol that also hold for a network trained alone
     "epochs", "batch_size", "learning_rate", "lr_decay_epochs", "lr_decay_rate", "momentum", "weight_decay",
     "num_workers",
 )  # fmt: skip
 SHORT_PAIRS = (("resnet14", "resnet8"), ("resnet20", "resnet8"))
-# All else is as published: the learning rate's decays, DTKD's warm-up and RLKD's phases in proportion, but lambda rises
-# over 10 epochs as in 240.
+# All else is as published: the learning rate's decays, DTKD's warm-up and RLKD's phases are scaled in proportion, but
+# lambda rises over 10 epochs as in 240.
 SHORT_OPTIONS = {"epochs": 40}
-DTKD_WEIGHTS = {"gamma": 1.0, "alpha": 4.0, "kd_warmup": 3}  # DTKD's loss with one tau: what its temperature is worth
-SHORT_METHODS = {  # names: --distill, --temperature and further options
+DTKD_WEIGHTS = {"gamma": 1.0, "alpha": 4.0, "kd_warmup": 3}  # DTKD's loss at one tau, to isolate its temperature
+SHORT_METHODS = {  # name: --distill, --temperature and further options
     "kd_tau-4": ("kd", "fixed", {}), "kd_ctkd-global": ("kd", "ctkd-global", {}),
     "kd_ctkd-instance": ("kd", "ctkd-instance", {}), "kd_dtkd": ("kd", "dtkd", {}), "dkd_tau-4": ("dkd", "fixed", {}),
     "kd_rlkd": ("kd", "rlkd", {}), "kd_random": ("kd", "random", {}),
@@ -65,31 +66,31 @@ SHORT_METHODS = {  # names: --distill, --temperature and further options
 
 
 class Row(NamedTuple):
-    """A configuration of a table: a network that is trained alone, or by a teacher."""
+    """A configuration of a table: a network trained alone or by a teacher."""
 
     dataset: str
     model: str
     teacher: str | None
     method: str  # also the name of its folder
-    options: dict[str, Any]  # of the training script, but for networks, seed and places
-    top1: float | None  # as the table has it, in percent
+    options: dict[str, Any]  # of the training script, except networks, seed and folders
+    top1: float | None  # the published accuracy, in percent
 
     @property
     def pair(self) -> str:
-        """`teacher → student`, or the network that is trained alone."""
+        """Return `teacher → student`, or the network that is trained alone."""
         return f"{self.teacher} → {self.model}" if self.teacher else self.model
 
     def folder(self, seed: int) -> Path:
-        """Where the run of a seed is."""
+        """Return the folder of a seed's run."""
         if self.teacher is None:
             return self._alone(self.model, seed)
         return Path("save/student_model", self._group, f"{self.method}_seed-{seed}")
 
     def command(self, seed: int, trials: int = 1) -> list[str]:
-        """The training script and its arguments, for the run of a seed, or of so many seeds from that one on."""
+        """Return the training script and its arguments for `trials` consecutive seeds from `seed` on."""
         told = ["--dataset", self.dataset, "--seed", str(seed)] + ["--trials", str(trials)] * (trials > 1)
         for key, value in self.options.items():
-            flag = "--lr" if key == "learning_rate" else f"--{key}"  # exactly that
+            flag = "--lr" if key == "learning_rate" else f"--{key}"  # used as given
             told += [flag, ",".join(map(str, value)) if isinstance(value, list) else str(value)]
         if self.teacher is None:
             return ["train_teacher.py", "--model", self.model, "--run_dir", str(self.folder(seed)), *told]
@@ -102,7 +103,7 @@ class Row(NamedTuple):
 
     @property
     def teacher_folder(self) -> Path | None:
-        """Where the teacher is trained; None if it needs no training."""
+        """Return where the teacher is trained; None if it needs no training."""
         return self._alone(self.teacher, 1) if self.teacher and self.dataset != "imagenet" else None
 
     @property
@@ -119,7 +120,7 @@ class Row(NamedTuple):
 
 
 def rows(table: str) -> list[Row]:
-    """The runs of a table: first the teachers, then the students alone, then what they learn from their teachers.
+    """Return the runs of a table: first the teachers, then the students alone, then the distilled students.
 
     Args:
         table: a key of TABLES, or SHORT.
@@ -143,7 +144,7 @@ def rows(table: str) -> list[Row]:
 
 
 def left_out(table: str) -> list[str]:
-    """The methods of a table that are not here."""
+    """Return the methods of a table that are not implemented here."""
     return sorted({record["method"] for record in _records(table) if not _is_here(record)})
 
 
@@ -157,7 +158,7 @@ def _is_here(record: published.Record) -> bool:
 
 
 def _row(record: published.Record) -> Row:
-    """The run that makes a record."""
+    """Return the run that reproduces a record."""
     dataset = next(ours for ours, theirs in published.DATASETS.items() if theirs == record["dataset"])
     teacher, model = (_named(record[role], dataset) for role in ("teacher", "student"))
     method, policy = record["method"], record["temperature_policy"]
@@ -187,7 +188,7 @@ def _short(teacher: str, model: str, name: str) -> Row:
 
 
 def _named(name: str, dataset: str) -> str:
-    """A network's name here."""
+    """Return this project's name of a published network."""
     return next(ours for ours in networks(dataset) if ours.lower().removesuffix("_imagenet") == name.lower())
 
 

@@ -1,4 +1,4 @@
-"""Runs on the disk: finding them, and grouping those that repeat one another."""
+"""Find runs on disk, and group those that repeat one another."""
 
 import json
 import os
@@ -14,59 +14,58 @@ from helper.run_files import Record, check_config, read_json, records_of
 from helper.run_identity import added_options, decisive, hash_version
 from inputs import printable
 
-# KD in the published tables of CIFAR-100: weights of cross entropy and KD, and no warm-up.
+# KD in the published CIFAR-100 tables: weights of cross entropy and KD, no warm-up.
 USUAL_KD = {"gamma": 0.1, "alpha": 0.9, "kd_warmup": 0}
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run: its folder, the content of `config.json` (see FIELDS), an epoch a record from `log.jsonl`, and how many
-    lines of that are none."""
+    """One run, as read from its folder."""
 
     folder: Path
-    config: dict[str, Any]
-    history: list[Record]
-    damaged: int = 0
+    config: dict[str, Any]  # the content of config.json, see helper.run_files.FIELDS
+    history: list[Record]  # one record per epoch, from log.jsonl
+    damaged: int = 0  # lines of log.jsonl that are no record
 
     def option(self, name: str) -> Any:
-        """What the run was told about `name`; None if nothing."""
+        """Return the run's value of an option; None if it has none."""
         return self.config.get(name, self.config["options"].get(name))
 
     @property
     def dataset(self) -> str | None:
-        """The data set's name; a part of ImageNet says of how many classes, for nothing published is to compare."""
+        """Return the data set's name; with the number of classes for a part of ImageNet, which no table has."""
         name, classes = self.option("dataset"), self.config.get("num_classes")
         return f"{name} of {classes} classes" if name == "imagenet" and classes not in (None, 1000) else name
 
     @property
     def epochs(self) -> int:
-        """The last epoch in the log."""
+        """Return the last epoch in the log."""
         return int(self.history[-1]["epoch"]) if self.history else 0
 
     @property
     def finished(self) -> bool:
-        """Whether the log reaches the last epoch."""
+        """Return whether the log reaches the last epoch."""
         return self.epochs > 0 and self.epochs == self.option("epochs")
 
     @property
     def last(self) -> float | None:
-        """Top-1 accuracy after the last epoch, in percent."""
+        """Return top-1 accuracy after the last epoch, in percent."""
         return self.history[-1].get("top1") if self.history else None
 
     @property
     def best(self) -> float | None:
-        """Highest top-1 accuracy of all epochs, in percent; so the epoch is selected on the test set."""
+        """Return the highest top-1 accuracy of all epochs, in percent: the epoch is selected on the test set."""
         return max((record["top1"] for record in self.history if "top1" in record), default=None)
 
     @property
     def pair(self) -> str:
-        """`teacher → student`, or the network that was trained alone."""
+        """Return `teacher → student`, or the network that was trained alone."""
         model = self.option("model") or "?"
         return model if self.option("distill") is None else f"{self.option('teacher') or '?'} → {model}"
 
     @property
     def method(self) -> str:
-        """Distiller and temperature: `kd, tau 4`, `crd+kd, ctkd-global`, `kd, rlkd on z-scores`; else `alone`."""
+        """Return distiller and temperature, such as `crd+kd, tau 4` or `kd, rlkd on z-scores`; `alone` without."""
         distill, temperature = self.option("distill"), self.option("temperature")
         if distill is None:
             return "alone"
@@ -77,12 +76,12 @@ class Run:
 
     @property
     def label(self) -> str:
-        """Networks and method in a line."""
+        """Return networks and method in a line."""
         return f"{self.pair}, {self.method}"
 
 
 def find_runs(paths: Iterable[str | Path]) -> list[Run]:
-    """All runs in and below the given folders, by folder; what cannot be read is left out with a line on stderr.
+    """Return all runs in and below folders, sorted by folder; unreadable ones are left out with a warning on stderr.
 
     Raises:
         UserError: a path is no folder, or holds no run.
@@ -99,7 +98,7 @@ def find_runs(paths: Iterable[str | Path]) -> list[Run]:
 
 
 def _folders(root: Path) -> Iterator[Path]:
-    """The folders in and below a folder that hold a config.json; what cannot be looked into is passed over."""
+    """Yield the folders in and below `root` that hold a config.json; unreadable ones are skipped."""
     left = [str(root)]
     while left:
         folder = left.pop()
@@ -113,8 +112,7 @@ def _folders(root: Path) -> Iterator[Path]:
 
 
 def group_runs(runs: Iterable[Run]) -> list[list[Run]]:
-    """The runs that differ only in seed, names, places and device, together; another teacher's weights part them, and
-    other data, see `by_data`."""
+    """Return groups of runs on the same data (see `by_data`) that differ only in seed, names, folders and device."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(json.dumps(_configuration(run), sort_keys=True), []).append(run)
@@ -123,10 +121,10 @@ def group_runs(runs: Iterable[Run]) -> list[list[Run]]:
 
 
 def by_data(groups: Sequence[Sequence[Run]]) -> list[list[Sequence[Run]]]:
-    """Groups of runs, those on the same data together.
+    """Return the groups of runs, in one list per data set.
 
-    They all are, unless two of their hashes are of one version and differ. Then only those are that have a hash in
-    common: which of two data sets a hash of another version stands for is not known.
+    All are on the same data unless two of their hashes are of one version and differ. Then only those with a common
+    hash are: it is not known which of the data sets a hash of another version belongs to.
     """
     hashes = _hashes(groups) - {None}
     if len(hashes) == len(set(map(hash_version, hashes))):
@@ -148,7 +146,7 @@ def _hashes(groups: Sequence[Sequence[Run]]) -> set[str | None]:
 
 
 def one_a_seed(runs: Sequence[Run]) -> list[Run]:
-    """The runs of one configuration without those that repeat a seed, which are no further samples; warns of them."""
+    """Return one run per seed of a configuration; warn of those left out."""
     kept: dict[Any, Run] = {}
     for run in runs:
         seed = run.option("seed")
@@ -159,9 +157,9 @@ def one_a_seed(runs: Sequence[Run]) -> list[Run]:
 
 
 def group_labels(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """A group's method, and where that does not tell it from its neighbours the options that do.
+    """Return each group's method, with the options that distinguish it from others of the same method.
 
-    KD at a fixed tau leaves out those in which it is as usual.
+    KD at a fixed tau leaves out those that have their value in USUAL_KD.
     """
     labels = []
     for group in groups:
@@ -178,7 +176,7 @@ def group_labels(groups: Sequence[Sequence[Run]]) -> list[str]:
 
 
 def _told(key: str, value: Any) -> str:
-    """An option and its value, for a label."""
+    """Return an option and its value, for a label."""
     if isinstance(value, float):
         return f"{key} {value:.16g}"
     return f"teacher {value!s:.6}" if key == "teacher_sha256" else f"{key} {value!s:.16}"
@@ -189,7 +187,7 @@ def _shown(run: Run) -> tuple[Any, ...]:
 
 
 def _configuration(run: Run) -> dict[str, Any]:
-    """All that can change a run's result, but for the seed and the data, see `by_data`."""
+    """Return all that can change a run's result except the seed and the data, for which see `by_data`."""
     names = ("kind", "dataset", "model", "teacher", "teacher_sha256", "distill", "temperature", "epochs")
     told = decisive(run.config["options"], run.option("distill"), run.option("temperature"))
     told.pop("seed", None)
@@ -197,7 +195,7 @@ def _configuration(run: Run) -> dict[str, Any]:
 
 
 def _read_run(folder: Path) -> Run | None:
-    has_log = os.path.exists(folder / "log.jsonl")  # written with the first epoch
+    has_log = os.path.exists(folder / "log.jsonl")  # exists from the first epoch on
     try:
         config = read_json(folder / "config.json")
         if not has_log and not (isinstance(config, dict) and "kind" in config):
@@ -206,7 +204,7 @@ def _read_run(folder: Path) -> Run | None:
         records = list(records_of(folder)) if has_log else []
     except (OSError, ValueError) as error:
         return warn(f"{folder} is left out: {error}")
-    # an epoch that was run again counts as it was run last
+    # of an epoch that was run again, the last record counts
     history = {record["epoch"]: record for record in records if record}
     damaged = [line for line, record in enumerate(records, 1) if not record]
     if damaged:

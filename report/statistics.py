@@ -1,4 +1,4 @@
-"""Mean, spread and what differences of accuracies may be noise, with the formulas named."""
+"""Mean and spread of accuracies, and which differences may be noise."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -12,20 +12,21 @@ CONFIDENCE = 0.95
 
 
 def values(runs: Sequence[Run], which: str) -> list[float]:
-    """The `last` or `best` accuracies of runs, as far as they have them."""
+    """Return the `last` or `best` accuracies of the runs that have them."""
     return [top1 for run in runs if (top1 := getattr(run, which)) is not None]
 
 
 def prediction_halfwidth(accuracies: Sequence[float], std: float = 0.0) -> float:
-    """Half the 95 % prediction interval of one more run: Student's t times s * sqrt(1 + 1/n), to which a published
-    standard deviation is added in quadrature before. Needs two accuracies or more.
+    """Return half the 95 % prediction interval of one more run, given at least two accuracies.
+
+    It is Student's t times s * sqrt(1 + 1/n), after adding a published standard deviation in quadrature.
     """
     n = len(accuracies)
     return stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * math.hypot(stdev(accuracies) * math.sqrt(1 + 1 / n), std)
 
 
 def deviation(accuracies: Sequence[float], top1: float, std: float = 0.0) -> int:
-    """Where measured accuracies lie from a published one: 1 above it, -1 below it, 0 within the noise."""
+    """Return where measured accuracies lie from a published one: 1 above it, -1 below it, 0 within the noise."""
     difference = fmean(accuracies) - top1
     if abs(difference) <= prediction_halfwidth(accuracies, std):
         return 0
@@ -33,9 +34,10 @@ def deviation(accuracies: Sequence[float], top1: float, std: float = 0.0) -> int
 
 
 def pooled(groups: Iterable[Sequence[Run]], which: str) -> tuple[float, int]:
-    """The standard deviation over seeds that configurations have in common, and its degrees of freedom.
+    """Return the pooled standard deviation over seeds, and its degrees of freedom.
 
     Args:
+        groups: the runs of each configuration.
         which: `last` or `best`.
     """
     samples = [accuracies for group in groups if len(accuracies := values(group, which)) > 1]
@@ -45,8 +47,7 @@ def pooled(groups: Iterable[Sequence[Run]], which: str) -> tuple[float, int]:
 
 
 def significance_margin(groups: Iterable[Sequence[Run]], which: str, ours: int, theirs: int) -> float | None:
-    """How far the means of so many runs of one and the other configuration may differ by chance (95 %), if they spread
-    as these do; None if that is not known, for want of runs or of seeds that differ."""
+    """Return how far the means of `ours` and `theirs` runs may differ by chance (95 %); None if no spread is known."""
     spread, freedom = pooled(groups, which)
     if not spread or not ours or not theirs:
         return None
@@ -54,7 +55,7 @@ def significance_margin(groups: Iterable[Sequence[Run]], which: str, ours: int, 
 
 
 def same_noise_pool(run: Run, groups: Iterable[Sequence[Run]]) -> list[Sequence[Run]]:
-    """The configurations that are taken to spread as a run's does: those of its student, data set and epochs."""
+    """Return the configurations assumed to have a run's standard deviation: same student, data set and epochs."""
 
     def kind(run: Run) -> list[object]:
         return [run.dataset, *map(run.option, ("model", "epochs", "train_subset"))]
@@ -63,7 +64,7 @@ def same_noise_pool(run: Run, groups: Iterable[Sequence[Run]]) -> list[Sequence[
 
 
 def mean_and_spread(accuracies: Sequence[float]) -> str:
-    """`71.19 ± 0.12`, or `71.19` for one run; a dash for none."""
+    """Return `71.19 ± 0.12`, or `71.19` for one run; a dash for none."""
     if not accuracies:
         return "–"
     return f"{fmean(accuracies):.2f}" + (f" ± {stdev(accuracies):.2f}" if len(accuracies) > 1 else "")

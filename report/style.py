@@ -1,4 +1,4 @@
-"""The look of all figures: one style, one fixed colour per method; and how figures become files."""
+"""The look of all figures, with a fixed colour per method, and saving them."""
 
 import io
 import re
@@ -18,7 +18,7 @@ from helper.files import write_atomically
 from report.runs import Run
 
 rcParams.update({
-    "text.parse_math": False,  # a dollar in a name begins no formula
+    "text.parse_math": False,  # a dollar sign in a name starts no formula
     "font.sans-serif": ["DejaVu Sans", "Verdana"], "font.size": 9, "svg.fonttype": "none",
     "axes.grid": True, "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False,
     "axes.formatter.useoffset": False, "axes.titlelocation": "left", "axes.titleweight": "bold", "axes.titlesize": 10,
@@ -35,10 +35,10 @@ COLOURS = {  # of the student alone, of plain KD by its temperature, and of the 
 }  # fmt: skip
 PALETTE = list(COLOURS.values())[2:]
 TEST, TRAINING, BEST = COLOURS["pkt"], COLOURS["srrl"], COLOURS["vid"]  # the lines of one run
-# Configurations of one colour differ in these.
+# Line style and marker, which distinguish configurations of one colour.
 STYLES = (("-", "o"), ("--", "s"), (":", "D"), ("-.", "^"), ((0, (7, 2, 1, 2, 1, 2)), "v"), ((0, (1, 3)), "P"))
-FEW = 12  # up to so many epochs each one gets a dot
-LONGEST = 44  # letters of a name in a figure
+FEW = 12  # most epochs for which each one gets a dot
+LONGEST = 44  # most letters of a name in a figure
 
 
 def colour(run: Run) -> str:
@@ -50,7 +50,7 @@ def colour(run: Run) -> str:
 
 
 def looks(groups: Sequence[Sequence[Run]]) -> list[dict[str, Any]]:
-    """Return the colour of each configuration, with a line style and a marker that tell apart those of one colour."""
+    """Return each configuration's colour, with a line style and a marker to distinguish those of one colour."""
     seen: Counter[str] = Counter()
     found = []
     for color in (colour(group[0]) for group in groups):
@@ -61,12 +61,12 @@ def looks(groups: Sequence[Sequence[Run]]) -> list[dict[str, Any]]:
 
 
 def with_dots(look: Mapping[str, Any], points: Sequence[Any]) -> dict[str, Any]:
-    """Return the look of a curve: few epochs get a marker each, many none."""
+    """Return the look of a curve, with a marker per epoch if there are few."""
     return {"marker": "o", "markersize": 4} | dict(look) | ({} if len(points) <= FEW else {"marker": ""})
 
 
 def finish_epochs(axes: Axes, first: int, last: int) -> None:
-    """Let the horizontal axis show whole epochs, from first to last."""
+    """Make the horizontal axis show whole epochs, from first to last."""
     margin = 0.5 if last <= FEW else (last - first) / 100
     axes.set_xlim(1 - margin if last <= FEW else first, last + margin)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=9, integer=True, min_n_ticks=1, steps=[1, 2, 3, 5, 10]))
@@ -78,10 +78,12 @@ def shortened(name: str, longest: int = LONGEST) -> str:
 
 
 def svg(figure: Figure, name: str, title: str) -> str:
-    """Return a figure as an SVG element, the same for the same figure: no date, few decimals, text as text.
+    """Return a figure as an SVG element, reproducibly: no date, few decimals, text as text.
 
     Args:
-        name: sets its ids apart from those of other figures of a page. title: for those who cannot see it.
+        figure: to convert.
+        name: makes its ids differ from those of other figures on a page.
+        title: for screen readers.
     """
     file = io.StringIO()
     metadata = dict.fromkeys(("Date", "Creator", "Format", "Type")) | {"Title": title}

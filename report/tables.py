@@ -1,4 +1,4 @@
-"""Tables for the screen and in Markdown; texts and links as Markdown."""
+"""Format tables as text or Markdown, and texts and links as Markdown."""
 
 import os
 import re
@@ -9,13 +9,13 @@ from urllib.parse import quote
 
 LEFT = frozenset(("table", "pair", "method", "state", "over", "verdict", "seeds", "machine"))  # columns without numbers
 
-_MARKUP = re.compile(  # what Markdown may take for markup; footnotes' marks and lists of numbers it does not
+_MARKUP = re.compile(  # possible Markdown markup; footnote marks and lists of numbers are none
     r"(?P<as_it_is>\[\d+(?:, \d+)*\](?![\[(:]))|[\\`*~$|#\[\]]|(?<![^\W_])_|_(?![^\W_])"
 )
 
 
 class Link(NamedTuple):
-    """A text that leads somewhere."""
+    """A text with a link."""
 
     text: str
     href: str
@@ -25,21 +25,21 @@ Cell = str | Sequence[Link]
 
 
 class Table(NamedTuple):
-    """A heading, and rows of as many cells; numbers stand at the right."""
+    """A heading, and rows of as many cells; columns of numbers are right-aligned."""
 
     heading: Sequence[str]
     rows: Sequence[Sequence[Cell]]
 
     def text(self) -> str:
-        """For the screen, in aligned columns; links without where they lead."""
+        """Return the table in aligned columns, links as their texts."""
         return self._aligned("simple", lambda cell: cell if isinstance(cell, str) else ", ".join(x.text for x in cell))
 
     def markdown(self) -> str:
-        """For a Markdown text, aligned for the eye too."""
+        """Return the table in Markdown, also in aligned columns."""
         return self._aligned("pipe", in_markdown)
 
     def _aligned(self, form: str, shown: Callable[[Cell], str]) -> str:
-        import tabulate  # here, for it takes long beside all else that --help needs
+        import tabulate  # here, because it is slow to import and --help does without it
 
         tabulate.MIN_PADDING = 0  # columns no wider than what is in them
         sides = ["left" if name in LEFT else "right" for name in self.heading]
@@ -48,13 +48,13 @@ class Table(NamedTuple):
 
 
 def in_markdown(cell: Cell) -> str:
-    """A text in which nothing is markup, or links, as Markdown."""
+    """Return a text with its markup escaped, or links, as Markdown."""
     if not isinstance(cell, str):
         return ", ".join(f"[{in_markdown(link.text)}]({address(link.href)})" for link in cell)
     text = _MARKUP.sub(lambda found: found["as_it_is"] or "\\" + found[0], escape(cell, quote=False))
-    return re.sub(r"^(\d*)(?=[-+=.)](?:\W|$))", r"\1\\", text)  # what would begin a list or underline a heading
+    return re.sub(r"^(\d*)(?=[-+=.)](?:\W|$))", r"\1\\", text)  # would start a list or underline a heading
 
 
 def address(path: str) -> str:
-    """A path on the disk as a relative link."""
+    """Return a file's path as a relative link."""
     return quote(os.fsencode(path))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from inputs import CPU, Option, TakesOptions
 
 KD_T = 4.0
-KdT = Annotated[float, Option.of_tau("the temperature if fixed, DTKD's reference, and RLKD's before its agent acts")]
+KdT = Annotated[float, Option.of_tau("the fixed temperature; also DTKD's reference, and RLKD's until its agent acts")]
 
 
 class Tau(NamedTuple):
@@ -102,8 +102,7 @@ class Temperature(TakesOptions, nn.Module):
 
     @classmethod
     def check(cls, options: dict[str, Any], device: torch.device = CPU) -> None:
-        """Raise InputError for options, by name, that do not go together or need more memory than a device has; called
-        before any work is done."""
+        """Raise InputError for options that do not go together or exceed a device's memory; called before any work."""
 
     @classmethod
     def complete(cls, options: dict[str, Any], pair: tuple[str, str]) -> dict[str, Any]:
@@ -122,7 +121,7 @@ class Temperature(TakesOptions, nn.Module):
         raise NotImplementedError
 
     def observe(self, probe_loss: Tensor) -> None:
-        """Receive the student's loss on the probe, before the epoch's first step and after each step.
+        """Receive the student's loss on the probe images, before the epoch's first step and after each step.
 
         Args:
             probe_loss: cross entropy on images that stay the same for an epoch, a scalar without gradient.

@@ -364,7 +364,7 @@ def wait_for(path, seconds=120):
 def test_a_lost_worker_is_started_again_and_the_end_is_the_same(run_of_two, tmp_path):
     line = f"self SIGKILL train_teacher.py {LINE} --run_dir {tmp_path / 'run'} --overwrite"
     done = run(command("tests/distributed/at_a_step.py", line, "--max-restarts=1", *two()))
-    assert "going on after epoch 1 of 2\n" in done.stdout
+    assert "resuming after epoch 1 of 2\n" in done.stdout
     check_same_end(tmp_path / "run", run_of_two[0])
 
 
@@ -378,7 +378,7 @@ def test_a_run_that_was_asked_to_end_saves_within_the_epoch(processes_before, ru
     told = run(command("tests/distributed/at_a_step.py", f"{whom} SIGTERM train_teacher.py {line}", *torchrun), status)
     assert f"stopped; {folder} keeps the state after epoch 1 and 3 steps of the next" in told.stdout
     done = run(command("train_teacher.py", line, *two()))
-    assert "going on after epoch 1 of 2 and 3 steps of the next" in done.stdout
+    assert "resuming after epoch 1 of 2 and 3 steps of the next" in done.stdout
     if processes_before == 2:
         check_same_end(folder, run_of_two[0])
     else:

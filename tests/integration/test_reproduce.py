@@ -57,7 +57,7 @@ def call(monkeypatch, line):
 def test_runs_are_made_once_and_listed(place, monkeypatch, capfd):
     call(monkeypatch, "ctkd --jobs 2 -- --device cpu --skip_validation")
     out = capfd.readouterr().out
-    assert out.startswith("3 runs left to make, 2 at a time\n")
+    assert out.startswith("3 runs left to do, 2 at a time\n")
     assert re.search(r"\[3/3\] digits_resnet8_vgg8_1-epochs_kd_seed-1: done after \d+ min", out)
     told = (place / "save/reproduce/digits_resnet8_vgg8_1-epochs_kd_seed-1.txt").read_text()
     assert "top-1 last" in told
@@ -67,18 +67,18 @@ def test_runs_are_made_once_and_listed(place, monkeypatch, capfd):
     assert teacher.split()[:5] == ["ctkd", "resnet8", "alone", "done", "1"]  # it is only a teacher: one seed
     assert "1 done, 1 missing" in alone and alone.endswith("60.00")
     assert "1 done, 1 missing" in student and student.endswith("61.00")
-    assert missing == "ctkd: AB are not here"
+    assert missing == "ctkd: AB are not implemented here"
     assert reported == "ctkd: published is last or best epoch, not stated which" and "results/README.md" in where
     call(monkeypatch, "ctkd --seeds 2 --dry_run")
     assert capfd.readouterr().out.count("--seed 2") == 2
     call(monkeypatch, "ctkd")
-    assert capfd.readouterr().out == "0 runs left to make, 1 at a time\n"
+    assert capfd.readouterr().out == "0 runs left to do, 1 at a time\n"
     call(monkeypatch, "ctkd --list -- --precision bf16")  # other runs, which do not exist
     told = capfd.readouterr().out
     assert told.count("other options") == 3 and "is another run (precision fp32 instead of bf16)" in told
     call(monkeypatch, "ctkd -- --precision bf16")
     told = capfd.readouterr()
-    assert told.out == "0 runs left to make, 1 at a time\n"
+    assert told.out == "0 runs left to do, 1 at a time\n"
     assert told.err.count("is another run (precision fp32 instead of bf16") == 3 and "is left as it is\n" in told.err
     folder = TABLE[2].folder(1)
     folder.rename(folder.with_name("kd_seed-2"))  # not the seed of its name, and not finished
@@ -105,7 +105,7 @@ def test_a_finished_run_with_a_damaged_log_is_mended(place, monkeypatch, capfd):
     capfd.readouterr()
     with pytest.raises(RunError, match="1 run failed"):
         call(monkeypatch, "ctkd -- --device cpu --skip_validation")
-    assert "log.jsonl is lost or damaged, with no last.pth to make it of: add --overwrite" in capfd.readouterr().err
+    assert "log.jsonl is lost or damaged, with no last.pth to rebuild it from: add --over" in capfd.readouterr().err
     call(monkeypatch, "ctkd --list")
     assert "  damaged  " in capfd.readouterr().out and (folder / "resnet8_last.pth").exists()
 
@@ -192,9 +192,9 @@ def test_students_of_a_teacher_that_failed_are_not_begun(place, monkeypatch, cap
     stand_ins(place, monkeypatch, "import sys; sys.exit(1)", "")
     students = [TABLE[2]._replace(method=f"kd{i}") for i in range(reproduce.FAILURES)]
     monkeypatch.setattr(reproduce, "rows", lambda table: [TABLE[0], *students])
-    with pytest.raises(RunError, match=r"1 run failed \(resnet8_vanilla_digits_1-epochs\), 3 not begun for want of a"):
+    with pytest.raises(RunError, match=r"1 run failed \(resnet8_vanilla_digits_1-epochs\), 3 not begun without a"):
         call(monkeypatch, "ctkd --jobs 2")
-    assert "[4/4] digits_resnet8_vgg8_1-epochs_kd2_seed-1: not begun, since its teacher" in capfd.readouterr().out
+    assert "[4/4] digits_resnet8_vgg8_1-epochs_kd2_seed-1: not begun because its teacher" in capfd.readouterr().out
 
 
 def test_after_three_failures_in_a_row_nothing_is_begun(place, monkeypatch):
@@ -276,7 +276,7 @@ def test_a_run_that_stays_in_use_without_a_lock_fails_after_some_tries(place, mo
         call(monkeypatch, "ctkd")
     assert len((place / "tries").read_text()) == reproduce.TRIES == pauses.count(7.0) + 1
     out = capfd.readouterr().out
-    assert out.count("under way elsewhere, which is waited for") == reproduce.TRIES - 1
+    assert out.count("under way elsewhere, waiting for it") == reproduce.TRIES - 1
     assert f"in use elsewhere at each of {reproduce.TRIES} tries" in out
     assert f"[1/1] resnet8_vanilla_digits_1-epochs: failed with status {InUse.status}" in out
 
@@ -329,7 +329,7 @@ def test_a_published_teacher_is_taken_as_it_is(place, monkeypatch, capfd):
     TABLE[0].folder(1).mkdir(parents=True)
     (TABLE[0].folder(1) / "ckpt_epoch_240.pth").touch()
     call(monkeypatch, "ctkd")
-    assert "2 runs left to make" in capfd.readouterr().out
+    assert "2 runs left to do" in capfd.readouterr().out
     call(monkeypatch, "ctkd --list")
     assert capfd.readouterr().out.splitlines()[2].split()[:5] == ["ctkd", "resnet8", "alone", "given", "0"]
 

@@ -196,7 +196,7 @@ def test_a_run_from_before_an_option_is_one_without_it(teacher, tmp_path, capsys
 
 def flags_that_go_on(error, script):
     """Return the flags that an error advises to add in order to resume the existing run."""
-    (flags,) = re.findall(rf"add (.*) to {script} to go on with it, give another --run_dir", str(error.value))
+    (flags,) = re.findall(rf"add (.*) to {script} to resume it, give another --run_dir", str(error.value))
     return flags
 
 
@@ -521,7 +521,7 @@ def test_a_teacher_that_is_trained_elsewhere_is_waited_for(teacher, tmp_path, mo
     monkeypatch.setattr(helper.teacher, "PATIENCE", 0.01)
     distil(f"--path-t {folder} --train_teacher --epochs 2 --run_dir {tmp_path / 'run'}")
     out = capsys.readouterr().out
-    assert looks == [True, True, False] and out.count("is being trained elsewhere, which is waited for") == 1
+    assert looks == [True, True, False] and out.count("is being trained elsewhere, waiting for it") == 1
     assert "already finished" in out and len(read_log(tmp_path / "run")) == 2
 
 
@@ -697,7 +697,7 @@ def test_a_run_tells_what_dpk_gives_and_learns(teacher, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "dpk: dpk_stages 1, dpk_patch 1, dpk_encoder_depth 1," in out
     learned = 2 * (64 * 64 + 64) * 2 + 2 * (9 * 64 * 64 + 64) + 64 * 64 + 64  # encoders, decoder, last convolution
-    assert f"dpk learns {learned:,} parameters for training only, beside the student's 78,042" in out
+    assert f"dpk adds {learned:,} parameters, for training only, to the student's 78,042" in out
     for record in read_log(folder):
         assert 0 <= record["dpk_ratio_stage3"] <= 1
         assert -1 <= record["dpk_cka_stage3"] <= 1

@@ -30,7 +30,7 @@ def test_the_distillers_see_no_more_than_they_say():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--plain --teacher_table", "--plain does without all that is for speed: leave it out, or --teacher_table"),
+        ("--plain --teacher_table", "--plain turns off everything that is for speed: leave it out, or --teacher_table"),
         ("--plain --precision bf16", "leave it out, or --precision"),
         ("--plain --trials 2", "leave it out, or --trials"),
         ("--table_dtype float16", "--table_dtype belongs to --teacher_table"),

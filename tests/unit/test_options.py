@@ -350,7 +350,7 @@ NINES = "9" * 30
         ("--distill dpk --dpk_schedule fixed:0.99999999", "would learn nothing from DPK: give a share below 1$"),
         ("--distill dpk --dpk_schedule fixed:0.9999", "one patch of 10,000 to learn from: give a share of 0.99"),
         ("--distill dpk --dpk_schedule fixed:nan", "a share from 0 to 1 like fixed:0.5; not fixed:nan"),
-        ("--beta=--", "--beta needs a value, and -- is none"),
+        ("--beta=--", "--beta needs a value, and -- is not one"),
     ],
 )
 def test_numbers_have_two_bounds_and_sizes_fit_into_memory(line, says, monkeypatch):

@@ -171,7 +171,7 @@ def test_a_run_without_a_log_or_a_protocol_is_said(results):
         path.write_text(path.read_text().replace('"momentum": 0.9', '"momentum": null'))
     shown = page.pages(results)["README.md"]
     assert "- unfinished (0/240 epochs): resnet56 → resnet20, kd, ctkd-global, full/ctkd\n" in shown
-    assert "Protocol: not said in full by config.json." in shown and "70.60 ± 0.10" in shown
+    assert "Protocol: not fully recorded in config.json." in shown and "70.60 ± 0.10" in shown
 
 
 @pytest.mark.parametrize(("text", "title", "about"), [

@@ -100,7 +100,7 @@ ODD = [  # path to a value, its new value, the error
     (("trained",), {"loss": 1.0}, "no whole state within an epoch"),
     (("metrics",), None, "no whole state within an epoch"),
     (("metrics", "names"), ["loss"], "no whole state within an epoch"),
-    (("metrics", "names"), ["loss", "loss_ce", "loss_pkt"], "state sums up other losses in its begun epoch"),
+    (("metrics", "names"), ["loss", "loss_ce", "loss_pkt"], "state sums other losses in its unfinished epoch"),
     (("metrics", "tensors", "tau"), None, "tensors are not all sums of an epoch"),
     (("metrics", "tensors", "sums"), torch.zeros(3), "sums is float32 instead of float64"),
     (("module", "warmup"), torch.zeros(2), "warmup is "),

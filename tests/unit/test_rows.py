@@ -119,11 +119,11 @@ def test_wrong_use(monkeypatch):
                        ("--jobs 0", "--jobs must be 1"),
                        ("--trials", "--trials trains several --seeds"), ("-- --percision bf16", "percision"),
                        ("-- --percision bf16", "python train_student.py --help"),
-                       ("-- --seed 2", "--seed is what the tables say"), ("-- -a 3", "--alpha is what the tables say"),
-                       ("-- --batch-size 8", "--batch_size is what the tables say"),
+                       ("-- --seed 2", "--seed is set by the tables"), ("-- -a 3", "--alpha is set by the tables"),
+                       ("-- --batch-size 8", "--batch_size is set by the tables"),
                        ("-- --logit-stand", "logit_stand"),
-                       ("-- --fixed_alpha 2", "--fixed_alpha is what the tables say"),
-                       ("--train_subset 64", "stand behind --"), ("--pairs a:b ctkd", "tables stand before --pairs"),
+                       ("-- --fixed_alpha 2", "--fixed_alpha is set by the tables"),
+                       ("--train_subset 64", "go after --"), ("--pairs a:b ctkd", "tables go before --pairs"),
                        ("dtkd --pairs resnet56:resnet20", "these tables have no pair resnet56:resnet20")):  # fmt: skip
         monkeypatch.setattr(sys, "argv", ["reproduce.py", *line.split()])
         with pytest.raises(InputError, match=says):
