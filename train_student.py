@@ -87,7 +87,7 @@ def open_run(options: StudentOptions, found: FoundTeacher, data_sha256: str | No
     group = f"{options.dataset}_{found.name}_{options.model_s}/{options.distill}_{options.temperature}"
     group += "_logit_stand" * options.logit_stand
     folder = run_folder(options, "student_model", group, f"seed-{options.seed}")
-    run = RunFolder(folder, options.model_s, config, options.overwrite, draw_curve)
+    run = RunFolder(folder, options.model_s, config, options.overwrite, draw_curve).check()
     print(f"distil {run.title}, into {folder}")
     return run
 

@@ -84,7 +84,7 @@ def open_run(options: TeacherOptions, data_sha256: str | None) -> RunFolder:
     }
     name = folder_name(options.model, options.dataset) + f"_seed-{options.seed}" * (options.trials > 1)
     folder = run_folder(options, "models", "", name)
-    run = RunFolder(folder, options.model, config, options.overwrite, draw_curve)
+    run = RunFolder(folder, options.model, config, options.overwrite, draw_curve).check()
     print(f"train {run.title}, into {folder}")
     return run
 

@@ -53,9 +53,6 @@ class RunFolder:
         config: the content of `config.json`; its `options` decide whether a run already there is the same run.
         overwrite: start anew, replacing any run already there.
         draw: draws the curves of a history, with a title, into a PNG file.
-
-    Raises:
-        UserError: the folder holds a run with other options, or another process was given another run.
     """
 
     def __init__(
@@ -68,17 +65,27 @@ class RunFolder:
     ) -> None:
         self.draw = draw
         self.folder, self.model, self.config = folder, model, config | {"processes": distributed.world_size()}
-        self.overwrite = overwrite and not distributed.any_rank(distributed.restarts() > 0)
+        self.overwrite = overwrite
         self.history: list[Record] = []
         self.step, self.seconds = 0, 0.0  # steps made of the next epoch, and the time they took
         self.trained: Record | None = None  # means of the next epoch once all its steps were made
         self.path = folder / "config.json"
-        alike = {key: config["options"].get(key) for key in ALIKE}
+
+    def check(self) -> "RunFolder":
+        """Compare the run with that of the other processes and with what is in the folder; return it.
+
+        After a restart by torchrun nothing is overwritten.
+
+        Raises:
+            UserError: the folder holds a run with other options, or another process was given another run.
+        """
+        self.overwrite = self.overwrite and not distributed.any_rank(distributed.restarts() > 0)
+        alike = {key: self.config["options"].get(key) for key in ALIKE}
         distributed.check_same(self._decisive() | alike)
         distributed.on_rank0(self._check)
+        return self
 
-    @property
-    def finished(self) -> bool:
+    def is_finished(self) -> bool:
         """Return whether the run in the folder is finished: its bare weights, which are written last, exist.
 
         It is not finished if the log is damaged but `last.pth` can rebuild it.
@@ -92,9 +99,10 @@ class RunFolder:
 
     def told_finished(self) -> bool:
         """Return whether the run is finished; if so, print that and its result."""
-        if self.finished:
+        is_finished = self.is_finished()
+        if is_finished:
             print(f"already finished (--overwrite trains it again): {self.summary()}")
-        return self.finished
+        return is_finished
 
     def _files(self) -> list[Path]:
         """Return the existing files with names that this run writes."""

@@ -265,7 +265,7 @@ def a_run_of_its_own(folder, differing):
     options = {"batch_size": 64, "num_workers": distributed.rank()}  # num_workers may differ between processes
     options |= differing if distributed.rank() else {}
     try:
-        run = RunFolder(folder, "resnet8", {"options": options}, overwrite=False)
+        run = RunFolder(folder, "resnet8", {"options": options}, overwrite=False).check()
     except UserError as error:
         return str(error)
     module = Vanilla(Tiny())
@@ -283,7 +283,7 @@ def a_run_on_the_data_of_its_machine(folder, machines):
         patch.setenv("LOCAL_RANK", str(0 if machines == 2 else distributed.rank()))
         known = distributed.one_a_machine(lambda: f"2:{distributed.rank()}")
     try:
-        RunFolder(folder, "resnet8", {"kind": "teacher", "data_sha256": known, "options": {}}, overwrite=False)
+        RunFolder(folder, "resnet8", {"kind": "teacher", "data_sha256": known, "options": {}}, overwrite=False).check()
     except UserError as error:
         return known, str(error).partition(":")[0]
     return known, None

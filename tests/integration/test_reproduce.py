@@ -294,7 +294,7 @@ def test_what_runs_print_goes_into_regular_files_only(kind, place, monkeypatch, 
 
 def test_a_training_that_meets_another_in_its_folder_has_a_status_of_its_own(tmp_path):
     config = {"kind": "teacher", "options": {}}
-    run = RunFolder(tmp_path, "resnet8", config, overwrite=False)
+    run = RunFolder(tmp_path, "resnet8", config, overwrite=False).check()
     with (tmp_path / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(InUse, match="another process is training in") as error, run.open():
@@ -312,7 +312,7 @@ def test_a_run_that_begins_elsewhere_while_we_look_is_the_same_run(tmp_path, mon
         return found
 
     monkeypatch.setattr(Path, "exists", begun_after_a_look)
-    RunFolder(tmp_path, "resnet8", config, overwrite=False)
+    RunFolder(tmp_path, "resnet8", config, overwrite=False).check()
     assert (tmp_path / "config.json").is_file()
 
 

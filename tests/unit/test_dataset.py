@@ -505,7 +505,7 @@ def test_a_data_set_is_known_by_the_samples_that_are_read(tmp_path, monkeypatch)
 def test_a_run_with_a_hash_of_an_older_formula_is_not_taken_for_one_of_other_data(tmp_path, capsys):
     def claim(data_sha256, place):
         config = {"kind": "teacher", "data_sha256": data_sha256, "options": {"seed": 1}}
-        with RunFolder(tmp_path / place, "resnet8", config, overwrite=False).open():
+        with RunFolder(tmp_path / place, "resnet8", config, overwrite=False).check().open():
             return capsys.readouterr().out
 
     assert claim("a" * 64, "old") == ""

@@ -52,7 +52,7 @@ def test_several_processes_keep_what_they_trained_and_go_on_testing(monkeypatch,
 
     def tested(name):
         """Return a trainer whose epoch is trained, during the evaluation that follows."""
-        module, run = Vanilla(Tiny()), RunFolder(tmp_path / name, "resnet8", {"options": {}}, overwrite=False)
+        module, run = Vanilla(Tiny()), RunFolder(tmp_path / name, "resnet8", {"options": {}}, overwrite=False).check()
         run.folder.mkdir()
         optimizer = make_optimizer(module, 0.05, 0.9, 5e-4)
         data = create_dataset("digits", batch_size=32, seed=1, device="cpu", train_subset=100)
@@ -87,13 +87,13 @@ def test_other_errors_are_not_taken_for_lost_processes(monkeypatch):
 def test_a_process_that_was_lost_does_not_start_the_run_anew(monkeypatch, tmp_path):
     """With --overwrite. Each machine counts its own restarts, so one restart on any machine is enough."""
     monkeypatch.setattr(distributed, "any_rank", lambda flag: True)
-    assert not RunFolder(tmp_path / "run", "resnet8", {"options": {}}, overwrite=True).overwrite
+    assert not RunFolder(tmp_path / "run", "resnet8", {"options": {}}, overwrite=True).check().overwrite
     monkeypatch.setattr(distributed, "any_rank", lambda flag: flag)
-    assert RunFolder(tmp_path / "run", "resnet8", {"options": {}}, overwrite=True).overwrite
+    assert RunFolder(tmp_path / "run", "resnet8", {"options": {}}, overwrite=True).check().overwrite
     for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"):
         with monkeypatch.context() as patch:
             patch.setenv(name, "1")
-            assert not RunFolder(tmp_path / "run", "resnet8", {"options": {}}, overwrite=True).overwrite
+            assert not RunFolder(tmp_path / "run", "resnet8", {"options": {}}, overwrite=True).check().overwrite
 
 
 @pytest.mark.parametrize(
