@@ -311,7 +311,7 @@ def test_another_tree_is_another_run(tmp_path):
 @pytest.mark.parametrize("script", [train_teacher, train_student])
 def test_data_is_identified_once_for_all_seeds(script, teacher, tmp_path, monkeypatch):
     looks, made = [], []
-    monkeypatch.setattr(script, "identify_data", lambda *data: looks.append(data) or "2:ab")
+    monkeypatch.setattr(train_teacher, "identify_data", lambda *data: looks.append(data) or "2:ab")
     monkeypatch.setattr(script, "open_run", functools.partial(noted_run, made, script.open_run))
     line = f"--epochs 1 --trials 3 --dry_run --run_dir {tmp_path / 'run'}"
     if script is train_teacher:
