@@ -155,9 +155,9 @@ class Option:
         least, most = self.least, self.most
         if not isinstance(value, int | float) or least <= value <= most or self.or_zero and value == 0:
             return
-        if self.is_kept and 1 <= value < math.inf:
+        if self.is_kept and value >= 1:
             raise InputError(f"--{name} must be below 1, not {value}: what keeps all of itself never learns")
-        if most < value < math.inf:
+        if value > most:
             range_ = "below 2^63" if most == LARGEST_SEED else f"{most:,.10g} or less"
         elif self.or_zero:
             range_ = f"0, or {least:g} or more" if 0 < value < least else "0 or more"
@@ -193,7 +193,7 @@ def options_of(taker: Callable[..., Any]) -> dict[str, Declared]:
     for owner in reversed(inspect.getmro(taker)) if inspect.isclass(taker) else [taker]:
         if inspect.isclass(owner) and (owner is object or "__init__" not in vars(owner)):
             continue
-        for parameter in inspect.signature(owner).parameters.values():
+        for parameter in inspect.signature(owner, eval_str=True).parameters.values():
             for option in getattr(parameter.annotation, "__metadata__", ()):
                 kind = parameter.annotation.__origin__
                 kind = get_args(kind)[0] if isinstance(kind, UnionType) else kind

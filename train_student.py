@@ -8,6 +8,7 @@ import helper.environment  # noqa: F401 (before PyTorch)
 # isort: split
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,19 +55,35 @@ def _distil(
     runs: list[tuple[RunFolder, StudentOptions]],
     device: torch.device,
 ) -> None:
+    # 2. data, and 3. the teacher: frozen, and measured before anything is learned from it
+    data, model, teacher, found_out = load(options, found, device, distiller_dict[options.distill].needs)
+    # 4. the loop, from where each run stopped
+    train_runs(runs, device, found_out, lambda *run: build_trainer(*run, model, teacher, data))
+
+
+def load(
+    options: StudentOptions, found: FoundTeacher, device: torch.device, content: str
+) -> tuple[Dataset, Model, OnlineTeacher | CachedTeacher, dict[str, Any]]:
+    """Load data and teacher.
+
+    Args:
+        options: of the run.
+        found: the teacher's weights.
+        device: where both are to be.
+        content: what a table of the teacher's outputs holds, see `CachedTeacher`.
+
+    Returns:
+        The data, the teacher as a network and as what answers for it, and what `config.json` should say of them.
+    """
     if options.teacher_table:
         distributed.on_rank0(lambda: check_table_dir(table_dir(options, found)))
-    # 2. data
     data = train_teacher.load_data(options, device)
-    # 3. teacher: frozen, and evaluated before distillation
     model = load_teacher(found, data.num_classes, device, options.dataset, options.plain)
     found_out = {"device": str(device), "num_classes": data.num_classes}
     if not options.skip_validation:
         found_out["teacher_top1"] = evaluate(model, data.val, "teacher")["top1"]
         print(f"the teacher {found.name} has top-1 {found_out['teacher_top1']:.2f} on this test set")
-    teacher = build_teacher(options, found, model, data)
-    # 4. the loop, from where each run stopped
-    train_runs(runs, device, found_out, lambda *run: build_trainer(*run, model, teacher, data))
+    return data, model, build_teacher(options, found, model, data, content), found_out
 
 
 def open_run(options: StudentOptions, found: FoundTeacher, data_sha256: str | None) -> RunFolder:
@@ -113,12 +130,11 @@ def table_dir(options: StudentOptions, found: FoundTeacher) -> Path:
 
 
 def build_teacher(
-    options: StudentOptions, found: FoundTeacher, model: Model, data: Dataset
+    options: StudentOptions, found: FoundTeacher, model: Model, data: Dataset, content: str
 ) -> OnlineTeacher | CachedTeacher:
-    """Return the teacher, or with --teacher_table the table of its outputs."""
+    """Return the teacher, or with --teacher_table the table of its outputs, which holds `content`."""
     if not options.teacher_table:
         return OnlineTeacher(model, options.teacher_precision)
-    content = distiller_dict[options.distill].needs
     table = CachedTeacher(
         model,
         data.train,

@@ -9,64 +9,71 @@ import helper.environment  # noqa: F401 (before PyTorch)
 
 # isort: split
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import train_student
 import train_teacher
+from distiller_zoo import distiller_dict
 from helper import distributed
 from helper.device import device_of
 from helper.errors import Parser, UserError, run_main
 from helper.files import reason
 from helper.flags import CommonOptions, StudentOptions, student_parser, teacher_parser
 from helper.options import parse, resolve_pair
-from helper.teacher import FoundTeacher, find_teacher, load_teacher
+from helper.run_folder import RunFolder
+from helper.teacher import FoundTeacher, find_teacher
+from helper.trainer import Trainer
 from helper.trials import train_runs
+from inputs import InputError
 
-# The options of data, device and teacher, which the runs share.
+# Options that runs must have in common: they decide data, device and teacher.
 SHARED = ("dataset", "data_dir", "image_size", "train_subset", "num_workers", "batch_size", "device", "gpu_id",
-          "deterministic", "plain", "precision")  # fmt: skip
-SHARED_BY_STUDENTS = ("path_t", "model_t", "teacher_weights", "teacher_table", "fill_teacher_table", "table_dir",
-                      "table_dtype", "teacher_precision")  # fmt: skip
+          "deterministic", "plain", "precision", "dry_run")  # fmt: skip
+SHARED_BY_STUDENTS = ("path_t", "model_t", "teacher_weights", "train_teacher", "skip_validation", "teacher_table",
+                      "fill_teacher_table", "table_dir", "table_dtype")  # fmt: skip
+PARSERS = {"train_student.py": student_parser, "train_teacher.py": teacher_parser}
 
 
 def read_runs(path: Path) -> list[CommonOptions]:
-    """Return the options of the command lines in a file.
+    """Return the options of the command lines in a file, without its blank lines and comments.
 
     Raises:
-        UserError: the file cannot be read, a line calls no training script, or the runs cannot share what they must.
+        UserError: the file cannot be read, a line calls no training script, or the runs cannot train together.
     """
     try:
-        lines = [shlex.split(line) for line in path.read_text().splitlines()]
+        lines = [shlex.split(line, comments=True) for line in path.read_text().splitlines()]
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read ({reason(error)}): give a file with a command line for each run"
-        ) from error
-    parsers = {"train_student.py": student_parser, "train_teacher.py": teacher_parser}
+        raise UserError(f"{path} cannot be read ({reason(error)}): give a file of command lines") from error
     runs = []
-    for script, *argv in filter(None, lines):
-        if script not in parsers:
-            raise UserError(f"{path} has a line that begins with {script}: give {' or '.join(parsers)}")
-        runs.append(parse(parsers[script](), argv))
+    for number, (script, *argv) in ((number, line) for number, line in enumerate(lines, 1) if line):
+        if script not in PARSERS:
+            raise UserError(f"line {number} of {path} begins with {script}: give {' or '.join(PARSERS)}")
+        try:
+            runs.append(parse(PARSERS[script](), argv))
+        except InputError as error:
+            raise UserError(f"line {number} of {path}: {error}") from error
     if not runs:
-        raise UserError(f"{path} has no line: give a command line for each run")
+        raise UserError(f"{path} has no command line: give one for each run")
+    if any(run.trials > 1 or run.multiprocessing_distributed for run in runs):
+        raise UserError("--trials and --multiprocessing_distributed start runs themselves: give a line for each run")
     check_shared(runs, SHARED)
     check_shared([run for run in runs if isinstance(run, StudentOptions)], SHARED_BY_STUDENTS)
     return runs
 
 
-def check_shared(runs: list[Any], keys: tuple[str, ...]) -> None:
-    """Raise UserError if runs differ in an option that they must share, or if one has several --trials."""
-    for run in runs:
-        for key in keys:
-            if getattr(run, key) != getattr(runs[0], key):
-                raise UserError(f"the runs differ in --{key}, which runs that train together share: start them apart")
-        if run.trials > 1:
-            raise UserError("--trials is for one configuration: give a line for each seed instead")
+def check_shared(runs: Sequence[CommonOptions], keys: tuple[str, ...]) -> None:
+    """Raise UserError if runs differ in an option that they must have in common."""
+    for key in keys:
+        if len({getattr(run, key) for run in runs}) > 1:
+            raise UserError(f"the runs differ in --{key}, which runs that train together must have in common")
 
 
-def train_together(runs: list[CommonOptions]) -> list[Path]:
-    """Train or resume all runs; return their folders."""
+def train_together(runs: Sequence[CommonOptions]) -> list[Path]:
+    """Train all runs, or resume them; return their folders."""
     students = [run for run in runs if isinstance(run, StudentOptions)]
     with device_of(runs[0]) as device:
         # 1. the teacher's weights, and the runs
@@ -74,33 +81,43 @@ def train_together(runs: list[CommonOptions]) -> list[Path]:
         data_sha256 = train_teacher.hash_of_data(runs[0])
         opened = [open_run(run, found, data_sha256) for run in runs]
         folders = [run.folder for run, _ in opened]
-        opened = train_teacher.unfinished(opened)
-        if not opened:
-            return folders
-        # 2. data
-        data = train_teacher.load_data(runs[0], device)
-        # 3. teacher
-        model = teacher = None
-        if found:
-            model = load_teacher(found, data.num_classes, device, runs[0].dataset, runs[0].plain)
-            teacher = train_student.build_teacher(students[0], found, model, data)
-        # 4. the loops
-
-        def build(run: Any, options: CommonOptions, *more: Any) -> Any:
-            if isinstance(options, StudentOptions):
-                return train_student.build_trainer(run, options, *more, model, teacher, data)
-            return train_teacher.build_trainer(run, options, *more, data)
-
-        train_runs(opened, device, {"device": str(device), "num_classes": data.num_classes}, build)
+        if len(set(folders)) < len(folders):
+            raise UserError("two runs have the same folder: give each a --run_dir of its own")
+        if unfinished := train_teacher.unfinished(opened):
+            _train(unfinished, found, device)
         return folders
 
 
-def open_run(options: CommonOptions, found: FoundTeacher | None, data_sha256: str | None) -> tuple[Any, CommonOptions]:
-    """Return a run's folder, not written yet, and its options with those that depend on the teacher filled in."""
+def open_run(
+    options: CommonOptions, found: FoundTeacher | None, data_sha256: str | None
+) -> tuple[RunFolder, CommonOptions]:
+    """Return a run's folder and its options, those that depend on the teacher filled in."""
     if found is None or not isinstance(options, StudentOptions):
         return train_teacher.open_run(options, data_sha256), options
     options = resolve_pair(options, found.name)
-    return train_student.open_run(options, found, data_sha256), options
+    run = train_student.open_run(options, found, data_sha256)
+    train_student.print_settings(options)
+    return run, options
+
+
+def _train(runs: list[tuple[RunFolder, CommonOptions]], found: FoundTeacher | None, device: torch.device) -> None:
+    students = [options for _, options in runs if isinstance(options, StudentOptions)]
+    # 2. data, and 3. the teacher
+    if found and students:
+        needs = {distiller_dict[student.distill].needs for student in students}
+        content = next(content for content in ("maps", "pooled", "logits") if content in needs)  # what serves all
+        data, model, teacher, found_out = train_student.load(students[0], found, device, content)
+    else:
+        data = train_teacher.load_data(runs[0][1], device)
+        found_out = {"device": str(device), "num_classes": data.num_classes}
+
+    # 4. the loops
+    def build(run: RunFolder, options: CommonOptions, *more: Any) -> Trainer:
+        if isinstance(options, StudentOptions):
+            return train_student.build_trainer(run, options, *more, model, teacher, data)
+        return train_teacher.build_trainer(run, options, *more, data)
+
+    train_runs(runs, device, found_out, build)
 
 
 def main() -> None:

@@ -72,11 +72,15 @@ def device_of(options: CommonOptions) -> Iterator[torch.device]:
         UserError: as `prepare_device`, or the sizes in the options do not fit into the device's memory.
         RunError: as `distributed.process_group`.
     """
+    tf32 = torch.backends.cudnn.allow_tf32  # of a run that this one is nested in: its teacher's training
     with distributed.own_errors_said():
         device = prepare_device(options.device, options.gpu_id, options.deterministic, options.plain, options.precision)
         check_sizes(options, device)
-        with distributed.process_group(device, options.dist_timeout):
-            yield device
+        try:
+            with distributed.process_group(device, options.dist_timeout):
+                yield device
+        finally:
+            torch.backends.cudnn.allow_tf32 = tf32
 
 
 def gpus_of(gpu_id: str) -> list[str]:

@@ -7,7 +7,6 @@ import argparse
 import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from functools import reduce
 from typing import Annotated, Any
 
 from dataset import BatchSize, ImageSize, NumWorkers, TrainSubset, dataset_names
@@ -286,8 +285,9 @@ class _Help(argparse.HelpFormatter):
         return action.type.__name__ if action.type else "TEXT"
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        silent = action.default in (None, False, "", argparse.SUPPRESS) or "(default" in action.help
-        return action.help if silent else f"{action.help} (default: {action.default})"
+        is_silent = action.default is None or action.default is False or action.default in ("", argparse.SUPPRESS)
+        is_silent |= "(default" in action.help
+        return action.help if is_silent else f"{action.help} (default: {action.default})"
 
 
 def _parser(description: str, *takers: Any) -> Parser:
@@ -324,6 +324,8 @@ def _add(group: Any, name: str, declared: Declared) -> None:
     kind, default, option, _ = declared
     flags = (f"--{name}", *option.names)
     if kind is bool:
+        if default:
+            raise ValueError(f"--{name} is a flag without a value, so its default must be False")
         group.add_argument(*flags, action="store_true", help=option.help)
         return
     given = None if option.later or option.in_proportion else default
@@ -391,6 +393,11 @@ def own_options(distill: str | None, temperature: str | None) -> dict[str, Decla
 
 
 def all_options() -> dict[str, Declared]:
-    """Return all options by name."""
-    takers = (*distiller_dict.values(), *temperature_dict.values(), TeacherOptions, StudentOptions)
-    return reduce(lambda known, taker: known | options_of(taker), takers, {})
+    """Return all options by name. Raises ValueError if one is declared in two ways."""
+    known: dict[str, Declared] = {}
+    for taker in (*distiller_dict.values(), *temperature_dict.values(), TeacherOptions, StudentOptions):
+        for name, declared in options_of(taker).items():
+            if declared[:3] != known.setdefault(name, declared)[:3]:
+                raise ValueError(f"{known[name].owner} and {declared.owner} declare --{name} differently")
+            known[name] = declared
+    return known

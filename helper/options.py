@@ -89,7 +89,7 @@ def parse(parser: Parser, argv: list[str] | None = None) -> Any:
         if key in options and key != "lr_decay_epochs":
             declared.option.check(key, options[key])
             options[key] = declared.option.normal(options[key]) if declared.option.normal else options[key]
-    all_options()["learning_rate"].option.check("learning_rate", options["lr"])
+    all_options()["learning_rate"].option.check("lr", options["lr"])
     known = networks(options["dataset"])
     for key in ("model", "model_s", "model_t"):
         if options.get(key) is not None:
@@ -103,7 +103,8 @@ def parse(parser: Parser, argv: list[str] | None = None) -> Any:
     check_sizes(as_options(options))
     if "temperature" in options:  # their own checks, before any work is done
         factory = temperature_dict[options["temperature"]]
-        factory(**kwargs_for(factory, options | {"num_classes": 1, "train_target": torch.zeros(1)}))
+        known = {key: value for key, value in options.items() if value is not None}
+        factory(**kwargs_for(factory, known | {"num_classes": 1, "train_target": torch.zeros(1)}))
         _check_teacher_weights(options)
     return as_options(options)
 
@@ -212,10 +213,9 @@ def resolve_pair(given: StudentOptions, teacher: str) -> StudentOptions:
         InputError: --dkd_weights mdistiller for a pair without published weights, or a warm-up of nothing.
     """
     pair, options = (teacher, given.model_s), as_dict(given)
-    options = options | distiller_dict[options["distill"]].complete(options, pair)
-    own = temperature_dict[options["temperature"]].complete(options, pair) if options["distill"] == "kd" else {}
-    defaults = {"fixed_alpha": 0.0, "kd_warmup": 0} | own
-    options = options | {key: value for key, value in defaults.items() if options[key] is None}
+    methods = (distiller_dict[given.distill], temperature_dict[given.temperature])
+    for defaults in (*(method.complete(options, pair) for method in methods), {"fixed_alpha": 0.0, "kd_warmup": 0}):
+        options |= {key: value for key, value in defaults.items() if options[key] is None}
     if options["kd_warmup"] and options["alpha"] == options["fixed_alpha"] == 0:
         raise UserError(
             f"--kd_warmup {options['kd_warmup']} has no KD term to act on: leave it out"

@@ -102,6 +102,7 @@ class Trainer:
         self.run, self.task, self.teacher, self.optimizer = run, task, teacher, optimizer
         self.metrics, self.data, self.options, self.step = metrics, data, options, step
         self.pass_turn, self.table = pass_turn, table or EpochTable()
+        self.label = ""  # before its rows of the table, if several runs share that
         self.bar = tqdm(disable=True)  # of the epoch
         self.started = 0.0  # when the epoch began, on time.perf_counter's clock
         self.trained: Record | None = None  # the training means of the epoch that is being tested
@@ -121,8 +122,7 @@ class Trainer:
             seconds = {"seconds": time.perf_counter() - self.started}
             record = {"epoch": epoch, "learning_rate": self._learning_rate(epoch)} | trained | tested | seconds
             self.run.save_epoch(record, self.task, self.optimizer)
-            label = f"seed {self.options.seed:<4}" if self.pass_turn else ""
-            self.table.add(record, label)
+            self.table.add(record, self.label)
         self.run.finish(self.task.student)
 
     def train(self, epoch: int) -> Record:

@@ -168,17 +168,21 @@ def train_runs(
                 with signals.looked_at():
                     trainer.fit()
             else:
+                seeds = {options.seed for _, options in runs}
 
-                def work(run: RunFolder, options: O, pass_turn: Callable[[], None]) -> None:
+                def work(run: RunFolder, options: O, number: int, pass_turn: Callable[[], None]) -> None:
                     trainer = build(run, options, pass_turn, table)
+                    trainer.label = f"seed {options.seed:<4}" if len(seeds) == len(runs) else f"run {number:<5}"
                     pass_turn()  # all trainers are built before any of them trains
                     trainer.fit()
 
                 with signals.looked_at():
-                    Turns(device, len(runs)).run([partial(work, *each) for each in runs])
+                    Turns(device, len(runs)).run([partial(work, *run, n) for n, run in enumerate(runs, 1)])
         except (Interrupted, KeyboardInterrupt) as stop:
             kept = "; ".join(run.kept() for run, _ in runs)
-            same = "the same command without --overwrite" if runs[0][0].overwrite else "the same command"
+            same = (
+                "the same command without --overwrite" if any(run.overwrite for run, _ in runs) else "the same command"
+            )
             print(f"\nstopped; {kept}: {same} goes on from there", flush=True)
             if isinstance(stop, KeyboardInterrupt):
                 raise

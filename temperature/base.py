@@ -106,7 +106,10 @@ class Temperature(TakesOptions, nn.Module):
 
     @classmethod
     def complete(cls, options: dict[str, Any], pair: tuple[str, str]) -> dict[str, Any]:
-        """Return default loss weights of `--distill kd` that depend on options or on the pair (teacher, student)."""
+        """Return defaults that depend on other options or on `pair`, (teacher, student).
+
+        An option that was given keeps its value.
+        """
         return {}
 
     def start_epoch(self, epoch: int) -> None:

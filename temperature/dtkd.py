@@ -76,6 +76,8 @@ class DTKD(Temperature):
 
     @classmethod
     def complete(cls, options: dict[str, Any], pair: tuple[str, str]) -> dict[str, Any]:
+        if options["distill"] != "kd":
+            return {}
         alpha, fixed_alpha = PAIR_WEIGHTS.get(pair, DEFAULT_WEIGHTS)
         warmup = in_proportion(WARMUP, options["epochs"])
         return {"alpha": alpha, "fixed_alpha": fixed_alpha, "kd_warmup": warmup}
