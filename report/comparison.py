@@ -31,8 +31,9 @@ RECIPE = (  # what two configurations must share, besides the data, for their di
     "epochs", "batch_size", "learning_rate", "lr_decay_epochs", "lr_decay_rate", "momentum", "weight_decay",
     "train_subset", "image_size",
 )  # fmt: skip
-# The values in all published protocols that do not list another. (DTKD's second weight is part of the method.)
-USUAL = {"precision": "fp32", "kd_warmup": 0, "sync_bn": False, "processes": 1}
+# The values in all published protocols that do not list another. (DTKD's second weight is part of the method.) The
+# published codes leave the precision to PyTorch, whose default depends on its version and the GPU.
+USUAL = {"precision": ("fp32", "tf32"), "kd_warmup": (0,), "sync_bn": (False,), "processes": (1,)}
 HEADING = [
     "pair", "method", "last", "best (on test)", "n", "published", "Δ last", "Δ best", "verdict", "teacher", "epochs",
 ]  # fmt: skip
@@ -95,8 +96,8 @@ def differences(runs: Sequence[Run], record: published.Record) -> list[str]:
             found.append(f"{name} {'not recorded' if ours is None else ours} instead of {theirs}")
     for name, usual in USUAL.items():
         ours = runs[0].option(name)
-        if name not in published.settings(record) and ours not in (None, usual):
-            found.append(f"{name} {ours} instead of {usual}")
+        if name not in published.settings(record) and ours not in (None, *usual):
+            found.append(f"{name} {ours} instead of {usual[0]}")
     if runs[0].option("train_subset"):
         found.append(f"{runs[0].option('train_subset')} training images instead of all")
     teachers = sorted({top1 for run in runs if (top1 := run.option("teacher_top1")) is not None})

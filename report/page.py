@@ -178,7 +178,8 @@ def _status(groups: Sequence[Sequence[Run]]) -> str:
         records = find_published(group[0])
         follow += any(published.settings(record) and not differences(group, record) for record in records)
     if follow:
-        return f"{follow} of {len(groups)} configurations follow a published protocol in full, the others do not."
+        which = "configuration follows" if follow == 1 else "configurations follow"
+        return f"{follow} {which} a published protocol in full, the other {len(groups) - follow} do not."
     return (
         "No run follows a published protocol in full (240 epochs on CIFAR-100), so nothing in the published tables is"
         " confirmed or contradicted here."

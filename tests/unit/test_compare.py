@@ -22,6 +22,7 @@ from helper.errors import RunError
 from helper.run_identity import neutral_options
 from inputs import InputError
 from report import comparison, page, plot, statistics
+from report.comparison import find_published
 from report.plot import plot_compare, plot_run
 from report.runs import Run, find_runs, group_labels, group_runs
 
@@ -841,3 +842,13 @@ def test_an_encoding_without_our_letters_is_enough(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["compare.py", str(some_runs(tmp_path))])
     compare.run_main(compare.main)
     assert b"resnet56 ? resnet20" in written.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("precision", "said"), [("fp32", []), ("tf32", []), ("bf16", ["precision bf16 instead of fp32"])]
+)
+def test_pytorchs_own_choice_of_precision_is_no_other_protocol(precision, said):
+    (run,) = find_runs([ROOT / "results/published-protocol/resnet8_vanilla"])
+    run.config["options"]["precision"] = precision
+    (record,) = find_published(run)
+    assert comparison.differences([run], record) == said

@@ -69,7 +69,7 @@ def test_both_pages_show_the_same_and_lead_to_the_logs(results, monkeypatch, cap
     assert told.open == [] and len(set(told.names)) == len(told.names)
     text = " ".join(told.texts)
     for words in ("70.60 ± 0.10", "70.66", "within noise (±0.50)", "a processor, 1 thread", "2.00", "0.1, 0.9, 0",
-                  "unfinished (3/5 epochs)", "1 of 3 configurations follow a published protocol"):  # fmt: skip
+                  "unfinished (3/5 epochs)", "1 configuration follows a published protocol"):  # fmt: skip
         assert words in text and words in shown, words
     in_markdown = (re.findall(pattern, shown) for pattern in (r"\]\((.*?)\)", 'id="(.*?)"'))
     for links, names in ((told.links, told.names), in_markdown):
