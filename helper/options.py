@@ -88,7 +88,8 @@ def parse(parser: Parser, argv: list[str] | None = None) -> Any:
     for key, declared in all_options().items():
         if key in options and key != "lr_decay_epochs":
             declared.option.check(key, options[key])
-            options[key] = declared.option.normal(options[key]) if declared.option.normal else options[key]
+            if declared.option.normal and options[key] is not None:
+                options[key] = declared.option.normal(options[key])
     all_options()["learning_rate"].option.check("lr", options["lr"])
     known = networks(options["dataset"])
     for key in ("model", "model_s", "model_t"):

@@ -2,13 +2,14 @@
 
 import importlib.util
 import json
+from typing import Annotated
 
 import pytest
 from common import distil, read_log
 
-from helper.flags import student_parser
-from inputs import InputError
-from temperature import temperature_dict
+from helper.flags import all_options, student_parser
+from inputs import InputError, Option
+from temperature import Temperature, temperature_dict
 
 METHOD = '''
 from typing import Annotated
@@ -28,10 +29,10 @@ class Sharper(Fixed):
 '''
 
 
-@pytest.fixture
-def sharper(tmp_path, monkeypatch):
+@pytest.fixture(params=["", "from __future__ import annotations\n"], ids=["", "annotations are texts"])
+def sharper(request, tmp_path, monkeypatch):
     file = tmp_path / "sharper.py"
-    file.write_text(METHOD)
+    file.write_text(request.param + METHOD)
     spec = importlib.util.spec_from_file_location("sharper", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -56,3 +57,13 @@ def test_it_makes_no_run_of_another_method_a_different_one(sharper, teacher, tmp
     distil(line)
     distil(f"{line} --sharpness 4")
     assert "already finished" in capsys.readouterr().out
+
+
+def test_a_name_that_is_taken_otherwise_is_refused(monkeypatch):
+    class Another(Temperature):
+        def __init__(self, anneal_from: Annotated[float, Option("another thing", 0, 1)] = 0.5) -> None:
+            super().__init__()
+
+    monkeypatch.setitem(temperature_dict, "another", Another)
+    with pytest.raises(ValueError, match="declare --anneal_from differently"):
+        all_options()
