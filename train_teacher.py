@@ -54,7 +54,10 @@ def hash_of_data(options: CommonOptions) -> str | None:
 
 
 def unfinished(runs: list[tuple[RunFolder, O]]) -> list[tuple[RunFolder, O]]:
-    """Return the runs that are neither finished nor a dry run. Raises UserError if a folder cannot be written."""
+    """Return the runs still to be trained, and print the results of the others.
+
+    Dry runs are left out too. Raises UserError if a folder cannot be written.
+    """
     left = [(run, options) for run, options in runs if not options.dry_run and not run.told_finished()]
     for run, _ in left:
         run.check_writable()

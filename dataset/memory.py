@@ -28,7 +28,7 @@ class ImageSet(NamedTuple):
 
 
 def count_views(pad: int) -> int:
-    """Return the number of views in `crop`: (2 * pad + 1) squared positions, each plain and flipped."""
+    """Return how many views `crop` makes of an image: (2 * pad + 1)^2 positions, each plain or flipped."""
     return (2 * pad + 1) ** 2 * 2
 
 
@@ -186,7 +186,7 @@ class MemoryEpoch(Epoch):
                 yield Batch(images, loader.target[partner], partner, None, count)
 
     def drawn(self) -> Tensor | None:
-        """Return image numbers and views of this process's batches, [2, N] int64 on the CPU; None with blending."""
+        """Return numbers and views of the images in this process's batches, [2, M] int64, CPU; None with blending."""
         if self.partner is not None:
             return None
         loader = self.loader

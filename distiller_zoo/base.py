@@ -58,7 +58,7 @@ class Distiller(TakesOptions, nn.Module):
 
 
 def warmed_up(epoch: int, epochs: int) -> float:
-    """Return the factor of a linear warm-up to 1 over `epochs` epochs (0: none) in an epoch, counted from 1."""
+    """Return a loss weight that grows linearly to 1 over `epochs` epochs; 1 throughout if that is 0."""
     return min(epoch / epochs, 1.0) if epochs else 1.0
 
 

@@ -31,7 +31,9 @@ class Connector(nn.Module):
 
 
 class SRRL(Distiller):
-    """Two mean squared errors: of the projected features, and of the teacher's classifier's logits for them.
+    """Compare projected features, and the logits of the teacher's classifier for them, with the teacher's own.
+
+    Both are mean squared errors.
 
     This is CTKD's version, not the original: it uses pooled vectors and the squared error of logits. The classifier is
     the teacher's last layer, frozen. A batch of one image has no variance, so it is normalised by the running

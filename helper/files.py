@@ -29,7 +29,7 @@ def open_to_append(path: Path) -> BinaryIO:
 
 
 def is_locked(path: Path) -> bool:
-    """Return whether another process has locked a file; False if it is not a readable regular file."""
+    """Return whether a file is locked by another open file; False if it is not a readable regular file."""
     try:
         with open_regular(path) as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -9,7 +9,7 @@ HASHES = {"data_sha256": "other data", "teacher_sha256": "another teacher"}  # k
 
 
 def added_options() -> dict[str, Any]:
-    """Return the options added later, with the values that runs from before them had."""
+    """Return the options added later, each with the value that describes runs from before it existed."""
     return {name: declared.option.before for name, declared in all_options().items() if declared.option.was_added}
 
 

@@ -54,7 +54,7 @@ class Run:
 
     @property
     def best(self) -> float | None:
-        """Return the highest top-1 accuracy of all epochs, in percent: the epoch is selected on the test set."""
+        """Return the highest top-1 of any epoch, in percent, selected on the test set; None without an epoch."""
         return max((record["top1"] for record in self.history if "top1" in record), default=None)
 
     @property
@@ -65,7 +65,7 @@ class Run:
 
     @property
     def method(self) -> str:
-        """Return distiller and temperature, such as `crd+kd, tau 4` or `kd, rlkd on z-scores`; `alone` without."""
+        """Return distiller and temperature, like `crd+kd, tau 4` or `kd, rlkd on z-scores`; `alone` without a teacher."""
         distill, temperature = self.option("distill"), self.option("temperature")
         if distill is None:
             return "alone"

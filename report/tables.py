@@ -25,7 +25,7 @@ Cell = str | Sequence[Link]
 
 
 class Table(NamedTuple):
-    """A heading, and rows of as many cells; columns of numbers are right-aligned."""
+    """A heading and rows, all with the same number of cells; columns of numbers are right-aligned."""
 
     heading: Sequence[str]
     rows: Sequence[Sequence[Cell]]
