@@ -65,7 +65,7 @@ class Run:
 
     @property
     def method(self) -> str:
-        """Return distiller and temperature, like `crd+kd, tau 4` or `kd, rlkd on z-scores`; `alone` without a teacher."""
+        """Return distiller and temperature, like `crd+kd, tau 4` or `kd, rlkd on z-scores`; `alone` without both."""
         distill, temperature = self.option("distill"), self.option("temperature")
         if distill is None:
             return "alone"
