@@ -79,7 +79,7 @@ def load(
         distributed.on_rank0(lambda: check_table_dir(table_dir(options, found)))
     data = train_teacher.load_data(options, device)
     model = load_teacher(found, data.num_classes, device, options.dataset, options.plain)
-    found_out = {"device": str(device), "num_classes": data.num_classes}
+    found_out = {"num_classes": data.num_classes}
     if not options.skip_validation:
         found_out["teacher_top1"] = evaluate(model, data.val, "teacher")["top1"]
         print(f"the teacher {found.name} has top-1 {found_out['teacher_top1']:.2f} on this test set")

@@ -43,7 +43,7 @@ def train(options: TeacherOptions) -> list[Path]:
             # 2. data
             data = load_data(options, device)
             # 3. the loop, from where each run stopped
-            found_out = {"device": str(device), "num_classes": data.num_classes}
+            found_out = {"num_classes": data.num_classes}
             train_runs(left, device, found_out, lambda *run: build_trainer(*run, data))
         return [run.folder for run, _ in runs]
 

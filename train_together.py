@@ -109,7 +109,7 @@ def _train(runs: list[tuple[RunFolder, CommonOptions]], found: FoundTeacher | No
         data, model, teacher, found_out = train_student.load(students[0], found, device, content)
     else:
         data = train_teacher.load_data(runs[0][1], device)
-        found_out = {"device": str(device), "num_classes": data.num_classes}
+        found_out = {"num_classes": data.num_classes}
 
     # 4. the loops
     def build(run: RunFolder, options: CommonOptions, *more: Any) -> Trainer:

@@ -14,9 +14,9 @@ def check_sizes(options: CommonOptions, device: torch.device = CPU) -> None:
     batch, side, trials, name = options.batch_size, options.image_size, options.trials, getattr(options, "model", "")
     check_fits(f"a batch of {batch} images", batch * 3 * side**2 * 4, "--batch_size or --image_size", device)
     if isinstance(options, StudentOptions):
-        name = options.model_s
+        name, given = options.model_s, as_dict(options)
         for method in (distiller_dict[options.distill], temperature_dict[options.temperature]):
-            method.check(as_dict(options), device)
+            method.check(given, device)
     if trials > 1:
         with torch.device("meta"):  # without memory
             model = create_model(name, 1, options.dataset)

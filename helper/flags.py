@@ -13,7 +13,7 @@ from dataset import BatchSize, ImageSize, NumWorkers, TrainSubset, dataset_names
 from distiller_zoo import distiller_dict
 from distiller_zoo.dkd import WARMUP as DKD_WARMUP
 from helper.errors import Parser
-from inputs import EPOCHS, LARGEST_SEED, Declared, Option, options_of
+from inputs import EPOCHS, LARGEST_SEED, Declared, InputError, Option, options_of
 from models import networks
 from temperature import temperature_dict
 from temperature.base import KD_T, KdT
@@ -26,13 +26,13 @@ PUBLISHED_TEMPERATURES = {"global": "ctkd-global", "instance": "ctkd-instance"} 
 
 
 def name_of(help: str, known: Iterable[str], **more: Any) -> Option:
-    """Return the option of a name in a registry; unknown names are refused later, with a suggestion."""
+    """Return the option of a name in a registry; unknown names are refused later."""
     return Option(f"{help}one of: {', '.join(known)}", shown="NAME", **more)
 
 
-def place(help: str, shown: str = "DIR") -> Option:
-    """Return the option of a folder or file."""
-    return Option(help, shown=shown, is_neutral=True)
+def neutral(help: str, *bounds: float, **more: Any) -> Option:
+    """Return an option that does not change a run's result."""
+    return Option(help, *bounds, is_neutral=True, **more)
 
 
 DATASET = name_of(
@@ -48,11 +48,22 @@ class DataOptions:
     dataset: Annotated[str, DATASET] = "cifar100"
     data_dir: Annotated[
         str | None,
-        place("folder of the data; cifar100 and imagenet also use the variables CIFAR100_DIR and IMAGENET_DIR"),
+        neutral(
+            "folder of the data; cifar100 and imagenet also use the variables CIFAR100_DIR and IMAGENET_DIR",
+            shown="DIR",
+        ),
     ] = None
     image_size: ImageSize
     train_subset: TrainSubset = 0
     num_workers: NumWorkers = 2
+
+
+def epochs_of(text: str) -> list[int]:
+    """Return the epochs of a comma-separated list. Raises InputError if it has anything else."""
+    try:
+        return [int(epoch) for epoch in text.split(",")]
+    except ValueError as error:
+        raise InputError(f"--lr_decay_epochs takes epochs and commas, like 150,180,210; not {text}") from error
 
 
 LEARNING_RATE_HELP = f"as published, {', '.join(LEARNING_RATES)} always get 0.01 (default: {LEARNING_RATE})"
@@ -74,16 +85,12 @@ class OptimizationOptions:
             10**9,
             shown="E,E",
             later=True,
+            normal=epochs_of,
         ),
     ]
     lr_decay_rate: Annotated[float, Option("factor of the learning rate at each drop", 1e-9, 1.0)] = 0.1
     momentum: Annotated[float, Option("of SGD", 1e-6, 0.9999, or_zero=True)] = 0.9
     weight_decay: Annotated[float, Option("of SGD, for all trained parameters", 1e-9, 10.0, or_zero=True)] = 5e-4
-
-
-def neutral(help: str, *bounds: float, **more: Any) -> Option:
-    """Return an option that does not change a run's result."""
-    return Option(help, *bounds, is_neutral=True, **more)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +104,9 @@ class RunOptions:
                 shown="N"),
     ] = 1  # fmt: skip
     trial: Annotated[str, neutral("a label of your own, kept in config.json", names=("-t",))] = ""
-    experiments_dir: Annotated[str | None, place("folder of related runs, below save/")] = None
-    experiments_name: Annotated[str | None, place("name of this run in that folder", "NAME")] = None
-    run_dir: Annotated[str | None, place("the run's folder itself, instead of the two above")] = None
+    experiments_dir: Annotated[str | None, neutral("folder of related runs, below save/", shown="DIR")] = None
+    experiments_name: Annotated[str | None, neutral("name of this run in that folder", shown="NAME")] = None
+    run_dir: Annotated[str | None, neutral("the run's folder itself, instead of the two above", shown="DIR")] = None
     overwrite: Annotated[bool, neutral("replace the run that is in this folder")] = False
     dry_run: Annotated[bool, neutral("print what would be done, and stop")] = False
     print_freq: Annotated[int, neutral("steps between two updates of the progress bar", 1, 10**9)] = 50
@@ -172,7 +179,7 @@ class PairOptions:
         str | None, neutral("the teacher; not needed if its weights or its folder's name identify it", shown="NAME")
     ] = None
     path_t: Annotated[
-        str | None, place("the teacher's weights, or its folder (default: that of --model_t)", "FILE")
+        str | None, neutral("the teacher's weights, or its folder (default: that of --model_t)", shown="FILE")
     ] = None
     teacher_weights: Annotated[
         str | None,
@@ -191,7 +198,7 @@ class PairOptions:
         str, Option("of the outputs in the table", choices=("float32", "float16"), before="float32")
     ] = "float32"
     table_dir: Annotated[
-        str | None, place("folder of the tables (default: teacher_table/ next to the teacher's weights)")
+        str | None, neutral("folder of the tables (default: teacher_table/ next to the teacher's weights)", shown="DIR")
     ] = None
     teacher_precision: Annotated[str, Option(is_flag=False, before="fp32")] = "fp32"
 

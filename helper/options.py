@@ -86,10 +86,10 @@ def parse(parser: Parser, argv: list[str] | None = None) -> Any:
     if options["image_size"] is None:
         options["image_size"] = 224 if options["dataset"] == "imagenet" else 32
     for key, declared in all_options().items():
-        if key in options and key != "lr_decay_epochs":
-            declared.option.check(key, options[key])
+        if key in options:
             if declared.option.normal and options[key] is not None:
                 options[key] = declared.option.normal(options[key])
+            declared.option.check(key, options[key])
     all_options()["learning_rate"].option.check("lr", options["lr"])
     known = networks(options["dataset"])
     for key in ("model", "model_s", "model_t"):
@@ -101,13 +101,14 @@ def parse(parser: Parser, argv: list[str] | None = None) -> Any:
     _check_together(options)
     _resolve_speed(options)
     _resolve_processes(options)
-    check_sizes(as_options(options))
+    resolved = as_options(options)
+    check_sizes(resolved)
     if "temperature" in options:  # their own checks, before any work is done
         factory = temperature_dict[options["temperature"]]
-        known = {key: value for key, value in options.items() if value is not None}
-        factory(**kwargs_for(factory, known | {"num_classes": 1, "train_target": torch.zeros(1)}))
+        given = {key: value for key, value in options.items() if value is not None}
+        factory(**kwargs_for(factory, given | {"num_classes": 1, "train_target": torch.zeros(1)}))
         _check_teacher_weights(options)
-    return as_options(options)
+    return resolved
 
 
 def _check_teacher_weights(options: dict[str, Any]) -> None:
@@ -244,14 +245,7 @@ def _resolve_schedule(options: dict[str, Any]) -> None:
             options[key] = _scaled(declared, options)
     if options["lr_decay_epochs"] is None:
         options["lr_decay_epochs"] = _decays(options["epochs"])
-        return
-    try:
-        options["lr_decay_epochs"] = [int(epoch) for epoch in options["lr_decay_epochs"].split(",")]
-    except ValueError as error:
-        asked = options["lr_decay_epochs"]
-        raise UserError(f"--lr_decay_epochs takes epochs and commas, like 150,180,210; not {asked}") from error
-    all_options()["lr_decay_epochs"].option.check("lr_decay_epochs", options["lr_decay_epochs"])
-    if repeated := [epoch for epoch, count in Counter(options["lr_decay_epochs"]).items() if count > 1]:
+    elif repeated := [epoch for epoch, count in Counter(options["lr_decay_epochs"]).items() if count > 1]:
         print(f"note: --lr_decay_epochs names epoch {repeated[0]} more than once, so the rate drops as often there")
 
 

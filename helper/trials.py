@@ -160,7 +160,7 @@ def train_runs(
     table = EpochTable()
     with ExitStack() as stack:
         for run, _ in runs:
-            run.config |= found_out
+            run.config |= {"device": str(device)} | found_out
             stack.enter_context(run.open())
         try:
             if len(runs) == 1:
