@@ -12,8 +12,9 @@ import helper.environment  # noqa: F401 (before PyTorch)
 import argparse
 from pathlib import Path
 
-from helper.errors import Parser, run_main
+from helper.errors import run_main
 from helper.files import write_atomically
+from options.parser import Parser
 from report.comparison import plotted, report
 from report.runs import find_runs
 

@@ -15,16 +15,16 @@ from typing import Any, BinaryIO, NamedTuple, ParamSpec, TypeVar, get_args
 import torch
 
 
-class InputError(ValueError):
-    """An input that cannot be used: a name, a number, a file. The message is one sentence for the user."""
+class UserError(ValueError):
+    """Something the user can fix: a wrong name, number, file or combination. The message is one sentence."""
 
     status = 2  # exit status of the process
     known_to_all = False  # whether every process of a training raises it too
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
+def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     """Return the error for an unknown name; it lists the known ones."""
-    return InputError(f"unknown {kind} '{name}'; the known ones are: {', '.join(known)}")
+    return UserError(f"unknown {kind} '{name}'; the known ones are: {', '.join(known)}")
 
 
 def printable(text: str) -> str:
@@ -37,7 +37,7 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else " " if letter.isspace() else "�" for letter in text)
 
 
-class NotRegularError(InputError):
+class NotRegularError(UserError):
     """Something other than a regular file is at a path; `why` is the message without the path."""
 
     why = "is no regular file"
@@ -53,13 +53,13 @@ def open_regular(path: Path) -> BinaryIO:
 
     Raises:
         NotRegularError: something else is at `path`: a folder, a FIFO, a socket or a device.
-        InputError: `path` has a character that paths cannot have on this system.
+        UserError: `path` has a character that paths cannot have on this system.
         OSError: as `open`, if nothing is there or it may not be read.
     """
     try:
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except ValueError as error:  # a NUL, or a character that file names cannot have
-        raise InputError(f"{str(path)!r} is no possible file name: give another") from error
+        raise UserError(f"{str(path)!r} is no possible file name: give another") from error
     except OSError as error:
         if error.errno in (errno.ENXIO, errno.ENODEV):  # a socket, or a missing device
             raise NotRegularError.at(path) from error
@@ -103,7 +103,7 @@ class Option:
         is_neutral: whether it names, places or shows a run without changing its result.
         is_flag: whether it can be given; otherwise it follows from others, and is only kept in `config.json`.
         before: the behaviour of runs from before the option existed.
-        normal: returns the canonical form of a value; raises InputError for an invalid one.
+        normal: returns the canonical form of a value; raises UserError for an invalid one.
     """
 
     help: str = ""
@@ -142,7 +142,7 @@ class Option:
         return self.before is not _Never
 
     def check(self, name: str, value: Any) -> None:
-        """Raise InputError if a value, or one in a list, is not accepted; None always is."""
+        """Raise UserError if a value, or one in a list, is not accepted; None always is."""
         for each in value if isinstance(value, list) else [value]:
             if each is not None:
                 self._check_choice(name, each) if self.choices else self._check_number(name, each)
@@ -156,7 +156,7 @@ class Option:
         if not isinstance(value, int | float) or least <= value <= most or self.or_zero and value == 0:
             return
         if self.is_kept and value >= 1:
-            raise InputError(f"--{name} must be below 1, not {value}: what keeps all of itself never learns")
+            raise UserError(f"--{name} must be below 1, not {value}: what keeps all of itself never learns")
         if value > most:
             range_ = "below 2^63" if most == LARGEST_SEED else f"{most:,.10g} or less"
         elif self.or_zero:
@@ -165,7 +165,7 @@ class Option:
             range_ = f"{least:g} or more" if 0 < value < least else "above 0"
         else:
             range_ = f"{least:,.10g} or more"
-        raise InputError(f"--{name} must be {range_}, not {value}")
+        raise UserError(f"--{name} must be {range_}, not {value}")
 
 
 EPOCHS = 100_000  # the most
@@ -208,7 +208,7 @@ R = TypeVar("R")
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
-    """Make a function or constructor raise InputError for arguments that their options do not accept."""
+    """Make a function or constructor raise UserError for arguments that their options do not accept."""
     signature, declared = inspect.signature(function), options_of(function)
 
     @wraps(function)
@@ -222,7 +222,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
 
 class TakesOptions:
-    """Makes constructors of subclasses raise InputError for arguments that their options do not accept."""
+    """Makes constructors of subclasses raise UserError for arguments that their options do not accept."""
 
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
@@ -262,11 +262,11 @@ def check_fits(what: str, size: int, flags: str, device: torch.device = CPU) -> 
         device: where it will be allocated.
 
     Raises:
-        InputError: it does not fit.
+        UserError: it does not fit.
     """
     limit = memory_of(device)
     if size > limit:
         owner = "the GPU" if device.type == "cuda" else "this machine"
-        raise InputError(
+        raise UserError(
             f"{what} would take {in_words(size)}, and {owner} has {in_words(limit)}: choose a smaller {flags}"
         )

@@ -29,13 +29,14 @@ import torch
 
 import published
 from helper import signals
-from helper.errors import InUse, Parser, RunError, UserError, run_main
+from helper.errors import InUse, RunError, run_main
 from helper.files import PATIENCE, TRIES, is_locked, open_to_append
-from helper.flags import as_dict, student_parser, teacher_parser
-from helper.options import given, parse, resolve_pair
 from helper.run_files import read_config, read_log
-from helper.run_identity import added_options, decisive, differing, neutral_options
-from inputs import InputError, Option
+from inputs import Option, UserError
+from options.flags import as_dict, student_parser, teacher_parser
+from options.identity import added_options, decisive, differing, neutral_options
+from options.parse import given, parse, resolve_pair
+from options.parser import Parser
 from report.comparison import REPORTS
 from report.rows import SHORT, TABLES, Row, left_out, rows
 from report.runs import warn
@@ -350,7 +351,7 @@ class Runner:
                 output = stack.enter_context(open_to_append(OUTPUT / f"{job.name}.txt"))
                 print(f"{job.name}: started, see {output.name}", flush=True)
             process = subprocess.Popen(command(job, self.more), env=environment, stdout=output, stderr=output)
-        except (OSError, InputError) as error:
+        except (OSError, UserError) as error:
             return self._tried(job, f"could not begin ({error})", failed=True)
         self.running.add(process)
         return process

@@ -19,10 +19,8 @@ from distiller_zoo import create_distiller, distiller_dict
 from helper import distributed
 from helper.device import device_of, place, seed_everything, start_together
 from helper.errors import run_main
-from helper.flags import StudentOptions, as_dict, own_options, student_parser
 from helper.logger import EpochTable
 from helper.loops import evaluate
-from helper.options import kwargs_for, parse, proportions_in_words, resolve_pair, run_folder
 from helper.run_folder import RunFolder
 from helper.task import Distillation
 from helper.teacher import FoundTeacher, find_teacher, load_teacher
@@ -30,6 +28,8 @@ from helper.teacher_cache import CachedTeacher, OnlineTeacher, check_table_dir
 from helper.trainer import Trainer
 from helper.trials import train_runs, trials_of
 from models import Model, create_model, feature_widths
+from options.flags import StudentOptions, as_dict, own_options, student_parser
+from options.parse import kwargs_for, parse, proportions_in_words, resolve_pair, run_folder
 from report import draw_curve
 from temperature import create_temperature, temperature_dict
 from temperature.standardised import Standardised

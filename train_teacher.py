@@ -17,17 +17,17 @@ from dataset import Dataset, create_dataset, identify_data
 from helper import distributed
 from helper.device import device_of, place, seed_everything, start_together
 from helper.errors import run_main
-from helper.flags import CommonOptions, TeacherOptions, as_dict, teacher_parser
 from helper.logger import EpochTable
 from helper.loops import Teacher
 from helper.metrics import Metrics
-from helper.options import kwargs_for, parse, proportions_in_words, run_folder
 from helper.run_folder import RunFolder
 from helper.task import Task, Vanilla
 from helper.teacher import folder_name
 from helper.trainer import Trainer, make_optimizer, make_step
 from helper.trials import O, train_runs, trials_of
 from models import create_model
+from options.flags import CommonOptions, TeacherOptions, as_dict, teacher_parser
+from options.parse import kwargs_for, parse, proportions_in_words, run_folder
 from report import draw_curve
 
 

@@ -20,15 +20,16 @@ import train_teacher
 from distiller_zoo import distiller_dict
 from helper import distributed
 from helper.device import device_of
-from helper.errors import Parser, UserError, run_main
+from helper.errors import run_main
 from helper.files import reason
-from helper.flags import CommonOptions, StudentOptions, student_parser, teacher_parser
-from helper.options import parse, resolve_pair
 from helper.run_folder import RunFolder
 from helper.teacher import FoundTeacher, find_teacher
 from helper.trainer import Trainer
 from helper.trials import train_runs
-from inputs import InputError
+from inputs import UserError
+from options.flags import CommonOptions, StudentOptions, student_parser, teacher_parser
+from options.parse import parse, resolve_pair
+from options.parser import Parser
 
 # Options that runs must have in common: they decide data, device and teacher.
 SHARED = ("dataset", "data_dir", "image_size", "train_subset", "num_workers", "batch_size", "device", "gpu_id",
@@ -54,7 +55,7 @@ def read_runs(path: Path) -> list[CommonOptions]:
             raise UserError(f"line {number} of {path} begins with {script}: give {' or '.join(PARSERS)}")
         try:
             runs.append(parse(PARSERS[script](), argv))
-        except InputError as error:
+        except UserError as error:
             raise UserError(f"line {number} of {path}: {error}") from error
     if not runs:
         raise UserError(f"{path} has no command line: give one for each run")

@@ -39,18 +39,19 @@ from benchmarks.limits import check_numbers
 from dataset import val_batch_size
 from dataset.memory import MemoryLoader
 from helper.device import cpu_info, place, prepare_device, seed_everything
-from helper.errors import Parser, RunError, UserError, run_main
-from helper.flags import student_parser
+from helper.errors import RunError, run_main
 from helper.loops import Step, evaluate, train_one_epoch
 from helper.metrics import Metrics
-from helper.options import parse, resolve_pair
 from helper.task import Distillation
 from helper.teacher import fold_batch_norm
 from helper.teacher_cache import CachedTeacher, OnlineTeacher
 from helper.trainer import make_optimizer, make_step
 from helper.trials import Turns
-from inputs import unknown
+from inputs import UserError, unknown
 from models import Model, create_model, model_dict
+from options.flags import student_parser
+from options.parse import parse, resolve_pair
+from options.parser import Parser
 from train_student import distillation
 
 PAIRS = ("resnet56:resnet20", "wrn_40_2:wrn_16_2", "vgg13:vgg8", "resnet32x4:ShuffleV1")

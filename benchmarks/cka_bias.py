@@ -20,7 +20,9 @@ from tqdm import tqdm
 
 from benchmarks.limits import check_numbers
 from distiller_zoo.cka import SMALLEST, cka_of_hsic, hsic_terms, linear_cka
-from helper.errors import Parser, UserError, run_main
+from helper.errors import run_main
+from inputs import UserError
+from options.parser import Parser
 
 FEATURES = (64, 1024, 8192)
 TRUE = (0.0, 0.25, 0.5, 0.9)

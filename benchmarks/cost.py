@@ -26,16 +26,18 @@ from benchmarks.limits import check_numbers
 from dataset.base import Batch
 from distiller_zoo import distiller_dict
 from helper.device import place, prepare_device, seed_everything
-from helper.errors import Parser, UserError, run_main
-from helper.flags import student_parser
+from helper.errors import run_main
 from helper.loops import train_step
 from helper.metrics import Metrics
-from helper.options import parse, resolve_pair
 from helper.task import Distillation
 from helper.teacher import fold_batch_norm
 from helper.teacher_cache import OnlineTeacher
 from helper.trainer import make_optimizer
+from inputs import UserError
 from models import Model, create_model
+from options.flags import student_parser
+from options.parse import parse, resolve_pair
+from options.parser import Parser
 from temperature import temperature_dict
 from train_student import distillation
 

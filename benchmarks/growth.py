@@ -25,7 +25,8 @@ from tqdm import tqdm
 from benchmarks.bench import Ours, processor, timed
 from benchmarks.limits import check_numbers
 from helper.device import prepare_device
-from helper.errors import Parser, run_main
+from helper.errors import run_main
+from options.parser import Parser
 
 SIZES = {  # one varies while the others stay at BASE
     "images": (256, 512, 1024, 2048),

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from helper.flags import all_options
 from inputs import Option
+from options.flags import all_options
 
 LIMITS = {
     "rounds": Option(least=1, most=10_000),
@@ -18,7 +18,7 @@ LIMITS = {
 
 
 def check_numbers(args: dict[str, Any]) -> None:
-    """Raise InputError if an argument is outside its limits; options of the training scripts keep their own limits."""
+    """Raise UserError if an argument is outside its limits; options of the training scripts keep their own limits."""
     known = LIMITS | {name: declared.option for name, declared in all_options().items() if name not in LIMITS}
     for name, value in args.items():
         if name in known:

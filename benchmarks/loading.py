@@ -24,7 +24,9 @@ from tqdm import tqdm
 from benchmarks.bench import processor
 from benchmarks.limits import check_numbers
 from dataset import create_dataset
-from helper.errors import Parser, UserError, run_main
+from helper.errors import run_main
+from inputs import UserError
+from options.parser import Parser
 
 
 def measure(args: argparse.Namespace) -> dict[int, float]:

@@ -23,7 +23,8 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.bench import VARIANTS, Ours, check_pairs, processor
 from benchmarks.limits import check_numbers
 from helper.device import prepare_device
-from helper.errors import Parser, run_main
+from helper.errors import run_main
+from options.parser import Parser
 
 KINDS = {  # by an operation's name, without "aten::"
     "convolutions, backward": {"convolution_backward"},

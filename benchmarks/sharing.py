@@ -27,7 +27,9 @@ from tqdm import tqdm
 from benchmarks.bench import WARM_UP, check_pairs, machine, servers
 from benchmarks.limits import check_numbers
 from helper.environment import SPIN_COUNT
-from helper.errors import Parser, UserError, run_main
+from helper.errors import run_main
+from inputs import UserError
+from options.parser import Parser
 
 SETTINGS = {
     "libgomp's default": {"GOMP_SPINCOUNT": "300000"},

@@ -19,7 +19,8 @@ import helper.environment  # noqa: F401 (before PyTorch)
 from tqdm import trange
 
 from benchmarks.limits import check_numbers
-from helper.errors import Parser, RunError, run_main
+from helper.errors import RunError, run_main
+from options.parser import Parser
 
 ROOT = Path(__file__).resolve().parents[1]
 # Runs in a separate process: the command, timed until the first step is over.

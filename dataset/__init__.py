@@ -7,7 +7,7 @@ import torch
 from dataset import cifar100, digits, tree
 from dataset.base import Batch, Dataset, Loader, balanced_subset
 from dataset.memory import ImageSet, MemoryLoader
-from inputs import InputError, Option, checked, unknown
+from inputs import Option, UserError, checked, unknown
 
 __all__ = ["Batch", "BatchSize", "Dataset", "ImageSize", "Loader", "NumWorkers", "TrainSubset", "check_dataset",
            "create_dataset", "dataset_dict", "dataset_names", "identify_data", "val_batch_size"]  # fmt: skip
@@ -77,7 +77,7 @@ def create_dataset(
         world_size: the number of these processes.
 
     Raises:
-        InputError: an unknown name, a number outside its bounds, or missing or damaged files.
+        UserError: an unknown name, a number outside its bounds, or missing or damaged files.
     """
     device = torch.device(device)
     val_size = val_batch_size(batch_size, image_size, device)
@@ -91,7 +91,7 @@ def create_dataset(
     data = _load(name, data_dir, image_size, num_workers, quiet=rank > 0)
     images, target = data.train_images, data.train_target
     if train_subset > len(target):
-        raise InputError(f"--train_subset {train_subset} is more than the {len(target)} training images there are")
+        raise UserError(f"--train_subset {train_subset} is more than the {len(target)} training images there are")
     if train_subset:
         kept = balanced_subset(target, train_subset)
         images, target = images[kept], target[kept]
@@ -108,7 +108,7 @@ def val_batch_size(batch_size: int, image_size: int, device: torch.device) -> in
 
 
 def check_dataset(name: str) -> None:
-    """Raise InputError for a data set that is not in `dataset_names`."""
+    """Raise UserError for a data set that is not in `dataset_names`."""
     if name not in dataset_names:
         raise unknown("data set", name, dataset_names)
 
@@ -123,6 +123,6 @@ def identify_data(name: str, data_dir: str | None) -> str | None:
 def _load(name: str, data_dir: str | None, image_size: int, num_workers: int, quiet: bool) -> ImageSet:
     check_dataset(name)
     if image_size != 32 and name != "folder":
-        raise InputError(f"the images of {name} have 32 pixels a side; --image_size is for folder and imagenet")
+        raise UserError(f"the images of {name} have 32 pixels a side; --image_size is for folder and imagenet")
     more = {"quiet": quiet} if name == "folder" else {}  # the one that shows progress
     return dataset_dict[name](data_dir=data_dir, image_size=image_size, num_workers=num_workers, **more)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from dataset.memory import ImageSet
-from inputs import InputError, open_regular
+from inputs import UserError, open_regular
 
 MEAN = (0.5071, 0.4867, 0.4408)
 STD = (0.2675, 0.2565, 0.2761)
@@ -34,7 +34,7 @@ def load(data_dir: str | None = None, **_: object) -> ImageSet:
             CIFAR100_DIR, or `data` if it is not set.
 
     Raises:
-        InputError: the files are missing and cannot be downloaded, or one of them is not the official one.
+        UserError: the files are missing and cannot be downloaded, or one of them is not the official one.
     """
     root = Path(os.path.abspath(os.path.expanduser(data_dir or os.environ.get("CIFAR100_DIR") or "data")))
     if root.name == FOLDER:
@@ -57,7 +57,7 @@ def _read(folder: Path) -> dict[str, bytes]:
     files = {}
     for name in ("train", "test", "meta"):
         if not os.path.exists(folder / name):
-            raise InputError(f"CIFAR-100 is incomplete, {folder / name} is missing; {advice}")
+            raise UserError(f"CIFAR-100 is incomplete, {folder / name} is missing; {advice}")
         files[name] = _official(folder / name, advice)
     return files
 
@@ -67,9 +67,9 @@ def _official(file: Path, advice: str) -> bytes:
         with open_regular(file) as opened:
             content = opened.read(MOST)
     except OSError as error:
-        raise InputError(f"{file} cannot be read ({error.strerror}); make it readable, or {advice}") from error
+        raise UserError(f"{file} cannot be read ({error.strerror}); make it readable, or {advice}") from error
     if hashlib.md5(content).hexdigest() != MD5[file.name]:
-        raise InputError(f"{file} is damaged (its md5 is not the official one); {advice}")
+        raise UserError(f"{file} is damaged (its md5 is not the official one); {advice}")
     return content
 
 
@@ -96,7 +96,7 @@ def _fetch(root: Path) -> None:
         if is_new:
             with suppress(OSError):
                 root.rmdir()
-        raise InputError(
+        raise UserError(
             f"CIFAR-100 is not in {root} and could not be downloaded ({error}); put the official "
             f"{ARCHIVE} there, or name the folder that holds {FOLDER} with --data_dir "
             "or CIFAR100_DIR, or try --dataset digits, which needs no files"

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from dataset.memory import ImageSet
 from dataset.tree import EXTENSIONS, Split, list_split
-from inputs import InputError, NotRegularError, host_memory, in_words, open_regular, printable
+from inputs import NotRegularError, UserError, host_memory, in_words, open_regular, printable
 
 EXPECTED = "--dataset folder expects images in train/<class> and val/<class> of --data_dir"
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet
@@ -30,7 +30,7 @@ def read_image(path: str) -> Image.Image:
     it would clip at 255: they are scaled here, from the range of their unsigned integers.
 
     Raises:
-        InputError: the file is not a regular one, or white is undefined: values are floats or signed integers.
+        UserError: the file is not a regular one, or white is undefined: values are floats or signed integers.
         Exception: almost any, from a broken file.
     """
     with open_regular(Path(path)) as file:
@@ -50,7 +50,7 @@ def _scaled(image: Image.Image) -> np.ndarray:
         is_known = tags.get(SAMPLE_FORMAT, (1,)) == (1,)  # unsigned integers
     if not is_known:
         kind = "floating-point numbers" if image.mode == "F" else "integers with a sign"
-        raise InputError(f"its values are {kind}, and nothing says which is white: save it with 8 or 16 bits")
+        raise UserError(f"its values are {kind}, and nothing says which is white: save it with 8 or 16 bits")
     most = 2**bits - 1
     pixels = np.asarray(image).astype(np.int64) & most  # Pillow reads unsigned 32-bit integers as signed ones
     shares = (most - pixels if tags.get(PHOTOMETRIC) == 0 else pixels) / most
@@ -102,7 +102,7 @@ def load(data_dir: str | None, image_size: int, num_workers: int, quiet: bool = 
         quiet: whether to hide progress.
 
     Raises:
-        InputError: the tree is not as described, an image cannot be read, or the set is too large for memory.
+        UserError: the tree is not as described, an image cannot be read, or the set is too large for memory.
     """
     train, val = open_splits(data_dir, image_size, EXPECTED)
     _check_size(train, val)
@@ -127,30 +127,30 @@ def open_splits(data_dir: str | None, image_size: int, expected: str) -> tuple[T
         expected: the layout that the tree should have, for error messages.
 
     Raises:
-        InputError: it has another layout, or is not given.
+        UserError: it has another layout, or is not given.
     """
     if not data_dir:
-        raise InputError(f"--data_dir is missing; {expected}")
+        raise UserError(f"--data_dir is missing; {expected}")
     root = Path(os.path.expanduser(data_dir))
     splits = [_list(root / name, expected) for name in ("train", "val")]
     train, val = (Tree(root / name, split, image_size) for name, split in zip(("train", "val"), splits, strict=True))
     if train.classes != val.classes:
         differing = sorted(set(train.classes) ^ set(val.classes))
-        raise InputError(f"{root}: train and val hold different classes, only one has {_some(differing)}")
+        raise UserError(f"{root}: train and val hold different classes, only one has {_some(differing)}")
     _tell_left_out(root, splits)
     return train, val
 
 
 def _list(folder: Path, expected: str) -> Split:
     if not os.path.isdir(folder):
-        raise InputError(f"there is no folder {folder}; {expected}")
+        raise UserError(f"there is no folder {folder}; {expected}")
     split = list_split(folder)
     if not split.classes:
-        raise InputError(f"there are no images in {folder}, which holds no folders; {expected}")
+        raise UserError(f"there are no images in {folder}, which holds no folders; {expected}")
     filled = {number for _, number in split.samples}
     if empty := [name for number, name in enumerate(split.classes) if number not in filled]:
         skipped = f" ({len(split.skipped)} files there have other names than {_ENDINGS})" if split.skipped else ""
-        raise InputError(f"there are no images in {folder} of {_some(empty)}{skipped}; {expected}")
+        raise UserError(f"there are no images in {folder} of {_some(empty)}{skipped}; {expected}")
     return split
 
 
@@ -176,7 +176,7 @@ def _check_size(train: Tree, val: Tree) -> None:
     needed = 3 * (len(train) * (size + 2 * (size // 8)) ** 2 + len(val) * size**2)
     limit = min(MEMORY_LIMIT, host_memory())
     if needed > limit:
-        raise InputError(
+        raise UserError(
             f"the images of {train.root} and val would take {in_words(needed)} of memory, and the limit is"
             f" {in_words(limit)}: choose an --image_size below {size}, or fewer images"
         )
@@ -189,7 +189,7 @@ def _decode(tree: Tree, num_workers: int, quiet: bool) -> Tensor:
     with tqdm(total=len(tree), desc=f"decoding {Path(tree.root).name}", unit="image", disable=quiet) as bar:
         for pixels, unreadable in DataLoader(tree, batch_size=64, num_workers=num_workers):
             if any(unreadable):
-                raise InputError(next(filter(None, unreadable)))
+                raise UserError(next(filter(None, unreadable)))
             images[done : done + len(pixels)] = pixels
             done += len(pixels)
             bar.update(len(pixels))

@@ -22,7 +22,7 @@ from torchvision.transforms.v2.functional import center_crop, horizontal_flip, r
 
 from dataset.base import Batch, Dataset, Epoch, balanced_subset, shard
 from dataset.folder import MEAN, STD, Tree, open_splits, read_image
-from inputs import InputError
+from inputs import UserError
 
 EXPECTED = "--dataset imagenet expects images in train/<class> and val/<class> of --data_dir or IMAGENET_DIR"
 RESIZED = 256 / 224  # short side of a resized validation image, relative to the crop
@@ -162,12 +162,12 @@ class StreamLoader:
         """Decode the given shards of batches in order.
 
         Raises:
-            InputError: an image cannot be read.
+            UserError: an image cannot be read.
         """
         self.order.batches = [samples for samples, _, _ in shares]
         for (pixels, unreadable), (_, index, count) in zip(self._workers(), shares, strict=True):
             if any(unreadable):
-                raise InputError(next(filter(None, unreadable)))
+                raise UserError(next(filter(None, unreadable)))
             images = pixels.to(self.target.device, non_blocking=True).float().sub_(self.mean).div_(self.std)
             index = index.to(self.target.device, non_blocking=True)
             yield Batch(images.contiguous(memory_format=torch.channels_last), self.target[index], index, None, count)
@@ -238,11 +238,11 @@ def build(
         loaders: seed, device, rank and world_size of `StreamLoader`.
 
     Raises:
-        InputError: the tree is not as described.
+        UserError: the tree is not as described.
     """
     train, val = open_splits(data_dir, image_size, EXPECTED)
     if train_subset > len(train):
-        raise InputError(f"--train_subset {train_subset} is more than the {len(train)} training images there are")
+        raise UserError(f"--train_subset {train_subset} is more than the {len(train)} training images there are")
     if train_subset:
         kept = balanced_subset(torch.tensor(train.targets), train_subset).tolist()
         train.samples, train.targets = [train.samples[i] for i in kept], [train.targets[i] for i in kept]

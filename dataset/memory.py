@@ -82,7 +82,7 @@ class MemoryLoader:
         world_size: the number of these processes.
 
     Raises:
-        InputError: the images do not fit into the device's memory.
+        UserError: the images do not fit into the device's memory.
     """
 
     def __init__(

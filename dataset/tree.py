@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from inputs import InputError, open_regular
+from inputs import UserError, open_regular
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 SMALL = 2**28  # bytes of image files up to which a fingerprint covers their contents
@@ -26,7 +26,7 @@ def list_split(folder: Path) -> Split:
     """List the samples of a folder of classes and all folders below; symbolic links are followed.
 
     Raises:
-        InputError: a folder cannot be read, or a symbolic link leads back to a folder that it is in.
+        UserError: a folder cannot be read, or a symbolic link leads back to a folder that it is in.
     """
     split = Split([], [], [], [])
     folders, files = _entries(str(folder), split.hidden)
@@ -50,7 +50,7 @@ def fingerprint(data_dir: str | None) -> str | None:
     links, and no contents.
 
     Raises:
-        InputError: as `list_split`, or a sample cannot be read.
+        UserError: as `list_split`, or a sample cannot be read.
     """
     root = Path(os.path.expanduser(data_dir or ""))
     folders = [root / split for split in ("train", "val")]
@@ -70,7 +70,7 @@ def fingerprint(data_dir: str | None) -> str | None:
                 with open_regular(Path(path)) as file:
                     known.update(hashlib.file_digest(file, "sha256").digest())
     except OSError as error:
-        raise InputError(f"the image {error.filename} cannot be read ({error.strerror}); mend or remove it") from error
+        raise UserError(f"the image {error.filename} cannot be read ({error.strerror}); mend or remove it") from error
     return f"2:{known.hexdigest()}"
 
 
@@ -86,7 +86,7 @@ def _walk(folder: str, hidden: list[str]) -> Iterator[tuple[str, list[str]]]:
         path, above = todo.pop()
         place = _place(path)
         if place in above:
-            raise InputError(f"{path} leads back to a folder that it is in: remove that symbolic link")
+            raise UserError(f"{path} leads back to a folder that it is in: remove that symbolic link")
         folders, files = _entries(path, hidden)
         todo.extend((inner, above | {place}) for inner in folders)
         yield path, files
@@ -118,6 +118,6 @@ def _reading(folder: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(
+        raise UserError(
             f"the folder {folder} cannot be read ({error.strerror}): make it readable, or remove it"
         ) from error

@@ -33,7 +33,7 @@ distiller_dict: dict[str, Callable[..., Distiller]] = {
 
 
 def create_distiller(name: str, **options: Any) -> Distiller:
-    """Return the distiller `name`, constructed with `options`. Raises InputError for an unknown name."""
+    """Return the distiller `name`, constructed with `options`. Raises UserError for an unknown name."""
     if name not in distiller_dict:
         raise unknown("distiller", name, distiller_dict)
     return distiller_dict[name](**options)

@@ -24,13 +24,13 @@ class Distiller(TakesOptions, nn.Module):
 
     @classmethod
     def check(cls, options: dict[str, Any], device: torch.device = CPU) -> None:
-        """Raise InputError for options that do not go together or exceed a device's memory; called before any work."""
+        """Raise UserError for options that do not go together or exceed a device's memory; called before any work."""
 
     @classmethod
     def complete(cls, options: dict[str, Any], pair: tuple[str, str]) -> dict[str, Any]:
         """Return the options whose defaults depend on `pair`, the names of teacher and student.
 
-        In `options` they are None if not given. Raises InputError for a pair that the distiller does not support.
+        In `options` they are None if not given. Raises UserError for a pair that the distiller does not support.
         """
         return {}
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distiller_zoo.base import Distiller, at_least_float32
-from inputs import CPU, InputError, Option, check_fits
+from inputs import CPU, Option, UserError, check_fits
 from models import Output
 from temperature import Tau
 
@@ -118,7 +118,7 @@ class Candidates(nn.Module):
         mode: `exact` or `relax`.
 
     Raises:
-        InputError: all images are of one class.
+        UserError: all images are of one class.
     """
 
     def __init__(self, train_target: Tensor, nce_k: int, mode: str = "exact") -> None:
@@ -128,7 +128,7 @@ class Candidates(nn.Module):
         negatives = len(train_target) - counts[counts > 0]
         fewest, self.most = negatives.min().item(), negatives.max().item()
         if fewest == 0:
-            raise InputError("--distill crd needs images of two classes or more, and all training images are of one")
+            raise UserError("--distill crd needs images of two classes or more, and all training images are of one")
         self.all_enough, self.none_enough, self.even = fewest >= nce_k, self.most < nce_k, fewest == self.most
         # all images sorted by class: a class is one contiguous range, and its negatives are all the rest
         self.register_buffer("by_class", train_target.argsort(stable=True), persistent=False)
@@ -166,7 +166,7 @@ class CRD(Distiller):
     """The contrastive loss of both networks' embedded pooled features; for the arguments see `Contrast`, `Candidates`.
 
     Raises:
-        InputError: all images are of one class, or a number is outside its bounds.
+        UserError: all images are of one class, or a number is outside its bounds.
     """
 
     weights = (0.1, 0.9, 0.8)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from distiller_zoo.base import Distiller, at_least_float32, warmed_up
 from distiller_zoo.kd import kl_divergence
-from inputs import EPOCHS, InputError, Option, in_proportion
+from inputs import EPOCHS, Option, UserError, in_proportion
 from models import Output
 from temperature import Tau, as_tau
 
@@ -54,10 +54,10 @@ def dkd_loss(
         beta: weight of NCKD.
 
     Raises:
-        InputError: fewer than three classes, where the other classes have no distribution.
+        UserError: fewer than three classes, where the other classes have no distribution.
     """
     if student_logits.shape[1] < 3:
-        raise InputError(
+        raise UserError(
             f"DKD compares the classes beside the target, and of {student_logits.shape[1]} classes there is one at"
             " most: use --distill kd"
         )
@@ -89,7 +89,7 @@ class DKD(Distiller):
         dkd_warmup: epochs of linear warm-up, as in mdistiller; 0 for none, as in CTKD.
 
     Raises:
-        InputError: fewer than three classes, or a number outside its bounds.
+        UserError: fewer than three classes, or a number outside its bounds.
     """
 
     weights = (1.0, 0.0, 1.0)
@@ -107,7 +107,7 @@ class DKD(Distiller):
     ) -> None:
         super().__init__()
         if num_classes < 3:
-            raise InputError(f"--distill dkd needs three classes or more, not {num_classes}: use --distill kd")
+            raise UserError(f"--distill dkd needs three classes or more, not {num_classes}: use --distill kd")
         self.alpha, self.beta, self.warmup_epochs = dkd_alpha, dkd_beta, dkd_warmup
         self.register_buffer("warmup", torch.ones(()))
 
@@ -117,7 +117,7 @@ class DKD(Distiller):
         beta, warmup = options["dkd_beta"], options["dkd_warmup"]
         if published and beta is None and pair not in PAIR_BETA:
             known = ", ".join(f"{teacher} → {student}" for teacher, student in PAIR_BETA)
-            raise InputError(
+            raise UserError(
                 f"mdistiller has no weight for {' → '.join(pair)}: leave --dkd_weights out for CTKD's, or choose a"
                 f" --dkd_beta (mdistiller has those of {known})"
             )

@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from distiller_zoo.base import Distiller, at_least_float32
 from distiller_zoo.cka import SMALLEST, cka_of_hsic, hsic_terms
 from distiller_zoo.maps import pair_stages, same_size
-from inputs import CPU, TRAINED, InputError, Option, check_fits, in_words
+from inputs import CPU, TRAINED, Option, UserError, check_fits, in_words
 from models import Output
 from temperature import Tau
 from temperature.annealing import annealed
@@ -56,7 +56,7 @@ def share_schedule(text: str) -> float | str:
     """Parse a schedule of DPK: return "dynamic", "linear", or the number after "fixed:".
 
     Raises:
-        InputError: none of these, or a number outside 0 to 1.
+        UserError: none of these, or a number outside 0 to 1.
     """
     if text in ("dynamic", "linear"):
         return text
@@ -65,7 +65,7 @@ def share_schedule(text: str) -> float | str:
     except ValueError:
         share = -1.0
     if not text.startswith("fixed:") or not 0 <= share <= 1:
-        raise InputError(f"--dpk_schedule is dynamic, linear, or a share from 0 to 1 like fixed:0.5; not {text}")
+        raise UserError(f"--dpk_schedule is dynamic, linear, or a share from 0 to 1 like fixed:0.5; not {text}")
     return share
 
 
@@ -145,7 +145,7 @@ class Stitching(nn.Module):
 
 
 def _check_size(stages: list[tuple[int, ...]]) -> None:
-    """Print the size of `Stitching` for these arguments. Raises InputError if it would not fit into memory."""
+    """Print the size of `Stitching` for these arguments. Raises UserError if it would not fit into memory."""
     with torch.device("meta"):  # allocates nothing
         parameters = [parameter for stage in stages for parameter in Stitching(*stage).parameters()]
     size = TRAINED * sum(parameter.numel() for parameter in parameters)
@@ -174,7 +174,7 @@ class DPK(Distiller):
         dpk_momentum: momentum of the smoothed HSIC.
 
     Raises:
-        InputError: an unknown mask or schedule, or a number outside its bounds.
+        UserError: an unknown mask or schedule, or a number outside its bounds.
     """
 
     weights = (0.1, 0.9, 10.0)
@@ -221,23 +221,23 @@ class DPK(Distiller):
     def check(cls, options: dict[str, Any], device: torch.device = CPU) -> None:
         share = share_schedule(options["dpk_schedule"])
         if share == 1 or share == "linear" and options["epochs"] == 1:
-            raise InputError(
+            raise UserError(
                 "with all of its patches the teacher's, the student would learn nothing from DPK: give a share below 1"
                 + ", or more --epochs than 1" * (share == "linear")
             )
         if isinstance(share, float) and share > MOST_GIVEN:
-            raise InputError(
+            raise UserError(
                 f"--dpk_schedule fixed:{share:g} leaves the student one patch of {1 / (1 - share):,.0f} to learn from:"
                 f" give a share of {MOST_GIVEN} or less"
             )
         for key in ("batch_size", "train_subset"):
             if 0 < options[key] < SMALLEST:
-                raise InputError(
+                raise UserError(
                     f"--distill dpk measures how alike features are, which takes a --{key} of {SMALLEST} or more, not"
                     f" {options[key]}"
                 )
         if options["dpk_patch"] > (side := options["image_size"]):
-            raise InputError(
+            raise UserError(
                 f"--dpk_patch {options['dpk_patch']} is larger than the images, which have a side of {side}"
             )
 

@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from helper.errors import UserError
 from helper.files import write_atomically
 from helper.structure import Misfit, check_numbers, check_stored, type_name
-from inputs import open_regular
+from inputs import UserError, open_regular
 from models import Model, create_model, networks
 
 # Published checkpoints hold an accuracy as a NumPy number besides the weights; constructing it runs no other code.

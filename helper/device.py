@@ -13,10 +13,9 @@ import torch
 from torch import nn
 
 from helper import distributed
-from helper.bounds import check_sizes
-from helper.errors import UserError
-from helper.flags import CommonOptions
-from inputs import TRAINED, check_fits
+from inputs import TRAINED, UserError, check_fits
+from options.flags import CommonOptions
+from options.sizes import check_sizes
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of glibc's malloc.h
 
@@ -145,7 +144,7 @@ def place(module: nn.Module, device: torch.device, plain: bool = False) -> nn.Mo
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
-    """Return a context in which networks compute in one of helper.flags.PRECISIONS; their weights stay float32."""
+    """Return a context in which networks compute in one of options.flags.PRECISIONS; their weights stay float32."""
     if precision != "bf16":
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)

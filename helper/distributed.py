@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import dataset.base
-from helper.errors import RunError, UserError
-from helper.run_identity import differing
-from inputs import InputError, printable
+from helper.errors import RunError
+from inputs import UserError, printable
+from options.identity import differing
 
 T = TypeVar("T")
 CPU = torch.device("cpu")  # for communication outside of steps
@@ -109,10 +109,10 @@ def process_group(device: torch.device, timeout: float) -> Iterator[None]:
 
 @contextmanager
 def own_errors_said() -> Iterator[None]:
-    """Print an InputError that only this process raises; those of local rank 0 are printed anyway."""
+    """Print an UserError that only this process raises; those of local rank 0 are printed anyway."""
     try:
         yield
-    except InputError as error:
+    except UserError as error:
         if env_local_rank() and not error.known_to_all:
             print(f"error in process {env_rank()}: {printable(str(error))}", file=sys.stderr)
             error.known_to_all = True  # it is printed now
@@ -141,14 +141,14 @@ def _of_connections(message: str) -> bool:
 
 
 def on_rank0(work: Callable[[], T]) -> T:
-    """Run on rank 0; return its result, or raise its InputError, on all ranks."""
+    """Run on rank 0; return its result, or raise its UserError, on all ranks."""
     if world_size() == 1:
         return work()
     told: list[Any] = [None, None]
     if is_rank0():
         try:
             told[0] = work()
-        except InputError as error:
+        except UserError as error:
             error.known_to_all = True
             told[1] = error
     dist.broadcast_object_list(told, src=0, device=CPU)
@@ -158,7 +158,7 @@ def on_rank0(work: Callable[[], T]) -> T:
 
 
 def local_rank0_first(work: Callable[[], T]) -> T:
-    """Run on local rank 0 first, then on the others, which find its files; all raise an InputError of any rank."""
+    """Run on local rank 0 first, then on the others, which find its files; all raise an UserError of any rank."""
     if world_size() == 1:
         return work()
     result = error = None
@@ -166,7 +166,7 @@ def local_rank0_first(work: Callable[[], T]) -> T:
         if turn == (env_local_rank() == 0):
             try:
                 result = work()
-            except InputError as mine:
+            except UserError as mine:
                 error = mine
         errors = [None] * world_size()
         dist.all_gather_object(errors, error)
@@ -177,7 +177,7 @@ def local_rank0_first(work: Callable[[], T]) -> T:
 
 
 def one_a_machine(work: Callable[[], T]) -> T | None:
-    """Run on local rank 0 of each machine and return None on the others; all raise an InputError of any rank."""
+    """Run on local rank 0 of each machine and return None on the others; all raise an UserError of any rank."""
     return local_rank0_first(lambda: work() if env_local_rank() == 0 else None)
 
 

@@ -1,20 +1,15 @@
 """Errors for users: one sentence that says what is wrong and what to do, without a traceback."""
 
-import argparse
 import io
 import os
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any, NoReturn, TextIO, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from helper import signals
-from inputs import InputError, printable
+from inputs import UserError, printable
 
 T = TypeVar("T")
-
-
-class UserError(InputError):
-    """Something the user can fix: a wrong name, a missing file, a wrong combination. Exit status 2."""
 
 
 class RunError(UserError):
@@ -39,13 +34,6 @@ class Interrupted(RunError):
     """A training stopped mid-epoch on request, after saving its state."""
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one sentence."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (python {self.prog} --help lists the flags)")
-
-
 def run_main(main: Callable[[], None]) -> None:
     """Run a script's main function and exit with the status that shells expect.
 
@@ -59,7 +47,7 @@ def run_main(main: Callable[[], None]) -> None:
     status = 0
     try:
         main()
-    except InputError as error:
+    except UserError as error:
         signals.ignore()
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: {printable(str(error))}", file=sys.stderr)

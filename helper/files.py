@@ -10,8 +10,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
-from helper.errors import RunError, UserError
-from inputs import InputError, open_regular
+from helper.errors import RunError
+from inputs import UserError, open_regular
 
 PATIENCE = 5.0  # seconds between checks of a run in progress elsewhere
 TRIES = 10  # attempts to start a run that is in use each time although its lock looks free
@@ -21,7 +21,7 @@ WRONG_PLACE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, Permiss
 def open_to_append(path: Path) -> BinaryIO:
     """Open a regular file for appending or locking, creating it if it is missing.
 
-    Locks on network file systems need a file that is open for writing. Raises InputError and OSError as `open_regular`.
+    Locks on network file systems need a file that is open for writing. Raises UserError and OSError as `open_regular`.
     """
     with suppress(FileNotFoundError):
         open_regular(path).close()
@@ -35,7 +35,7 @@ def is_locked(path: Path) -> bool:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except (OSError, InputError):
+    except (OSError, UserError):
         return False
     return False
 

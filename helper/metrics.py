@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from helper.errors import Diverged, UserError
+from helper.errors import Diverged
 from helper.structure import Checked, Maybe
 from helper.task import StepOutput
+from inputs import UserError
 
 TAUS = ("tau", "tau_min", "tau_max")
 _SUM, _EXTREME = torch.zeros((), dtype=torch.float64), torch.tensor(math.inf)

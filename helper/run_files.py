@@ -6,7 +6,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from inputs import InputError, open_regular, printable
+from inputs import UserError, open_regular, printable
 
 Record = dict[str, float]  # an epoch of a log: `epoch`, a whole number from 1 on, and any other numbers
 
@@ -55,7 +55,7 @@ def read_log(folder: Path) -> list[Record]:
     """Return the epochs in the `log.jsonl` of a run's folder; none if it is missing or has a damaged line."""
     try:
         records = list(records_of(folder))
-    except (OSError, InputError):
+    except (OSError, UserError):
         return []
     return records if all(record and "top1" in record for record in records) else []
 

@@ -21,17 +21,17 @@ from torch import Tensor, nn
 
 from helper import checkpoint, distributed
 from helper.device import cpu_info
-from helper.errors import InUse, UserError
+from helper.errors import InUse
 from helper.files import open_to_append, reason, remove_leftovers, try_writing, write_atomically
-from helper.flags import student_parser, teacher_parser
 from helper.logger import RunLog
 from helper.metrics import METRICS_PATTERN, Metrics
-from helper.options import flags_of
 from helper.run_files import Record, read_config, read_log
-from helper.run_identity import added_options, decisive, differing, differing_keys, hash_version
 from helper.structure import Checked, Maybe, Misfit, fitted, load_optimizer, module_pattern, optimizer_pattern
 from helper.task import Task
-from inputs import InputError
+from inputs import UserError
+from options.flags import student_parser, teacher_parser
+from options.identity import added_options, decisive, differing, differing_keys, hash_version
+from options.parse import flags_of
 
 IDENTITY = ("kind", "model", "teacher", "teacher_sha256", "data_sha256")  # identify a run, besides its options
 
@@ -146,7 +146,7 @@ class RunFolder:
         """Turn errors of an impossible path or an unwritable folder into a UserError."""
         try:
             yield
-        except InputError:  # already explains what is wrong
+        except UserError:  # already explains what is wrong
             raise
         except (OSError, ValueError) as error:
             raise UserError(
@@ -167,7 +167,7 @@ class RunFolder:
             config = read_config(self.folder)
             if not config["options"]:
                 raise ValueError("it has no options")
-        except InputError:  # for example, it is a FIFO
+        except UserError:  # for example, it is a FIFO
             raise
         except ValueError as error:
             raise UserError(f"{self.path} is damaged: add --overwrite to start that run anew") from error

@@ -40,7 +40,7 @@ class Task(nn.Module):
 
     Args:
         student: the network.
-        precision: what the student computes in, one of helper.flags.PRECISIONS; losses are always in float32.
+        precision: what the student computes in, one of options.flags.PRECISIONS; losses are always in float32.
     """
 
     def __init__(self, student: Model, precision: str = "fp32") -> None:

@@ -15,11 +15,12 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from helper import checkpoint, distributed
 from helper.device import place
-from helper.errors import InUse, UserError
+from helper.errors import InUse
 from helper.files import PATIENCE, TRIES, is_locked, reason
-from helper.flags import StudentOptions, TeacherOptions, teacher_parser
-from helper.options import parse, resolve_pair
+from inputs import UserError
 from models import Model
+from options.flags import StudentOptions, TeacherOptions, teacher_parser
+from options.parse import parse, resolve_pair
 
 SHARED_OPTIONS = (  # passed from the student's run to a teacher trained for it
     "dataset", "data_dir", "image_size", "train_subset", "num_workers", "batch_size", "seed", "device", "gpu_id",

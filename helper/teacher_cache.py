@@ -17,10 +17,10 @@ from dataset.memory import MemoryLoader
 from distiller_zoo import at_least_float32
 from helper import distributed, signals
 from helper.device import autocast
-from helper.errors import Interrupted, RunError, UserError
+from helper.errors import Interrupted, RunError
 from helper.files import reason, try_writing
 from helper.row_store import MOST, RowStore
-from inputs import InputError, open_regular
+from inputs import UserError, open_regular
 from models import Model, Output
 
 ASKED_PIXELS = {"cpu": 128 * 32**2, "cuda": 4096 * 32**2}  # per batch
@@ -33,7 +33,7 @@ class OnlineTeacher:
 
     Args:
         model: on the device, in evaluation mode.
-        precision: one of helper.flags.PRECISIONS.
+        precision: one of options.flags.PRECISIONS.
     """
 
     def __init__(self, model: Model, precision: str = "fp32") -> None:
@@ -115,7 +115,7 @@ class CachedTeacher:
         self.folder = folder / f"{content}_{dtype}_{sha256(text.encode()).hexdigest()[:16]}"
         try:
             self.file = RowStore(self.folder, num_rows, width, DTYPES[dtype], text)
-        except InputError as error:
+        except UserError as error:
             raise UserError(f"{error}, or name another folder for the teacher's table with --table_dir") from error
         side = loader.view_of(*torch.zeros(2, 1, dtype=torch.int64, device=self.device)).shape[-1]
         self.at_once = max(1, ASKED_PIXELS[self.device.type] // side**2)

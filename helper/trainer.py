@@ -14,14 +14,15 @@ from tqdm import tqdm
 from dataset.base import Dataset
 from helper import distributed, signals
 from helper.cuda_graph import CUDAGraphStep
-from helper.errors import Diverged, Interrupted, UserError
-from helper.flags import CommonOptions
+from helper.errors import Diverged, Interrupted
 from helper.logger import EpochTable
 from helper.loops import Step, Teacher, evaluate, train_one_epoch, train_step
 from helper.metrics import Metrics
 from helper.run_files import Record
 from helper.run_folder import RunFolder
 from helper.task import StepOutput, Task
+from inputs import UserError
+from options.flags import CommonOptions
 
 TURN = 8  # steps of one run before the next run's turn
 

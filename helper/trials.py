@@ -12,10 +12,10 @@ import torch
 from helper import signals
 from helper.device import share_freed_memory
 from helper.errors import Interrupted, RunError
-from helper.flags import CommonOptions
 from helper.logger import EpochTable
 from helper.run_folder import RunFolder
 from helper.trainer import Trainer
+from options.flags import CommonOptions
 
 O = TypeVar("O", bound=CommonOptions)  # noqa: E741
 

@@ -88,7 +88,7 @@ def networks(dataset: str | None = None) -> dict[str, Callable[[int], Model]]:
 def create_model(name: str, num_classes: int, dataset: str | None = None) -> Model:
     """Return a freshly initialised network from images [B, 3, H, W] to logits [B, num_classes].
 
-    Raises InputError for a name that is not in `networks(dataset)`.
+    Raises UserError for a name that is not in `networks(dataset)`.
     """
     known = networks(dataset)
     if name not in known:

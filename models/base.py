@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from inputs import InputError
+from inputs import UserError
 
 
 class Output(NamedTuple):
@@ -50,23 +50,23 @@ def feature_widths(model: Model, image_size: int = 32, maps: bool = False) -> li
         maps: whether the maps of stem and stages are needed.
 
     Raises:
-        InputError: the network does not follow `Model`; without `maps` only its pooled vector is checked.
+        UserError: the network does not follow `Model`; without `maps` only its pooled vector is checked.
     """
     name, classifier = type(model).__name__, getattr(model, "classifier", None)
     if not isinstance(classifier, nn.Linear):
-        raise InputError(f"the network {name} has no `classifier`: make its last linear layer known by that name")
+        raise UserError(f"the network {name} has no `classifier`: make its last linear layer known by that name")
     training = model.training
     features = model.eval().extract(classifier.weight.new_zeros(1, 3, image_size, image_size))
     model.train(training)
     are_tensors = isinstance(features, list | tuple) and all(isinstance(feature, Tensor) for feature in features)
     shapes = [list(feature.shape) for feature in features] if are_tensors else []
     if not shapes or shapes[-1] != [1, classifier.in_features]:
-        raise InputError(
+        raise UserError(
             f"the features of the network {name} do not end with the pooled vector [B, {classifier.in_features}] that"
             f" its classifier takes, but are {_in_words(shapes)}: have `extract` return the stem, the stages and that"
         )
     if maps and (len(shapes) < 3 or not all(len(shape) == 4 for shape in shapes[:-1])):
-        raise InputError(
+        raise UserError(
             f"the network {name} has no maps of a stem and one stage or more, which this distiller compares, but"
             f" {_in_words(shapes)}: have `extract` return them, [B, C, H, W] each, before the pooled vector"
         )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import get_model_weights, mobilenetv2, resnet, shufflenetv2, vgg
 
-from inputs import InputError
+from inputs import UserError
 from models.base import Model
 from models.layers import conv1x1, conv3x3, depthwise3x3
 
@@ -165,11 +165,11 @@ def fetch_weights(name: str) -> Path:
     It is downloaded into PyTorch's cache unless it is already there.
 
     Raises:
-        InputError: torchvision has no weights of this network.
+        UserError: torchvision has no weights of this network.
         OSError, RuntimeError, HTTPException: they cannot be downloaded.
     """
     if name not in WEIGHTS:
-        raise InputError(f"torchvision has no weights of {name}: train it, or give a file as --path-t")
+        raise UserError(f"torchvision has no weights of {name}: train it, or give a file as --path-t")
     url = get_model_weights(WEIGHTS[name]).IMAGENET1K_V1.url
     file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if not file.exists():

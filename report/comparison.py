@@ -5,9 +5,8 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean
 
 import published
-from helper.errors import UserError
-from helper.flags import own_options
-from inputs import printable
+from inputs import UserError, printable
+from options.flags import own_options
 from report.runs import USUAL_KD, Run, by_data, group_labels, group_runs, one_a_seed
 from report.statistics import (
     deviation,

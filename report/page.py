@@ -11,9 +11,8 @@ from typing import NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 import published
-from helper.errors import UserError
 from helper.files import write_atomically, writing
-from inputs import InputError, open_regular, printable
+from inputs import UserError, open_regular, printable
 from report.comparison import (
     EXPLANATION,
     GAIN_EXPLANATION,
@@ -89,7 +88,7 @@ def _is_ours(path: Path) -> bool:
     try:
         with open_regular(path) as file:
             return MARK.encode() in file.read(1000).splitlines()[:2]
-    except (OSError, InputError):
+    except (OSError, UserError):
         return False
 
 

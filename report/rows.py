@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import published
-from helper.flags import LEARNING_RATE, LEARNING_RATES
 from models import networks
+from options.flags import LEARNING_RATE, LEARNING_RATES
 
 TABLES = {  # name: source and data set in tables.json
     "ctkd": ("S00", "CIFAR-100"),

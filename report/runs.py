@@ -9,10 +9,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from helper.errors import UserError
 from helper.run_files import Record, check_config, read_json, records_of
-from helper.run_identity import added_options, decisive, hash_version
-from inputs import printable
+from inputs import UserError, printable
+from options.identity import added_options, decisive, hash_version
 
 # KD in the published CIFAR-100 tables: weights of cross entropy and KD, no warm-up.
 USUAL_KD = {"gamma": 0.1, "alpha": 0.9, "kd_warmup": 0}

@@ -28,7 +28,7 @@ temperature_dict: dict[str, Callable[..., Temperature]] = {
 
 
 def create_temperature(name: str, **options: Any) -> Temperature:
-    """Return the temperature `name`, constructed with `options`. Raises InputError for a name or option it refuses."""
+    """Return the temperature `name`, constructed with `options`. Raises UserError for a name or option it refuses."""
     if name not in temperature_dict:
         raise unknown("temperature", name, temperature_dict)
     return temperature_dict[name](**options)

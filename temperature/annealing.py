@@ -30,7 +30,7 @@ class Annealing(Temperature):
         epochs: length of the run.
 
     Raises:
-        InputError: a temperature outside its bounds, or an unknown shape.
+        UserError: a temperature outside its bounds, or an unknown shape.
     """
 
     def __init__(

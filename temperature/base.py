@@ -102,7 +102,7 @@ class Temperature(TakesOptions, nn.Module):
 
     @classmethod
     def check(cls, options: dict[str, Any], device: torch.device = CPU) -> None:
-        """Raise InputError for options that do not go together or exceed a device's memory; called before any work."""
+        """Raise UserError for options that do not go together or exceed a device's memory; called before any work."""
 
     @classmethod
     def complete(cls, options: dict[str, Any], pair: tuple[str, str]) -> dict[str, Any]:

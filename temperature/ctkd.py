@@ -67,7 +67,7 @@ class CTKD(Temperature):
         lambda_epochs: length of the curriculum.
 
     Raises:
-        InputError: a number outside its bounds, or an unknown curriculum.
+        UserError: a number outside its bounds, or an unknown curriculum.
     """
 
     def __init__(

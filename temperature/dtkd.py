@@ -61,7 +61,7 @@ class DTKD(Temperature):
         dtkd_detach: no gradient through the student's largest logit; in the released code there is one.
 
     Raises:
-        InputError: kd_T is outside its bounds.
+        UserError: kd_T is outside its bounds.
     """
 
     weights = (1.0, None)

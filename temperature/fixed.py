@@ -10,7 +10,7 @@ class Fixed(Temperature):
     """tau = kd_T, always.
 
     Raises:
-        InputError: kd_T is outside its bounds.
+        UserError: kd_T is outside its bounds.
     """
 
     def __init__(self, kd_T: KdT = KD_T) -> None:

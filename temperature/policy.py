@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from inputs import EPOCHS, InputError, Option
+from inputs import EPOCHS, Option, UserError
 from temperature.base import KD_T, Average, KdT, Mixing, Tau, Temperature
 
 PHASE = 20  # of 240 epochs: warmup, rl_epoch and aug_epoch in the released configurations
@@ -46,7 +46,7 @@ class Policy(Temperature):
         rl_tau_max: upper bound of tau.
 
     Raises:
-        InputError: a number is outside its bounds.
+        UserError: a number is outside its bounds.
     """
 
     notes = ("rl_action",)
@@ -63,9 +63,9 @@ class Policy(Temperature):
     ) -> None:
         super().__init__()
         if rl_tau_min >= rl_tau_max:
-            raise InputError(f"--rl_tau_max must be above --rl_tau_min, not {rl_tau_max} and {rl_tau_min}")
+            raise UserError(f"--rl_tau_max must be above --rl_tau_min, not {rl_tau_max} and {rl_tau_min}")
         if not 1 <= rl_warmup <= epochs:
-            raise InputError(f"--rl_warmup must be from 1 to --epochs {epochs}, not {rl_warmup}: it would never act")
+            raise UserError(f"--rl_warmup must be from 1 to --epochs {epochs}, not {rl_warmup}: it would never act")
         self.epochs, self.rl_warmup, self.aug_epoch = epochs, rl_warmup, aug_epoch
         self.low, self.high = rl_tau_min, rl_tau_max
         self.register_buffer("tau", torch.tensor(float(kd_T)))

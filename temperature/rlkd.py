@@ -21,7 +21,7 @@ comments and tests use:
 6. The detector of critical states learned from a loss that is always 0. Here: from the reward's prediction error.
 7. Under DKD, temperatures [B, 1] times losses [B] made [B, B]: every sample got the mean weight. See distiller_zoo/.
 8. PKT's weight was added instead of multiplied; 9. VID had the KD term twice; 10. no distiller's own layers were ever
-   trained; 11. the ShuffleNets had a learning rate of 0.05 instead of 0.01. See helper/trainer.py, helper/options.py.
+   trained; 11. the ShuffleNets had a learning rate of 0.05 instead of 0.01. See helper/trainer.py, options/parse.py.
 12. MobileNetV2 and ResNet50 could not be chosen. 16. The agent ran once per sample; here once per batch.
 14. The entropies' normaliser was a constant (sums over equally many epochs need none); 15. an entropy could be NaN;
    17. tau could be near 0, contrary to its description. See policy.py.
@@ -62,7 +62,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inputs import InputError, Option
+from inputs import Option, UserError
 from temperature.policy import PHASE, Policy, phase
 
 GAMMA, LAMBDA, CLIP = 0.99, 0.95, 0.2
@@ -198,7 +198,7 @@ class RLKD(Policy):
         phases_and_bounds: the other arguments of `Policy`.
 
     Raises:
-        InputError: a number is outside its bounds.
+        UserError: a number is outside its bounds.
     """
 
     notes = ("rl_reward", "rl_value_loss", "rl_policy_entropy", "rl_action")
@@ -215,7 +215,7 @@ class RLKD(Policy):
     ) -> None:
         super().__init__(train_target, epochs, **phases_and_bounds)
         if epochs // rl_epoch * rl_epoch < self.rl_warmup:
-            raise InputError(
+            raise UserError(
                 f"--rl_epoch {rl_epoch} divides no epoch from --rl_warmup {self.rl_warmup} to --epochs {epochs}:"
                 " the agent would never learn, which is --temperature random"
             )

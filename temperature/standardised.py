@@ -29,7 +29,7 @@ class Standardised(Temperature):
         inner: a temperature used instead of base_tau; it sees the z-scored logits, and its tau acts on them.
 
     Raises:
-        InputError: base_tau is outside its bounds.
+        UserError: base_tau is outside its bounds.
     """
 
     weights = (0.1, 9.0)  # gamma and alpha of LSKD's KD

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import train_student
@@ -15,10 +16,11 @@ import train_teacher
 from dataset import create_dataset
 from dataset.base import Batch
 from helper import checkpoint, signals
-from helper.flags import student_parser, teacher_parser
-from helper.options import parse, resolve_pair
 from helper.row_store import RowStore
+from inputs import UserError
 from models import Model, model_dict
+from options.flags import student_parser, teacher_parser
+from options.parse import parse, resolve_pair
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = "--dataset digits --train_subset 96 --batch_size 32 --print_freq 1 "
@@ -185,3 +187,58 @@ def holds(table, *numbers):
     rows, values = rows_of(*numbers)
     known = (table.position >= 0).nonzero().flatten()
     return known.tolist() == sorted(numbers) and torch.equal(table.values[table.position[rows].long()], values)
+
+
+def error_of(function, *args, **kwargs):
+    """Return the message, one sentence, of the UserError that the call must raise."""
+    with pytest.raises(UserError) as caught:
+        function(*args, **kwargs)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def assert_constants_agree(data, tolerance):
+    pixels = data.train_images.double() / 255
+    for channel in range(3):
+        assert abs(pixels[:, channel].mean() - data.mean[channel]) < tolerance
+        assert abs(pixels[:, channel].std() - data.std[channel]) < tolerance
+
+
+def as_pil(image):
+    return Image.fromarray(image.permute(1, 2, 0).numpy())
+
+
+# A made-up run, as compare.py reads it
+TOLD = ("teacher_sha256", "data_sha256", "num_classes", "machine", "processes")  # in config.json besides the options
+OPTIONS = {
+    "batch_size": 64, "learning_rate": 0.05, "lr_decay_epochs": [150, 180, 210], "lr_decay_rate": 0.1, "momentum": 0.9,
+    "weight_decay": 5e-4, "train_subset": 0, "gamma": 0.1, "alpha": 0.9, "beta": 0.0, "kd_T": 4.0, "tau_init": 1.0,
+    "tau_range": 20.0, "curriculum": "cosine", "lambda_min": 0.0, "lambda_max": 1.0, "lambda_epochs": 10.0,
+    "experiments_dir": None, "print_freq": 50, "num_workers": 2, "device": "cpu",
+}  # fmt: skip
+
+
+def history(last, best=None, epochs=240, tau=False):
+    """Return a log whose last epoch has `last` and whose second to last has `best`."""
+    records = [{"epoch": epoch, "train_top1": 50.0, "top1": min(last, 50.0)} for epoch in range(1, epochs + 1)]
+    records[-1]["top1"] = last
+    if best is not None:
+        records[-2]["top1"] = best
+    if tau:
+        for record in records:
+            record |= {"tau_mean": 3.0 + record["epoch"] / 300, "tau_min": 2.0, "tau_max": 5.0, "lambda": 0.5}
+    return records
+
+
+def write_run(folder, records, seed=1, distill="kd", temperature="fixed", teacher="resnet56", model="resnet20", **more):
+    folder.mkdir(parents=True)
+    config = {
+        "kind": "student" if distill else "teacher", "dataset": "cifar100", "model": model,
+        "teacher": teacher if distill else None, "distill": distill, "temperature": temperature if distill else None,
+        "seed": seed, "epochs": 240, "teacher_top1": 72.34 if distill else None,
+    }  # fmt: skip
+    config |= {key: more.pop(key) for key in tuple(more) if key in {*config, *TOLD}}
+    config["options"] = OPTIONS | {"seed": seed, "epochs": config["epochs"], "experiments_name": folder.name} | more
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return folder

@@ -2,8 +2,9 @@
 
     python tests/house.py
 
-Imports go one way: scripts (the files at the top, benchmarks/) -> report/ -> helper/ -> the zoo (models/, temperature/,
-distiller_zoo/, dataset/) and published/ -> inputs.py. Ends with status 1 if a number exceeds its limit in LIMITS.
+Imports go one way: scripts (the files at the top, benchmarks/) -> report/ -> helper/ -> options/ -> the zoo (models/,
+temperature/, distiller_zoo/, dataset/) and published/ -> inputs.py. Ends with status 1 if a number exceeds its limit in
+LIMITS.
 """
 
 import ast
@@ -19,12 +20,14 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 ZOO = ("models", "temperature", "distiller_zoo", "dataset")
-FLOORS = {"report": 3, "helper": 2, "published": 1} | dict.fromkeys(ZOO, 1)  # scripts are above all of them
+FLOORS = {"report": 4, "helper": 3, "options": 2, "published": 1} | dict.fromkeys(
+    ZOO, 1
+)  # scripts are above all of them
 BASE = "inputs"  # the module below all of them
-SCRIPTS = 4
+SCRIPTS = 5  # above all of them
 LONG = 60  # lines of a function
 LIMITS = {  # today's numbers, rounded up; lower a limit when the code improves
-    "share of helper/, %": 34,
+    "share of helper/, %": 28,
     "imports against the direction": 0,
     "modules in circles": 0,
     "packages in circles": 0,
@@ -128,8 +131,8 @@ def frames_to_backward() -> list[str]:
     import torch
 
     import train_teacher
-    from helper.flags import teacher_parser
-    from helper.options import parse
+    from options.flags import teacher_parser
+    from options.parse import parse
 
     class Reached(BaseException):
         pass

@@ -20,17 +20,16 @@ from torch import nn
 from dataset.memory import MemoryLoader
 from distiller_zoo import distiller_dict
 from helper import checkpoint, distributed
-from helper.errors import UserError
-from helper.flags import student_parser
 from helper.loops import evaluate, train_one_epoch
 from helper.metrics import Metrics
-from helper.options import parse
 from helper.run_folder import RunFolder
 from helper.task import Vanilla
 from helper.teacher_cache import OnlineTeacher
 from helper.trainer import make_optimizer, make_step
-from inputs import InputError
+from inputs import UserError
 from models import create_model
+from options.flags import student_parser
+from options.parse import parse
 from temperature import temperature_dict
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -225,13 +224,13 @@ def told_by_the_first(fails):
 
     try:
         return distributed.on_rank0(ask), distributed.any_rank(distributed.rank() == 1)
-    except InputError as error:
+    except UserError as error:
         return type(error), str(error)
 
 
 def test_the_first_process_finds_out_for_all(together):
     assert together(2, told_by_the_first, None) == 2 * [({"rank": 0}, True)]
-    for kind in (UserError, InputError):
+    for kind in (UserError, UserError):
         assert together(2, told_by_the_first, kind) == 2 * [(kind, "there is no such thing")]
 
 
@@ -249,8 +248,8 @@ def turns_taken(folder):
     there = distributed.local_rank0_first(leave)
     with pytest.raises(UserError, match="found by 0") as first:
         distributed.local_rank0_first(lambda: fail(UserError))
-    with pytest.raises(InputError, match="found by 1") as second:
-        distributed.local_rank0_first(lambda: fail(InputError) if distributed.rank() == 1 else None)
+    with pytest.raises(UserError, match="found by 1") as second:
+        distributed.local_rank0_first(lambda: fail(UserError) if distributed.rank() == 1 else None)
     return there, first.value.known_to_all, second.value.known_to_all
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import bench, cka_bias, cost, growth, operations, sharing
 from distiller_zoo import distiller_dict
-from inputs import InputError
+from inputs import UserError
 from temperature import temperature_dict
 
 SMALL = "--model_t resnet8 --model_s resnet8 --batch_size 4 --rounds 2 --temperature fixed"
@@ -58,7 +58,7 @@ def test_the_table_is_aligned(what, monkeypatch, capsys):
 
 def test_one_round_has_no_spread(monkeypatch):
     for wrong in ("--rounds 1", "--steps 0"):
-        with pytest.raises(InputError, match="--rounds and --batch_size must be 2 or more|--steps must be 1 or more"):
+        with pytest.raises(UserError, match="--rounds and --batch_size must be 2 or more|--steps must be 1 or more"):
             run(f"distillers {SMALL} {wrong}", monkeypatch)
 
 
@@ -71,7 +71,7 @@ def test_the_table_of_cka_is_aligned_and_refuses_what_cannot_be_estimated(monkey
     assert {len(row) for row in rows} == {len(heading)}
     for wrong in (["--batch_size", "3"], ["--batches", "1"]):
         monkeypatch.setattr(sys, "argv", ["cka_bias.py", *wrong])
-        with pytest.raises(InputError, match="--batch_size must be 4 or more|--batches must be 2 or more"):
+        with pytest.raises(UserError, match="--batch_size must be 4 or more|--batches must be 2 or more"):
             cka_bias.main()
 
 
@@ -107,7 +107,7 @@ def test_the_benchmark_measures_ratios_to_the_field(monkeypatch, capsys):
 )
 def test_the_benchmark_refuses_nonsense(line, message, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["bench.py", *line.split()])
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(UserError, match=message):
         bench.main()
 
 

@@ -18,9 +18,10 @@ import train_student
 import train_teacher
 from benchmarks import bench, cka_bias, cost, growth, loading, operations, sharing, startup
 from distiller_zoo import distiller_dict
-from helper.errors import UserError, run_main
-from helper.flags import student_parser, teacher_parser
-from helper.options import parse, resolve_pair
+from helper.errors import run_main
+from inputs import UserError
+from options.flags import student_parser, teacher_parser
+from options.parse import parse, resolve_pair
 from report import page
 from report.rows import TABLES, rows
 from temperature import temperature_dict

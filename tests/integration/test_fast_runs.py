@@ -12,13 +12,13 @@ from dataset.base import Batch
 from distiller_zoo import distiller_dict
 from helper.cuda_graph import CUDAGraphStep, undone
 from helper.device import place
-from helper.flags import student_parser
 from helper.loops import train_one_epoch, train_step
 from helper.metrics import Metrics
-from helper.options import parse, resolve_pair
 from helper.teacher import fold_batch_norm
 from helper.teacher_cache import OnlineTeacher
 from helper.trainer import make_optimizer, set_learning_rate
+from options.flags import student_parser
+from options.parse import parse, resolve_pair
 from temperature import temperature_dict
 
 

@@ -13,10 +13,9 @@ from common import Tiny
 from small_runs import TEACHER, a_run, a_training, an_epoch, snapshot, stopped_run
 
 from helper import checkpoint
-from helper.errors import UserError
 from helper.metrics import Metrics
 from helper.teacher import find_teacher
-from inputs import InputError
+from inputs import UserError
 from models import create_model
 
 ODD = [
@@ -134,7 +133,7 @@ def test_a_mutated_state_is_refused_or_goes_on(seed, state, fresh, tmp_path):
     before = snapshot(*fresh, tmp_path)
     try:
         a_run(tmp_path).resume(*fresh, Metrics(), steps=3)
-    except InputError as error:
+    except UserError as error:
         assert str(error).count("\n") == 0 and "--overwrite" in str(error)
         after = snapshot(*fresh, tmp_path)
         torch.testing.assert_close(after[0], before[0], rtol=0, atol=0)

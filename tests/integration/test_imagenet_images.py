@@ -17,9 +17,9 @@ from PIL import Image
 import train_teacher
 from benchmarks import loading
 from dataset import create_dataset, folder
-from helper.flags import student_parser, teacher_parser
-from helper.options import parse
-from inputs import InputError
+from inputs import UserError
+from options.flags import student_parser, teacher_parser
+from options.parse import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -85,7 +85,7 @@ def test_workers_decode_a_folder_as_one_process_does(tree, tmp_path):
     assert all(torch.equal(*pair) for pair in zip(here[:4], workers[:4], strict=True))
     shutil.copytree(tree, tmp_path / "broken")
     (tmp_path / "broken/train/dog/03.png").write_bytes(b"no image")
-    with pytest.raises(InputError, match="dog/03.png cannot be read"):
+    with pytest.raises(UserError, match="dog/03.png cannot be read"):
         folder.load(str(tmp_path / "broken"), 32, 1)
 
 
@@ -147,19 +147,19 @@ def test_a_subset_keeps_classes_balanced(tree):
 
 
 def test_what_is_wrong_with_the_images_is_said(tree, tmp_path):
-    with pytest.raises(InputError, match="--data_dir is missing; --dataset imagenet expects"):
+    with pytest.raises(UserError, match="--data_dir is missing; --dataset imagenet expects"):
         build(tree, data_dir=None)
-    with pytest.raises(InputError, match="--train_subset 23 is more than the 22"):
+    with pytest.raises(UserError, match="--train_subset 23 is more than the 22"):
         build(tree, train_subset=23)
     for split in ("train", "val"):
         (tmp_path / split / "cat").mkdir(parents=True)
         (tmp_path / split / "cat" / "a.png").write_bytes((tree / "val/cat/00.png").read_bytes())
     (tmp_path / "train/cat/a.png").write_bytes(b"no image")
-    with pytest.raises(InputError, match="cat/a.png cannot be read"):
+    with pytest.raises(UserError, match="cat/a.png cannot be read"):
         epoch(build(tmp_path).train)
-    with pytest.raises(InputError, match="leave --teacher_table out"):
+    with pytest.raises(UserError, match="leave --teacher_table out"):
         parse(student_parser(), ["--dataset", "imagenet", "--teacher_table"])
-    with pytest.raises(InputError, match="--teacher_weights torchvision downloads"):
+    with pytest.raises(UserError, match="--teacher_weights torchvision downloads"):
         parse(student_parser(), ["--teacher_weights", "torchvision"])
 
 
@@ -180,7 +180,7 @@ def test_the_speed_of_loading_is_measured(tree, monkeypatch, capsys):
     assert needed >= 1e9 / max(result["1"], result["2"] / 2) > needed - 1
     for wrong in ("--workers", "--epochs"):
         monkeypatch.setattr(sys, "argv", ["loading.py", "--data_dir", str(tree), wrong, "0"])
-        with pytest.raises(InputError, match=f"{wrong} must be 1 or more"):
+        with pytest.raises(UserError, match=f"{wrong} must be 1 or more"):
             loading.main()
 
 

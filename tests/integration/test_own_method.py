@@ -7,8 +7,8 @@ from typing import Annotated
 import pytest
 from common import distil, read_log
 
-from helper.flags import all_options, student_parser
-from inputs import InputError, Option
+from inputs import Option, UserError
+from options.flags import all_options, student_parser
 from temperature import Temperature, temperature_dict
 
 METHOD = '''
@@ -46,9 +46,9 @@ def test_a_flag_that_is_declared_in_a_constructor_is_all_that_a_flag_is(sharper,
     assert json.loads((folder / "config.json").read_text())["options"]["sharpness"] == 4
     assert "sharper: kd_T" not in capsys.readouterr().out  # kd_T belongs to all runs
     assert "--sharpness float" in student_parser().format_help()
-    with pytest.raises(InputError, match="--sharpness must be 9 or less, not 10"):
+    with pytest.raises(UserError, match="--sharpness must be 9 or less, not 10"):
         distil(f"{line} --sharpness 10")
-    with pytest.raises(InputError, match="sharpness 4.0 instead of 2.0"):
+    with pytest.raises(UserError, match="sharpness 4.0 instead of 2.0"):
         distil(line)
 
 

@@ -17,11 +17,11 @@ from common import no_hang
 import reproduce
 import train_teacher
 from helper.errors import InUse, RunError
-from helper.flags import teacher_parser
-from helper.options import parse
 from helper.run_files import read_config, read_log
 from helper.run_folder import RunFolder
-from inputs import InputError
+from inputs import UserError
+from options.flags import teacher_parser
+from options.parse import parse
 from report.rows import Row
 from report.runs import warn
 
@@ -83,7 +83,7 @@ def test_runs_are_made_once_and_listed(place, monkeypatch, capfd):
     folder = TABLE[2].folder(1)
     folder.rename(folder.with_name("kd_seed-2"))  # not the seed of its name, and not finished
     (folder.with_name("kd_seed-2") / "vgg8_last.pth").unlink()
-    with pytest.raises(InputError, match="kd_seed-2 is another run .*: move it, or give the same flags"):
+    with pytest.raises(UserError, match="kd_seed-2 is another run .*: move it, or give the same flags"):
         call(monkeypatch, "ctkd --seeds 3 --trials")
 
 
@@ -134,7 +134,7 @@ def test_pipes_in_a_runs_folder_are_not_waited_for(tmp_path):
         os.mkfifo(tmp_path / name)
     assert reproduce.state(tmp_path, "resnet8") == ("damaged", None)
     assert read_log(tmp_path) == []
-    with pytest.raises(InputError, match="config.json is no regular file"):
+    with pytest.raises(UserError, match="config.json is no regular file"):
         read_config(tmp_path)
 
 

@@ -27,15 +27,16 @@ from dataset import create_dataset
 from distiller_zoo import distiller_dict
 from helper import checkpoint, trainer
 from helper.device import place
-from helper.errors import RunError, UserError
-from helper.flags import student_parser, teacher_parser
+from helper.errors import RunError
 from helper.loops import evaluate, train_one_epoch
 from helper.metrics import Metrics
-from helper.options import parse
 from helper.task import Vanilla
 from helper.teacher_cache import OnlineTeacher
 from helper.trainer import make_optimizer
+from inputs import UserError
 from models import create_model
+from options.flags import student_parser, teacher_parser
+from options.parse import parse
 from temperature import temperature_dict
 from temperature.base import as_tau
 

@@ -6,7 +6,7 @@ import pytest
 from common import check_same_end, distil, timeless, train
 
 import train_together
-from helper.errors import UserError
+from inputs import UserError
 
 DATA = "--dataset digits --train_subset 96 --batch_size 32 --epochs 2 "
 

@@ -41,18 +41,18 @@ from dataset import create_dataset
 from distiller_zoo import distiller_dict
 from helper import checkpoint
 from helper.device import prepare_device
-from helper.errors import InUse, RunError, UserError
+from helper.errors import InUse, RunError
 from helper.files import TRIES
-from helper.flags import as_dict, student_parser, teacher_parser
 from helper.logger import RunLog, tensorboard_logger
 from helper.loops import evaluate
-from helper.options import DECAYS, parse, resolve_pair
 from helper.run_folder import RunFolder
-from helper.run_identity import added_options
 from helper.task import Distillation
 from helper.trainer import Trainer
-from inputs import InputError
+from inputs import UserError
 from models import create_model
+from options.flags import as_dict, student_parser, teacher_parser
+from options.identity import added_options
+from options.parse import DECAYS, parse, resolve_pair
 from temperature import temperature_dict
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -161,7 +161,7 @@ def test_a_finished_run_is_not_touched_without_overwrite(teacher, tmp_path, caps
     distil(line)
     assert "already finished" in capsys.readouterr().out
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == stamp
-    with pytest.raises(InputError, match=r"^\S+ holds a run with other options .*alpha 0.9 instead of 0.5"):
+    with pytest.raises(UserError, match=r"^\S+ holds a run with other options .*alpha 0.9 instead of 0.5"):
         distil(line + " --alpha 0.5")
     (folder / "notes.txt").write_text("mine")
     distil(line + " --alpha 0.5 --overwrite")
@@ -175,7 +175,7 @@ def test_options_of_other_methods_make_no_other_run(teacher, tmp_path, capsys):
     distil(line)
     distil(line + " --nce_k 7 --tau_range 5 --rl_warmup 2")
     assert "already finished" in capsys.readouterr().out
-    with pytest.raises(InputError, match=r"other options \(dpk_schedule dynamic instead of fixed:0.5\):"):
+    with pytest.raises(UserError, match=r"other options \(dpk_schedule dynamic instead of fixed:0.5\):"):
         distil(line + " --dpk_schedule fixed:0.5 --aug_epoch 2")
 
 
@@ -190,7 +190,7 @@ def test_a_run_from_before_an_option_is_one_without_it(teacher, tmp_path, capsys
     distil(line)
     assert "already finished" in capsys.readouterr().out
     for more in ("--fixed_alpha 0.5", "--kd_warmup 3", "--logit_stand"):
-        with pytest.raises(InputError, match="holds a run with other options"):
+        with pytest.raises(UserError, match="holds a run with other options"):
             distil(f"{line} {more}")
 
 
@@ -206,7 +206,7 @@ def test_a_short_run_from_before_milestones_were_merged_goes_on_with_the_flags_t
     milestones = [round(share * epochs) for share in DECAYS]
     old = as_dict(parse(teacher_parser(), (DATA + line).split())) | {"lr_decay_epochs": milestones}
     (tmp_path / "config.json").write_text(json.dumps({"kind": "teacher", "model": "resnet8", "options": old}))
-    with pytest.raises(InputError, match="holds a run with other options") as error:
+    with pytest.raises(UserError, match="holds a run with other options") as error:
         train(line)
     flags = flags_that_go_on(error, "train_teacher.py")
     assert flags == "--lr_decay_epochs " + ",".join(map(str, milestones))
@@ -223,7 +223,7 @@ def test_a_run_from_before_the_calibration_goes_on_with_the_flags_that_its_error
     for key in ("rl_calibration", "rl_max_kl"):
         del config["options"][key]
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match="holds a run with other options") as error:
+    with pytest.raises(UserError, match="holds a run with other options") as error:
         distil(line)
     flags = flags_that_go_on(error, "train_student.py")
     assert flags == "--rl_calibration learned --rl_max_kl 0"
@@ -238,7 +238,7 @@ def test_no_flags_are_named_where_they_would_not_be_all(more, teacher, tmp_path)
     old = resolve_pair(parse(student_parser(), (DATA + line).split()), "resnet8")
     config = {"kind": "student", "model": "resnet8", "teacher": "resnet8"}
     (tmp_path / "config.json").write_text(json.dumps(config | {"options": as_dict(old)}))
-    with pytest.raises(InputError, match=r"holds a run with other options \(.*\): give another --run_dir"):
+    with pytest.raises(UserError, match=r"holds a run with other options \(.*\): give another --run_dir"):
         distil(f"{line} {more}")
 
 
@@ -261,7 +261,7 @@ def test_a_run_that_lost_its_state_begins_anew_only_where_that_is_asked_for(stat
         return
     before = {path.name: path.lstat().st_mtime_ns for path in tmp_path.iterdir()}
     says = {"missing": "log.jsonl has epochs, but there is no last.pth", "dangling": "last.pth is a symbolic link that"}
-    with pytest.raises(InputError, match=f"{says[state]}.* or add --overwrite to start anew") as error:
+    with pytest.raises(UserError, match=f"{says[state]}.* or add --overwrite to start anew") as error:
         train(line)
     assert error.value.status == 2
     assert {path.name: path.lstat().st_mtime_ns for path in tmp_path.iterdir()} == before
@@ -281,7 +281,7 @@ def test_weights_that_are_not_ours_are_not_overwritten(tmp_path):
     published.parent.mkdir()
     published.write_bytes(b"precious")
     line = f"--model resnet8 --epochs 1 --run_dir {published.parent}"
-    with pytest.raises(InputError, match="holds ckpt_epoch_1.pth, which is not from a run of this program"):
+    with pytest.raises(UserError, match="holds ckpt_epoch_1.pth, which is not from a run of this program"):
         train(line)
     assert published.read_bytes() == b"precious"
     train(line + " --overwrite")
@@ -291,7 +291,7 @@ def test_weights_that_are_not_ours_are_not_overwritten(tmp_path):
 def test_a_damaged_config_is_said_so(tmp_path):
     for text in ("", "{", "[]", "{}", '{"options": 3}'):
         (tmp_path / "config.json").write_text(text)
-        with pytest.raises(InputError, match="config.json is damaged: add --overwrite"):
+        with pytest.raises(UserError, match="config.json is damaged: add --overwrite"):
             train(f"--model resnet8 --epochs 1 --run_dir {tmp_path}")
 
 
@@ -304,7 +304,7 @@ def test_another_tree_is_another_run(tmp_path):
     line = f"--dataset folder --train_subset 0 --model resnet8 --epochs 1 --run_dir {tmp_path / 'run'} --data_dir "
     train(line + str(tmp_path / "a"))
     train(line + str(tmp_path / "a"))
-    with pytest.raises(InputError, match="holds a run with other options .*other data"):
+    with pytest.raises(UserError, match="holds a run with other options .*other data"):
         train(line + str(tmp_path / "b"))
 
 
@@ -341,7 +341,7 @@ def test_a_run_begun_with_overwrite_goes_on_without_it(teacher, tmp_path, monkey
 
 @pytest.mark.parametrize("name", ["abacus", "mps", "meta", "cuda:99"])
 def test_a_device_that_is_none_is_said_so(name):
-    with pytest.raises(InputError, match="no device"):
+    with pytest.raises(UserError, match="no device"):
         prepare_device(name, None, False)
 
 
@@ -375,7 +375,7 @@ time.sleep(60)
 
 def test_an_unwritable_folder_is_said_so(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot be written .*--run_dir"):
+    with pytest.raises(UserError, match="cannot be written .*--run_dir"):
         train(f"--model resnet8 --epochs 1 --run_dir {tmp_path / 'file' / 'run'}")
 
 
@@ -389,10 +389,10 @@ def test_an_unusable_folder_is_said_so_before_images_are_decoded(bad, tmp_path, 
     monkeypatch.setattr(train_teacher, "create_dataset", decoded)
     torch.save(create_model("resnet8", 10).state_dict(), tmp_path / "teacher.pth")
     for run, line in ((train, "--model resnet8"), (distil, f"--path-t {tmp_path / 'teacher.pth'}")):
-        with pytest.raises(InputError, match="cannot be written .*: give another place with --run_dir") as error:
+        with pytest.raises(UserError, match="cannot be written .*: give another place with --run_dir") as error:
             run(f"{line} --epochs 1 --run_dir {tmp_path / bad}")
         assert "\n" not in str(error.value)
-    with pytest.raises(InputError, match="cannot be written into .*--table_dir"):
+    with pytest.raises(UserError, match="cannot be written into .*--table_dir"):
         distil(f"{line} --teacher_table --table_dir {tmp_path / bad} --run_dir {tmp_path / 'run'}")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "teacher.pth"]
 
@@ -410,7 +410,7 @@ def test_a_file_of_a_run_that_is_none_is_said_so(name, kind, teacher, tmp_path):
             train(line)
             assert path.is_file() and not path.is_symlink()
         else:
-            with pytest.raises(InputError, match=f"{name} (is no regular file|cannot be written)|no file .*{name}"):
+            with pytest.raises(UserError, match=f"{name} (is no regular file|cannot be written)|no file .*{name}"):
                 train(line)
 
 
@@ -425,7 +425,7 @@ def test_overwrite_replaces_what_is_no_file_and_leaves_folders(tmp_path):
     assert not list(tmp_path.glob("*.tmp"))
     (tmp_path / "curve.png").unlink()
     (tmp_path / "curve.png").mkdir()
-    with pytest.raises(InputError, match="cannot be written .Is a directory."):
+    with pytest.raises(UserError, match="cannot be written .Is a directory."):
         train(line)
 
 
@@ -495,9 +495,9 @@ def test_weights_that_explode_in_the_last_step_are_not_saved(teacher, tmp_path):
 def test_a_missing_teacher_names_the_two_commands_that_help(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "resnet8_vanilla/ckpt_epoch_2.pth"
-    with pytest.raises(InputError, match=r"`python train_teacher.py --model resnet8 .*`, or add --train_teacher"):
+    with pytest.raises(UserError, match=r"`python train_teacher.py --model resnet8 .*`, or add --train_teacher"):
         distil(f"--path-t {path} --epochs 1")
-    with pytest.raises(InputError, match="give --path-t FILE, or --model_t NAME"):
+    with pytest.raises(UserError, match="give --path-t FILE, or --model_t NAME"):
         distil("--epochs 1")
     assert not (tmp_path / "save").exists()
 
@@ -563,7 +563,7 @@ def test_an_unfinished_teacher_is_finished_before_it_teaches(tmp_path, monkeypat
         train(f"--model resnet8 --epochs 2 --run_dir {folder}")
     assert (folder / "ckpt_epoch_2.pth").exists()
     line = f"--path-t {folder} --epochs 2 --run_dir {tmp_path / 'run'}"
-    with pytest.raises(InputError, match="there is no finished teacher"):
+    with pytest.raises(UserError, match="there is no finished teacher"):
         distil(line)
     distil(line + " --train_teacher")
     assert (folder / "resnet8_last.pth").exists()
@@ -580,7 +580,7 @@ def test_the_folder_of_a_student_is_a_teacher_too(teacher, tmp_path):
 
 def test_a_teacher_of_another_data_set_is_refused(tmp_path, teacher):
     torch.save(create_model("resnet8", 100).state_dict(), tmp_path / "teacher.pth")
-    with pytest.raises(InputError, match="trained for 100 classes and this data set has 10"):
+    with pytest.raises(UserError, match="trained for 100 classes and this data set has 10"):
         distil(f"--path-t {tmp_path / 'teacher.pth'} --epochs 1 --run_dir {tmp_path / 'run'}")
     assert not (tmp_path / "run").exists()
 
@@ -601,7 +601,7 @@ def test_a_damaged_state_is_said_so(teacher, tmp_path):
     (folder / "resnet8_last.pth").unlink()
     content = (folder / "last.pth").read_bytes()
     (folder / "last.pth").write_bytes(content[:1000])
-    with pytest.raises(InputError, match="last.pth is damaged"):
+    with pytest.raises(UserError, match="last.pth is damaged"):
         distil(f"--path-t {teacher} --epochs 1 --run_dir {folder}")
 
 
@@ -714,7 +714,7 @@ def test_dkd_warms_up_over_the_epochs_of_a_run(teacher, tmp_path):
 
 def test_a_pair_without_published_weights_is_refused_before_its_teacher_is_trained(tmp_path):
     line = f"--path-t {tmp_path / 'resnet20_vanilla'} --model_s resnet8 --distill dkd --dkd_weights mdistiller"
-    with pytest.raises(InputError, match="mdistiller has no weight for resnet20 → resnet8"):
+    with pytest.raises(UserError, match="mdistiller has no weight for resnet20 → resnet8"):
         distil(line + " --train_teacher --epochs 1")
     assert not list(tmp_path.iterdir())
 

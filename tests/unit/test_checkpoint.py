@@ -18,7 +18,7 @@ from helper import checkpoint
 from helper.errors import RunError
 from helper.files import open_to_append, remove_leftovers, try_writing, write_atomically
 from helper.teacher import find_teacher
-from inputs import InputError, NotRegularError, open_regular
+from inputs import NotRegularError, UserError, open_regular
 from models import create_model, networks
 
 
@@ -38,7 +38,7 @@ def weights():
 
 
 def refused(path, says, name=None, num_classes=10):
-    with pytest.raises(InputError, match=says) as error:
+    with pytest.raises(UserError, match=says) as error:
         loaded = checkpoint.load_weights(path)
         checkpoint.network(path, loaded, checkpoint.identify(path, loaded, name), num_classes)
     assert error.value.status == 2
@@ -131,7 +131,7 @@ def test_refusing_weights_initialises_no_network_in_vain(tmp_path, weights, monk
     assert devices == [{"cpu"}]
     weights["conv1.weight"] = torch.zeros(1)
     for _ in range(2):
-        with pytest.raises(InputError, match="holds no network"):
+        with pytest.raises(UserError, match="holds no network"):
             checkpoint.identify(tmp_path / "x.pth", weights)
     assert devices == [{"cpu"}] + [{"meta"}] * len(networks())  # each once
 
@@ -246,9 +246,9 @@ def test_only_regular_files_are_opened(tmp_path):
     with no_hang():
         for path in odd_files(tmp_path):
             for way in (open_regular, open_to_append):
-                with pytest.raises(InputError, match=f"{path} is no regular file"):
+                with pytest.raises(UserError, match=f"{path} is no regular file"):
                     way(path)
-    with pytest.raises(InputError, match="is no possible file name"):
+    with pytest.raises(UserError, match="is no possible file name"):
         open_regular(Path("a\0b"))
     with pytest.raises(FileNotFoundError):
         open_regular(tmp_path / "none")
@@ -263,17 +263,17 @@ def find(path, **more):
 def test_a_teacher_that_is_no_file_is_refused_at_once(tmp_path):
     with no_hang():
         for path in odd_files(tmp_path)[:3]:
-            with pytest.raises(InputError, match="is no regular file: give another"):
+            with pytest.raises(UserError, match="is no regular file: give another"):
                 find(path)
         (tmp_path / "folder/ckpt_epoch_9.pth").symlink_to("/dev/zero")
-        with pytest.raises(InputError, match="ckpt_epoch_9.pth is no regular file"):
+        with pytest.raises(UserError, match="ckpt_epoch_9.pth is no regular file"):
             find(tmp_path / "folder")
 
 
 @pytest.mark.parametrize("path", ["x" * 300, "x" * 300 + "/ckpt_epoch_1.pth", "x/" * 3000, "a\0b"])
 def test_a_teacher_on_an_impossible_path_is_said_so(path):
     for more in ({}, {"dry_run": True}):
-        with pytest.raises(InputError, match="cannot be read .*: give another --path-t") as error:
+        with pytest.raises(UserError, match="cannot be read .*: give another --path-t") as error:
             find(path, **more)
         assert "\n" not in str(error.value)
 
@@ -285,10 +285,10 @@ def test_a_teacher_that_may_not_be_read_is_said_so(tmp_path, monkeypatch):
     (tmp_path / "teacher.pth").write_bytes(b"")
     with monkeypatch.context() as patch:  # since root may read everything
         patch.setattr(os, "open", closed)
-        with pytest.raises(InputError, match="teacher.pth cannot be read .Permission denied."):
+        with pytest.raises(UserError, match="teacher.pth cannot be read .Permission denied."):
             find(tmp_path / "teacher.pth")
     monkeypatch.setattr(Path, "stat", closed)
-    with pytest.raises(InputError, match="teacher.pth' cannot be read .Permission denied."):
+    with pytest.raises(UserError, match="teacher.pth' cannot be read .Permission denied."):
         find(tmp_path / "teacher.pth")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import fmean, stdev, variance
 
 import pytest
+from common import history, write_run
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from scipy import stats
@@ -19,8 +20,8 @@ from scipy import stats
 import compare
 import published
 from helper.errors import RunError
-from helper.run_identity import neutral_options
-from inputs import InputError
+from inputs import UserError
+from options.identity import neutral_options
 from report import comparison, page, plot, statistics
 from report.comparison import find_published
 from report.plot import plot_compare, plot_run
@@ -28,40 +29,6 @@ from report.runs import Run, find_runs, group_labels, group_runs
 
 ROOT = Path(compare.__file__).parent
 REFERENCE = Path(__file__).resolve().parents[3] / "shared/reference/published_tables.json"
-
-TOLD = ("teacher_sha256", "data_sha256", "num_classes", "machine", "processes")  # in config.json besides the options
-OPTIONS = {
-    "batch_size": 64, "learning_rate": 0.05, "lr_decay_epochs": [150, 180, 210], "lr_decay_rate": 0.1, "momentum": 0.9,
-    "weight_decay": 5e-4, "train_subset": 0, "gamma": 0.1, "alpha": 0.9, "beta": 0.0, "kd_T": 4.0, "tau_init": 1.0,
-    "tau_range": 20.0, "curriculum": "cosine", "lambda_min": 0.0, "lambda_max": 1.0, "lambda_epochs": 10.0,
-    "experiments_dir": None, "print_freq": 50, "num_workers": 2, "device": "cpu",
-}  # fmt: skip
-
-
-def history(last, best=None, epochs=240, tau=False):
-    """Return a log whose last epoch has `last` and whose second to last has `best`."""
-    records = [{"epoch": epoch, "train_top1": 50.0, "top1": min(last, 50.0)} for epoch in range(1, epochs + 1)]
-    records[-1]["top1"] = last
-    if best is not None:
-        records[-2]["top1"] = best
-    if tau:
-        for record in records:
-            record |= {"tau_mean": 3.0 + record["epoch"] / 300, "tau_min": 2.0, "tau_max": 5.0, "lambda": 0.5}
-    return records
-
-
-def write_run(folder, records, seed=1, distill="kd", temperature="fixed", teacher="resnet56", model="resnet20", **more):
-    folder.mkdir(parents=True)
-    config = {
-        "kind": "student" if distill else "teacher", "dataset": "cifar100", "model": model,
-        "teacher": teacher if distill else None, "distill": distill, "temperature": temperature if distill else None,
-        "seed": seed, "epochs": 240, "teacher_top1": 72.34 if distill else None,
-    }  # fmt: skip
-    config |= {key: more.pop(key) for key in tuple(more) if key in {*config, *TOLD}}
-    config["options"] = OPTIONS | {"seed": seed, "epochs": config["epochs"], "experiments_name": folder.name} | more
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    return folder
 
 
 def cells(text, *words):
@@ -792,10 +759,10 @@ def test_output_and_plot(tmp_path, monkeypatch, capsys):
 
 def test_a_plot_holds_one_pair_and_its_student_alone(tmp_path):
     runs = some_runs(tmp_path)
-    with pytest.raises(InputError, match="draws one pair, here are 2"):
+    with pytest.raises(UserError, match="draws one pair, here are 2"):
         comparison.plotted(find_runs([runs]))
     write_run(tmp_path / "begun", [])
-    with pytest.raises(InputError, match="here are 0 with an epoch"):
+    with pytest.raises(UserError, match="here are 0 with an epoch"):
         comparison.plotted(find_runs([tmp_path / "begun"]))
     write_run(tmp_path / "more/alone", history(69.0), distill=None)
     write_run(tmp_path / "more/teacher", history(72.0), distill=None, model="resnet56")
@@ -831,7 +798,7 @@ def test_wrong_use_is_one_sentence_and_status_2(tmp_path, monkeypatch, capsys, w
 
 def test_a_picture_that_cannot_be_made_leaves_the_table_as_it_was(tmp_path, monkeypatch):
     (tmp_path / "t.md").write_text("old")
-    with pytest.raises(InputError, match="draws one pair"):
+    with pytest.raises(UserError, match="draws one pair"):
         call(monkeypatch, some_runs(tmp_path), "--output", tmp_path / "t.md", "--plot", tmp_path / "p.png")
     assert (tmp_path / "t.md").read_text() == "old"
 

@@ -11,9 +11,9 @@ from distiller_zoo import create_distiller, distiller_dict, dkd_loss, kd_loss, p
 from distiller_zoo.crd import Candidates
 from distiller_zoo.maps import pair_stages
 from distiller_zoo.vid import Regressor
-from helper.options import kwargs_for
-from inputs import InputError
+from inputs import UserError
 from models import Output
+from options.parse import kwargs_for
 from temperature import Tau, create_temperature
 
 UNEVEN = torch.tensor([3] * 30 + [1] * 10 + [0] * 60)[torch.randperm(100, generator=torch.Generator().manual_seed(0))]
@@ -152,9 +152,9 @@ def test_dkd_takes_its_weights():
 
 
 def test_dkd_needs_three_classes():
-    with pytest.raises(InputError, match="of 2 classes there is one at most: use --distill kd"):
+    with pytest.raises(UserError, match="of 2 classes there is one at most: use --distill kd"):
         dkd_loss(draw(4, 2, 0), draw(4, 2, 1), torch.zeros(4, dtype=torch.long), 4.0)
-    with pytest.raises(InputError, match="three classes or more, not 2"):
+    with pytest.raises(UserError, match="three classes or more, not 2"):
         create_distiller("dkd", num_classes=2)
 
 
@@ -308,7 +308,7 @@ def test_crd_draws_every_negative_and_every_positive_equally_often(labels, k):
 
 
 def test_crd_of_one_class_is_refused():
-    with pytest.raises(InputError, match="all training images are of one"):
+    with pytest.raises(UserError, match="all training images are of one"):
         Candidates(torch.full((10,), 2), 5)
 
 
@@ -339,5 +339,5 @@ def test_crd_renews_the_memories_of_the_batch_and_no_others():
 
 
 def test_an_unknown_distiller_lists_the_known():
-    with pytest.raises(InputError, match="unknown distiller 'kdd'; the known ones are: kd"):
+    with pytest.raises(UserError, match="unknown distiller 'kdd'; the known ones are: kd"):
         create_distiller("kdd")

@@ -9,7 +9,7 @@ from benchmarks import cka_bias
 from distiller_zoo import create_distiller, linear_cka, minibatch_cka
 from distiller_zoo.cka import cka_of_hsic, hsic_terms
 from distiller_zoo.dpk import DPK, Stitching, share_schedule, standardised
-from inputs import InputError
+from inputs import UserError
 from models import Output
 
 # ---------------------------------------------------------------- CKA
@@ -204,11 +204,9 @@ def test_the_other_schedules(schedule, expected):
 def test_schedules_are_read_and_nonsense_is_refused():
     assert [share_schedule(text) for text in ("dynamic", "linear", "fixed:0", "fixed:1")] == ["dynamic", "linear", 0, 1]
     for wrong in ("fixed", "fixed:", "fixed:2", "fixed:-0.1", "fixed:nan", "0.5", "cosine"):
-        with pytest.raises(
-            InputError, match="--dpk_schedule is dynamic, linear, or a share from 0 to 1 like fixed:0.5"
-        ):
+        with pytest.raises(UserError, match="--dpk_schedule is dynamic, linear, or a share from 0 to 1 like fixed:0.5"):
             share_schedule(wrong)
-    with pytest.raises(InputError, match="unknown --dpk_mask 'image'; the known ones are: sample, batch"):
+    with pytest.raises(UserError, match="unknown --dpk_mask 'image'; the known ones are: sample, batch"):
         dpk(dpk_mask="image")
 
 

@@ -6,12 +6,12 @@ from common import Tiny, fixed_batch, make
 
 from dataset import create_dataset
 from distiller_zoo import distiller_dict
-from helper.flags import student_parser
 from helper.loops import evaluate
-from helper.options import parse
 from helper.teacher_cache import OnlineTeacher
 from helper.trainer import make_optimizer, set_learning_rate
-from inputs import InputError
+from inputs import UserError
+from options.flags import student_parser
+from options.parse import parse
 
 
 def test_the_distillers_see_no_more_than_they_say():
@@ -39,7 +39,7 @@ def test_the_distillers_see_no_more_than_they_say():
     ],
 )
 def test_what_does_not_go_together_is_refused(flags, message):
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(UserError, match=message):
         parse(student_parser(), flags.split())
 
 

@@ -8,11 +8,11 @@ import pytest
 import reproduce
 from benchmarks import bench, cka_bias, cost, growth, loading, operations, sharing, startup
 from distiller_zoo import distiller_dict
-from helper.errors import Parser
-from helper.flags import all_options, as_dict, own_options, student_parser, teacher_parser
-from helper.options import parse
-from inputs import InputError
+from inputs import UserError
 from models import networks
+from options.flags import all_options, as_dict, own_options, student_parser, teacher_parser
+from options.parse import parse
+from options.parser import Parser
 from temperature import temperature_dict
 
 NONSENSE = (
@@ -46,7 +46,7 @@ def outcome(parser, argv):
     """Return the resolved options, or None if they are refused with a readable message."""
     try:
         return parse(parser, argv)
-    except InputError as error:
+    except UserError as error:
         assert error.status == 2
         assert str(error)
         return None
@@ -81,7 +81,7 @@ def test_every_number_has_two_bounds(name):
         assert -math.inf < least < most < math.inf
         for text in (str(most * 2), str(least - 1), "nan"):
             number = text.partition(".")[0] if action.type is int else text
-            with pytest.raises(InputError) as error:
+            with pytest.raises(UserError) as error:
                 parse(parser, [*(context(action.dest) if name == "student" else []), f"--{action.dest}={number}"])
             assert "\n" not in str(error.value)
 
@@ -116,7 +116,7 @@ def test_names_of_networks_and_distillers_may_be_written_in_any_case():
 @pytest.mark.parametrize("text", ["0", "-1", "9" * 30, "1e3", "nan", "", "1025"])
 def test_reproduce_has_bounds_too(flag, text, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["reproduce.py", f"{flag}={text}"])
-    with pytest.raises(InputError, match=flag):
+    with pytest.raises(UserError, match=flag):
         reproduce.parse_args()
 
 
@@ -136,5 +136,5 @@ def test_every_number_of_the_benchmarks_has_bounds_too(module, monkeypatch):
     for name, kind in numeric.items():
         for text in ("-1", "9" * 30, *(("nan", "inf", "1e30") if kind is float else ())):
             monkeypatch.setattr(sys, "argv", [module.__name__, *needed, f"{name}={text}"])
-            with pytest.raises(InputError, match=f"{name} must be "):
+            with pytest.raises(UserError, match=f"{name} must be "):
                 module.parse_args()

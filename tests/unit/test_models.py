@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from common import FAMILIES, Tiny, fixed_batch, make
 from torch import nn
 
-from inputs import InputError
+from inputs import UserError
 from models import Model, Output, create_model, feature_widths, model_dict
 
 
@@ -100,7 +100,7 @@ def test_initialisation(name):
 
 
 def test_unknown_name_lists_the_known():
-    with pytest.raises(InputError) as error:
+    with pytest.raises(UserError) as error:
         create_model("resnet57", 100)
     assert "resnet57" in str(error.value)
     assert all(name in str(error.value) for name in model_dict)
@@ -124,7 +124,7 @@ ONLY_POOLED = {"pooled": lambda f: f[-1:], "stem": lambda f: [f[0], f[-1]], "fla
 @pytest.mark.parametrize("features", ONLY_POOLED)
 @pytest.mark.parametrize("role", ["student", "expert"])
 def test_a_network_without_maps_is_refused_where_they_are_compared(distill, features, role):
-    with pytest.raises(InputError, match="the network Odd has no maps of a stem and one stage or more") as error:
+    with pytest.raises(UserError, match="the network Odd has no maps of a stem and one stage or more") as error:
         make(distill=distill, **{role: Odd(ONLY_POOLED[features])})
     assert "\n" not in str(error.value)
 
@@ -149,7 +149,7 @@ def test_a_network_without_maps_serves_where_none_are_compared(distill):
     ],
 )
 def test_features_that_break_the_contract_are_said(change, says):
-    with pytest.raises(InputError, match=says) as error:
+    with pytest.raises(UserError, match=says) as error:
         feature_widths(Odd(change))
     assert "\n" not in str(error.value)
 
@@ -157,8 +157,8 @@ def test_features_that_break_the_contract_are_said(change, says):
 def test_a_network_without_a_classifier_is_refused():
     model = Tiny()
     model.classifier = nn.Identity()
-    with pytest.raises(InputError, match="the network Tiny has no `classifier`"):
+    with pytest.raises(UserError, match="the network Tiny has no `classifier`"):
         feature_widths(model)
     del model.classifier
-    with pytest.raises(InputError, match="the network Tiny has no `classifier`"):
+    with pytest.raises(UserError, match="the network Tiny has no `classifier`"):
         feature_widths(model)

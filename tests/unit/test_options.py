@@ -13,10 +13,10 @@ from dataset.memory import MemoryLoader
 from distiller_zoo import CRD, DKD, DPK, distiller_dict
 from distiller_zoo.crd import Contrast
 from helper.device import device_of, place
-from helper.flags import StudentOptions, TeacherOptions, as_dict, student_parser, teacher_parser
-from helper.options import parse, proportions_in_words, resolve_pair, run_folder
 from helper.trainer import step_lr
-from inputs import InputError, options_of
+from inputs import UserError, options_of
+from options.flags import StudentOptions, TeacherOptions, as_dict, student_parser, teacher_parser
+from options.parse import parse, proportions_in_words, resolve_pair, run_folder
 from temperature import create_temperature, temperature_dict
 from temperature.ctkd import CTKDInstance
 
@@ -149,7 +149,7 @@ def test_the_weights_of_dkd_follow_their_source():
     assert resolved("--model_s vgg8 --dkd_weights mdistiller --epochs 60", "vgg13") == (6, 5)
     assert resolved("--model_s resnet20 --dkd_weights mdistiller --dkd_warmup 5", "resnet56") == (2, 5)
     assert resolved("--model_s resnet8 --dkd_weights mdistiller --dkd_beta 3", "resnet56") == (3, 20)
-    with pytest.raises(InputError, match="no weight for resnet56 → resnet8: leave --dkd_weights out.*of resnet56"):
+    with pytest.raises(UserError, match="no weight for resnet56 → resnet8: leave --dkd_weights out.*of resnet56"):
         resolved("--model_s resnet8 --dkd_weights mdistiller", "resnet56")
 
 
@@ -185,9 +185,7 @@ def test_the_weights_of_a_temperature_are_those_of_kd_only_and_can_be_given():
 
 
 def test_a_warm_up_of_nothing_is_refused():
-    with pytest.raises(
-        InputError, match="--kd_warmup 20 has no KD term to act on: leave it out, --dkd_warmup is DKD's"
-    ):
+    with pytest.raises(UserError, match="--kd_warmup 20 has no KD term to act on: leave it out, --dkd_warmup is DKD's"):
         resolve_pair(student("--distill dkd --kd_warmup 20"), "resnet56")
 
 
@@ -291,12 +289,12 @@ def test_names_of_the_original_codes_are_taken(published, ours):
      "AT", "OFD", "RKD", "FITNET", "KDSVD", "NST", "REVIEWKD", "MLKD"],
 )  # fmt: skip
 def test_distillers_of_the_original_codes_that_are_missing_are_said_to_be(name):
-    with pytest.raises(InputError, match=f"--distill {name}, [A-Za-z]+, is not here yet; there are: kd, pkt, sp"):
+    with pytest.raises(UserError, match=f"--distill {name}, [A-Za-z]+, is not here yet; there are: kd, pkt, sp"):
         student(f"--distill {name}")
 
 
 def test_dtkd_is_a_temperature():
-    with pytest.raises(InputError, match="--distill DTKD is a temperature here: give --temperature dtkd instead"):
+    with pytest.raises(UserError, match="--distill DTKD is a temperature here: give --temperature dtkd instead"):
         student("--distill DTKD")
 
 
@@ -355,7 +353,7 @@ NINES = "9" * 30
 )
 def test_numbers_have_two_bounds_and_sizes_fit_into_memory(line, says, monkeypatch):
     monkeypatch.setattr(inputs, "host_memory", lambda: 2**34)
-    with pytest.raises(InputError, match=says) as error:
+    with pytest.raises(UserError, match=says) as error:
         student(line)
     assert "\n" not in str(error.value)
 
@@ -369,7 +367,7 @@ def test_what_does_not_fit_is_refused_before_it_is_allocated(monkeypatch):
         (lambda: DPK([16] * 5, [16] * 5, epochs=1, dpk_width=60_000), "encoders and decoders would take.*--dpk_width"),
         (lambda: DPK([16] * 5, [16] * 5, epochs=1, dpk_decoder_depth=100), "--dpk_decoder_depth$"),
     ):
-        with pytest.raises(InputError, match=says), meta:
+        with pytest.raises(UserError, match=says), meta:
             make()
 
 
@@ -389,7 +387,7 @@ def test_sizes_fit_into_the_gpu_that_the_run_uses(line, says, monkeypatch):
     options = student(f"--model_s resnet8 --path-t x.pth {line}")
     with device_of(replace(options, device="cuda:0")) as device:
         assert device == torch.device("cuda:0")
-    with pytest.raises(InputError, match=says), device_of(replace(options, device="cuda:1")):
+    with pytest.raises(UserError, match=says), device_of(replace(options, device="cuda:1")):
         pass
 
 
@@ -398,10 +396,10 @@ def test_networks_and_images_fit_into_the_gpu_that_they_are_moved_to(monkeypatch
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=10**6))
     frozen = torch.nn.Linear(500, 500).requires_grad_(False)  # 1 MB, or 3 MB when trained
     for module, size in ((frozen, "1.0 MB"), (torch.nn.Linear(300, 300), "1.1 MB")):
-        with pytest.raises(InputError, match=f"would take {size}, and the GPU has 1.0 MB: choose a smaller network"):
+        with pytest.raises(UserError, match=f"would take {size}, and the GPU has 1.0 MB: choose a smaller network"):
             place(module, gpu)
     settings = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "batch_size": 1, "target": torch.zeros(300), "augment": True}
-    with pytest.raises(InputError, match="300 images would take 1.4 MB, and the GPU has 1.0 MB: .* --train_subset or"):
+    with pytest.raises(UserError, match="300 images would take 1.4 MB, and the GPU has 1.0 MB: .* --train_subset or"):
         MemoryLoader(images=torch.zeros(300, 3, 32, 32, dtype=torch.uint8), device=gpu, **settings)
 
 
@@ -422,7 +420,7 @@ TRAINING = {"epochs": 10, "train_target": torch.zeros(4), "rl_warmup": 1, "rl_ep
     ],
 )
 def test_temperatures_and_distillers_refuse_the_numbers_that_the_command_line_refuses(make, says):
-    with pytest.raises(InputError, match=says):
+    with pytest.raises(UserError, match=says):
         make()
 
 
@@ -510,7 +508,7 @@ def test_an_option_is_the_same_wherever_it_is_taken():
     ],
 )
 def test_wrong_use_is_one_sentence(line, says):
-    with pytest.raises(InputError, match=says) as error:
+    with pytest.raises(UserError, match=says) as error:
         student(line)
     assert "\n" not in str(error.value)
     assert error.value.status == 2

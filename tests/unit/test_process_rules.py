@@ -8,13 +8,14 @@ from common import Tiny
 
 from dataset import create_dataset
 from helper import checkpoint, device, distributed, signals
-from helper.errors import Interrupted, RunError, UserError
-from helper.flags import student_parser
+from helper.errors import Interrupted, RunError
 from helper.metrics import Metrics
-from helper.options import parse
 from helper.run_folder import RunFolder
 from helper.task import Vanilla
 from helper.trainer import Trainer, make_optimizer
+from inputs import UserError
+from options.flags import student_parser
+from options.parse import parse
 
 
 def test_what_several_processes_cannot_do_is_said(monkeypatch):

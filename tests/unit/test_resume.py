@@ -14,7 +14,7 @@ from helper.metrics import Metrics
 from helper.structure import Any, Checked, Maybe, Misfit, Replaced, fitted
 from helper.teacher_cache import OnlineTeacher
 from helper.trainer import Trainer
-from inputs import InputError
+from inputs import UserError
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def check_refused(state, fresh, folder, says):
     torch.save(state, folder / "last.pth")
     run = a_run(folder)
     before = snapshot(*fresh, folder)
-    with pytest.raises(InputError, match=says) as error:
+    with pytest.raises(UserError, match=says) as error:
         run.resume(*fresh, Metrics(), steps=3)
     assert str(error.value).endswith("add --overwrite to start anew") and "\n" not in str(error.value)
     after = snapshot(*fresh, folder)
@@ -158,7 +158,7 @@ def test_a_damaged_file_is_refused_and_says_what_helps(stopped, fresh, tmp_path)
     for content in (b"", b"x" * 99, code, (tmp_path / "last.pth").read_bytes()[:-99]):
         (tmp_path / "last.pth").write_bytes(content)
         run = a_run(tmp_path)
-        with pytest.raises(InputError, match="last.pth is (damaged|refused).* add --overwrite"):
+        with pytest.raises(UserError, match="last.pth is (damaged|refused).* add --overwrite"):
             run.resume(*fresh, Metrics(), steps=3)
 
 
@@ -266,7 +266,7 @@ def test_steps_of_another_loss_are_not_added_up(stopped, fresh):
     metrics.load_state(stopped["metrics"], CPU)
     other = make("rlkd", "pkt")
     batch = next(iter(loaders()[0]))
-    with pytest.raises(InputError, match="other sums within its epoch than of loss, loss_ce, loss_kd, loss_pkt:"):
+    with pytest.raises(UserError, match="other sums within its epoch than of loss, loss_ce, loss_kd, loss_pkt:"):
         metrics.update(other(batch, OnlineTeacher(Tiny(width=12).eval())(batch)))
 
 

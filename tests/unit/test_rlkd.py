@@ -15,7 +15,7 @@ from helper.metrics import Metrics
 from helper.task import PROBE, Distillation
 from helper.teacher_cache import OnlineTeacher
 from helper.trainer import make_optimizer
-from inputs import InputError
+from inputs import UserError
 from temperature import rlkd
 from temperature.policy import ACTION_STD, Random, entropy
 from temperature.rlkd import (
@@ -285,7 +285,7 @@ def test_the_divergence_is_that_of_two_normal_distributions():
 
 
 def test_the_calibration_is_one_of_two():
-    with pytest.raises(InputError, match="unknown --rl_calibration 'nonsense'; the known ones are: even, learned"):
+    with pytest.raises(UserError, match="unknown --rl_calibration 'nonsense'; the known ones are: even, learned"):
         make(rl_calibration="nonsense")
 
 

@@ -8,10 +8,10 @@ import pytest
 
 import published
 import reproduce
-from helper.flags import as_dict, student_parser, teacher_parser
-from helper.options import parse, resolve_pair
-from helper.run_identity import foreign_options, neutral_options
-from inputs import InputError
+from inputs import UserError
+from options.flags import as_dict, student_parser, teacher_parser
+from options.identity import foreign_options, neutral_options
+from options.parse import parse, resolve_pair
 from report.comparison import find_published
 from report.rows import IMAGENET, SHORT, TABLES, left_out, rows
 from report.runs import Run
@@ -126,7 +126,7 @@ def test_wrong_use(monkeypatch):
                        ("--train_subset 64", "go after --"), ("--pairs a:b ctkd", "tables go before --pairs"),
                        ("dtkd --pairs resnet56:resnet20", "these tables have no pair resnet56:resnet20")):  # fmt: skip
         monkeypatch.setattr(sys, "argv", ["reproduce.py", *line.split()])
-        with pytest.raises(InputError, match=says):
+        with pytest.raises(UserError, match=says):
             reproduce.parse_args()
     line = ["reproduce.py", "ctkd", "--jobs", "2", "ctkd-imagenet", "--", "--num_workers", "4"]
     monkeypatch.setattr(sys, "argv", line)

@@ -13,14 +13,14 @@ from dataset import create_dataset
 from dataset.base import Batch
 from distiller_zoo import create_distiller, distiller_dict, kd_loss
 from helper.errors import RunError
-from helper.flags import student_parser
 from helper.loops import evaluate, train_one_epoch, train_step
 from helper.metrics import Metrics
-from helper.options import kwargs_for, parse, resolve_pair
 from helper.task import StepOutput
 from helper.teacher_cache import OnlineTeacher
 from helper.trainer import make_optimizer, step_lr
 from models import create_model, model_dict
+from options.flags import student_parser
+from options.parse import kwargs_for, parse, resolve_pair
 from temperature import temperature_dict
 
 

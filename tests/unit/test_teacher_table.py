@@ -16,13 +16,14 @@ from torch import nn
 
 from dataset import Dataset
 from helper import signals, teacher_cache
-from helper.errors import Interrupted, RunError, UserError
+from helper.errors import Interrupted, RunError
 from helper.metrics import Metrics
 from helper.row_store import RowStore
 from helper.run_folder import RunFolder
 from helper.teacher import fold_batch_norm
 from helper.teacher_cache import CachedTeacher, OnlineTeacher, check_table_dir
 from helper.trainer import Trainer, make_optimizer
+from inputs import UserError
 from models import Model, create_model
 
 

@@ -5,8 +5,8 @@ import torch
 from golden.reference import close
 
 from distiller_zoo import kd_loss
-from helper.options import kwargs_for
-from inputs import InputError
+from inputs import UserError
+from options.parse import kwargs_for
 from temperature import Tau, as_tau, create_temperature, temperature_dict
 from temperature.annealing import annealed
 from temperature.ctkd import curriculum_lambda, reverse_gradient
@@ -128,12 +128,12 @@ def test_lambda_is_in_the_log_and_in_the_state():
     ],
 )
 def test_nonsense_is_refused(name, options):
-    with pytest.raises(InputError):
+    with pytest.raises(UserError):
         make(name, **options)
 
 
 def test_an_unknown_name_lists_the_known():
-    with pytest.raises(InputError, match="unknown temperature 'warm'.*fixed, ctkd-global, ctkd-instance"):
+    with pytest.raises(UserError, match="unknown temperature 'warm'.*fixed, ctkd-global, ctkd-instance"):
         create_temperature("warm")
 
 

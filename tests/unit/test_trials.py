@@ -5,7 +5,7 @@ import torch
 
 from helper.errors import Diverged, Interrupted
 from helper.trials import Turns
-from inputs import InputError
+from inputs import UserError
 
 CPU = torch.device("cpu")
 
@@ -53,7 +53,7 @@ def test_an_interruption_goes_before_other_errors():
         Turns(CPU, 2).run([failing(Diverged("first")), failing(Interrupted("second"))])
 
 
-@pytest.mark.parametrize("error", [InputError, KeyError])
+@pytest.mark.parametrize("error", [UserError, KeyError])
 def test_any_other_error_ends_all_runs(error):
     turns = []
 

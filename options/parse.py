@@ -16,10 +16,9 @@ import torch
 
 from dataset import check_dataset
 from distiller_zoo import distiller_dict, dkd
-from helper import distributed
-from helper.bounds import check_sizes
-from helper.errors import Parser, UserError
-from helper.flags import (
+from inputs import Declared, UserError, in_proportion, unknown
+from models import networks
+from options.flags import (
     LEARNING_RATE,
     LEARNING_RATES,
     PUBLISHED_TEMPERATURES,
@@ -30,8 +29,8 @@ from helper.flags import (
     as_options,
     own_options,
 )
-from inputs import Declared, in_proportion, unknown
-from models import networks
+from options.parser import Parser
+from options.sizes import check_sizes
 from temperature import dtkd, temperature_dict
 from temperature.ctkd import curriculum_lambda
 
@@ -120,7 +119,7 @@ def _check_teacher_weights(options: dict[str, Any]) -> None:
 
 
 def _resolve_processes(options: dict[str, Any]) -> None:
-    if distributed.env_world_size() == 1:
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return
     if options["trials"] > 1:
         raise UserError("--trials trains side by side in one process: leave it out if several processes train together")
@@ -212,7 +211,7 @@ def resolve_pair(given: StudentOptions, teacher: str) -> StudentOptions:
     """Return the options with those that depend on the teacher filled in: the weights and warm-ups of DKD and DTKD.
 
     Raises:
-        InputError: --dkd_weights mdistiller for a pair without published weights, or a warm-up of nothing.
+        UserError: --dkd_weights mdistiller for a pair without published weights, or a warm-up of nothing.
     """
     pair, options = (teacher, given.model_s), as_dict(given)
     methods = (distiller_dict[given.distill], temperature_dict[given.temperature])

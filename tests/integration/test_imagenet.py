@@ -8,12 +8,12 @@ import torchvision
 from torch import nn
 
 from helper import checkpoint
-from helper.flags import student_parser
-from helper.options import parse
 from helper.teacher import find_teacher, fold_batch_norm, load_teacher
-from inputs import InputError
+from inputs import UserError
 from models import Model, create_model, feature_widths, imagenet_dict
 from models.imagenet import WEIGHTS
+from options.flags import student_parser
+from options.parse import parse
 
 SHAPES = {  # for 64x64 images: the stem's and the last map's
     "ResNet18": ([64, 32, 32], [512, 2, 2], 512),
@@ -111,10 +111,10 @@ def test_weights_that_cannot_be_downloaded_are_said(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
     line = "--dataset imagenet --teacher_weights torchvision --model_t ResNet34"
-    with pytest.raises(InputError, match="could not be downloaded.*--path-t FILE"):
+    with pytest.raises(UserError, match="could not be downloaded.*--path-t FILE"):
         find_teacher(parse(student_parser(), line.split()))
     assert asked[0].endswith(".pth") and "resnet34" in asked[0]
-    with pytest.raises(InputError, match="torchvision has no weights of MobileNetV1_Imagenet"):
+    with pytest.raises(UserError, match="torchvision has no weights of MobileNetV1_Imagenet"):
         find_teacher(parse(student_parser(), line.replace("ResNet34", "MobileNetV1_Imagenet").split()))
     file = tmp_path / "checkpoints" / asked[0].rpartition("/")[2]
     checkpoint.save(create_model("ResNet34", 5).state_dict(), file)  # as if already downloaded

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from helper.flags import StudentOptions, TeacherOptions, all_options, own_options
 from inputs import options_of
+from options.flags import StudentOptions, TeacherOptions, all_options, own_options
 
 HASHES = {"data_sha256": "other data", "teacher_sha256": "another teacher"}  # key: message if it differs
 

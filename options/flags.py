@@ -12,9 +12,9 @@ from typing import Annotated, Any
 from dataset import BatchSize, ImageSize, NumWorkers, TrainSubset, dataset_names
 from distiller_zoo import distiller_dict
 from distiller_zoo.dkd import WARMUP as DKD_WARMUP
-from helper.errors import Parser
-from inputs import EPOCHS, LARGEST_SEED, Declared, InputError, Option, options_of
+from inputs import EPOCHS, LARGEST_SEED, Declared, Option, UserError, options_of
 from models import networks
+from options.parser import Parser
 from temperature import temperature_dict
 from temperature.base import KD_T, KdT
 from temperature.dtkd import WARMUP as DTKD_WARMUP
@@ -59,11 +59,11 @@ class DataOptions:
 
 
 def epochs_of(text: str) -> list[int]:
-    """Return the epochs of a comma-separated list. Raises InputError if it has anything else."""
+    """Return the epochs of a comma-separated list. Raises UserError if it has anything else."""
     try:
         return [int(epoch) for epoch in text.split(",")]
     except ValueError as error:
-        raise InputError(f"--lr_decay_epochs takes epochs and commas, like 150,180,210; not {text}") from error
+        raise UserError(f"--lr_decay_epochs takes epochs and commas, like 150,180,210; not {text}") from error
 
 
 LEARNING_RATE_HELP = f"as published, {', '.join(LEARNING_RATES)} always get 0.01 (default: {LEARNING_RATE})"

@@ -8,12 +8,12 @@ from html.parser import HTMLParser
 from urllib.parse import unquote
 
 import pytest
-from test_compare import history, write_run
+from common import history, write_run
 
 import compare
 from distiller_zoo import distiller_dict
 from helper.errors import RunError
-from inputs import InputError
+from inputs import UserError
 from report import page, statistics, style
 from report.comparison import finished_groups
 from report.figures import FULL, figures
@@ -144,22 +144,22 @@ def test_what_is_not_ours_is_not_overwritten(results, monkeypatch):
     about_us = f"# Somebody's\n\n`python compare.py --pages results` makes pages.\n\n{page.MARK}\n"
     for path, text in ((readme, "# Somebody's\n"), (readme, about_us), (picture, "<svg/>")):
         path.write_text(text)
-        with pytest.raises(InputError, match=f"{path.name} was not made by --pages, and would be lost"):
+        with pytest.raises(UserError, match=f"{path.name} was not made by --pages, and would be lost"):
             page.write_pages(results)
         assert path.read_text() == text and not (results / "index.html").exists()
         path.unlink()
     page.write_pages(results)
     assert (results / "figures/mine.svg").read_text() == "<svg/>"
-    with pytest.raises(InputError, match="is a run itself: give the folder"):
+    with pytest.raises(UserError, match="is a run itself: give the folder"):
         page.write_pages(results / "full/ctkd")
     monkeypatch.setattr(sys, "argv", ["compare.py", "save/models", "--pages", "results"])
-    with pytest.raises(InputError, match="goes with no other flag or folder"):
+    with pytest.raises(UserError, match="goes with no other flag or folder"):
         compare.main()
 
 
 def test_only_what_is_finished_is_shown(tmp_path):
     write_run(tmp_path / "a/run", history(40.0, epochs=3), epochs=5)
-    with pytest.raises(InputError, match="no run below .* is finished"):
+    with pytest.raises(UserError, match="no run below .* is finished"):
         page.pages(tmp_path)
 
 
@@ -274,7 +274,7 @@ def test_where_a_file_cannot_be_written_all_stays_as_it_was(results, monkeypatch
 def test_a_place_of_pictures_that_is_elsewhere_or_no_folder_is_refused(results, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (results / "figures").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(InputError, match="figures is a symbolic link, and leads elsewhere"):
+    with pytest.raises(UserError, match="figures is a symbolic link, and leads elsewhere"):
         page.write_pages(results)
     (results / "figures").unlink()
     (results / "figures").write_text("mine")
@@ -286,7 +286,7 @@ def test_a_place_of_pictures_that_is_elsewhere_or_no_folder_is_refused(results, 
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.mkdir(), lambda path: path.symlink_to("nowhere")])
 def test_what_is_no_file_is_not_replaced(results, make):
     make(results / "README.md")
-    with pytest.raises(InputError, match="README.md was not made by --pages"):
+    with pytest.raises(UserError, match="README.md was not made by --pages"):
         page.write_pages(results)
     assert not (results / "index.html").exists()
 

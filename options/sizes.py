@@ -3,14 +3,14 @@
 import torch
 
 from distiller_zoo import distiller_dict
-from helper.flags import CommonOptions, StudentOptions, as_dict
 from inputs import CPU, TRAINED, check_fits
 from models import create_model
+from options.flags import CommonOptions, StudentOptions, as_dict
 from temperature import temperature_dict
 
 
 def check_sizes(options: CommonOptions, device: torch.device = CPU) -> None:
-    """Raise InputError if the sizes in the options do not fit into a device's memory."""
+    """Raise UserError if the sizes in the options do not fit into a device's memory."""
     batch, side, trials, name = options.batch_size, options.image_size, options.trials, getattr(options, "model", "")
     check_fits(f"a batch of {batch} images", batch * 3 * side**2 * 4, "--batch_size or --image_size", device)
     if isinstance(options, StudentOptions):
