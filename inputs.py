@@ -97,6 +97,7 @@ class Option:
         is_kept: whether it is a momentum, the share kept from step to step.
         names: further names of the flag.
         choices: the accepted values of a text.
+        known: returns the known names; --help lists them, and unknown ones are refused later.
         shown: what --help shows for the value.
         in_proportion: whether it is a number of epochs out of 240, whose default scales with the run's length.
         later: whether its default depends on other options; `help` says how.
@@ -113,6 +114,7 @@ class Option:
     is_kept: bool = False
     names: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
+    known: Callable[[], Iterable[str]] | None = None
     shown: str = ""
     in_proportion: bool = False
     later: bool = False

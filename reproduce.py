@@ -35,7 +35,7 @@ from helper.run_files import read_config, read_log
 from inputs import Option, UserError
 from options.flags import as_dict, student_parser, teacher_parser
 from options.identity import added_options, decisive, differing, neutral_options
-from options.parse import given, parse, resolve_pair
+from options.parse import given, parse_student, parse_teacher, resolve_pair
 from options.parser import Parser
 from report.comparison import REPORTS
 from report.rows import SHORT, TABLES, Row, left_out, rows
@@ -104,10 +104,10 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
     if unknown := [pair for pair in args.pairs or () if pair not in known]:
         parser.error(f"these tables have no pair {unknown[0]}; they have: {', '.join(sorted(known))}; and tables go"
                      " before --pairs")  # fmt: skip
-    student = student_parser()
-    student.prog = "train_student.py"
-    parse(student, more)  # reports its errors now
-    if ours := sorted(given(student, more) & OURS.union(*(row.options.keys() - neutral_options() for row in here))):
+    parse_student(more)  # reports its errors now
+    if ours := sorted(
+        given(student_parser(), more) & OURS.union(*(row.options.keys() - neutral_options() for row in here))
+    ):
         parser.error(f"--{ours[0]} is set by the tables: leave it out, or call the training script itself")
     return args, more
 
@@ -165,8 +165,8 @@ def otherwise(row: Row, seed: int, more: list[str]) -> str:
 def options_of(job: Job, more: list[str]) -> dict[str, Any]:
     """Return the options of a job, resolved as by its script."""
     if job.row.teacher is None:
-        return as_dict(parse(teacher_parser(), command(job, more)[2:]))
-    return as_dict(resolve_pair(parse(student_parser(), command(job, more)[2:]), job.row.teacher))
+        return as_dict(parse_teacher(command(job, more)[2:]))
+    return as_dict(resolve_pair(parse_student(command(job, more)[2:]), job.row.teacher))
 
 
 def listed(args: argparse.Namespace, more: list[str]) -> Iterator[str]:

@@ -28,8 +28,8 @@ from helper.teacher_cache import CachedTeacher, OnlineTeacher, check_table_dir
 from helper.trainer import Trainer
 from helper.trials import train_runs, trials_of
 from models import Model, create_model, feature_widths
-from options.flags import StudentOptions, as_dict, own_options, student_parser
-from options.parse import kwargs_for, parse, proportions_in_words, resolve_pair, run_folder
+from options.flags import StudentOptions, as_dict, own_dict, own_options
+from options.parse import kwargs_for, parse_student, proportions_in_words, resolve_pair, run_folder
 from report import draw_curve
 from temperature import create_temperature, temperature_dict
 from temperature.standardised import Standardised
@@ -99,7 +99,7 @@ def open_run(options: StudentOptions, found: FoundTeacher, data_sha256: str | No
         "temperature": options.temperature,
         "seed": options.seed,
         "epochs": options.epochs,
-        "options": as_dict(options),
+        "options": own_dict(options),
     }
     group = f"{options.dataset}_{found.name}_{options.model_s}/{options.distill}_{options.temperature}"
     group += "_logit_stand" * options.logit_stand
@@ -201,7 +201,7 @@ def distillation(options: StudentOptions, student: Model, teacher: Model, train_
 
 
 def main() -> None:
-    options = parse(student_parser())
+    options = parse_student()
     start_together(options)
     distil(options)
 

@@ -26,8 +26,8 @@ from helper.teacher import folder_name
 from helper.trainer import Trainer, make_optimizer, make_step
 from helper.trials import O, train_runs, trials_of
 from models import create_model
-from options.flags import CommonOptions, TeacherOptions, as_dict, teacher_parser
-from options.parse import kwargs_for, parse, proportions_in_words, run_folder
+from options.flags import CommonOptions, TeacherOptions, as_dict
+from options.parse import kwargs_for, parse_teacher, proportions_in_words, run_folder
 from report import draw_curve
 
 
@@ -130,7 +130,7 @@ def resumed_trainer(
 
 
 def main() -> None:
-    options = parse(teacher_parser())
+    options = parse_teacher()
     start_together(options)
     train(options)
 

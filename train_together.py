@@ -27,8 +27,8 @@ from helper.teacher import FoundTeacher, find_teacher
 from helper.trainer import Trainer
 from helper.trials import train_runs
 from inputs import UserError
-from options.flags import CommonOptions, StudentOptions, student_parser, teacher_parser
-from options.parse import parse, resolve_pair
+from options.flags import CommonOptions, StudentOptions
+from options.parse import parse_student, parse_teacher, resolve_pair
 from options.parser import Parser
 
 # Options that runs must have in common: they decide data, device and teacher.
@@ -36,7 +36,7 @@ SHARED = ("dataset", "data_dir", "image_size", "train_subset", "num_workers", "b
           "deterministic", "plain", "precision", "dry_run")  # fmt: skip
 SHARED_BY_STUDENTS = ("path_t", "model_t", "teacher_weights", "train_teacher", "skip_validation", "teacher_table",
                       "fill_teacher_table", "table_dir", "table_dtype")  # fmt: skip
-PARSERS = {"train_student.py": student_parser, "train_teacher.py": teacher_parser}
+PARSERS = {"train_student.py": parse_student, "train_teacher.py": parse_teacher}
 
 
 def read_runs(path: Path) -> list[CommonOptions]:
@@ -54,7 +54,7 @@ def read_runs(path: Path) -> list[CommonOptions]:
         if script not in PARSERS:
             raise UserError(f"line {number} of {path} begins with {script}: give {' or '.join(PARSERS)}")
         try:
-            runs.append(parse(PARSERS[script](), argv))
+            runs.append(PARSERS[script](argv))
         except UserError as error:
             raise UserError(f"line {number} of {path}: {error}") from error
     if not runs:

@@ -49,8 +49,7 @@ from helper.trainer import make_optimizer, make_step
 from helper.trials import Turns
 from inputs import UserError, unknown
 from models import Model, create_model, model_dict
-from options.flags import student_parser
-from options.parse import parse, resolve_pair
+from options.parse import parse_student, resolve_pair
 from options.parser import Parser
 from train_student import distillation
 
@@ -69,7 +68,7 @@ class Ours:
         teacher_name, student_name = pair.split(":")
         argv = ["--model_s", student_name, "--temperature", "ctkd-global", "--batch_size", str(args.batch_size)]
         argv += ["--plain"] if plain else ["--precision", precision]
-        options = resolve_pair(parse(student_parser(), argv), teacher_name)
+        options = resolve_pair(parse_student(argv), teacher_name)
         classes = args.classes
         images, target = random_images(args.images, classes)
         seed_everything(0)

@@ -35,8 +35,7 @@ from helper.teacher_cache import OnlineTeacher
 from helper.trainer import make_optimizer
 from inputs import UserError
 from models import Model, create_model
-from options.flags import student_parser
-from options.parse import parse, resolve_pair
+from options.parse import parse_student, resolve_pair
 from options.parser import Parser
 from temperature import temperature_dict
 from train_student import distillation
@@ -54,7 +53,7 @@ class Candidate:
         self, distill: str, temperature: str, args: argparse.Namespace, teacher: Model, device: torch.device
     ) -> None:
         argv = ["--model_s", args.model_s, "--distill", distill, "--temperature", temperature]
-        options = resolve_pair(parse(student_parser(), argv), args.model_t)
+        options = resolve_pair(parse_student(argv), args.model_t)
         seed_everything(0)
         target = torch.arange(NUM_SAMPLES, device=device) % NUM_CLASSES
         student = create_model(args.model_s, NUM_CLASSES)

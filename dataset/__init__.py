@@ -21,7 +21,12 @@ def _load_folder(**options: object) -> ImageSet:
 
 # each takes the keywords data_dir, image_size and num_workers, and ignores those that it does not need
 dataset_dict = {"cifar100": cifar100.load, "digits": digits.load, "folder": _load_folder}
-dataset_names = (*dataset_dict, "imagenet")  # imagenet is too large for memory
+
+
+def dataset_names() -> tuple[str, ...]:
+    """Return the names of all data sets."""
+    return (*dataset_dict, "imagenet")  # which is too large for memory
+
 
 BatchSize = Annotated[int, Option("images a step", 1, 100_000)]
 ImageSize = Annotated[
@@ -64,7 +69,7 @@ def create_dataset(
     """Return the training and validation batches of a data set.
 
     Args:
-        name: one of dataset_names.
+        name: one of dataset_names().
         batch_size: of training; validation batches may be larger.
         seed: of the order and the augmentations of the training images.
         device: of the batches; all data sets but `imagenet` also keep their images there.
@@ -108,9 +113,9 @@ def val_batch_size(batch_size: int, image_size: int, device: torch.device) -> in
 
 
 def check_dataset(name: str) -> None:
-    """Raise UserError for a data set that is not in `dataset_names`."""
-    if name not in dataset_names:
-        raise unknown("data set", name, dataset_names)
+    """Raise UserError for a data set that is not in `dataset_names()`."""
+    if name not in dataset_names():
+        raise unknown("data set", name, dataset_names())
 
 
 def identify_data(name: str, data_dir: str | None) -> str | None:

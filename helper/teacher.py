@@ -19,8 +19,8 @@ from helper.errors import InUse
 from helper.files import PATIENCE, TRIES, is_locked, reason
 from inputs import UserError
 from models import Model
-from options.flags import StudentOptions, TeacherOptions, teacher_parser
-from options.parse import parse, resolve_pair
+from options.flags import StudentOptions, TeacherOptions
+from options.parse import parse_teacher, resolve_pair
 
 SHARED_OPTIONS = (  # passed from the student's run to a teacher trained for it
     "dataset", "data_dir", "image_size", "train_subset", "num_workers", "batch_size", "seed", "device", "gpu_id",
@@ -167,7 +167,7 @@ def _train_missing(path: Path, folder: Path, name: str | None, options: StudentO
     for key in SHARED_OPTIONS:
         if (value := getattr(options, key)) is not None:
             argv += [f"--{key}", str(value)]
-    return _train_or_wait(parse(teacher_parser(), argv), train)
+    return _train_or_wait(parse_teacher(argv), train)
 
 
 def _train_or_wait(options: TeacherOptions, train: Train) -> Path:

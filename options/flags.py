@@ -5,7 +5,7 @@ The options of a distiller or temperature are in its constructor; all others are
 
 import argparse
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
@@ -25,9 +25,9 @@ LEARNING_RATE = 0.05
 PUBLISHED_TEMPERATURES = {"global": "ctkd-global", "instance": "ctkd-instance"}  # --mlp_name
 
 
-def name_of(help: str, known: Iterable[str], **more: Any) -> Option:
-    """Return the option of a name in a registry; unknown names are refused later."""
-    return Option(f"{help}one of: {', '.join(known)}", shown="NAME", **more)
+def name_of(help: str, known: Callable[[], Iterable[str]], **more: Any) -> Option:
+    """Return the option of a name in a registry, to which plug-ins may add; unknown names are refused later."""
+    return Option(help, known=known, shown="NAME", **more)
 
 
 def neutral(help: str, *bounds: float, **more: Any) -> Option:
@@ -110,6 +110,10 @@ class RunOptions:
     overwrite: Annotated[bool, neutral("replace the run that is in this folder")] = False
     dry_run: Annotated[bool, neutral("print what would be done, and stop")] = False
     print_freq: Annotated[int, neutral("steps between two updates of the progress bar", 1, 10**9)] = 50
+    plugins: Annotated[
+        str | None, neutral("Python files of your own, like mine.py,yours.py, that register networks, data sets,"
+                            " temperatures or distillers", shown="FILE,FILE")
+    ] = None  # fmt: skip
     save_model: Annotated[bool, neutral("accepted; weights are always saved")] = False
 
 
@@ -164,7 +168,7 @@ class ProcessOptions:
 class AloneOptions:
     """network"""
 
-    model: Annotated[str, name_of("", networks())] = "resnet110"
+    model: Annotated[str, name_of("", networks)] = "resnet110"
     save_freq: Annotated[
         int, neutral("also keep ckpt_epoch_<n>.pth every so many epochs; 0: only the last", 0, EPOCHS)
     ] = 0
@@ -174,7 +178,7 @@ class AloneOptions:
 class PairOptions:
     """networks"""
 
-    model_s: Annotated[str, name_of("the student, ", networks())] = "resnet8"
+    model_s: Annotated[str, name_of("the student, ", networks)] = "resnet8"
     model_t: Annotated[
         str | None, neutral("the teacher; not needed if its weights or its folder's name identify it", shown="NAME")
     ] = None
@@ -222,7 +226,7 @@ KD_WARMUP = Option(
 class LossOptions:
     """distillation: loss = gamma * CE + warm-up * (alpha * KD + fixed_alpha * KD at kd_T) + beta * distiller's loss"""
 
-    distill: Annotated[str, name_of("", distiller_dict)] = "kd"
+    distill: Annotated[str, name_of("", lambda: distiller_dict)] = "kd"
     gamma: Annotated[float, own_weight("weight of the cross entropy", "-r")]
     alpha: Annotated[float | None, own_weight("weight of the KD term", "-a")]
     fixed_alpha: Annotated[
@@ -244,7 +248,7 @@ class LossOptions:
 class TemperatureOptions:
     """temperature"""
 
-    temperature: Annotated[str, name_of("(default: fixed) ", temperature_dict, later=True)]
+    temperature: Annotated[str, name_of("(default: fixed) ", lambda: temperature_dict, later=True)]
     kd_T: KdT = KD_T
     logit_stand: Annotated[
         bool,
@@ -271,9 +275,15 @@ class StudentOptions(CommonOptions, TemperatureOptions, LossOptions, PairOptions
 
 
 def as_dict(options: CommonOptions) -> dict[str, Any]:
-    """Return all options by name, including those of the methods, as in `config.json`."""
+    """Return all options by name, including those of all methods."""
     values = {field.name: getattr(options, field.name) for field in fields(options)}
     return values | values.pop("method", {})
+
+
+def own_dict(options: StudentOptions) -> dict[str, Any]:
+    """Return the options by name without those of methods that the run does not use, as in `config.json`."""
+    own = {field.name for field in fields(options)} | own_options(options.distill, options.temperature).keys()
+    return {name: value for name, value in as_dict(options).items() if name in own}
 
 
 def as_options(values: dict[str, Any]) -> Any:
@@ -297,10 +307,10 @@ class _Help(argparse.HelpFormatter):
         return action.help if is_silent else f"{action.help} (default: {action.default})"
 
 
-def _parser(description: str, *takers: Any) -> Parser:
-    """Return a parser with a flag for each option of these classes, grouped by the class that declares it."""
+def _parser(program: str, description: str, *takers: Any) -> Parser:
+    """Return a script's parser with a flag for each option of these classes, grouped by the declaring class."""
     usage = "%(prog)s [flags]; a hyphen may stand for each underscore"
-    parser = Parser(usage=usage, description=description, allow_abbrev=False, formatter_class=_Help)
+    parser = Parser(program, usage=usage, description=description, allow_abbrev=False, formatter_class=_Help)
     groups: dict[Any, Any] = {}
     added = set()
     for taker in takers:
@@ -336,26 +346,30 @@ def _add(group: Any, name: str, declared: Declared) -> None:
         group.add_argument(*flags, action="store_true", help=option.help)
         return
     given = None if option.later or option.in_proportion else default
+    names = f"one of: {', '.join(option.known())}" if option.known else ""
     scaled = f" (default: {default} of 240, in proportion to --epochs)" * option.in_proportion
     group.add_argument(
         *flags,
         type=kind if kind in (int, float) else None,
         default=given,
         metavar=f"{{{','.join(option.choices)}}}" if option.choices else option.shown or None,
-        help=option.help + scaled,
+        help=option.help + names + scaled,
     )
 
 
 def teacher_parser() -> Parser:
     """Return the parser of train_teacher.py."""
     return _parser(
-        "Train a network alone, by the vanilla recipe: a teacher, or a student to compare with.", TeacherOptions
+        "train_teacher.py",
+        "Train a network alone, by the vanilla recipe: a teacher, or a student to compare with.",
+        TeacherOptions,
     )
 
 
 def student_parser() -> Parser:
     """Return the parser of train_student.py."""
     parser = _parser(
+        "train_student.py",
         "Distil a teacher into a student: any temperature with any distiller and any pair of networks.",
         StudentOptions,
         *distiller_dict.values(),

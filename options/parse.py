@@ -24,12 +24,16 @@ from options.flags import (
     PUBLISHED_TEMPERATURES,
     CommonOptions,
     StudentOptions,
+    TeacherOptions,
     all_options,
     as_dict,
     as_options,
     own_options,
+    student_parser,
+    teacher_parser,
 )
 from options.parser import Parser
+from options.plugins import load_plugins
 from options.sizes import check_sizes
 from temperature import dtkd, temperature_dict
 from temperature.ctkd import curriculum_lambda
@@ -71,13 +75,29 @@ def flags_of(parser: Parser, options: dict[str, Any]) -> list[str]:
     return flags
 
 
-def parse(parser: Parser, argv: list[str] | None = None) -> Any:
-    """Return the checked StudentOptions or TeacherOptions of a command line, with dependent defaults filled in.
+def parse_teacher(argv: list[str] | None = None) -> TeacherOptions:
+    """Return the checked options of train_teacher.py's command line; see `parse_student`."""
+    return _parse(teacher_parser, argv)
+
+
+def parse_student(argv: list[str] | None = None) -> StudentOptions:
+    """Return the checked options of train_student.py's command line, with dependent defaults filled in.
+
+    The files of --plugins are loaded first.
+
+    Args:
+        argv: the words of the command line; None: those of this process.
 
     Raises:
-        UserError: an unknown flag or name, or a number that makes no sense.
+        UserError: an unknown flag or name, a number that makes no sense, or a plug-in that cannot be loaded.
     """
+    return _parse(student_parser, argv)
+
+
+def _parse(make_parser: Callable[[], Parser], argv: list[str] | None) -> Any:
     argv = sys.argv[1:] if argv is None else argv
+    load_plugins(argv)
+    parser = make_parser()
     options = vars(parser.parse_args([_underscored(word) for word in argv]))
     check_dataset(options["dataset"])
     if options["dataset"] == "imagenet" and options["data_dir"] is None:

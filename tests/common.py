@@ -19,8 +19,7 @@ from helper import checkpoint, signals
 from helper.row_store import RowStore
 from inputs import UserError
 from models import Model, model_dict
-from options.flags import student_parser, teacher_parser
-from options.parse import parse, resolve_pair
+from options.parse import parse_student, parse_teacher, resolve_pair
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = "--dataset digits --train_subset 96 --batch_size 32 --print_freq 1 "
@@ -98,13 +97,13 @@ def no_hang():
         signal.signal(signal.SIGALRM, before)
 
 
-def train(line):
-    (folder,) = train_teacher.train(parse(teacher_parser(), (DATA + line).split()))
+def train(line, data=DATA):
+    (folder,) = train_teacher.train(parse_teacher((data + line).split()))
     return folder
 
 
-def distil(line):
-    (folder,) = train_student.distil(parse(student_parser(), (DATA + line).split()))
+def distil(line, data=DATA):
+    (folder,) = train_student.distil(parse_student((data + line).split()))
     return folder
 
 
@@ -118,7 +117,7 @@ def timeless(folder):
 
 def make(temperature="fixed", distill="kd", student=None, expert=None, classes=10, target=None):
     own = ["--nce_k", "20", "--rl_warmup", "1", "--rl_epoch", "1", "--rl_rollout", "4", "--dpk_schedule", "fixed:0.5"]
-    options = parse(student_parser(), ["--temperature", temperature, "--distill", distill, *own])
+    options = parse_student(["--temperature", temperature, "--distill", distill, *own])
     torch.manual_seed(0)
     target = torch.arange(64) % classes if target is None else target
     return train_student.distillation(

@@ -131,8 +131,7 @@ def frames_to_backward() -> list[str]:
     import torch
 
     import train_teacher
-    from options.flags import teacher_parser
-    from options.parse import parse
+    from options.parse import parse_teacher
 
     class Reached(BaseException):
         pass
@@ -151,7 +150,7 @@ def frames_to_backward() -> list[str]:
         torch.Tensor.backward = reached
         try:
             with suppress(Reached), redirect_stdout(io.StringIO()):
-                train_teacher.train(parse(teacher_parser(), line.split()))
+                train_teacher.train(parse_teacher(line.split()))
         finally:
             torch.Tensor.backward = backward
     return frames[next(number for number, name in enumerate(frames) if name.endswith(".fit")) :]

@@ -28,8 +28,7 @@ from helper.teacher_cache import OnlineTeacher
 from helper.trainer import make_optimizer, make_step
 from inputs import UserError
 from models import create_model
-from options.flags import student_parser
-from options.parse import parse
+from options.parse import parse_student
 from temperature import temperature_dict
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -427,7 +426,7 @@ def test_synchronised_batch_norm_needs_gpus_where_there_are_several_processes(te
         start(f"{line} --train_subset 16 --batch_size 8 --epochs 1 --sync_bn --run_dir {tmp_path / start.__name__}")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="--sync_bn works on GPUs only"):
-        parse(student_parser(), ["--sync_bn"])
+        parse_student(["--sync_bn"])
 
 
 def test_what_only_one_process_finds_wrong_is_said(tmp_path):

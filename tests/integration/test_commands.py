@@ -20,8 +20,7 @@ from benchmarks import bench, cka_bias, cost, growth, loading, operations, shari
 from distiller_zoo import distiller_dict
 from helper.errors import run_main
 from inputs import UserError
-from options.flags import student_parser, teacher_parser
-from options.parse import parse, resolve_pair
+from options.parse import parse_student, parse_teacher, resolve_pair
 from report import page
 from report.rows import TABLES, rows
 from temperature import temperature_dict
@@ -39,8 +38,8 @@ PYTHON_COMMANDS = [line for line in COMMANDS if line.startswith(".venv/bin/pytho
 SH_COMMANDS = [line for line in COMMANDS if re.match("([A-Z_]+=\\S+ )?sh ", line)]
 TORCHRUN_COMMANDS = [line for line in COMMANDS if line.startswith(".venv/bin/torchrun ")]
 PROGRAMS = {
-    "train_teacher.py": (teacher_parser, train_teacher.train),
-    "train_student.py": (student_parser, train_student.distil),
+    "train_teacher.py": (parse_teacher, train_teacher.train),
+    "train_student.py": (parse_student, train_student.distil),
 }
 
 
@@ -85,11 +84,11 @@ def test_every_python_command_of_the_readme_is_understood(command, tmp_path, mon
         assert BENCHMARKS[program].parse_args()
     elif argv == ["--help"]:
         with pytest.raises(SystemExit) as end:
-            parse(PROGRAMS[program][0](), argv)
+            PROGRAMS[program][0](argv)
         assert end.value.code == 0
     else:
-        parser, start = PROGRAMS[program]
-        folders = start(parse(parser(), [*argv, "--dry_run"]))
+        parse, start = PROGRAMS[program]
+        folders = start(parse([*argv, "--dry_run"]))
         told = capsys.readouterr().out
         assert folders and all(f"into {folder}" in told for folder in folders)
         assert not list(tmp_path.iterdir())
@@ -103,7 +102,7 @@ def test_every_torchrun_command_of_the_readme_is_understood(command, tmp_path, m
     _, *argv = shlex.split(command)
     torchrun = parse_args(argv)
     assert torchrun.training_script == "train_student.py" and torchrun.max_restarts == 3
-    assert train_student.distil(parse(student_parser(), [*torchrun.training_script_args, "--dry_run"]))
+    assert train_student.distil(parse_student([*torchrun.training_script_args, "--dry_run"]))
 
 
 def started_by(command, tree, tmp_path):
@@ -126,8 +125,8 @@ def test_every_script_of_the_readme_dry_runs(command, tree, tmp_path, monkeypatc
             monkeypatch.setattr(sys, "argv", [program, *argv])
             reproduce.main()
         else:
-            parser, start = PROGRAMS[program]
-            start(parse(parser(), argv))
+            parse, start = PROGRAMS[program]
+            start(parse(argv))
     told = capsys.readouterr().out
     assert ", into save/" in told or re.search("^(python train_|table )", told)
     assert not (tree / "save").exists()
@@ -141,11 +140,11 @@ ROWS = re.findall(r"^#   (\S.*?)  +(--.*?)(?:  +(-r .*))?$", DISTILL, re.MULTILI
 def test_every_row_that_the_runner_documents_is_understood(row, flags, weights, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     fixed = re.search(r"train_student.py (.*)\"\$@\"", DISTILL, re.DOTALL)[1].replace("\\\n", " ")
-    options = parse(student_parser(), shlex.split(f"{fixed} {flags} --dry_run"))
+    options = parse_student(shlex.split(f"{fixed} {flags} --dry_run"))
     train_student.distil(options)
     assert ", into save/student_model/" in capsys.readouterr().out
     if weights:  # the weights that the runner gives
-        stated = parse(student_parser(), shlex.split(f"{fixed} {flags} --dry_run {weights}"))
+        stated = parse_student(shlex.split(f"{fixed} {flags} --dry_run {weights}"))
         assert resolve_pair(stated, "resnet56") == resolve_pair(options, "resnet56")
 
 
@@ -158,7 +157,7 @@ def test_every_row_of_imagenets_runner_is_understood(row, flags, monkeypatch, tm
     monkeypatch.chdir(tmp_path)
     fixed = re.search(r"train_student.py (.*)\"\$@\"", IMAGENET, re.DOTALL)[1].replace("\\\n", " ")
     line = f"{fixed} --model_t ResNet34 --teacher_weights torchvision {flags} --dry_run"
-    train_student.distil(parse(student_parser(), shlex.split(line)))
+    train_student.distil(parse_student(shlex.split(line)))
     told = capsys.readouterr().out
     assert ", into save/student_model/imagenet_ResNet" in told
     assert set(re.findall(r"-a (\S+)", flags)) <= set(re.findall(r"(\S+) KD\(tau\)", told)) | {"0"}

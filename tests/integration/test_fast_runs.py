@@ -17,8 +17,7 @@ from helper.metrics import Metrics
 from helper.teacher import fold_batch_norm
 from helper.teacher_cache import OnlineTeacher
 from helper.trainer import make_optimizer, set_learning_rate
-from options.flags import student_parser
-from options.parse import parse, resolve_pair
+from options.parse import parse_student, resolve_pair
 from temperature import temperature_dict
 
 
@@ -95,7 +94,7 @@ class Emulated(CUDAGraphStep):
 def small_run(distill, temperature, recorded, extra=()):
     own = ["--nce_k", "20", "--epochs", "4", "--rl_warmup", "2", "--rl_epoch", "3", "--aug_epoch", "4"]
     own += ["--rl_rollout", "2", "--batch_size", "8", *extra]
-    options = parse(student_parser(), ["--temperature", temperature, "--distill", distill, *own])
+    options = parse_student(["--temperature", temperature, "--distill", distill, *own])
     torch.manual_seed(0)
     loader = loader_of(subset=28, batch_size=8)
     expert = Tiny(width=12).eval().requires_grad_(False)

@@ -12,8 +12,7 @@ from helper.teacher import find_teacher, fold_batch_norm, load_teacher
 from inputs import UserError
 from models import Model, create_model, feature_widths, imagenet_dict
 from models.imagenet import WEIGHTS
-from options.flags import student_parser
-from options.parse import parse
+from options.parse import parse_student
 
 SHAPES = {  # for 64x64 images: the stem's and the last map's
     "ResNet18": ([64, 32, 32], [512, 2, 2], 512),
@@ -85,7 +84,7 @@ def test_weights_are_known_by_their_names_with_and_without_a_prefix(tmp_path):
     old = {key: value for key, value in theirs.items() if not key.endswith("num_batches_tracked")}
     for weights in (theirs, {f"module.{key}": value for key, value in theirs.items()}, old):
         checkpoint.save(weights, tmp_path / "weights.pth")
-        options = parse(student_parser(), f"--dataset imagenet --path-t {tmp_path / 'weights.pth'}".split())
+        options = parse_student(f"--dataset imagenet --path-t {tmp_path / 'weights.pth'}".split())
         found = find_teacher(options)
         assert found.name == "ResNet18"
         model = load_teacher(found, 10, torch.device("cpu"), "imagenet")
@@ -112,13 +111,13 @@ def test_weights_that_cannot_be_downloaded_are_said(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
     line = "--dataset imagenet --teacher_weights torchvision --model_t ResNet34"
     with pytest.raises(UserError, match="could not be downloaded.*--path-t FILE"):
-        find_teacher(parse(student_parser(), line.split()))
+        find_teacher(parse_student(line.split()))
     assert asked[0].endswith(".pth") and "resnet34" in asked[0]
     with pytest.raises(UserError, match="torchvision has no weights of MobileNetV1_Imagenet"):
-        find_teacher(parse(student_parser(), line.replace("ResNet34", "MobileNetV1_Imagenet").split()))
+        find_teacher(parse_student(line.replace("ResNet34", "MobileNetV1_Imagenet").split()))
     file = tmp_path / "checkpoints" / asked[0].rpartition("/")[2]
     checkpoint.save(create_model("ResNet34", 5).state_dict(), file)  # as if already downloaded
-    assert find_teacher(parse(student_parser(), line.split())).name == "ResNet34"
+    assert find_teacher(parse_student(line.split())).name == "ResNet34"
 
 
 # ---------------------------------------------------------------- images

@@ -18,8 +18,7 @@ import train_teacher
 from benchmarks import loading
 from dataset import create_dataset, folder
 from inputs import UserError
-from options.flags import student_parser, teacher_parser
-from options.parse import parse
+from options.parse import parse_student, parse_teacher
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -158,14 +157,14 @@ def test_what_is_wrong_with_the_images_is_said(tree, tmp_path):
     with pytest.raises(UserError, match="cat/a.png cannot be read"):
         epoch(build(tmp_path).train)
     with pytest.raises(UserError, match="leave --teacher_table out"):
-        parse(student_parser(), ["--dataset", "imagenet", "--teacher_table"])
+        parse_student(["--dataset", "imagenet", "--teacher_table"])
     with pytest.raises(UserError, match="--teacher_weights torchvision downloads"):
-        parse(student_parser(), ["--teacher_weights", "torchvision"])
+        parse_student(["--teacher_weights", "torchvision"])
 
 
 def test_the_place_may_be_told_by_the_environment(monkeypatch):
     monkeypatch.setenv("IMAGENET_DIR", "/somewhere")
-    options = parse(student_parser(), ["--dataset", "imagenet"])
+    options = parse_student(["--dataset", "imagenet"])
     assert (options.data_dir, options.image_size) == ("/somewhere", 224)
 
 
@@ -217,5 +216,5 @@ def test_a_slurm_job_whose_time_ends_queues_itself_anew(asked, status, queued, t
 def test_trials_share_the_images_that_workers_decode(tree, tmp_path):
     line = f"--dataset imagenet --data_dir {tree} --image_size 32 --num_workers 1 --model resnet8 --batch_size 8"
     line += f" --epochs 1 --trials 2 --device cpu --run_dir {tmp_path / 'run'}"
-    folders = train_teacher.train(parse(teacher_parser(), line.split()))
+    folders = train_teacher.train(parse_teacher(line.split()))
     assert [len(read_log(folder)) for folder in folders] == [1, 1]

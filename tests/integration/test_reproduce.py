@@ -20,8 +20,7 @@ from helper.errors import InUse, RunError
 from helper.run_files import read_config, read_log
 from helper.run_folder import RunFolder
 from inputs import UserError
-from options.flags import teacher_parser
-from options.parse import parse
+from options.parse import parse_teacher
 from report.rows import Row
 from report.runs import warn
 
@@ -98,7 +97,7 @@ def test_a_finished_run_with_a_damaged_log_is_mended(place, monkeypatch, capfd):
     assert (folder / "log.jsonl").read_text() == log
     for damaged in ("", '{"epoch": 1}\n'):
         (folder / "log.jsonl").write_text(damaged)
-        train_teacher.train(parse(teacher_parser(), [*argv, "--device", "cpu"]))
+        train_teacher.train(parse_teacher([*argv, "--device", "cpu"]))
         assert (folder / "log.jsonl").read_text() == log
     (folder / "log.jsonl").write_text("torn")
     (folder / "last.pth").unlink()

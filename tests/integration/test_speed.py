@@ -35,8 +35,7 @@ from helper.teacher_cache import OnlineTeacher
 from helper.trainer import make_optimizer
 from inputs import UserError
 from models import create_model
-from options.flags import student_parser, teacher_parser
-from options.parse import parse
+from options.parse import parse_student, parse_teacher
 from temperature import temperature_dict
 from temperature.base import as_tau
 
@@ -119,7 +118,7 @@ def test_the_first_50_losses_on_cifar100_are_those_of_the_plain_path(cifar100_di
         told[name] = []
         line = data + f"--lr 0.01 --path-t {teacher} --skip_validation --temperature ctkd-global"
         line += f" --run_dir {tmp_path / name}"
-        train_student.distil(parse(student_parser(), (line + " --plain" * (name == "plain")).split()))
+        train_student.distil(parse_student((line + " --plain" * (name == "plain")).split()))
     assert len(told["fast"]) == 50
     assert told["fast"] == pytest.approx(told["plain"], rel=1e-4)
 
@@ -207,7 +206,7 @@ def test_a_recorded_run_on_a_gpu_is_the_plain_one(distill, temperature, teacher,
 def test_trials_on_a_gpu_are_runs_as_if_alone(distill, teacher, tmp_path):
     line = on_gpu(f"--path-t {teacher} --distill {distill} --temperature ctkd-global --seed 4")
     argv = ("--dataset digits --train_subset 96 --batch_size 32 " + line).split()
-    together = train_student.distil(parse(student_parser(), [*argv, "--trials", "3", "--run_dir", f"{tmp_path}/all"]))
+    together = train_student.distil(parse_student([*argv, "--trials", "3", "--run_dir", f"{tmp_path}/all"]))
     for seed, folder in zip((4, 5, 6), together, strict=True):
         check_logs_agree(folder, distil(f"{line} --seed {seed} --run_dir {tmp_path / f'alone-{seed}'}"), 1e-3)
 
@@ -237,7 +236,7 @@ def test_a_step_that_reads_a_value_back_is_said_not_to_be_recordable(teacher, tm
 def test_trials_are_runs_as_if_alone(distill, temperature, teacher, tmp_path, capsys):
     line = f"--path-t {teacher} --distill {distill} --temperature {temperature} --nce_k 50 --epochs 2 --seed 4"
     argv = ("--dataset digits --train_subset 96 --batch_size 32 --print_freq 1 " + line).split()
-    together = train_student.distil(parse(student_parser(), [*argv, "--trials", "2", "--run_dir", f"{tmp_path}/both"]))
+    together = train_student.distil(parse_student([*argv, "--trials", "2", "--run_dir", f"{tmp_path}/both"]))
     assert [folder.name for folder in together] == ["both_seed-4", "both_seed-5"]
     assert "seed 5 " in capsys.readouterr().out
     for seed, folder in zip((4, 5), together, strict=True):
@@ -249,10 +248,10 @@ def test_trials_are_runs_as_if_alone(distill, temperature, teacher, tmp_path, ca
 def test_trials_of_a_teacher_have_folders_of_their_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     argv = ["--dataset", "digits", "--train_subset", "96", "--model", "resnet8", "--epochs", "1", "--trials", "2"]
-    folders = train_teacher.train(parse(teacher_parser(), argv))
+    folders = train_teacher.train(parse_teacher(argv))
     assert [folder.name for folder in folders] == ["resnet8_vanilla_digits_seed-1", "resnet8_vanilla_digits_seed-2"]
     assert timeless(folders[0]) != timeless(folders[1])
-    again = train_teacher.train(parse(teacher_parser(), [*argv, "--trials", "3"]))  # resumes only the third
+    again = train_teacher.train(parse_teacher([*argv, "--trials", "3"]))  # resumes only the third
     assert len(again) == 3 and len(read_log(again[2])) == 1
 
 

@@ -50,9 +50,9 @@ from helper.task import Distillation
 from helper.trainer import Trainer
 from inputs import UserError
 from models import create_model
-from options.flags import as_dict, student_parser, teacher_parser
+from options.flags import as_dict
 from options.identity import added_options
-from options.parse import DECAYS, parse, resolve_pair
+from options.parse import DECAYS, parse_student, parse_teacher, resolve_pair
 from temperature import temperature_dict
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -204,7 +204,7 @@ def flags_that_go_on(error, script):
 def test_a_short_run_from_before_milestones_were_merged_goes_on_with_the_flags_that_its_error_names(epochs, tmp_path):
     line = f"--model resnet8 --epochs {epochs} --run_dir {tmp_path}"
     milestones = [round(share * epochs) for share in DECAYS]
-    old = as_dict(parse(teacher_parser(), (DATA + line).split())) | {"lr_decay_epochs": milestones}
+    old = as_dict(parse_teacher((DATA + line).split())) | {"lr_decay_epochs": milestones}
     (tmp_path / "config.json").write_text(json.dumps({"kind": "teacher", "model": "resnet8", "options": old}))
     with pytest.raises(UserError, match="holds a run with other options") as error:
         train(line)
@@ -235,7 +235,7 @@ def test_a_run_from_before_the_calibration_goes_on_with_the_flags_that_its_error
 def test_no_flags_are_named_where_they_would_not_be_all(more, teacher, tmp_path):
     """For another method or network, whose defaults differ, and for flags that can only be left out."""
     line = f"--path-t {teacher} --epochs 2 --distill dpk --run_dir {tmp_path}"
-    old = resolve_pair(parse(student_parser(), (DATA + line).split()), "resnet8")
+    old = resolve_pair(parse_student((DATA + line).split()), "resnet8")
     config = {"kind": "student", "model": "resnet8", "teacher": "resnet8"}
     (tmp_path / "config.json").write_text(json.dumps(config | {"options": as_dict(old)}))
     with pytest.raises(UserError, match=r"holds a run with other options \(.*\): give another --run_dir"):
@@ -315,9 +315,9 @@ def test_data_is_identified_once_for_all_seeds(script, teacher, tmp_path, monkey
     monkeypatch.setattr(script, "open_run", functools.partial(noted_run, made, script.open_run))
     line = f"--epochs 1 --trials 3 --dry_run --run_dir {tmp_path / 'run'}"
     if script is train_teacher:
-        train_teacher.train(parse(teacher_parser(), (DATA + line).split()))
+        train_teacher.train(parse_teacher((DATA + line).split()))
     else:
-        train_student.distil(parse(student_parser(), f"{DATA}{line} --path-t {teacher}".split()))
+        train_student.distil(parse_student(f"{DATA}{line} --path-t {teacher}".split()))
     assert looks == [("digits", None)]
     assert made == ["2:ab"] * 3
 
@@ -486,7 +486,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(t
 
 
 def test_weights_that_explode_in_the_last_step_are_not_saved(teacher, tmp_path):
-    options = parse(student_parser(), f"{DATA}--path-t {teacher} --epochs 1 --run_dir {tmp_path / 'run'}".split())
+    options = parse_student(f"{DATA}--path-t {teacher} --epochs 1 --run_dir {tmp_path / 'run'}".split())
     with pytest.raises(RunError, match="not finite.*of epoch 1; no epoch was finished yet"):
         train_student.distil(replace(options, learning_rate=1e30))  # which the command line refuses
     assert not (tmp_path / "run/last.pth").exists()
@@ -754,10 +754,10 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(teacher, tmp_path, sent, 
 
 def test_real_cifar100_is_learned(cifar100_dir, tmp_path):
     data = f"--data_dir {cifar100_dir} --dataset cifar100 --train_subset 5000 --batch_size 64 --epochs 2 "
-    shared = parse(teacher_parser(), (data + f"--model resnet8 --run_dir {tmp_path / 'resnet8_vanilla'}").split())
+    shared = parse_teacher((data + f"--model resnet8 --run_dir {tmp_path / 'resnet8_vanilla'}").split())
     (teacher,) = train_teacher.train(shared)
     line = f"--path-t {teacher} --temperature ctkd-global --skip_validation --run_dir {tmp_path / 'student'} --epochs 1"
-    (student,) = train_student.distil(parse(student_parser(), (data + line).split()))
+    (student,) = train_student.distil(parse_student((data + line).split()))
     for folder, least in ((teacher, 3), (student, 1.5)):  # chance is 1, and its standard deviation on 10,000 images 0.1
         assert read_log(folder)[-1]["top1"] > least
     assert read_log(teacher)[-1]["loss"] < read_log(teacher)[0]["loss"]

@@ -620,7 +620,7 @@ def test_train_subset_keeps_images_with_their_targets():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("mnist", {}, f"unknown data set 'mnist'; the known ones are: {', '.join(dataset_names)}"),
+        ("mnist", {}, f"unknown data set 'mnist'; the known ones are: {', '.join(dataset_names())}"),
         ("imagenet", {}, "--data_dir is missing; --dataset imagenet expects images in train/<class>"),
         ("digits", {"batch_size": 0}, "--batch_size must be 1 or more, not 0"),
         ("digits", {"train_subset": -1}, "--train_subset must be 0 or more, not -1"),
@@ -636,4 +636,4 @@ def test_wrong_choices_are_explained(name, options, message):
 
 def test_registry():
     assert list(dataset_dict) == ["cifar100", "digits", "folder"]
-    assert dataset_names == ("cifar100", "digits", "folder", "imagenet")
+    assert dataset_names() == ("cifar100", "digits", "folder", "imagenet")

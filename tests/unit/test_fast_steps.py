@@ -10,8 +10,7 @@ from helper.loops import evaluate
 from helper.teacher_cache import OnlineTeacher
 from helper.trainer import make_optimizer, set_learning_rate
 from inputs import UserError
-from options.flags import student_parser
-from options.parse import parse
+from options.parse import parse_student
 
 
 def test_the_distillers_see_no_more_than_they_say():
@@ -40,7 +39,7 @@ def test_the_distillers_see_no_more_than_they_say():
 )
 def test_what_does_not_go_together_is_refused(flags, message):
     with pytest.raises(UserError, match=message):
-        parse(student_parser(), flags.split())
+        parse_student(flags.split())
 
 
 @pytest.mark.parametrize("distill", distiller_dict)

@@ -11,7 +11,7 @@ from distiller_zoo import distiller_dict
 from inputs import UserError
 from models import networks
 from options.flags import all_options, as_dict, own_options, student_parser, teacher_parser
-from options.parse import parse
+from options.parse import parse_student, parse_teacher
 from options.parser import Parser
 from temperature import temperature_dict
 
@@ -24,7 +24,8 @@ NAMES = (
     "", " ", "KD ", "kd\n", "Ａ", "ſp", "../kd", "kd,sp", "0", "nan", "None", "\x00", "\ud800", "%s", "{0}",
     "x" * 10_000,
 )  # fmt: skip
-PARSERS = {"teacher": teacher_parser, "student": student_parser}
+MAKERS = {"teacher": teacher_parser, "student": student_parser}
+PARSERS = {"train_teacher.py": parse_teacher, "train_student.py": parse_student}
 
 
 def flags(parser, wanted):
@@ -45,16 +46,16 @@ def context(dest):
 def outcome(parser, argv):
     """Return the resolved options, or None if they are refused with a readable message."""
     try:
-        return parse(parser, argv)
+        return PARSERS[parser.prog](argv)
     except UserError as error:
         assert error.status == 2
         assert str(error)
         return None
 
 
-@pytest.mark.parametrize("name", PARSERS)
+@pytest.mark.parametrize("name", MAKERS)
 def test_numbers_are_refused_or_bounded(name):
-    parser = PARSERS[name]()
+    parser = MAKERS[name]()
     numeric = flags(parser, is_numeric)
     assert len(numeric) > (50 if name == "student" else 15)
     accepted = 0
@@ -72,9 +73,9 @@ def test_numbers_are_refused_or_bounded(name):
     assert accepted > 50  # 0, 1_000 and digits of other scripts are numbers
 
 
-@pytest.mark.parametrize("name", PARSERS)
+@pytest.mark.parametrize("name", MAKERS)
 def test_every_number_has_two_bounds(name):
-    parser = PARSERS[name]()
+    parser = MAKERS[name]()
     for action in flags(parser, lambda action: action.type in (int, float) and action.choices is None):
         option = all_options()["learning_rate" if action.dest == "lr" else action.dest].option
         least, most = option.least, option.most
@@ -82,13 +83,15 @@ def test_every_number_has_two_bounds(name):
         for text in (str(most * 2), str(least - 1), "nan"):
             number = text.partition(".")[0] if action.type is int else text
             with pytest.raises(UserError) as error:
-                parse(parser, [*(context(action.dest) if name == "student" else []), f"--{action.dest}={number}"])
+                PARSERS[parser.prog](
+                    [*(context(action.dest) if name == "student" else []), f"--{action.dest}={number}"]
+                )
             assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", PARSERS)
+@pytest.mark.parametrize("name", MAKERS)
 def test_names_are_refused(name):
-    parser = PARSERS[name]()
+    parser = MAKERS[name]()
     free = {"data_dir", "trial", "experiments_dir", "experiments_name", "run_dir", "path_t", "table_dir", "device",
             "gpu_id", "dist_url"}  # fmt: skip
     named = flags(parser, lambda action: not is_numeric(action) and action.dest not in free)
@@ -104,11 +107,10 @@ def test_names_are_refused(name):
 
 
 def test_names_of_networks_and_distillers_may_be_written_in_any_case():
-    parser = student_parser()
     for dataset in ("cifar100", "imagenet"):
         for known in networks(dataset):
             line = ["--dataset", dataset, "--model_s", known.upper(), "--model_t", known.lower()]
-            options = parse(parser, line)
+            options = parse_student(line)
             assert (options.model_s, options.model_t) == (known, known)
 
 

@@ -15,8 +15,8 @@ from distiller_zoo.crd import Contrast
 from helper.device import device_of, place
 from helper.trainer import step_lr
 from inputs import UserError, options_of
-from options.flags import StudentOptions, TeacherOptions, as_dict, student_parser, teacher_parser
-from options.parse import parse, proportions_in_words, resolve_pair, run_folder
+from options.flags import StudentOptions, TeacherOptions, as_dict
+from options.parse import parse_student, parse_teacher, proportions_in_words, resolve_pair, run_folder
 from temperature import create_temperature, temperature_dict
 from temperature.ctkd import CTKDInstance
 
@@ -32,11 +32,11 @@ IMAGENET_BETAS = [("pkt", 30000), ("sp", 3000), ("vid", 1), ("crd", 0.8), ("srrl
 
 
 def student(line):
-    return parse(student_parser(), line.split())
+    return parse_student(line.split())
 
 
 def teacher(line):
-    return parse(teacher_parser(), line.split())
+    return parse_teacher(line.split())
 
 
 def test_the_published_command_means_what_it_meant():
@@ -191,7 +191,7 @@ def test_a_warm_up_of_nothing_is_refused():
 
 def test_a_share_is_the_same_however_it_is_written():
     for text in ("fixed:.5", "fixed:0.50", "fixed:5e-1"):
-        assert parse(student_parser(), ["--dpk_schedule", text]).method["dpk_schedule"] == "fixed:0.5"
+        assert parse_student(["--dpk_schedule", text]).method["dpk_schedule"] == "fixed:0.5"
 
 
 def test_the_phases_of_rlkd_follow_the_length_of_the_schedule():

@@ -14,14 +14,13 @@ from helper.run_folder import RunFolder
 from helper.task import Vanilla
 from helper.trainer import Trainer, make_optimizer
 from inputs import UserError
-from options.flags import student_parser
-from options.parse import parse
+from options.parse import parse_student
 
 
 def test_what_several_processes_cannot_do_is_said(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="--trials trains side by side in one process"):
-        parse(student_parser(), ["--trials", "2"])
+        parse_student(["--trials", "2"])
     monkeypatch.delenv("RANK", raising=False)
     for address in ("nowhere", "tcp://127.0.0.1:99999"):
         with pytest.raises(UserError, match="--dist_url is an address and a port"):

@@ -9,9 +9,9 @@ import pytest
 import published
 import reproduce
 from inputs import UserError
-from options.flags import as_dict, student_parser, teacher_parser
+from options.flags import as_dict
 from options.identity import foreign_options, neutral_options
-from options.parse import parse, resolve_pair
+from options.parse import parse_student, parse_teacher, resolve_pair
 from report.comparison import find_published
 from report.rows import IMAGENET, SHORT, TABLES, left_out, rows
 from report.runs import Run
@@ -19,7 +19,7 @@ from report.runs import Run
 
 def resolved(row):
     script, *argv = row.command(1)
-    options = parse(teacher_parser() if script == "train_teacher.py" else student_parser(), argv)
+    options = (parse_teacher if script == "train_teacher.py" else parse_student)(argv)
     return as_dict(resolve_pair(options, row.teacher) if row.teacher else options)
 
 
@@ -56,7 +56,7 @@ def test_rows_of_imagenet_are_what_its_runner_documents(row):
     lines = RUNNER.replace("\\\n#", " ").splitlines()
     flags = next((line for line in lines if f"--experiments_name {name} " in line + " "), "") if name else ""
     line = f"{fixed} --model_t {row.teacher} --teacher_weights torchvision {flags[flags.find('--') :] if flags else ''}"
-    here, there = resolved(row), as_dict(resolve_pair(parse(student_parser(), shlex.split(line)), row.teacher))
+    here, there = resolved(row), as_dict(resolve_pair(parse_student(shlex.split(line)), row.teacher))
     left_out = neutral_options() | foreign_options(here["distill"], here["temperature"])
     assert {key for key in here.keys() - left_out if here[key] != there[key]} == set()
 

@@ -19,8 +19,7 @@ from helper.task import StepOutput
 from helper.teacher_cache import OnlineTeacher
 from helper.trainer import make_optimizer, step_lr
 from models import create_model, model_dict
-from options.flags import student_parser
-from options.parse import kwargs_for, parse, resolve_pair
+from options.parse import kwargs_for, parse_student, resolve_pair
 from temperature import temperature_dict
 
 
@@ -132,7 +131,7 @@ def test_real_pairs_learn_under_every_distiller(distill, teacher, student):
 
 def test_the_flags_reach_the_distiller():
     def built(line):
-        options = resolve_pair(parse(student_parser(), line.split()), "vgg13")
+        options = resolve_pair(parse_student(line.split()), "vgg13")
         return train_student.distillation(options, Tiny(), Tiny(width=12), torch.arange(64) % 10).distiller
 
     crd = built("--distill crd --feat_dim 16 --nce_k 7 --nce_t 0.1 --nce_m 0.2 --mode relax")
@@ -199,7 +198,7 @@ def test_the_loss_is_its_weighted_parts(distill):
 
 def test_kd_at_the_fixed_temperature_stands_beside_kd_at_tau_and_both_warm_up():
     line = "--temperature dtkd -a 0.6 --fixed_alpha 0.2 --kd_T 3 --kd_warmup 4"
-    options = parse(student_parser(), line.split())
+    options = parse_student(line.split())
     teacher, batch = Tiny(width=12), fixed_batch()
     module = train_student.distillation(resolve_pair(options, "resnet56"), Tiny(), teacher, torch.zeros(64))
     said = teacher(batch.images, is_feat=True)
@@ -214,7 +213,7 @@ def test_kd_at_the_fixed_temperature_stands_beside_kd_at_tau_and_both_warm_up():
 
 def test_standardisation_goes_with_other_temperatures():
     def built(line):
-        options = resolve_pair(parse(student_parser(), line.split()), "resnet56")
+        options = resolve_pair(parse_student(line.split()), "resnet56")
         return train_student.distillation(options, Tiny(), Tiny(), torch.zeros(64)).temperature
 
     assert isinstance(built("--temperature ctkd-global --logit_stand").inner, temperature_dict["ctkd-global"])

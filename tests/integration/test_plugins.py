@@ -1,0 +1,162 @@
+"""--plugins: own methods, networks and data sets in files outside the project, with no other change."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from common import ROOT, distil, read_log, train
+
+from helper.run_files import read_config
+from inputs import UserError
+from options.flags import all_options, student_parser
+from options.plugins import REGISTRIES, load_plugins
+
+SHARPER = '''
+from typing import Annotated
+
+from inputs import Option
+from temperature import temperature_dict
+from temperature.base import KD_T, KdT
+from temperature.fixed import Fixed
+
+
+class Sharper(Fixed):
+    """kd_T, divided by a number."""
+
+    def __init__(
+        self, kd_T: KdT = KD_T, sharpness: Annotated[float, Option("what kd_T is divided by", 1, 9)] = 2.0
+    ) -> None:
+        super().__init__(kd_T / sharpness)
+
+
+temperature_dict["sharper"] = Sharper
+'''
+ALL = """
+import torch
+from torch import nn
+import torch.nn.functional as F
+
+from dataset import ImageSet, dataset_dict
+from distiller_zoo import Distiller, distiller_dict
+from models import Model, model_dict
+
+
+class Small(Model):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.stem, self.classifier = nn.Conv2d(3, 8, 3, 2), nn.Linear(8, num_classes)
+
+    def extract(self, x):
+        stem = self.stem(x).relu()
+        return [stem, stem, stem.mean((2, 3))]
+
+
+class Pooled(Distiller):
+    weights = (0.1, 0.9, 10.0)
+
+    def forward(self, student, teacher, target, tau, index):
+        return {"pooled": F.mse_loss(student.features[-1], teacher.features[-1])}
+
+
+def stripes(**_):
+    target = torch.arange(64) % 2
+    images = torch.zeros(64, 3, 32, 32, dtype=torch.uint8)
+    images[target == 1, :, ::2] = 255
+    return ImageSet(images, target, images, target, num_classes=2, mean=(0.5,) * 3, std=(0.5,) * 3, flip=False)
+
+
+model_dict["small"], distiller_dict["pooled"], dataset_dict["stripes"] = Small, Pooled, stripes
+"""
+
+
+@pytest.fixture(autouse=True)
+def registries():
+    """Restore the registries after each test, and forget the files that were loaded."""
+    before = {kind: dict(registry) for kind, registry in REGISTRIES.items()}
+    yield
+    for kind, registry in REGISTRIES.items():
+        registry.clear()
+        registry.update(before[kind])
+    for name in [name for name in sys.modules if name.startswith("plugin_")]:
+        del sys.modules[name]
+
+
+@pytest.fixture(params=["", "from __future__ import annotations\n"], ids=["", "annotations are texts"])
+def sharper(request, tmp_path):
+    file = tmp_path / "sharper.py"
+    file.write_text(request.param + SHARPER)
+    return file
+
+
+def test_a_temperature_with_a_flag(sharper, teacher, tmp_path, capsys):
+    line = f"--plugins {sharper} --path-t {teacher} --epochs 1 --temperature sharper --run_dir {tmp_path / 'run'}"
+    folder = distil(f"{line} --sharpness 4")
+    assert read_log(folder)[0]["tau_mean"] == 1.0
+    assert json.loads((folder / "config.json").read_text())["options"]["sharpness"] == 4
+    assert f"{sharper} adds temperature sharper\n" in capsys.readouterr().out
+    assert "--sharpness float" in student_parser().format_help()
+    with pytest.raises(UserError, match="--sharpness must be 9 or less, not 10"):
+        distil(f"{line} --sharpness 10")
+    with pytest.raises(UserError, match="sharpness 4.0 instead of 2.0"):
+        distil(line)
+
+
+def test_it_makes_no_run_of_another_method_a_different_one(sharper, teacher, tmp_path, capsys):
+    line = f"--path-t {teacher} --epochs 1 --run_dir {tmp_path / 'run'}"
+    folder = distil(line)
+    assert "sharpness" not in read_config(folder)["options"]
+    distil(f"--plugins {sharper} {line} --sharpness 4")
+    assert "already finished" in capsys.readouterr().out
+
+
+def test_the_options_of_other_methods_are_not_recorded(teacher, tmp_path):
+    folder = distil(f"--path-t {teacher} --epochs 1 --temperature ctkd-global --run_dir {tmp_path / 'run'}")
+    options = read_config(folder)["options"]
+    assert "tau_range" in options and not options.keys() & {"rl_epoch", "dkd_alpha", "nce_k", "base_tau"}
+
+
+def test_a_network_a_data_set_and_a_distiller_in_one_file(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(ALL)
+    common = f"--plugins={file} --dataset stripes --epochs 2 --batch_size 16 --lr 0.05"
+    taught = train(f"{common} --model small --run_dir {tmp_path / 'small_vanilla'}", data="")
+    folder = distil(
+        f"{common} --path-t {taught} --model_s small --distill pooled --run_dir {tmp_path / 'run'}", data=""
+    )
+    assert read_config(folder)["teacher"] == "small"
+    assert read_log(folder)[0]["loss_pooled"] > 0
+
+
+def test_a_script_takes_the_file_from_its_command_line(sharper):
+    done = subprocess.run(
+        [sys.executable, "train_student.py", "--plugins", str(sharper), "--help"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0 and "only for sharper" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (None, "is no Python file: give the path"),
+        ("", "registers nothing: assign to a registry"),
+        ("1 / 0", r"cannot be loaded \(ZeroDivisionError: division by zero\): mend it"),
+        ("def f(:", r"cannot be loaded \(SyntaxError: "),
+        ("import no_such_module", r"cannot be loaded \(ModuleNotFoundError: "),
+        ("from temperature import temperature_dict as d\nd['fixed'] = dict", "replaces the temperature fixed"),
+        (
+            SHARPER.replace("sharpness", "anneal_from"),
+            r"cannot be loaded \(ValueError: .* declare --anneal_from differently\)",
+        ),
+    ],
+)
+def test_a_file_that_cannot_be_used_changes_nothing(text, why, tmp_path):
+    file, before = tmp_path / "mine.py", {kind: dict(registry) for kind, registry in REGISTRIES.items()}
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(UserError, match=why):
+        load_plugins(["--plugins", str(file)])
+    assert before == REGISTRIES
+    assert not [name for name in sys.modules if name.startswith("plugin_")]
+    all_options()
