@@ -28,6 +28,7 @@ from helper.teacher_cache import CachedTeacher, OnlineTeacher, check_table_dir
 from helper.trainer import Trainer
 from helper.trials import train_runs, trials_of
 from models import Model, create_model, feature_widths
+from models.outside import file_name
 from options.flags import StudentOptions, as_dict, own_dict, own_options
 from options.parse import kwargs_for, parse_student, proportions_in_words, resolve_pair, run_folder
 from report import draw_curve
@@ -101,7 +102,8 @@ def open_run(options: StudentOptions, found: FoundTeacher, data_sha256: str | No
         "epochs": options.epochs,
         "options": own_dict(options),
     }
-    group = f"{options.dataset}_{found.name}_{options.model_s}/{options.distill}_{options.temperature}"
+    pair = f"{file_name(found.name)}_{file_name(options.model_s)}"
+    group = f"{options.dataset}_{pair}/{options.distill}_{options.temperature}"
     group += "_logit_stand" * options.logit_stand
     folder = run_folder(options, "student_model", group, f"seed-{options.seed}")
     run = RunFolder(folder, options.model_s, config, options.overwrite, draw_curve).check()

@@ -25,7 +25,7 @@ from helper.task import Task, Vanilla
 from helper.teacher import folder_name
 from helper.trainer import Trainer, make_optimizer, make_step
 from helper.trials import O, train_runs, trials_of
-from models import create_model
+from models import create_model, feature_widths
 from options.flags import CommonOptions, TeacherOptions, as_dict
 from options.parse import kwargs_for, parse_teacher, proportions_in_words, run_folder
 from report import draw_curve
@@ -103,6 +103,7 @@ def build_trainer(
     seed_everything(options.seed)
     device = data.train.target.device
     model = create_model(options.model, data.num_classes, options.dataset)
+    feature_widths(model, options.image_size)  # raises its errors before the first step
     model = nn.SyncBatchNorm.convert_sync_batchnorm(model) if options.sync_bn else model
     task = place(Vanilla(model, options.precision), device, options.plain)
     return resumed_trainer(run, task, None, data, options, pass_turn, table)

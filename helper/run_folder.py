@@ -29,6 +29,7 @@ from helper.run_files import Record, read_config, read_log
 from helper.structure import Checked, Maybe, Misfit, fitted, load_optimizer, module_pattern, optimizer_pattern
 from helper.task import Task
 from inputs import UserError
+from models.outside import file_name
 from options.flags import student_parser, teacher_parser
 from options.identity import added_options, decisive, differing, differing_keys, hash_version
 from options.parse import flags_of
@@ -49,7 +50,7 @@ class RunFolder:
 
     Args:
         folder: its path.
-        model: the trained network's name, for file names.
+        model: the trained network's name; files are named after it.
         config: the content of `config.json`; its `options` decide whether a run already there is the same run.
         overwrite: start anew, replacing any run already there.
         draw: draws the curves of a history, with a title, into a PNG file.
@@ -64,7 +65,11 @@ class RunFolder:
         draw: Callable[[list[Record], str, Path], None] | None = None,
     ) -> None:
         self.draw = draw
-        self.folder, self.model, self.config = folder, model, config | {"processes": distributed.world_size()}
+        self.folder, self.model, self.config = (
+            folder,
+            file_name(model),
+            config | {"processes": distributed.world_size()},
+        )
         self.overwrite = overwrite
         self.history: list[Record] = []
         self.step, self.seconds = 0, 0.0  # steps made of the next epoch, and the time they took

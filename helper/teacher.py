@@ -19,6 +19,8 @@ from helper.errors import InUse
 from helper.files import PATIENCE, TRIES, is_locked, reason
 from inputs import UserError
 from models import Model
+from models.download import fetch_hub
+from models.outside import file_name, is_outside, pretrained_weights
 from options.flags import StudentOptions, TeacherOptions
 from options.parse import parse_teacher, resolve_pair
 
@@ -42,7 +44,7 @@ class FoundTeacher(NamedTuple):
 
 def folder_name(model: str, dataset: str) -> str:
     """Return the name of a teacher's folder: as published for CIFAR-100, else with the data set's name."""
-    return f"{model}_vanilla" if dataset == "cifar100" else f"{model}_vanilla_{dataset}"
+    return f"{file_name(model)}_vanilla" + f"_{dataset}" * (dataset != "cifar100")
 
 
 def find_teacher(options: StudentOptions, train: Train | None = None) -> FoundTeacher:
@@ -57,9 +59,11 @@ def find_teacher(options: StudentOptions, train: Train | None = None) -> FoundTe
     """
     if options.teacher_weights:
         if options.dry_run:
-            return FoundTeacher(Path(f"torchvision's weights of {options.model_t}"), options.model_t, None, {})
-        file = distributed.on_rank0(lambda: _downloaded(options.model_t))
+            return FoundTeacher(Path(f"{options.teacher_weights}'s weights"), options.model_t, None, {})
+        file = distributed.on_rank0(lambda: _downloaded(options.model_t, options.teacher_weights))
         return distributed.on_rank0(lambda: _read(file, options.model_t, options.dataset))
+    if options.path_t is None and options.model_t is not None and is_outside(options.model_t):
+        return _find_outside(options)
     if options.path_t is None and options.model_t is None:
         raise UserError("a student needs a teacher: give --path-t FILE, or --model_t NAME for save/models/NAME_vanilla")
     path = Path(options.path_t or Path("save/models") / folder_name(options.model_t or "", options.dataset))
@@ -81,15 +85,38 @@ def _read(file: Path, expected: str | None, dataset: str) -> FoundTeacher:
     return FoundTeacher(file, name, checkpoint.file_hash(file), weights)
 
 
-def _downloaded(name: str) -> Path:
-    """Return the file with torchvision's weights of a network, downloading it if necessary."""
+def _find_outside(options: StudentOptions) -> FoundTeacher:
+    """Return the teacher `timm:NAME` or `hf:NAME` with the weights of its library, or those trained here.
+
+    Downloaded weights are kept in a file, which identifies them.
+    """
+    name = options.model_t
+    trained = Path("save/models") / folder_name(name, options.dataset)
+    file = distributed.on_rank0(lambda: _newest(trained))
+    if file is None:
+        file = Path("save/models") / f"{file_name(name)}_pretrained" / f"{file_name(name)}.pth"
+        if options.dry_run and not file.exists():
+            return FoundTeacher(file, name, None, {})
+        distributed.on_rank0(lambda: file.exists() or _keep_pretrained(name, file))
+    return distributed.on_rank0(lambda: _read(file, name, options.dataset))
+
+
+def _keep_pretrained(name: str, file: Path) -> None:
+    weights = pretrained_weights(name)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.save({"model": weights}, file)
+    print(f"the weights of {name} are in {file}")
+
+
+def _downloaded(name: str, source: str) -> Path:
+    """Return the file with public weights of a network, downloading it if necessary."""
     from models import imagenet  # imports torchvision, which takes seconds
 
     try:
-        return imagenet.fetch_weights(name)
+        return (imagenet.fetch_weights if source == "torchvision" else fetch_hub)(name)
     except (OSError, RuntimeError, HTTPException) as error:
         raise UserError(
-            f"torchvision's weights of {name} could not be downloaded ({error}): get the file elsewhere and give it as"
+            f"{source}'s weights of {name} could not be downloaded ({error}): get the file elsewhere and give it as"
             " --path-t FILE instead of --teacher_weights"
         ) from error
 

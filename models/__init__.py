@@ -6,6 +6,7 @@ from functools import partial
 from inputs import unknown
 from models.base import Model, Output, feature_widths
 from models.mobilenetv2 import MobileNetV2
+from models.outside import create_outside, is_outside
 from models.resnet import (
     resnet8,
     resnet8x4,
@@ -88,8 +89,10 @@ def networks(dataset: str | None = None) -> dict[str, Callable[[int], Model]]:
 def create_model(name: str, num_classes: int, dataset: str | None = None) -> Model:
     """Return a freshly initialised network from images [B, 3, H, W] to logits [B, num_classes].
 
-    Raises UserError for a name that is not in `networks(dataset)`.
+    Raises UserError for a name that is not in `networks(dataset)`, nor of a network of timm or Hugging Face.
     """
+    if is_outside(name):
+        return create_outside(name, num_classes)
     known = networks(dataset)
     if name not in known:
         raise unknown("model", name, known)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from inputs import UserError
+from inputs import UserError, printable
 
 
 class Output(NamedTuple):
@@ -50,14 +50,22 @@ def feature_widths(model: Model, image_size: int = 32, maps: bool = False) -> li
         maps: whether the maps of stem and stages are needed.
 
     Raises:
-        UserError: the network does not follow `Model`; without `maps` only its pooled vector is checked.
+        UserError: the network does not follow `Model` (without `maps` only its pooled vector is checked), or does not
+            take images of this size.
     """
     name, classifier = type(model).__name__, getattr(model, "classifier", None)
     if not isinstance(classifier, nn.Linear):
         raise UserError(f"the network {name} has no `classifier`: make its last linear layer known by that name")
     training = model.training
-    features = model.eval().extract(classifier.weight.new_zeros(1, 3, image_size, image_size))
-    model.train(training)
+    try:
+        features = model.eval().extract(classifier.weight.new_zeros(1, 3, image_size, image_size))
+    except (AssertionError, RuntimeError) as error:
+        raise UserError(
+            f"the network {name} does not take images of {image_size} pixels a side ({printable(str(error))}): choose"
+            " another --image_size or network"
+        ) from error
+    finally:
+        model.train(training)
     are_tensors = isinstance(features, list | tuple) and all(isinstance(feature, Tensor) for feature in features)
     shapes = [list(feature.shape) for feature in features] if are_tensors else []
     if not shapes or shapes[-1] != [1, classifier.in_features]:

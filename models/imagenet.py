@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 from torchvision.models import get_model_weights, mobilenetv2, resnet, shufflenetv2, vgg
 
 from inputs import UserError
 from models.base import Model
+from models.download import fetch
 from models.layers import conv1x1, conv3x3, depthwise3x3
 
 
@@ -162,18 +162,10 @@ WEIGHTS = {  # torchvision's name of each network
 def fetch_weights(name: str) -> Path:
     """Return the file with torchvision's first ImageNet weights (V1) of a network, which published tables use.
 
-    It is downloaded into PyTorch's cache unless it is already there.
-
     Raises:
         UserError: torchvision has no weights of this network.
-        OSError, RuntimeError, HTTPException: they cannot be downloaded.
+        OSError, RuntimeError, HTTPException: as `fetch`.
     """
     if name not in WEIGHTS:
         raise UserError(f"torchvision has no weights of {name}: train it, or give a file as --path-t")
-    url = get_model_weights(WEIGHTS[name]).IMAGENET1K_V1.url
-    file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        prefix = file.stem.rpartition("-")[2]  # the beginning of its sha256
-        torch.hub.download_url_to_file(url, str(file), prefix, progress=True)
-    return file
+    return fetch(get_model_weights(WEIGHTS[name]).IMAGENET1K_V1.url)

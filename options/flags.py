@@ -168,7 +168,7 @@ class ProcessOptions:
 class AloneOptions:
     """network"""
 
-    model: Annotated[str, name_of("", networks)] = "resnet110"
+    model: Annotated[str, name_of("timm:NAME or ", networks)] = "resnet110"
     save_freq: Annotated[
         int, neutral("also keep ckpt_epoch_<n>.pth every so many epochs; 0: only the last", 0, EPOCHS)
     ] = 0
@@ -178,17 +178,23 @@ class AloneOptions:
 class PairOptions:
     """networks"""
 
-    model_s: Annotated[str, name_of("the student, ", networks)] = "resnet8"
+    model_s: Annotated[str, name_of("the student, timm:NAME, or ", networks)] = "resnet8"
     model_t: Annotated[
-        str | None, neutral("the teacher; not needed if its weights or its folder's name identify it", shown="NAME")
+        str | None,
+        neutral(
+            "the teacher, also timm:NAME or hf:NAME, whose weights are downloaded without --path-t; not needed if"
+            " its weights or its folder's name identify it",
+            shown="NAME",
+        ),
     ] = None
     path_t: Annotated[
         str | None, neutral("the teacher's weights, or its folder (default: that of --model_t)", shown="FILE")
     ] = None
     teacher_weights: Annotated[
         str | None,
-        Option("download torchvision's weights of --model_t; without internet access, give their file as --path-t"
-               " instead", choices=("torchvision",)),
+        Option("download public weights of --model_t: torchvision's for ImageNet, or the hub's for CIFAR-100 (resnet20,"
+               " resnet32, resnet44, resnet56); without internet access, give their file as --path-t instead",
+               choices=("torchvision", "hub")),
     ] = None  # fmt: skip
     train_teacher: Annotated[bool, neutral("train the teacher by the vanilla recipe if it is missing")] = False
     skip_validation: Annotated[bool, neutral("do not evaluate the teacher before distilling")] = False

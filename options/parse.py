@@ -18,6 +18,7 @@ from dataset import check_dataset
 from distiller_zoo import distiller_dict, dkd
 from inputs import Declared, UserError, in_proportion, unknown
 from models import networks
+from models.outside import create_outside, is_outside
 from options.flags import (
     LEARNING_RATE,
     LEARNING_RATES,
@@ -113,7 +114,7 @@ def _parse(make_parser: Callable[[], Parser], argv: list[str] | None) -> Any:
     known = networks(options["dataset"])
     for key in ("model", "model_s", "model_t"):
         if options.get(key) is not None:
-            options[key] = _known("model", options[key], known)
+            options[key] = _network(key, options[key], known)
     if "model_s" in options:
         _resolve_student(options)
     _resolve_schedule(options)
@@ -131,10 +132,12 @@ def _parse(make_parser: Callable[[], Parser], argv: list[str] | None) -> Any:
 
 
 def _check_teacher_weights(options: dict[str, Any]) -> None:
-    if options["teacher_weights"] and (options["dataset"] != "imagenet" or not options["model_t"] or options["path_t"]):
+    source = options["teacher_weights"]
+    dataset = {"torchvision": "imagenet", "hub": "cifar100"}.get(source)
+    if source and (options["dataset"] != dataset or not options["model_t"] or options["path_t"]):
         raise UserError(
-            "--teacher_weights torchvision downloads ImageNet's weights of --model_t: give that and --dataset imagenet,"
-            " and leave --path-t out"
+            f"--teacher_weights {source} downloads weights of --model_t for {dataset}: give that and --dataset"
+            f" {dataset}, and leave --path-t out"
         )
 
 
@@ -179,6 +182,19 @@ def _underscored(word: str) -> str:
     if flag.startswith("--") and value == "--":  # argparse would drop it
         raise UserError(f"{flag} needs a value, and {value} is not one")
     return flag[:2] + flag[2:].replace("-", "_") + equals + value if flag.startswith("--") else word
+
+
+def _network(key: str, name: str, known: Iterable[str]) -> str:
+    """Return the name of a network of the zoo or of another library; UserError if unknown."""
+    if not is_outside(name):
+        return _known("model", name, known)
+    if name.startswith("hf:") and key != "model_t":
+        raise UserError(f"--{key} {name}: networks of Hugging Face can only teach, with --model_t {name}; a network of"
+                        " timm, timm:NAME, can be trained")  # fmt: skip
+    with torch.device("meta"):
+        if name.startswith("timm:"):
+            create_outside(name, 1)  # raises its errors before any work
+    return name
 
 
 def _known(kind: str, name: str, known: Iterable[str]) -> str:
