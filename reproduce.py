@@ -22,18 +22,22 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from statistics import fmean
+from typing import NamedTuple
 
 import torch
 
 import published
+from estimate import estimate
 from helper import signals
 from helper.errors import InUse, RunError, run_main
 from helper.files import PATIENCE, TRIES, is_locked, open_to_append
+from helper.logger import in_hours
 from helper.run_files import read_config, read_log
 from inputs import Option, UserError
-from options.flags import as_dict, student_parser, teacher_parser
+from options.flags import CommonOptions, as_dict, student_parser, teacher_parser
 from options.identity import added_options, decisive, differing, neutral_options
 from options.parse import given, parse_student, parse_teacher, resolve_pair
 from options.parser import Parser
@@ -43,7 +47,7 @@ from report.runs import warn
 from report.statistics import mean_and_spread
 from report.tables import Table
 
-HEADING = ["table", "pair", "method", "state", "n", "last", "published"]
+HEADING = ["table", "pair", "method", "state", "n", "last", "published", "left"]
 OUTPUT = Path("save/reproduce")  # for the output of each run if several run at a time
 OURS = {  # flags that the tables set, besides those in their rows
     "dataset", "seed", "trials", "run_dir", "experiments_dir", "experiments_name", "model", "model_s", "model_t",
@@ -82,6 +86,8 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
     add("tables", nargs="*", metavar="table", help=f"one or more of: {', '.join(names)} (default: all but {SHORT})")
     add("--list", action="store_true", help="show the runs, their progress and the published numbers, then stop")
     add("--dry_run", action="store_true", help="show the commands that are left to run, then stop")
+    add("--estimate", action="store_true", help="with --list or --dry_run, measure some steps of each run to tell how"
+        " long it takes; without, only runs with a log tell")  # fmt: skip
     add("--pairs", nargs="+", metavar="TEACHER:STUDENT", help="only these pairs, and their networks trained alone")
     add("--seeds", type=int, default=1, metavar="N", help="seeds 1 to N of all runs except the teachers")
     add("--jobs", type=int, metavar="N", help="runs at a time (default: one per GPU, or one)")
@@ -96,6 +102,8 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
         parser.error(f"there is no table '{unknown[0]}'; the known ones are: {', '.join(names)}")
     Option(least=1, most=1000).check("seeds", args.seeds)
     Option(least=1, most=1024).check("jobs", args.jobs)
+    if args.estimate and not (args.list or args.dry_run):
+        parser.error("--estimate belongs to --list or --dry_run: add one of them")
     if args.trials and args.seeds == 1:
         parser.error("--trials trains several --seeds side by side: give --seeds 3, say")
     args.tables = args.tables or list(TABLES)
@@ -157,39 +165,79 @@ def otherwise(row: Row, seed: int, more: list[str]) -> str:
     except (OSError, ValueError) as error:
         warn(f"{folder} may be another run: {error}")
         return ""
-    here = options_of(Job(row, seed), more)
+    here = as_dict(options_of(Job(row, seed), more))
     told = differing(added_options() | there, decisive(here, here.get("distill"), here.get("temperature")))
     return f"{folder} is another run ({told})" if told else ""
 
 
-def options_of(job: Job, more: list[str]) -> dict[str, Any]:
+def options_of(job: Job, more: list[str]) -> CommonOptions:
     """Return the options of a job, resolved as by its script."""
     if job.row.teacher is None:
-        return as_dict(parse_teacher(command(job, more)[2:]))
-    return as_dict(resolve_pair(parse_student(command(job, more)[2:]), job.row.teacher))
+        return parse_teacher(command(job, more)[2:])
+    options = parse_student(command(job, more)[2:])
+    return resolve_pair(replace(options, model_t=job.row.teacher), job.row.teacher)
+
+
+def seconds_left(job: Job, more: list[str], measure: bool) -> float | None:
+    """Return the seconds that a job still takes; None if unknown.
+
+    An epoch takes as long as those in the job's own log, else as in the log of another seed. If there is none and
+    `measure` is set, some steps are measured.
+    """
+    options, left = options_of(job, more), 0.0
+    logs = [read_log(job.row.folder(seed)) for seed in range(1, 4)]
+    for seed in range(job.seed, job.seed + job.trials):
+        if state(job.row.folder(seed), job.row.model)[0] in MADE:
+            continue
+        own = read_log(job.row.folder(seed))
+        seconds = [record["seconds"] for record in own or next(filter(None, logs), []) if "seconds" in record]
+        if not seconds and not measure:
+            return None
+        epoch = fmean(seconds) if seconds else estimate(options).seconds / options.epochs
+        left += epoch * (options.epochs - len(own))
+    return left
+
+
+def total(seconds: Sequence[float | None], at_a_time: int = 1) -> str:
+    """Return a sentence with the sum of the times that are known."""
+    known = [each for each in seconds if each is not None]
+    unknown = len(seconds) - len(known)
+    if unknown and not known:
+        return "how long the runs take is unknown (--estimate measures it)"
+    return (
+        f"{in_hours(sum(known) / at_a_time)} are left"
+        + f", {at_a_time} runs at a time" * (at_a_time > 1)
+        + f", without {unknown} of {len(seconds)} runs whose time is unknown (--estimate measures it)" * bool(unknown)
+    )
 
 
 def listed(args: argparse.Namespace, more: list[str]) -> Iterator[str]:
     """Yield the lines of --list."""
     cells, notes = [], []
+    times: dict[Path, float | None] = {}  # of each run that is left, which may be in several tables
     for name in args.tables:
         here = chosen(name, args.pairs)
         for row in here:
-            words, last = [], []
+            words, last, left = [], [], []
             for seed in seeds_of(row, here, args.seeds):
                 word, top1 = state(row.folder(seed), row.model)
                 other = otherwise(row, seed, more)
                 notes += [other] if other else []
                 words.append("other options" if other else word)
                 last += [top1] if word == "done" and top1 is not None and not other else []
+                if word not in MADE and not other:
+                    left.append(seconds_left(Job(row, seed), more, args.estimate))
+                    times[row.folder(seed)] = left[-1]
             counts = Counter(words).items()
             told = ", ".join(f"{count} {word}" if len(words) > 1 else word for word, count in counts)
             top1 = "–" if row.top1 is None else f"{row.top1:.2f}"
-            cells.append([name, row.pair, row.method, told, str(len(last)), mean_and_spread(last), top1])
+            hours = "–" if None in left or not left else in_hours(sum(left))
+            cells.append([name, row.pair, row.method, told, str(len(last)), mean_and_spread(last), top1, hours])
         notes += [f"{name}: {', '.join(methods)} are not implemented here" for methods in [left_out(name)] if methods]
         notes += [f"{name}: published is {reported(name)}"]
     yield Table(HEADING, cells).text()
     yield ""
+    yield total(list(times.values()))
     yield from dict.fromkeys(notes)
     yield "these are the runs in save/; results/README.md has those that came with the code"
 
@@ -385,11 +433,14 @@ def main() -> None:
         print(*listed(args, more), sep="\n")
         return
     jobs = jobs_of(args, more)
-    if args.dry_run:
-        for job in jobs:
-            print(shlex.join(["python", *command(job, more)[1:]]))
-        return
     at_a_time = args.jobs or max(1, torch.cuda.device_count())
+    if args.dry_run:
+        times = [seconds_left(job, more, args.estimate) for job in jobs]
+        for job, hours in zip(jobs, times, strict=True):
+            told = "" if hours is None else f"  # {in_hours(hours)}"
+            print(shlex.join(["python", *command(job, more)[1:]]) + told)
+        print(total(times, at_a_time), file=sys.stderr)
+        return
     print(f"{len(jobs)} runs left to do, {at_a_time} at a time", flush=True)
     Runner(jobs, at_a_time, more)()
 

@@ -68,6 +68,7 @@ _COLUMNS = [
     ("tau min-max", "tau_min", 13, 2),
     ("lambda", "lambda", 6, 3),
     ("images/s", "images_per_second", 8, 0),
+    ("left", "seconds_left", 7, 0),
 ]
 
 
@@ -86,11 +87,20 @@ class EpochTable:
         print(label + _line(record), flush=True)
 
 
+def in_hours(seconds: float) -> str:
+    """Return a duration as text, such as `2.4 h`, `12 min` or `5 s`."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
+
+
 def _line(record: Record) -> str:
     cells = []
     for _, key, width, decimals in _COLUMNS:
         if key == "tau_min" and "tau_max" in record:
             cells.append(f"{record['tau_min']:.2f}-{record['tau_max']:.2f}".rjust(width))
+        elif key == "seconds_left" and key in record:
+            cells.append(in_hours(record[key]).rjust(width))
         elif key in record:
             cells.append(f"{record[key]:{width}.{decimals}f}")
     return "  ".join(cells)

@@ -1,6 +1,7 @@
 """A run's folder: check it, write it, and resume the run from it."""
 
 import fcntl
+import inspect
 import json
 import math
 import os
@@ -19,6 +20,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
+from distiller_zoo import distiller_dict
 from helper import checkpoint, distributed
 from helper.device import cpu_info
 from helper.errors import InUse
@@ -33,6 +35,7 @@ from models.outside import file_name
 from options.flags import student_parser, teacher_parser
 from options.identity import added_options, decisive, differing, differing_keys, hash_version
 from options.parse import flags_of
+from temperature import temperature_dict
 
 IDENTITY = ("kind", "model", "teacher", "teacher_sha256", "data_sha256")  # identify a run, besides its options
 
@@ -93,14 +96,16 @@ class RunFolder:
     def is_finished(self) -> bool:
         """Return whether the run in the folder is finished: its bare weights, which are written last, exist.
 
-        It is not finished if the log is damaged but `last.pth` can rebuild it.
+        It is not finished if `last.pth` can rebuild a damaged log, or if the run is to be extended.
         """
         return distributed.on_rank0(self._finished)
 
     def _finished(self) -> bool:
         if self.overwrite or not (self.folder / f"{self.model}_last.pth").exists():
             return False
-        return bool(read_log(self.folder)) or not (self.folder / "last.pth").exists()
+        log = read_log(self.folder)
+        is_complete = bool(log) and log[-1]["epoch"] >= self.config.get("epochs", 0)
+        return is_complete or not (self.folder / "last.pth").exists()
 
     def told_finished(self) -> bool:
         """Return whether the run is finished; if so, print that and its result."""
@@ -178,12 +183,32 @@ class RunFolder:
             raise UserError(f"{self.path} is damaged: add --overwrite to start that run anew") from error
         there = added_options() | config["options"] | {key: config[key] for key in IDENTITY if key in config}
         ours = json.loads(json.dumps(self._decisive()))
-        if changed := differing(there, ours):
+        changed_keys = differing_keys(there, ours)
+        longer = "epochs" in changed_keys and ours["epochs"] > there["epochs"]
+        if longer and changed_keys == ["epochs"]:
+            self._check_extension(there["epochs"])
+        elif changed := differing(there, ours):
             advice = "give another --run_dir or --experiments_name, or add --overwrite to replace it"
-            if flags := self._flags({key: there[key] for key in differing_keys(there, ours)}):
+            if flags := self._flags({key: there[key] for key in changed_keys}):
                 advice = f"add {flags} to resume it, {advice}"
+            if longer and (flags := self._flags({key: there[key] for key in changed_keys if key != "epochs"})):
+                advice = f"add {flags} to extend it, {advice}"
             raise UserError(f"{self.folder} holds a run with other options ({changed}): {advice}")
         return config
+
+    def _check_extension(self, epochs: int) -> None:
+        """Raise UserError if the run, of `epochs` epochs, cannot go on as a longer run would have begun."""
+        options = self.config["options"]
+        methods = {"distill": distiller_dict, "temperature": temperature_dict}
+        for key, registry in methods.items():
+            method = registry.get(options.get(key))
+            if method and "epochs" in inspect.signature(method).parameters:
+                raise UserError(
+                    f"{self.folder} holds a run of {epochs} epochs, which cannot be extended: what --{key}"
+                    f" {options[key]} does depends on the number of epochs; give another --run_dir"
+                )
+        if not (self.folder / "last.pth").exists():
+            raise UserError(f"{self.folder} has no last.pth to extend the run from: give another --run_dir")
 
     def _flags(self, options: dict[str, Any]) -> str:
         """Return the flags that give options these values, and their script, as text; empty if flags cannot."""
@@ -225,9 +250,23 @@ class RunFolder:
             text = json.dumps(self.config | _provenance(), indent=2) + "\n"
             write_atomically(self.path, text.encode())
             return
+        if (epochs := config["options"].get("epochs")) != self.config["options"].get("epochs"):
+            self._extend(config, epochs)
         there, here = config.get("data_sha256"), self.config.get("data_sha256")
         if there and here and hash_version(there) != hash_version(here):
             print("note: the hash of this run's data is of an older version: whether the data changed is not checked")
+
+    def _extend(self, config: dict[str, Any], epochs: int) -> None:
+        """Make a run of `epochs` epochs one of more epochs; the weights that it ended with are kept."""
+        more = self.config["epochs"]
+        last = self.folder / f"{self.model}_last.pth"
+        if last.exists():
+            last.rename(self.folder / f"{self.model}_epoch_{epochs}.pth")
+        config["options"]["epochs"] = config["epochs"] = more
+        config["extended_from"] = [*config.get("extended_from", []), epochs]
+        write_atomically(self.path, (json.dumps(config, indent=2) + "\n").encode())
+        drops = ", ".join(map(str, config["options"]["lr_decay_epochs"]))
+        print(f"extending the run from {epochs} to {more} epochs; the learning rate still drops after {drops}")
 
     def resume(self, task: Task, optimizer: torch.optim.Optimizer, metrics: Metrics, steps: float = math.inf) -> None:
         """Restore the run's state, random numbers and log from `last.pth`, if there is one.

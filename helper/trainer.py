@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from dataset.base import Dataset
 from helper import distributed, signals
 from helper.cuda_graph import CUDAGraphStep
 from helper.errors import Diverged, Interrupted
-from helper.logger import EpochTable
+from helper.logger import EpochTable, in_hours
 from helper.loops import Step, Teacher, evaluate, train_one_epoch, train_step
 from helper.metrics import Metrics
 from helper.run_files import Record
@@ -24,6 +25,7 @@ from helper.task import StepOutput, Task
 from inputs import UserError
 from options.flags import CommonOptions
 
+RECENT = 5  # epochs whose duration tells the remaining time
 TURN = 8  # steps of one run before the next run's turn
 
 
@@ -106,6 +108,7 @@ class Trainer:
         self.label = ""  # before its rows of the table, if several runs share that
         self.bar = tqdm(disable=True)  # of the epoch
         self.started = 0.0  # when the epoch began, on time.perf_counter's clock
+        self.left = 0.0  # estimated seconds from the end of the epoch to that of the run; 0 if unknown
         self.trained: Record | None = None  # the training means of the epoch that is being tested
 
     def fit(self) -> None:
@@ -122,6 +125,7 @@ class Trainer:
                 tested = self.evaluate(trained)
             seconds = {"seconds": time.perf_counter() - self.started}
             record = {"epoch": epoch, "learning_rate": self._learning_rate(epoch)} | trained | tested | seconds
+            record["seconds_left"] = self._seconds_left(epoch, record)
             self.run.save_epoch(record, self.task, self.optimizer)
             self.table.add(record, self.label)
         self.run.finish(self.task.student)
@@ -135,8 +139,17 @@ class Trainer:
         set_learning_rate(self.optimizer, self._learning_rate(epoch))
         if run.trained is not None:
             return run.trained
+        self.left = self._seconds_left(epoch) if run.history else 0.0
         hidden = distributed.hide_progress()
-        with tqdm(None, f"epoch {epoch}", len(data), False, unit="batch", disable=hidden, initial=run.step) as self.bar:
+        with tqdm(
+            None,
+            f"epoch {epoch}/{self.options.epochs}",
+            len(data),
+            False,
+            unit="batch",
+            disable=hidden,
+            initial=run.step,
+        ) as self.bar:
             result = train_one_epoch(
                 self.task, self.teacher, data, self.optimizer, self.metrics, epoch, run.step, self._on_step, self.step
             )
@@ -153,6 +166,11 @@ class Trainer:
             raise Diverged("the weights are not finite after the last step")
         return tested
 
+    def _seconds_left(self, epoch: int, *more: Record) -> float:
+        """Return the estimated time after an epoch to the end of the run, by the last epochs' durations."""
+        seconds = [record["seconds"] for record in [*self.run.history, *more][-RECENT:] if "seconds" in record]
+        return fmean(seconds) * (self.options.epochs - epoch) if seconds else math.nan
+
     def _learning_rate(self, epoch: int) -> float:
         options = self.options
         return step_lr(options.learning_rate, epoch, options.lr_decay_epochs, options.lr_decay_rate)
@@ -165,7 +183,8 @@ class Trainer:
         if cheap and number % self.options.print_freq == 0:
             self.metrics.check()
             tau = {"tau": f"{output.tau.student.mean().item():.2f}"} if output.tau else {}
-            self.bar.set_postfix({"loss": f"{output.loss.item():.3f}"} | tau)
+            left = {"then": in_hours(self.left)} if self.left else {}
+            self.bar.set_postfix({"loss": f"{output.loss.item():.3f}"} | tau | left)
         if distributed.any_rank(signals.asked()):
             self.metrics.check()
             self._save(number, metrics=self.metrics.state())

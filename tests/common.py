@@ -23,7 +23,11 @@ from options.parse import parse_student, parse_teacher, resolve_pair
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = "--dataset digits --train_subset 96 --batch_size 32 --print_freq 1 "
-TIMES = ("seconds", "images_per_second")  # the only fields of a log that may differ between two equal runs
+TIMES = (
+    "seconds",
+    "seconds_left",
+    "images_per_second",
+)  # the only fields of a log that may differ between two equal runs
 
 ONE_OF_EACH_FAMILY = ("resnet56", "resnet32x4", "resnet8x4_double", "ResNet50", "wrn_40_2", "vgg13", "MobileNetV2",
                       "ShuffleV1", "ShuffleV2")  # fmt: skip

@@ -17,6 +17,7 @@ from common import no_hang
 import reproduce
 import train_teacher
 from helper.errors import InUse, RunError
+from helper.logger import in_hours
 from helper.run_files import read_config, read_log
 from helper.run_folder import RunFolder
 from inputs import UserError
@@ -61,11 +62,14 @@ def test_runs_are_made_once_and_listed(place, monkeypatch, capfd):
     told = (place / "save/reproduce/digits_resnet8_vgg8_1-epochs_kd_seed-1.txt").read_text()
     assert "top-1 last" in told
     call(monkeypatch, "ctkd --list --seeds 2")
-    heading, _, teacher, alone, student, _, missing, reported, where = capfd.readouterr().out.splitlines()
-    assert heading.split() == ["table", "pair", "method", "state", "n", "last", "published"]
+    heading, _, teacher, alone, student, _, left, missing, reported, where = capfd.readouterr().out.splitlines()
+    assert heading.split() == ["table", "pair", "method", "state", "n", "last", "published", "left"]
     assert teacher.split()[:5] == ["ctkd", "resnet8", "alone", "done", "1"]  # it is only a teacher: one seed
-    assert "1 done, 1 missing" in alone and alone.endswith("60.00")
-    assert "1 done, 1 missing" in student and student.endswith("61.00")
+    for row, published, seed in ((alone, "60.00", "vgg8_vanilla"), (student, "61.00", "kd_seed-1")):
+        (log,) = (path for path in place.rglob("log.jsonl") if seed in str(path))
+        seconds = json.loads(log.read_text())["seconds"]  # of the first seed's epoch: the second's time
+        assert "1 done, 1 missing" in row and row.endswith(f"{published}  {in_hours(seconds):>4}")
+    assert re.fullmatch(r"\d+ s are left", left)
     assert missing == "ctkd: AB are not implemented here"
     assert reported == "ctkd: published is last or best epoch, not stated which" and "results/README.md" in where
     call(monkeypatch, "ctkd --seeds 2 --dry_run")

@@ -1,0 +1,152 @@
+"""Estimate how long a training takes on this machine, from a few of its steps on random images.
+
+python estimate.py train_student.py --model_t resnet56 --model_s resnet20 --temperature ctkd-global
+"""
+
+import helper.environment  # noqa: F401 (before PyTorch)
+
+# isort: split
+import sys
+import time
+from collections.abc import Callable
+from functools import cache
+from statistics import median
+from typing import NamedTuple
+
+import torch
+
+import train_student
+from dataset.base import Batch
+from helper.device import place, prepare_device
+from helper.errors import run_main
+from helper.logger import in_hours
+from helper.metrics import Metrics
+from helper.task import Vanilla
+from helper.teacher import fold_batch_norm
+from helper.teacher_cache import OnlineTeacher
+from helper.trainer import make_optimizer, make_step
+from inputs import UserError
+from models import create_model
+from options.flags import CommonOptions, StudentOptions
+from options.parse import parse_student, parse_teacher, resolve_pair
+
+PARSERS = {"train_student.py": parse_student, "train_teacher.py": parse_teacher}
+SIZES = {"cifar100": (50_000, 10_000, 100), "imagenet": (1_281_167, 50_000, 1000)}  # training, test images, classes
+STEPS = {"cpu": (1, 5), "cuda": (20, 50)}  # uncounted, then counted
+
+
+measured: dict[tuple, tuple[float, float]] = {}  # by what decides them, so that runs that cost the same share them
+
+
+class Estimate(NamedTuple):
+    """The time that a training takes."""
+
+    step: float  # seconds
+    steps: int  # in an epoch
+    test: float  # seconds after each epoch
+    epochs: int
+
+    @property
+    def seconds(self) -> float:
+        """Return the time of the whole training."""
+        return (self.step * self.steps + self.test) * self.epochs
+
+
+def estimate(options: CommonOptions) -> Estimate:
+    """Measure some steps and a part of a test of a run's networks and methods, on random images.
+
+    Reading images from files, and the teacher's table, are left out.
+
+    Args:
+        options: of the run; a student's need --model_t.
+    """
+    is_student = isinstance(options, StudentOptions)
+    if is_student and options.model_t is None:
+        raise UserError("the teacher's network is needed: give --model_t NAME")
+    device = prepare_device(options.device, options.gpu_id, False, options.plain, options.precision)
+    images, tests, classes = _sizes(options, device)
+    images = options.train_subset or images
+    methods = (options.distill, options.temperature, options.model_t) if is_student else ()
+    name = options.model_s if is_student else options.model
+    key = (name, methods, options.dataset, options.image_size, options.batch_size, options.precision, options.plain)
+    if key not in measured:
+        with torch.random.fork_rng(devices=[]):
+            measured[key] = _measure(options, images, classes, device)
+    step, test = measured[key]
+    return Estimate(step, -(-images // options.batch_size), test * tests, options.epochs)
+
+
+@cache
+def _loaded_sizes(name: str, folder: str | None, size: int, batch_size: int, device: str) -> tuple[int, int, int]:
+    from dataset import create_dataset
+
+    data = create_dataset(name, batch_size=batch_size, seed=0, device=device, data_dir=folder, image_size=size)
+    return data.train.num_samples, data.val.num_samples, data.num_classes
+
+
+def _sizes(options: CommonOptions, device: torch.device) -> tuple[int, int, int]:
+    """Return the numbers of training images, of test images, and of classes."""
+    if options.dataset in SIZES:
+        return SIZES[options.dataset]
+    return _loaded_sizes(options.dataset, options.data_dir, options.image_size, options.batch_size, str(device))
+
+
+def _measure(options: CommonOptions, images: int, classes: int, device: torch.device) -> tuple[float, float]:
+    """Return the seconds of a training step, and of testing one image."""
+    teacher, target = None, torch.arange(images, device=device) % classes
+    if isinstance(options, StudentOptions):
+        student = create_model(options.model_s, classes, options.dataset)
+        network = create_model(options.model_t, classes, options.dataset).eval()
+        network = place(network if options.plain else fold_batch_norm(network), device, options.plain)
+        task = train_student.distillation(resolve_pair(options, options.model_t), student, network, target)
+        teacher = OnlineTeacher(network.requires_grad_(False), options.teacher_precision)
+    else:
+        task = Vanilla(create_model(options.model, classes, options.dataset), options.precision)
+    task = place(task, device, options.plain).train()
+    index = torch.arange(options.batch_size, device=device) % images
+    shape = (options.batch_size, 3, options.image_size, options.image_size)
+    batch = Batch(torch.randn(shape, device=device), target[index], index, None)
+    optimizer = make_optimizer(task, 1e-4, 0.9, 0.0, options.plain)
+    metrics, step = Metrics(), make_step(task, device, options)
+    task.start_epoch(1)
+    train = _seconds(lambda: step(task, teacher, batch, optimizer, metrics), device)
+    task.eval()
+    with torch.no_grad():
+        test = _seconds(lambda: task.student(batch.images), device)
+    return train, test / options.batch_size
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Return the median duration of some work in seconds."""
+    uncounted, counted = STEPS[device.type]
+    taken = []
+    for _ in range(uncounted + counted):
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        taken.append(time.perf_counter() - start)
+    return median(taken[uncounted:])
+
+
+def main() -> None:
+    """Measure, then print."""
+    script, *argv = sys.argv[1:] or [""]
+    if script in ("-h", "--help") or script not in PARSERS:
+        print(__doc__.strip())
+        if script in ("-h", "--help"):
+            return
+        raise UserError(f"the first word must be {' or '.join(PARSERS)}, and its flags follow")
+    options = PARSERS[script](argv)
+    found, threads = estimate(options), torch.get_num_threads()
+    print(
+        f"about {in_hours(found.seconds * options.trials)}: {found.epochs} epochs of {found.steps} steps of"
+        f" {1000 * found.step:.1f} ms and a test of {found.test:.1f} s, measured on random images with"
+        f" {threads} thread{'s' if threads > 1 else ''}" + f"; {options.trials} seeds" * (options.trials > 1)
+    )
+    if getattr(options, "teacher_table", False):
+        print("the teacher's table is left out: the more of it is filled, the shorter the training")
+
+
+if __name__ == "__main__":
+    run_main(main)
