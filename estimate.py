@@ -101,7 +101,9 @@ def _measure(options: CommonOptions, images: int, classes: int, device: torch.de
         task = train_student.distillation(resolve_pair(options, options.model_t), student, network, target)
         teacher = OnlineTeacher(network.requires_grad_(False), options.teacher_precision)
     else:
-        task = Vanilla(create_model(options.model, classes, options.dataset), options.precision)
+        task = Vanilla(
+            create_model(options.model, classes, options.dataset), options.precision, options.label_smoothing
+        )
     task = place(task, device, options.plain).train()
     index = torch.arange(options.batch_size, device=device) % images
     shape = (options.batch_size, 3, options.image_size, options.image_size)

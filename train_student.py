@@ -198,7 +198,7 @@ def distillation(options: StudentOptions, student: Model, teacher: Model, train_
         student,
         Standardised(inner=tau) if options.logit_stand else tau,
         create_distiller(distill, **kwargs_for(distiller_dict[distill], known)),
-        **{key: getattr(options, key) for key in (*weights, "precision")},
+        **{key: getattr(options, key) for key in (*weights, "precision", "label_smoothing")},
     )
 
 

@@ -105,7 +105,7 @@ def build_trainer(
     model = create_model(options.model, data.num_classes, options.dataset)
     feature_widths(model, options.image_size)  # raises its errors before the first step
     model = nn.SyncBatchNorm.convert_sync_batchnorm(model) if options.sync_bn else model
-    task = place(Vanilla(model, options.precision), device, options.plain)
+    task = place(Vanilla(model, options.precision, options.label_smoothing), device, options.plain)
     return resumed_trainer(run, task, None, data, options, pass_turn, table)
 
 

@@ -7,6 +7,7 @@ import torch
 from dataset import cifar100, digits, tree
 from dataset.base import Batch, Dataset, Loader, balanced_subset
 from dataset.memory import ImageSet, MemoryLoader
+from dataset.mixed import MixedLoader
 from inputs import Option, UserError, checked, unknown
 
 __all__ = ["Batch", "BatchSize", "Dataset", "ImageSize", "Loader", "NumWorkers", "TrainSubset", "check_dataset",
@@ -63,6 +64,8 @@ def create_dataset(
     image_size: ImageSize = 32,
     num_workers: NumWorkers = 0,
     train_subset: TrainSubset = 0,
+    mixup: float = 0.0,
+    cutmix: float = 0.0,
     rank: int = 0,
     world_size: int = 1,
 ) -> Dataset:
@@ -78,6 +81,8 @@ def create_dataset(
         num_workers: processes that decode the images of `folder` (once, at the start) and `imagenet` (every epoch).
         train_subset: how many training images to keep, balanced over the classes as far as possible; 0 keeps all.
             The choice does not depend on the seed, and a smaller subset is part of a larger one.
+        mixup: see `MixedLoader`.
+        cutmix: see `MixedLoader`.
         rank: this process's rank among those that share the batches.
         world_size: the number of these processes.
 
@@ -90,9 +95,10 @@ def create_dataset(
     if name == "imagenet":
         from dataset import imagenet  # imports torchvision, which takes seconds
 
-        return imagenet.build(
+        data = imagenet.build(
             data_dir, image_size, num_workers, batch_size, val_size, train_subset, seed=seed, **common
         )
+        return _mixed(data, mixup, cutmix)
     data = _load(name, data_dir, image_size, num_workers, quiet=rank > 0)
     images, target = data.train_images, data.train_target
     if train_subset > len(target):
@@ -104,7 +110,13 @@ def create_dataset(
     augmented = {"augment": True, "seed": seed, "flip": data.flip, "pad": image_size // 8}
     train = MemoryLoader(images=images, target=target, batch_size=batch_size, **augmented, **common)
     val = MemoryLoader(images=data.val_images, target=data.val_target, batch_size=val_size, augment=False, **common)
-    return Dataset(train, val, data.num_classes)
+    return _mixed(Dataset(train, val, data.num_classes), mixup, cutmix)
+
+
+def _mixed(data: Dataset, mixup: float, cutmix: float) -> Dataset:
+    if not (mixup or cutmix):
+        return data
+    return data._replace(train=MixedLoader(data.train, data.num_classes, mixup, cutmix))
 
 
 def val_batch_size(batch_size: int, image_size: int, device: torch.device) -> int:

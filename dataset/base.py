@@ -18,6 +18,7 @@ class Batch:
         index: [B] int64, the image numbers in the data set.
         view: [B] int64, which augmentation of each image; None if augmentations are not numbered.
         count: images in the whole batch if this is one process's shard of it; else None.
+        soft_target: [B, classes] float32, the classes' probabilities of mixed images, for the cross entropy; else None.
     """
 
     def __init__(
@@ -27,10 +28,12 @@ class Batch:
         index: Tensor,
         view: Tensor | None = None,
         count: int | None = None,
+        soft_target: Tensor | None = None,
     ) -> None:
         self._images: Tensor | None = images if isinstance(images, Tensor) else None
         self._make = None if isinstance(images, Tensor) else images
         self.target, self.index, self.view, self.count = target, index, view, count
+        self.soft_target = soft_target
 
     def __len__(self) -> int:
         return len(self.target)
@@ -65,7 +68,8 @@ class Batch:
         """Return the batch without its first `rows` images in each of the `processes` that share it."""
         view = None if self.view is None else self.view[rows:]
         count = None if self.count is None else self.count - rows * processes
-        return Batch(self.images[rows:], self.target[rows:], self.index[rows:], view, count)
+        soft_target = None if self.soft_target is None else self.soft_target[rows:]
+        return Batch(self.images[rows:], self.target[rows:], self.index[rows:], view, count, soft_target)
 
 
 class Epoch:

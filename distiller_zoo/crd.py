@@ -171,6 +171,7 @@ class CRD(Distiller):
 
     weights = (0.1, 0.9, 0.8)
     needs = "pooled"
+    uses_target = True
 
     def __init__(
         self,

@@ -94,6 +94,7 @@ class DKD(Distiller):
 
     weights = (1.0, 0.0, 1.0)
     needs = "logits"
+    uses_target = True
     uses_tau = True
 
     def __init__(

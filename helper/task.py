@@ -41,15 +41,23 @@ class Task(nn.Module):
     Args:
         student: the network.
         precision: what the student computes in, one of options.flags.PRECISIONS; losses are always in float32.
+        label_smoothing: of the cross entropy.
     """
 
-    def __init__(self, student: Model, precision: str = "fp32") -> None:
+    def __init__(self, student: Model, precision: str = "fp32", label_smoothing: float = 0.0) -> None:
         super().__init__()
-        self.student, self.precision = student, precision
+        self.student, self.precision, self.label_smoothing = student, precision, label_smoothing
 
     def autocast(self) -> AbstractContextManager[None]:
         """Return the context in which the student is called."""
         return autocast(self.student.classifier.weight.device, self.precision)
+
+    def cross_entropy(self, logits: Tensor, target: Tensor, batch: Batch) -> Tensor:
+        """Return the mean cross entropy of logits [B, C] with the classes [B], or with the batch's soft targets."""
+        if batch.soft_target is not None:
+            target = batch.soft_target
+            target = target if batch.count is None else distributed.all_gather_grad(target, batch.count)
+        return F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
 
     @property
     def phase(self) -> Hashable | None:
@@ -91,7 +99,7 @@ class Vanilla(Task):
         logits, target = at_least_float32(logits), batch.target
         if batch.count is not None:
             logits, target = (distributed.all_gather_grad(each, batch.count) for each in (logits, target))
-        loss = F.cross_entropy(logits, target)
+        loss = self.cross_entropy(logits, target, batch)
         return StepOutput(loss, {"ce": loss}, logits, target, None)
 
 
@@ -111,6 +119,7 @@ class Distillation(Task):
         kd_T: that temperature.
         kd_warmup: epochs over which both KD terms grow to their full weight; 0 for none.
         precision: see `Task`.
+        label_smoothing: see `Task`.
     """
 
     warmup: Tensor  # factor of both KD terms in this epoch
@@ -127,8 +136,9 @@ class Distillation(Task):
         kd_T: float = 4.0,
         kd_warmup: int = 0,
         precision: str = "fp32",
+        label_smoothing: float = 0.0,
     ) -> None:
-        super().__init__(student, precision)
+        super().__init__(student, precision, label_smoothing)
         self.temperature, self.distiller = temperature, distiller
         self.gamma, self.alpha, self.beta = gamma, alpha, beta
         self.fixed_alpha, self.kd_T, self.kd_warmup = fixed_alpha, kd_T, kd_warmup
@@ -170,7 +180,7 @@ class Distillation(Task):
         student = Output(student.features, at_least_float32(student.logits))
         student, teacher, target, index = _whole_batch(student, teacher, batch)
         tau = self.temperature(student.logits, teacher.logits, target, index)
-        losses = {"ce": F.cross_entropy(student.logits, target)}
+        losses = {"ce": self.cross_entropy(student.logits, target, batch)}
         loss = self.gamma * losses["ce"]
         if self.alpha:
             losses["kd"] = kd_loss(student.logits, teacher.logits, tau)

@@ -93,6 +93,22 @@ class OptimizationOptions:
     weight_decay: Annotated[float, Option("of SGD, for all trained parameters", 1e-9, 10.0, or_zero=True)] = 5e-4
 
 
+def mixed_by(name: str) -> Option:
+    """Return the option of a mix's strength."""
+    return Option(f"parameter of {name}'s Beta distribution, as 0.2 or 1; 0: none", 1e-3, 1e3, or_zero=True, before=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetOptions:
+    """targets of the cross entropy: all off in the published recipes"""
+
+    label_smoothing: Annotated[
+        float, Option("share of the targets that all classes get equally", 1e-6, 0.999, or_zero=True, before=0.0)
+    ] = 0.0
+    mixup: Annotated[float, mixed_by("MixUp")] = 0.0
+    cutmix: Annotated[float, mixed_by("CutMix")] = 0.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
     """run"""
@@ -264,7 +280,7 @@ class TemperatureOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CommonOptions(ProcessOptions, DeviceOptions, RunOptions, OptimizationOptions, DataOptions):
+class CommonOptions(ProcessOptions, DeviceOptions, RunOptions, TargetOptions, OptimizationOptions, DataOptions):
     """The options of both training scripts."""
 
 

@@ -322,8 +322,21 @@ def _listed(numbers: list[int]) -> str:
     return " and ".join(", ".join(map(str, numbers)).rsplit(", ", 1))
 
 
+def _check_mixing(options: dict[str, Any]) -> None:
+    """Raise UserError for methods that cannot do with mixed images."""
+    mixes = [key for key in ("mixup", "cutmix") if options[key]]
+    if not mixes or "distill" not in options:
+        return
+    if options["teacher_table"]:
+        raise UserError(f"--{mixes[0]} mixes images in too many ways for a table: leave --teacher_table out")
+    for key, registry in (("distill", distiller_dict), ("temperature", temperature_dict)):
+        if registry[options[key]].uses_target:
+            raise UserError(f"--{key} {options[key]} needs one class for each image: leave --{mixes[0]} out")
+
+
 def _check_together(options: dict[str, Any]) -> None:
     """Raise UserError for numbers that do not go together."""
+    _check_mixing(options)
     if options["seed"] + options["trials"] > 2**63:
         raise UserError(f"the seeds of --trials must be below 2^63 as well, not from {options['seed']} on")
     curriculum = ("lambda_epochs",) if str(options.get("temperature")).startswith("ctkd") else ()

@@ -32,7 +32,8 @@ RECIPE = (  # what two configurations must share, besides the data, for their di
 )  # fmt: skip
 # The values in all published protocols that do not list another. (DTKD's second weight is part of the method.) The
 # published codes leave the precision to PyTorch, whose default depends on its version and the GPU.
-USUAL = {"precision": ("fp32", "tf32"), "kd_warmup": (0,), "sync_bn": (False,), "processes": (1,)}
+USUAL = {"precision": ("fp32", "tf32"), "kd_warmup": (0,), "sync_bn": (False,), "processes": (1,),
+         "label_smoothing": (0.0,), "mixup": (0.0,), "cutmix": (0.0,)}  # fmt: skip
 HEADING = [
     "pair", "method", "last", "best (on test)", "n", "published", "Δ last", "Δ best", "verdict", "teacher", "epochs",
 ]  # fmt: skip
@@ -183,7 +184,8 @@ def kd_weight(run: Run) -> float:
 
 def recipe(run: Run) -> list[object]:
     """Return what a network's runs must share, besides the data, to be comparable at all."""
-    return [run.dataset, run.option("precision") or "fp32", *map(run.option, ("model", *RECIPE))]
+    targets = [run.option(name) or 0.0 for name in ("label_smoothing", "mixup", "cutmix")]
+    return [run.dataset, run.option("precision") or "fp32", *targets, *map(run.option, ("model", *RECIPE))]
 
 
 def setting(run: Run) -> list[object]:

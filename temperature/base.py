@@ -94,6 +94,7 @@ class Temperature(TakesOptions, nn.Module):
 
     # gamma and alpha with `--distill kd` if they differ from KD's; an alpha of None depends on the pair
     weights: tuple[float, float | None] | None = None
+    uses_target = False  # whether it uses the classes, so that images of mixed classes are refused
     observes = False  # whether `observe` must be called in the current epoch
     # On a GPU a step is recorded once as a CUDA graph and then replayed without running its Python code, so state that
     # changes from step to step must be tensors updated in place. `phase` is the part of the state that decides what

@@ -49,6 +49,8 @@ class Policy(Temperature):
         UserError: a number is outside its bounds.
     """
 
+    uses_target = True  # images are blended into others, whose class they get
+
     notes = ("rl_action",)
 
     def __init__(

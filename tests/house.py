@@ -27,7 +27,7 @@ BASE = "inputs"  # the module below all of them
 SCRIPTS = 5  # above all of them
 LONG = 60  # lines of a function
 LIMITS = {  # today's numbers, rounded up; lower a limit when the code improves
-    "share of helper/, %": 28,
+    "share of helper/, %": 27,
     "imports against the direction": 0,
     "modules in circles": 0,
     "packages in circles": 0,
