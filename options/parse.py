@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from dataset import check_dataset
+from dataset import check_dataset, default_image_size
 from distiller_zoo import distiller_dict, dkd
 from inputs import Declared, UserError, in_proportion, unknown
 from models import networks
@@ -83,7 +83,7 @@ def parse(parser: Parser, argv: list[str] | None = None) -> Any:
     if options["dataset"] == "imagenet" and options["data_dir"] is None:
         options["data_dir"] = os.environ.get("IMAGENET_DIR")
     if options["image_size"] is None:
-        options["image_size"] = 224 if options["dataset"] == "imagenet" else 32
+        options["image_size"] = default_image_size(options["dataset"])
     for key, declared in all_options().items():
         if key in options:
             if declared.option.normal and options[key] is not None:

@@ -183,7 +183,7 @@ def kd_weight(run: Run) -> float:
 
 def recipe(run: Run) -> list[object]:
     """Return what a network's runs must share, besides the data, to be comparable at all."""
-    return [run.dataset, run.option("precision") or "fp32", *map(run.option, ("model", *RECIPE))]
+    return [run.dataset, run.option("precision") or "fp32", *map(run.option, ("model", "init_sha256", *RECIPE))]
 
 
 def setting(run: Run) -> list[object]:
