@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from helper.files import write_atomically
-from helper.state_dict import find_weights, without_prefixes
 from helper.structure import Checked, Misfit, check_numbers, check_stored, fitted, type_name
 from inputs import UserError, open_regular, printable
 from models import Model, create_model, imagenet_dict, networks
+from models.state_dict import find_weights, without_prefixes
 
 
 class _Unread:
@@ -122,12 +122,9 @@ def load_file(path: Path) -> tuple[dict[str, Tensor], Info | None]:
         UserError: as `load`, or the file holds no weights, or a tensor in it is not finite or not dense.
     """
     content = _load_safetensors(path) if path.suffix == ".safetensors" else load(path)
-    try:
-        found = find_weights(content)
-    except Misfit as misfit:
-        raise UserError(f"{path} holds no network's weights, or those of several ({misfit})") from misfit
     weights = {}
     try:
+        found = find_weights(content)
         for name, tensor in found.weights.items():
             check_stored(tensor, name)
         found = without_prefixes(found, _is_known)
@@ -136,6 +133,8 @@ def load_file(path: Path) -> tuple[dict[str, Tensor], Info | None]:
             weights[name] = tensor.float() if tensor.is_floating_point() else tensor
             check_numbers(weights[name], name)
         info = Info(**fitted(content[INFO], _INFO, INFO)) if INFO in content else None
+    except UserError as error:
+        raise UserError(f"{path} holds {error}") from error
     except Misfit as misfit:
         raise UserError(f"{path} holds no usable weights: {misfit}; get it again, or train it anew") from misfit
     if note := found.note():

@@ -49,7 +49,7 @@ DECIDE_DEFAULTS = {"dataset", "model", "model_s", "distill", "temperature", "epo
 def given(parser: Parser, argv: list[str]) -> set[str]:
     """Return the names of the options that a command line sets. Raises UserError for an unknown flag."""
     unset, names = object(), vars(parser.parse_args([]))
-    told = parser.parse_args([_underscored(word) for word in argv], argparse.Namespace(**dict.fromkeys(names, unset)))
+    told = parser.parse_args([underscored(word) for word in argv], argparse.Namespace(**dict.fromkeys(names, unset)))
     return {name for name, value in vars(told).items() if value is not unset}
 
 
@@ -78,7 +78,7 @@ def parse(parser: Parser, argv: list[str] | None = None) -> Any:
         UserError: an unknown flag or name, or a number that makes no sense.
     """
     argv = sys.argv[1:] if argv is None else argv
-    options = vars(parser.parse_args([_underscored(word) for word in argv]))
+    options = vars(parser.parse_args([underscored(word) for word in argv]))
     check_dataset(options["dataset"])
     if options["dataset"] == "imagenet" and options["data_dir"] is None:
         options["data_dir"] = os.environ.get("IMAGENET_DIR")
@@ -153,7 +153,7 @@ def _resolve_table(options: dict[str, Any]) -> None:
     options["teacher_precision"] = in_table if options["teacher_table"] else options["precision"]
 
 
-def _underscored(word: str) -> str:
+def underscored(word: str) -> str:
     """Return `--path-t` as `--path_t`; values keep their hyphens."""
     flag, equals, value = word.partition("=")
     if flag.startswith("--") and value == "--":  # argparse would drop it

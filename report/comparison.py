@@ -99,6 +99,8 @@ def differences(runs: Sequence[Run], record: published.Record) -> list[str]:
             found.append(f"{name} {ours} instead of {usual[0]}")
     if runs[0].option("train_subset"):
         found.append(f"{runs[0].option('train_subset')} training images instead of all")
+    if runs[0].option("init_sha256"):
+        found.append("initial weights from a file instead of random ones")
     teachers = sorted({top1 for run in runs if (top1 := run.option("teacher_top1")) is not None})
     theirs = record.get("teacher_acc")
     if theirs and not teachers:

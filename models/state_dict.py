@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from helper.structure import Misfit
-from inputs import printable
+from inputs import UserError, printable
 
 PLACES = ("state_dict", "model", "net", "student", "model_state_dict", "ema")  # keys that hold weights
 WRAPPERS = ("module.", "_orig_mod.")  # prefixes of DistributedDataParallel and torch.compile, in no network's own names
@@ -40,14 +39,14 @@ def find_weights(content: Any) -> Found:
     """Return the state dict in a checkpoint: at its top level, or under PLACES, which may be in one another.
 
     Raises:
-        Misfit: there is none, or there are several.
+        UserError: there is none, or there are several; the message says what the file holds.
     """
     left_out: list[str] = []
     for _ in range(DEEPEST):
         places = _places(content, DEEPEST)
         if len(places) > 1:
-            raise Misfit(
-                f"there are weights under {' and '.join(map(repr, places))}: save those that you want alone, as in"
+            raise UserError(
+                f"weights under {' and '.join(map(repr, places))}: save those that you want alone, as in"
                 f" torch.save(checkpoint[{places[0]!r}], FILE)"
             )
         if not places:
@@ -55,7 +54,10 @@ def find_weights(content: Any) -> Found:
         left_out += [str(key) for key, value in content.items() if key not in places and _is_state_dict(value)]
         content = content[places[0]]
     if not _is_state_dict(content):
-        raise Misfit(f"looked for a state dict, at the top level or under {', '.join(PLACES)}")
+        raise UserError(
+            f"no network's weights (looked for a state dict, at the top level or under {', '.join(PLACES)}): give"
+            " another file"
+        )
     kept, others = {}, []
     for name, value in content.items():
         last = name.rpartition(".")[2]
@@ -92,7 +94,7 @@ def without_prefixes(found: Found, is_known: Callable[[Weights], bool]) -> Found
         is_known: whether weights are those of a known network, whose names are left as they are.
 
     Raises:
-        Misfit: there are several known networks.
+        UserError: there are several known networks; the message says what the file holds.
     """
     names = found.weights
     prefixes = [prefix for prefix in (*WRAPPERS, *OWNERS) if any(name.startswith(prefix) for name in names)]
@@ -104,7 +106,7 @@ def without_prefixes(found: Found, is_known: Callable[[Weights], bool]) -> Found
     inner = {prefix: without_prefixes(_below(found, prefix), is_known) for prefix in prefixes}
     known = [prefix for prefix in prefixes if is_known(inner[prefix].weights)]
     if len(known) > 1:
-        raise Misfit(f"there are networks under the prefixes {' and '.join(known)}: save the weights of one alone")
+        raise UserError(f"networks under the prefixes {' and '.join(known)}: save the weights of one alone")
     return inner[known[0]] if known else found
 
 
