@@ -26,6 +26,7 @@ from dataset import Dataset, check_dataset, create_dataset, dataset_names, defau
 from dataset.base import Loader
 from helper.checkpoint import Info, file_hash, load_network
 from helper.device import place, prepare_device
+from helper.distributed import hide_progress
 from helper.errors import RunError, run_main
 from helper.files import reason, write_atomically
 from helper.run_files import read_config
@@ -47,6 +48,7 @@ class Subject(NamedTuple):
 
     file: Path  # of the weights
     model: Model
+    name: str  # the network's
     info: Info | None  # what the file says of itself
     dataset: str | None
     data_dir: str | None
@@ -84,7 +86,7 @@ def find_weights(path: Path) -> Path:
 def load(file: Path, args: argparse.Namespace) -> Subject:
     """Return the network in a file, and the data set of the flags, the file or the run, in this order of priority."""
     config = config_beside(file)
-    model, info = load_network(file, args.model, config.get("dataset") or args.dataset)
+    model, name, info = load_network(file, args.model, config.get("dataset") or args.dataset)
     known = info.dataset if info else config.get("dataset")
     dataset = args.dataset or known
     if dataset is not None:
@@ -96,7 +98,7 @@ def load(file: Path, args: argparse.Namespace) -> Subject:
     if dataset == "imagenet":
         data_dir = data_dir or os.environ.get("IMAGENET_DIR")
     image_size = args.image_size or size or default_image_size(dataset or "")
-    return Subject(file, model, info, dataset, data_dir, image_size)
+    return Subject(file, model, name, info, dataset, data_dir, image_size)
 
 
 def config_beside(file: Path) -> dict[str, Any]:
@@ -115,9 +117,9 @@ def test(subject: Subject, args: argparse.Namespace, device: torch.device) -> tu
     """Return accuracy, loss and calibration on the validation images of the data set."""
     data = load_data(subject, args, device)
     scores = score(*logits_of(subject.model, data.val), data.class_names)
-    name = subject.info.network if subject.info else type(subject.model).__name__
-    told = f"{name} in {subject.file}, on {scores.samples:,} validation images of {subject.dataset}"
-    known = {"weights": str(subject.file), "sha256": file_hash(subject.file), "dataset": subject.dataset}
+    told = f"{subject.name} in {subject.file}, on {scores.samples:,} validation images of {subject.dataset}"
+    known = {"weights": str(subject.file), "sha256": file_hash(subject.file), "network": subject.name}
+    known |= {"dataset": subject.dataset}
     return f"{told}\n\n{scores.text()}", known | scores.as_dict()
 
 
@@ -162,7 +164,8 @@ def logits_of(model: Model, loader: Loader) -> tuple[Tensor, Tensor]:
     """Return a network's logits [N, C] for the images of a loader, and their classes [N]; both on the CPU."""
     model.eval()
     try:
-        batches = [(model(batch.images).cpu(), batch.target.cpu()) for batch in tqdm(loader, "test", leave=False)]
+        bar = tqdm(loader, "test", unit="batch", leave=False, disable=hide_progress())
+        batches = [(model(batch.images).cpu(), batch.target.cpu()) for batch in bar]
     except torch.OutOfMemoryError as error:
         raise UserError(f"a batch of {loader.batch_size} images does not fit: choose a lower --batch_size") from error
     logits, target = (torch.cat(each) for each in zip(*batches, strict=True))
@@ -195,7 +198,7 @@ def predict(subject: Subject, args: argparse.Namespace, device: torch.device) ->
 def _as_info(subject: Subject, data: Dataset) -> Info:
     assert subject.dataset is not None
     like = list(data.class_names), list(data.mean), list(data.std)
-    return Info(type(subject.model).__name__, subject.dataset, subject.image_size, *like)
+    return Info(subject.name, subject.dataset, subject.image_size, *like)
 
 
 def _scales(mean: list[float], std: list[float]) -> tuple[Tensor, Tensor]:
@@ -253,11 +256,11 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     """Parse the command line. Raises UserError for a flag or name that is not known."""
     parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("path", metavar="PATH", help="a file of weights, or the folder of a run or teacher")
-    group = parser.add_argument_group("what to do (default: test on the validation images)")
+    group = parser.add_argument_group("what to do", "default: test it on the validation images")
     group.add_argument("--predict", nargs="+", metavar="FILE", help="print the most probable classes of images")
     group.add_argument("--export", metavar="FORMAT", help=f"write the network as one of {', '.join(SUFFIXES)}")
     group.add_argument("--json", action="store_true", help="print the result as JSON, and everything else on stderr")
-    group = parser.add_argument_group("data (default: what the weights or their run's config.json say)")
+    group = parser.add_argument_group("data", "default: what the weights, or their run's config.json, say")
     group.add_argument("--dataset", metavar="NAME", help=f"one of {', '.join(dataset_names)}")
     group.add_argument("--data_dir", metavar="DIR", help="folder of the data, as in training")
     group.add_argument("--image_size", type=int, metavar="N", help="side of the square images, as in training")

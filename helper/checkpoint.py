@@ -216,8 +216,16 @@ def network(path: Path, weights: dict[str, Tensor], name: str, num_classes: int,
     return model
 
 
-def load_network(path: Path, name: str | None = None, dataset: str | None = None) -> tuple[Model, Info | None]:
-    """Return the network in a checkpoint, for the classes that it was trained for, and what the file says about it.
+class Loaded(NamedTuple):
+    """A network from a file."""
+
+    model: Model
+    name: str  # in the model zoo
+    info: Info | None  # None if the file says nothing
+
+
+def load_network(path: Path, name: str | None = None, dataset: str | None = None) -> Loaded:
+    """Return the network in a checkpoint, for the classes that it was trained for.
 
     Args:
         path: a file as `load_file` reads it.
@@ -233,7 +241,7 @@ def load_network(path: Path, name: str | None = None, dataset: str | None = None
     num_classes = len(weights[f"{expected_weights(name, dataset).head}.bias"])
     if info and len(info.class_names) != num_classes:
         raise UserError(f"{path} names {len(info.class_names)} classes and has weights for {num_classes}: get it again")
-    return network(path, weights, name, num_classes, dataset), info and info._replace(network=name)
+    return Loaded(network(path, weights, name, num_classes, dataset), name, info)
 
 
 def initialise(model: Model, path: Path, weights: dict[str, Tensor], name: str, dataset: str) -> None:
