@@ -21,7 +21,7 @@ from helper.device import device_of, place, seed_everything, start_together
 from helper.errors import run_main
 from helper.logger import EpochTable
 from helper.loops import evaluate
-from helper.run_folder import RunFolder
+from helper.run_folder import RunFolder, init_hash
 from helper.task import Distillation
 from helper.teacher import FoundTeacher, find_teacher, load_teacher
 from helper.teacher_cache import CachedTeacher, OnlineTeacher, check_table_dir
@@ -89,6 +89,10 @@ def load(
 
 def open_run(options: StudentOptions, found: FoundTeacher, data_sha256: str | None) -> RunFolder:
     """Return the folder of one seed's run, not written yet; `data_sha256` identifies its data."""
+    pair = f"{file_name(found.name)}_{file_name(options.model_s)}"
+    group = f"{options.dataset}_{pair}/{options.distill}_{options.temperature}"
+    group += "_logit_stand" * options.logit_stand
+    folder = run_folder(options, "student_model", group, f"seed-{options.seed}")
     config = {
         "kind": "student",
         "dataset": options.dataset,
@@ -96,16 +100,13 @@ def open_run(options: StudentOptions, found: FoundTeacher, data_sha256: str | No
         "model": options.model_s,
         "teacher": found.name,
         "teacher_sha256": found.sha256,
+        "init_sha256": init_hash(options.init_weights, folder),
         "distill": options.distill,
         "temperature": options.temperature,
         "seed": options.seed,
         "epochs": options.epochs,
         "options": own_dict(options),
     }
-    pair = f"{file_name(found.name)}_{file_name(options.model_s)}"
-    group = f"{options.dataset}_{pair}/{options.distill}_{options.temperature}"
-    group += "_logit_stand" * options.logit_stand
-    folder = run_folder(options, "student_model", group, f"seed-{options.seed}")
     run = RunFolder(folder, options.model_s, config, options.overwrite, draw_curve).check()
     print(f"distil {run.title}, into {folder}")
     return run
@@ -166,6 +167,7 @@ def build_trainer(
     seed_everything(options.seed)
     device = data.train.target.device
     student = create_model(options.model_s, data.num_classes, options.dataset)
+    train_teacher.initialise(run, student, options)
     student = nn.SyncBatchNorm.convert_sync_batchnorm(student) if options.sync_bn else student
     task = place(distillation(options, student, model, data.train.target), device, options.plain)
     if extra := sum(parameter.numel() for parameter in task.distiller.parameters()):

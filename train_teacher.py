@@ -14,18 +14,18 @@ import torch
 from torch import nn
 
 from dataset import Dataset, create_dataset, identify_data
-from helper import distributed
+from helper import checkpoint, distributed
 from helper.device import device_of, place, seed_everything, start_together
 from helper.errors import run_main
 from helper.logger import EpochTable
 from helper.loops import Teacher
 from helper.metrics import Metrics
-from helper.run_folder import RunFolder
+from helper.run_folder import RunFolder, init_hash
 from helper.task import Task, Vanilla
 from helper.teacher import folder_name
 from helper.trainer import Trainer, make_optimizer, make_step
 from helper.trials import O, train_runs, trials_of
-from models import create_model, feature_widths
+from models import Model, create_model, feature_widths
 from options.flags import CommonOptions, TeacherOptions, as_dict
 from options.parse import kwargs_for, parse_teacher, proportions_in_words, run_folder
 from report import draw_curve
@@ -73,10 +73,13 @@ def load_data(options: CommonOptions, device: torch.device) -> Dataset:
 
 def open_run(options: TeacherOptions, data_sha256: str | None) -> RunFolder:
     """Return the folder of one seed's run, not written yet; `data_sha256` identifies its data."""
+    name = folder_name(options.model, options.dataset) + f"_seed-{options.seed}" * (options.trials > 1)
+    folder = run_folder(options, "models", "", name)
     config = {
         "kind": "teacher",
         "dataset": options.dataset,
         "data_sha256": data_sha256,
+        "init_sha256": init_hash(options.init_weights, folder),
         "model": options.model,
         "teacher": None,
         "distill": None,
@@ -85,8 +88,6 @@ def open_run(options: TeacherOptions, data_sha256: str | None) -> RunFolder:
         "epochs": options.epochs,
         "options": as_dict(options),
     }
-    name = folder_name(options.model, options.dataset) + f"_seed-{options.seed}" * (options.trials > 1)
-    folder = run_folder(options, "models", "", name)
     run = RunFolder(folder, options.model, config, options.overwrite, draw_curve).check()
     print(f"train {run.title}, into {folder}")
     return run
@@ -104,9 +105,18 @@ def build_trainer(
     device = data.train.target.device
     model = create_model(options.model, data.num_classes, options.dataset)
     feature_widths(model, options.image_size)  # raises its errors before the first step
+    initialise(run, model, options)
     model = nn.SyncBatchNorm.convert_sync_batchnorm(model) if options.sync_bn else model
     task = place(Vanilla(model, options.precision, options.label_smoothing), device, options.plain)
     return resumed_trainer(run, task, None, data, options, pass_turn, table)
+
+
+def initialise(run: RunFolder, model: Model, options: CommonOptions) -> None:
+    """Start a new run's network from --init_weights, if they are given; a resumed run does not need them."""
+    if options.init_weights and not distributed.on_rank0((run.folder / "last.pth").exists):
+        path = Path(options.init_weights)
+        weights = distributed.on_rank0(lambda: checkpoint.load_weights_once(path, run.config["init_sha256"]))
+        checkpoint.initialise(model, path, weights, run.model, options.dataset)
 
 
 def resumed_trainer(
@@ -123,6 +133,7 @@ def resumed_trainer(
     Raises:
         UserError: the run's `last.pth` does not fit.
     """
+    run.describe(data)
     optimizer, metrics = make_optimizer(task, **kwargs_for(make_optimizer, as_dict(options))), Metrics()
     run.resume(task, optimizer, metrics, len(data.train))
     step = make_step(task, data.train.target.device, options)

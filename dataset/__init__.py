@@ -1,8 +1,10 @@
 """Data sets. To add one, write a `load` that returns an ImageSet and name it in dataset_dict."""
 
+from pathlib import Path
 from typing import Annotated
 
 import torch
+from torch import Tensor
 
 from dataset import cifar100, digits, tree
 from dataset.base import Batch, Dataset, Loader, balanced_subset
@@ -11,7 +13,8 @@ from dataset.mixed import MixedLoader
 from inputs import Option, UserError, checked, unknown
 
 __all__ = ["Batch", "BatchSize", "Dataset", "ImageSize", "Loader", "NumWorkers", "TrainSubset", "check_dataset",
-           "create_dataset", "dataset_dict", "dataset_names", "identify_data", "val_batch_size"]  # fmt: skip
+           "create_dataset", "dataset_dict", "dataset_names", "default_image_size", "identify_data", "read_image",
+           "val_batch_size"]  # fmt: skip
 
 
 def _load_folder(**options: object) -> ImageSet:
@@ -110,7 +113,8 @@ def create_dataset(
     augmented = {"augment": True, "seed": seed, "flip": data.flip, "pad": image_size // 8}
     train = MemoryLoader(images=images, target=target, batch_size=batch_size, **augmented, **common)
     val = MemoryLoader(images=data.val_images, target=data.val_target, batch_size=val_size, augment=False, **common)
-    return _mixed(Dataset(train, val, data.num_classes), mixup, cutmix)
+    names = data.class_names or [str(number) for number in range(data.num_classes)]
+    return _mixed(Dataset(train, val, data.num_classes, names, data.mean, data.std), mixup, cutmix)
 
 
 def _mixed(data: Dataset, mixup: float, cutmix: float) -> Dataset:
@@ -122,6 +126,31 @@ def _mixed(data: Dataset, mixup: float, cutmix: float) -> Dataset:
 def val_batch_size(batch_size: int, image_size: int, device: torch.device) -> int:
     """Return the batch size for validation, at least that of training."""
     return max(batch_size, VAL_PIXELS[device.type] // image_size**2)
+
+
+def default_image_size(name: str) -> int:
+    """Return the side of a data set's images in pixels, if none is given."""
+    return 224 if name == "imagenet" else 32
+
+
+def read_image(name: str, path: Path, image_size: int) -> Tensor:
+    """Return an image of any size as a data set's validation images are: [3, image_size, image_size] uint8.
+
+    Args:
+        name: the data set. Those of 32 x 32 images get the middle square, as `folder`.
+        path: of the image.
+        image_size: side of the square in pixels.
+
+    Raises:
+        UserError: the image cannot be read.
+    """
+    from dataset import folder, imagenet  # import torchvision, which takes seconds
+
+    cut = imagenet.middle_cut if name == "imagenet" else folder.middle_square
+    try:
+        return cut(folder.read_image(str(path)), image_size)
+    except Exception as error:  # a broken file makes Pillow raise almost anything
+        raise UserError(f"the image {path} cannot be read ({folder.why(error)}): give another") from error
 
 
 def check_dataset(name: str) -> None:

@@ -1,7 +1,7 @@
 """The interface between data sets and the training loop."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -129,6 +129,9 @@ class Dataset(NamedTuple):
     train: Loader
     val: Loader
     num_classes: int
+    class_names: Sequence[str] = ()  # in the order of the targets
+    mean: Sequence[float] = ()  # of the channels, with white as 1; images are normalised by it
+    std: Sequence[float] = ()
 
 
 def balanced_subset(target: Tensor, size: int) -> Tensor:

@@ -42,7 +42,15 @@ def load(data_dir: str | None = None, **_: object) -> ImageSet:
     if not os.path.exists(root / FOLDER):
         _fetch(root)
     files = _read(root / FOLDER)
-    return ImageSet(*_tensors(files["train"]), *_tensors(files["test"]), num_classes=100, mean=MEAN, std=STD, flip=True)
+    return ImageSet(
+        *_tensors(files["train"]),
+        *_tensors(files["test"]),
+        num_classes=100,
+        mean=MEAN,
+        std=STD,
+        flip=True,
+        class_names=pickle.loads(files["meta"], encoding="latin1")["fine_label_names"],
+    )
 
 
 def _tensors(file: bytes) -> tuple[torch.Tensor, torch.Tensor]:

@@ -20,5 +20,13 @@ def load(**_: object) -> ImageSet:
     target = torch.from_numpy(digits.target).long()
     train, val = train_test_split(torch.arange(len(target)), test_size=0.2, stratify=target, random_state=0)
     return ImageSet(
-        images[train], target[train], images[val], target[val], num_classes=10, mean=MEAN, std=STD, flip=False
+        images[train],
+        target[train],
+        images[val],
+        target[val],
+        num_classes=10,
+        mean=MEAN,
+        std=STD,
+        flip=False,
+        class_names=[str(digit) for digit in digits.target_names],
     )

@@ -57,6 +57,11 @@ def _scaled(image: Image.Image) -> np.ndarray:
     return (255 * shares).round().astype(np.uint8)
 
 
+def middle_square(image: Image.Image, size: int) -> Tensor:
+    """Return the central square of an image, [3, size, size] uint8, after resizing by the short side."""
+    return Compose([Resize(size), CenterCrop(size), PILToTensor()])(image)
+
+
 def why(error: Exception) -> str:
     """Return in a few words why a file could not be read."""
     if isinstance(error, UnidentifiedImageError):
@@ -74,7 +79,6 @@ class Tree(TorchDataset):
         self.root, self.image_size = root, image_size
         self.classes, self.samples = split.classes, split.samples
         self.targets = [number for _, number in split.samples]
-        self.transform = Compose([Resize(image_size), CenterCrop(image_size), PILToTensor()])
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -82,7 +86,7 @@ class Tree(TorchDataset):
     def __getitem__(self, index: int) -> tuple[Tensor, str]:
         path = self.samples[index][0]
         try:
-            return self.transform(read_image(path)), ""
+            return middle_square(read_image(path), self.image_size), ""
         except Exception as error:  # a broken file makes Pillow raise almost anything
             return self.unreadable(path, error)
 
@@ -115,6 +119,7 @@ def load(data_dir: str | None, image_size: int, num_workers: int, quiet: bool = 
         mean=MEAN,
         std=STD,
         flip=True,
+        class_names=[printable(name) for name in train.classes],
     )
 
 

@@ -22,7 +22,7 @@ from torchvision.transforms.v2.functional import center_crop, horizontal_flip, r
 
 from dataset.base import Batch, Dataset, Epoch, balanced_subset, shard
 from dataset.folder import MEAN, STD, Tree, open_splits, read_image
-from inputs import UserError
+from inputs import UserError, printable
 
 EXPECTED = "--dataset imagenet expects images in train/<class> and val/<class> of --data_dir or IMAGENET_DIR"
 RESIZED = 256 / 224  # short side of a resized validation image, relative to the crop
@@ -251,4 +251,7 @@ def build(
         StreamLoader(train, augment=True, batch_size=batch_size, **loaders),
         StreamLoader(val, augment=False, batch_size=val_size, **loaders),
         len(train.classes),
+        [printable(name) for name in train.classes],
+        MEAN,
+        STD,
     )

@@ -2,7 +2,7 @@
 
 import copy
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -25,6 +25,7 @@ class ImageSet(NamedTuple):
     mean: tuple[float, float, float]  # of the channels, with white as 1
     std: tuple[float, float, float]
     flip: bool  # whether a mirrored image keeps its class
+    class_names: Sequence[str] = ()  # in the order of the targets; empty: their numbers
 
 
 def count_views(pad: int) -> int:

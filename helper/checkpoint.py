@@ -2,25 +2,63 @@
 
 import hashlib
 import io
+import math
 import pickle
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from helper.files import write_atomically
-from helper.structure import Misfit, check_numbers, check_stored, type_name
-from inputs import UserError, open_regular
-from models import Model, create_model, networks
+from helper.structure import Checked, Misfit, check_numbers, check_stored, fitted, type_name
+from inputs import UserError, open_regular, printable
+from models import Model, create_model, imagenet_dict, networks
+from models.outside import is_outside
+from models.state_dict import find_weights, without_prefixes
 
-# Published checkpoints hold an accuracy as a NumPy number besides the weights; constructing it runs no other code.
-# NumPy 1 and 2 name its constructor differently.
+
+class _Unread:
+    """Stands for a NumPy array, whose content is not read."""
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def __setstate__(self, _: Any) -> None: ...
+
+
+# Checkpoints hold NumPy numbers, such as an accuracy, besides the weights; constructing them runs no other code. NumPy
+# 1 and 2 name the constructors differently.
 _number = np.float64(0).__reduce__()[0]
-_NUMPY_NUMBERS = [np.dtype, type(np.dtype("float32")), type(np.dtype("float64"))]
-_NUMPY_NUMBERS += [(_number, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+_NUMPY: list[Any] = [np.dtype, (_Unread, "numpy.ndarray")]
+_NUMPY += [type(np.dtype(name)) for name in ("bool", "uint8", "int32", "int64", "float16", "float32", "float64")]
+for _core in ("numpy.core.multiarray", "numpy._core.multiarray"):
+    _NUMPY += [(_number, f"{_core}.scalar"), (_Unread, f"{_core}._reconstruct")]
+
+
+INFO = "network_info"  # the key of Info in a file
+
+
+class Info(NamedTuple):
+    """What a file says about its weights: all that is needed to use them."""
+
+    network: str  # in the model zoo
+    dataset: str
+    image_size: int  # side of the square images in pixels
+    class_names: list[str]
+    mean: list[float]  # of the channels, with white as 1; images are normalised by it
+    std: list[float]
+
+
+_INFO = {  # the pattern of Info as a dict, see helper/structure.py
+    "network": str,
+    "dataset": str,
+    "image_size": Checked(int, lambda side: 8 <= side <= 8192, "is not from 8 to 8192"),
+    "class_names": [Checked(str, lambda name: name == printable(name), "has characters that cannot be printed")],
+    "mean": Checked((float,) * 3, lambda mean: all(map(math.isfinite, mean)), "is not finite"),
+    "std": Checked((float,) * 3, lambda std: all(0 < each < math.inf for each in std), "is not above 0"),
+}
 
 
 def save(content: Any, path: Path) -> None:
@@ -40,14 +78,9 @@ def load(path: Path, advice: str = "get it again from somebody you trust, or tra
     Raises:
         UserError: the file is missing, unreadable or damaged, or holds more than tensors and plain values.
     """
+    file = _opened(path)
     try:
-        file = open_regular(path)
-    except FileNotFoundError as error:
-        raise UserError(f"there is no file {path}: give another") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): give another, or mend that") from error
-    try:
-        with file, torch.serialization.safe_globals(_NUMPY_NUMBERS):
+        with file, torch.serialization.safe_globals(_NUMPY):
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
@@ -58,31 +91,69 @@ def load(path: Path, advice: str = "get it again from somebody you trust, or tra
         raise UserError(f"{path} is damaged or is no PyTorch checkpoint: {advice}") from error
 
 
-def load_weights(path: Path) -> dict[str, Tensor]:
-    """Return the weights in a checkpoint, at its top level or under `model` or `state_dict`.
+def _opened(path: Path) -> BinaryIO:
+    """Open a regular file for reading; every error is a UserError."""
+    try:
+        return open_regular(path)
+    except FileNotFoundError as error:
+        raise UserError(f"there is no file {path}: give another") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): give another, or mend that") from error
 
-    DDP's prefix `module.` is removed; half and double precision become float32.
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Return the weights in a checkpoint; see `load_file`."""
+    return load_file(path)[0]
+
+
+@lru_cache(maxsize=1)
+def load_weights_once(path: Path, _: str | None) -> dict[str, Tensor]:
+    """Return the same for several runs that start from a file with a hash."""
+    return load_weights(path)
+
+
+def load_file(path: Path) -> tuple[dict[str, Tensor], Info | None]:
+    """Return the weights in a checkpoint, and what it says about them.
+
+    Accepted are files of torch.save and of safetensors (by the suffix), with the weights under any of
+    `state_dict.PLACES`. Prefixes of the names are removed and other values left out, which is printed. Half and double
+    precision become float32.
 
     Raises:
         UserError: as `load`, or the file holds no weights, or a tensor in it is not finite or not dense.
     """
-    content = load(path)
-    for key in ("model", "state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    items = content.items() if isinstance(content, dict) else ()
-    if not items or not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in items):
-        raise UserError(f"{path} holds no network's weights (looked for a state dict, bare or under 'model')")
+    content = _load_safetensors(path) if path.suffix == ".safetensors" else load(path)
     weights = {}
     try:
-        for name, tensor in items:
+        found = find_weights(content)
+        for name, tensor in found.weights.items():
             check_stored(tensor, name)
+        found = without_prefixes(found, _is_known)
+        for name, tensor in found.weights.items():
             tensor = tensor.detach()
-            weights[name.removeprefix("module.")] = tensor.float() if tensor.is_floating_point() else tensor
-            check_numbers(weights[name.removeprefix("module.")], name)
+            weights[name] = tensor.float() if tensor.is_floating_point() else tensor
+            check_numbers(weights[name], name)
+        info = Info(**fitted(content[INFO], _INFO, INFO)) if INFO in content else None
+    except UserError as error:
+        raise UserError(f"{path} holds {error}") from error
     except Misfit as misfit:
         raise UserError(f"{path} holds no usable weights: {misfit}; get it again, or train it anew") from misfit
-    return weights
+    if note := found.note():
+        print(f"note: {path}: {note}")
+    return weights, info
+
+
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise UserError(f"{path} needs the package safetensors: pip install safetensors") from error
+    with _opened(path) as file:
+        content = file.read()
+    try:
+        return safetensors.torch.load(content)
+    except Exception as error:  # a damaged file makes the reader raise almost anything
+        raise UserError(f"{path} is damaged or is no safetensors file: get it again") from error
 
 
 class Expected(NamedTuple):
@@ -92,15 +163,29 @@ class Expected(NamedTuple):
     weights: dict[str, Tensor]  # for one class
 
 
-def identify(path: Path, weights: dict[str, Tensor], name: str | None = None, dataset: str | None = None) -> str:
+def identify(
+    path: Path,
+    weights: dict[str, Tensor],
+    name: str | None = None,
+    dataset: str | None = None,
+    guess: str | None = None,
+    advice: str = "leave --model_t out, or give another --path-t",
+) -> str:
     """Return the network of the zoo that has these parameter names and shapes, for any number of classes.
 
-    If `name` is given, it must be that network; the data set decides which network a name means.
+    Args:
+        path: of the weights.
+        weights: of the network.
+        name: the network that it must be; None for any.
+        dataset: decides which network a name means.
+        guess: the network that it is likely to be.
+        advice: what to do if it is another than `name`, for the error message.
 
     Raises:
         UserError: the weights belong to another network, or to none.
     """
-    hint = name or model_of_folder(path.parent)
+    hint = name or guess or model_of_folder(path.parent)
+    hint = hint if name or hint in networks(dataset) or is_outside(hint or "") else None
     if hint and not (why := _differences(weights, expected_weights(hint, dataset))):
         return hint
     found = {}
@@ -115,7 +200,7 @@ def identify(path: Path, weights: dict[str, Tensor], name: str | None = None, da
         near = f"; the nearest is {nearest}, but {found[nearest][0]}" if is_near else ""
         raise UserError(f"{path} holds {holds} that is known here{near}; the known ones are: {', '.join(found)}")
     if name:
-        raise UserError(f"{path} holds a {nearest}, not a {name}: leave --model_t out, or give another --path-t")
+        raise UserError(f"{path} holds a {nearest}, not a {name}: {advice}")
     return nearest
 
 
@@ -132,10 +217,59 @@ def network(path: Path, weights: dict[str, Tensor], name: str, num_classes: int,
     return model
 
 
+class Loaded(NamedTuple):
+    """A network from a file."""
+
+    model: Model
+    name: str  # in the model zoo
+    info: Info | None  # None if the file says nothing
+
+
+def load_network(path: Path, name: str | None = None, dataset: str | None = None) -> Loaded:
+    """Return the network in a checkpoint, for the classes that it was trained for.
+
+    Args:
+        path: a file as `load_file` reads it.
+        name: the network, if it must be that one; None: the one that the file says, or whose weights fit.
+        dataset: that it was trained on, for files that do not say so.
+
+    Raises:
+        UserError: as `load_file` and `identify`, or the file says something that its weights contradict.
+    """
+    weights, info = load_file(path)
+    dataset, guess = (info.dataset, info.network) if info else (dataset, None)
+    name = identify(path, weights, name, dataset, guess, "leave --model out, or give another file")
+    num_classes = len(weights[f"{expected_weights(name, dataset).head}.bias"])
+    if info and len(info.class_names) != num_classes:
+        raise UserError(f"{path} names {len(info.class_names)} classes and has weights for {num_classes}: get it again")
+    return Loaded(network(path, weights, name, num_classes, dataset), name, info)
+
+
+def initialise(model: Model, path: Path, weights: dict[str, Tensor], name: str, dataset: str) -> None:
+    """Start a network from weights; if they are for other classes, its last layer is left as it is, which is printed.
+
+    Raises:
+        UserError: they are those of another network.
+    """
+    identify(path, weights, name, dataset, advice="give that as the network to train, or another --init_weights")
+    head, classes = _classifier_name(model), model.classifier.out_features
+    if (before := len(weights[f"{head}.bias"])) != classes:
+        print(f"note: the classifier starts anew: {path} is for {before} classes, and this data set has {classes}")
+        own = {key: value for key, value in model.state_dict().items() if key.rpartition(".")[0] == head}
+        weights = weights | own
+    model.load_state_dict(weights)
+
+
 def model_of_folder(folder: Path) -> str | None:
     """Return the network in the name of a teacher's folder (`resnet56_vanilla`, `wrn_40_2_vanilla_digits`), if any."""
     name = folder.name.split("_vanilla")[0]
     return name if name in networks() else None
+
+
+def _is_known(weights: dict[str, Tensor]) -> bool:
+    """Return whether weights have the names and shapes of a network of the zoo."""
+    known = [*((name, None) for name in networks()), *((name, "imagenet") for name in imagenet_dict)]
+    return any(not _differences(weights, _expected_shapes(*each)) for each in known)
 
 
 @cache
@@ -182,5 +316,5 @@ def _differences(weights: dict[str, Tensor], expected: Expected) -> list[str]:
 
 def file_hash(path: Path) -> str:
     """Return the sha256 of a file in hexadecimal."""
-    with open_regular(path) as file:
+    with _opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -20,8 +20,8 @@ LARGEST_CONFIG = 2**20  # bytes of a config.json
 # of them may be missing or null. All other values are only compared.
 FIELDS = {
     "a short text": (
-        "kind", "dataset", "model", "teacher", "teacher_sha256", "data_sha256", "distill", "temperature", "precision",
-        "processor",
+        "kind", "dataset", "model", "teacher", "teacher_sha256", "data_sha256", "init_sha256", "distill", "temperature",
+        "precision", "processor",
     ),
     "a number": (
         "learning_rate", "lr_decay_rate", "momentum", "weight_decay", "gamma", "alpha", "beta", "fixed_alpha", "kd_T",

@@ -20,6 +20,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
+from dataset.base import Dataset
 from distiller_zoo import distiller_dict
 from helper import checkpoint, distributed
 from helper.device import cpu_info
@@ -37,7 +38,8 @@ from options.identity import added_options, decisive, differing, differing_keys,
 from options.parse import flags_of
 from temperature import temperature_dict
 
-IDENTITY = ("kind", "model", "teacher", "teacher_sha256", "data_sha256")  # identify a run, besides its options
+# What identifies a run, besides its options
+IDENTITY = ("kind", "model", "teacher", "teacher_sha256", "data_sha256", "init_sha256")
 
 VERSION = 2  # of the format of last.pth
 # Buffers that version 1 of last.pth did not store with the weights, because each epoch resets them.
@@ -68,12 +70,10 @@ class RunFolder:
         draw: Callable[[list[Record], str, Path], None] | None = None,
     ) -> None:
         self.draw = draw
-        self.folder, self.model, self.config = (
-            folder,
-            file_name(model),
-            config | {"processes": distributed.world_size()},
-        )
+        self.folder, self.model = folder, file_name(model)
+        self.config = config | {"processes": distributed.world_size()}
         self.overwrite = overwrite
+        self.info: checkpoint.Info | None = None  # saved with the weights
         self.history: list[Record] = []
         self.step, self.seconds = 0, 0.0  # steps made of the next epoch, and the time they took
         self.trained: Record | None = None  # means of the next epoch once all its steps were made
@@ -94,7 +94,7 @@ class RunFolder:
         return self
 
     def is_finished(self) -> bool:
-        """Return whether the run in the folder is finished: its bare weights, which are written last, exist.
+        """Return whether the run in the folder is finished: its last weights, which are written last, exist.
 
         It is not finished if `last.pth` can rebuild a damaged log, or if the run is to be extended.
         """
@@ -181,7 +181,8 @@ class RunFolder:
             raise
         except ValueError as error:
             raise UserError(f"{self.path} is damaged: add --overwrite to start that run anew") from error
-        there = added_options() | config["options"] | {key: config[key] for key in IDENTITY if key in config}
+        there = {"init_sha256": None} | added_options() | config["options"]
+        there |= {key: config[key] for key in IDENTITY if key in config}
         ours = json.loads(json.dumps(self._decisive()))
         changed_keys = differing_keys(there, ours)
         longer = "epochs" in changed_keys and ours["epochs"] > there["epochs"]
@@ -359,13 +360,13 @@ class RunFolder:
         """Save a finished epoch: the best weights, then `last.pth`, then the log, which is derived from it."""
         is_best = record["top1"] > max((earlier["top1"] for earlier in self.history), default=-1.0)
         if is_best and distributed.is_rank0():
-            checkpoint.save(task.student.state_dict(), self.folder / f"{self.model}_best.pth")
+            self._save_weights(f"{self.model}_best.pth", task.student, record)
         self.save(task, optimizer, [*self.history, record])
         if distributed.is_rank0():
             self.log.append(record)
             every = self.config["options"].get("save_freq")
             if every and record["epoch"] % every == 0:
-                self._save_teacher(task.student)
+                self._save_weights(f"ckpt_epoch_{record['epoch']}.pth", task.student, record)
 
     def save(
         self,
@@ -414,11 +415,16 @@ class RunFolder:
         kept += [f"{self.step} steps of {'the next' if kept else 'the first'}"] if self.step else []
         return f"{self.folder} keeps {' and '.join(kept)}"
 
-    def _save_teacher(self, student: nn.Module) -> None:
-        """Write `ckpt_epoch_<epoch>.pth` with the key `model`, the format of published teachers."""
-        epoch = self.history[-1]["epoch"]
-        content = {"epoch": epoch, "model": student.state_dict(), "top1": self.history[-1]["top1"]}
-        checkpoint.save(content, self.folder / f"ckpt_epoch_{epoch}.pth")
+    def describe(self, data: Dataset) -> None:
+        """Take from the data set what is saved with the weights, so that they can be used alone."""
+        c, like = self.config, (list(data.class_names), list(data.mean), list(data.std))
+        self.info = checkpoint.Info(c["model"], c["dataset"], c["options"]["image_size"], *like)
+
+    def _save_weights(self, name: str, student: nn.Module, record: Record) -> None:
+        """Write weights under the key `model`, the format of published teachers, with what is needed to use them."""
+        content = {"epoch": record["epoch"], "model": student.state_dict(), "top1": record["top1"]}
+        content |= {checkpoint.INFO: self.info._asdict()} if self.info else {}
+        checkpoint.save(content, self.folder / name)
 
     @property
     def title(self) -> str:
@@ -429,14 +435,14 @@ class RunFolder:
         return f"{how}, {c['dataset']}, seed {c['seed']}"
 
     def finish(self, student: nn.Module) -> None:
-        """Draw the curves and write the weights; the bare ones come last and mark the run as finished."""
+        """Draw the curves and write the weights; `<name>_last.pth` comes last and marks the run as finished."""
         if not distributed.is_rank0():
             return
         if self.draw:
             self.draw(self.history, self.title, self.folder / "curve.png")
         if self.config["kind"] == "teacher":
-            self._save_teacher(student)
-        checkpoint.save(student.state_dict(), self.folder / f"{self.model}_last.pth")
+            self._save_weights(f"ckpt_epoch_{self.history[-1]['epoch']}.pth", student, self.history[-1])
+        self._save_weights(f"{self.model}_last.pth", student, self.history[-1])
 
     def summary(self) -> str:
         """Return the result in one sentence, from the log."""
@@ -452,6 +458,19 @@ class RunFolder:
             f"{self.title}: top-1 last {last['top1']:.2f} (epoch {last['epoch']}),"
             f" best {best['top1']:.2f} (epoch {best['epoch']}, selected on the test set); {self.folder}"
         )
+
+
+def init_hash(init_weights: str | None, folder: Path) -> str | None:
+    """Return the sha256 of the file of --init_weights; if it is gone, the one that the run in the folder began from."""
+    return distributed.on_rank0(lambda: _init_hash(Path(init_weights), folder)) if init_weights else None
+
+
+def _init_hash(path: Path, folder: Path) -> str:
+    with suppress(OSError, ValueError):  # among them UserError
+        config = {} if path.exists() else read_config(folder)
+        if config.get("init_sha256") and config["options"].get("init_weights") == str(path):
+            return config["init_sha256"]
+    return checkpoint.file_hash(path)
 
 
 def _lock(file: IO) -> None:

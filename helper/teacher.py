@@ -69,7 +69,7 @@ def find_teacher(options: StudentOptions, train: Train | None = None) -> FoundTe
     path = Path(options.path_t or Path("save/models") / folder_name(options.model_t or "", options.dataset))
     file = distributed.on_rank0(lambda: _newest(path))
     if file is None:
-        folder = path.parent if path.suffix == ".pth" else path
+        folder = path.parent if path.suffix in (".pth", ".safetensors") else path
         name = options.model_t or checkpoint.model_of_folder(folder)
         if options.dry_run:
             print(f"the teacher {path} is missing")
@@ -80,8 +80,8 @@ def find_teacher(options: StudentOptions, train: Train | None = None) -> FoundTe
 
 
 def _read(file: Path, expected: str | None, dataset: str) -> FoundTeacher:
-    weights = checkpoint.load_weights(file)
-    name = checkpoint.identify(file, weights, expected, dataset)
+    weights, info = checkpoint.load_file(file)
+    name = checkpoint.identify(file, weights, expected, dataset, info.network if info else None)
     return FoundTeacher(file, name, checkpoint.file_hash(file), weights)
 
 
@@ -157,6 +157,14 @@ def fold_batch_norm(model: Model) -> Model:
 
 
 def _newest(path: Path) -> Path | None:
+    """Return `newest_weights`; every error is a UserError."""
+    try:
+        return newest_weights(path)
+    except (OSError, ValueError) as error:  # a path that is too long, holds a NUL, or leads through a closed folder
+        raise UserError(f"the teacher {str(path)!r} cannot be read ({reason(error)}): give another --path-t") from error
+
+
+def newest_weights(path: Path) -> Path | None:
     """Return the file itself, or the `ckpt_epoch_<n>.pth` with the highest n of a folder without an unfinished run.
 
     In a folder without such files, such as a student's, it is `<name>_last.pth`; None if there is nothing.
@@ -170,8 +178,6 @@ def _newest(path: Path) -> Path | None:
         return max(path.glob("ckpt_epoch_*.pth"), key=_epoch, default=last)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as error:  # a path that is too long, holds a NUL, or leads through a closed folder
-        raise UserError(f"the teacher {str(path)!r} cannot be read ({reason(error)}): give another --path-t") from error
 
 
 def _epoch(path: Path) -> int:

@@ -91,6 +91,11 @@ class OptimizationOptions:
     lr_decay_rate: Annotated[float, Option("factor of the learning rate at each drop", 1e-9, 1.0)] = 0.1
     momentum: Annotated[float, Option("of SGD", 1e-6, 0.9999, or_zero=True)] = 0.9
     weight_decay: Annotated[float, Option("of SGD, for all trained parameters", 1e-9, 10.0, or_zero=True)] = 5e-4
+    init_weights: Annotated[
+        str | None,
+        neutral("start the trained network from the weights in this file; runs from other weights are other runs",
+                shown="FILE"),
+    ] = None  # the path, which is neutral; config.json has the file's hash, which is not  # fmt: skip
 
 
 def mixed_by(name: str) -> Option:

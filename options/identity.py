@@ -5,7 +5,9 @@ from typing import Any
 from inputs import options_of
 from options.flags import StudentOptions, TeacherOptions, all_options, own_options
 
-HASHES = {"data_sha256": "other data", "teacher_sha256": "another teacher"}  # key: message if it differs
+HASHES = {  # key: message if it differs
+    "data_sha256": "other data", "teacher_sha256": "another teacher", "init_sha256": "other initial weights",
+}  # fmt: skip
 
 
 def added_options() -> dict[str, Any]:
@@ -42,13 +44,16 @@ def differing(there: dict[str, Any], here: dict[str, Any]) -> str:
 def differing_keys(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
     """Return the common options in which two runs differ.
 
-    A hash does not count if it is unknown here, because no data was given, or of another version of the formula.
+    The hash of data or a teacher does not count if it is unknown here, because none was given, or of another version of
+    the formula.
     """
     both = sorted(key for key in there.keys() & here.keys() if there[key] != here[key])
     return [
         key
         for key in both
-        if key not in HASHES or here[key] is not None and hash_version(there[key]) == hash_version(here[key])
+        if key not in ("data_sha256", "teacher_sha256")
+        or here[key] is not None
+        and hash_version(there[key]) == hash_version(here[key])
     ]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from dataset import check_dataset
+from dataset import check_dataset, default_image_size
 from distiller_zoo import distiller_dict, dkd
 from inputs import Declared, UserError, in_proportion, unknown
 from models import networks
@@ -54,7 +54,7 @@ DECIDE_DEFAULTS = {"dataset", "model", "model_s", "distill", "temperature", "epo
 def given(parser: Parser, argv: list[str]) -> set[str]:
     """Return the names of the options that a command line sets. Raises UserError for an unknown flag."""
     unset, names = object(), vars(parser.parse_args([]))
-    told = parser.parse_args([_underscored(word) for word in argv], argparse.Namespace(**dict.fromkeys(names, unset)))
+    told = parser.parse_args([underscored(word) for word in argv], argparse.Namespace(**dict.fromkeys(names, unset)))
     return {name for name, value in vars(told).items() if value is not unset}
 
 
@@ -99,12 +99,12 @@ def _parse(make_parser: Callable[[], Parser], argv: list[str] | None) -> Any:
     argv = sys.argv[1:] if argv is None else argv
     load_plugins(argv)
     parser = make_parser()
-    options = vars(parser.parse_args([_underscored(word) for word in argv]))
+    options = vars(parser.parse_args([underscored(word) for word in argv]))
     check_dataset(options["dataset"])
     if options["dataset"] == "imagenet" and options["data_dir"] is None:
         options["data_dir"] = os.environ.get("IMAGENET_DIR")
     if options["image_size"] is None:
-        options["image_size"] = 224 if options["dataset"] == "imagenet" else 32
+        options["image_size"] = default_image_size(options["dataset"])
     for key, declared in all_options().items():
         if key in options:
             if declared.option.normal and options[key] is not None:
@@ -176,7 +176,7 @@ def _resolve_table(options: dict[str, Any]) -> None:
     options["teacher_precision"] = in_table if options["teacher_table"] else options["precision"]
 
 
-def _underscored(word: str) -> str:
+def underscored(word: str) -> str:
     """Return `--path-t` as `--path_t`; values keep their hyphens."""
     flag, equals, value = word.partition("=")
     if flag.startswith("--") and value == "--":  # argparse would drop it

@@ -100,6 +100,8 @@ def differences(runs: Sequence[Run], record: published.Record) -> list[str]:
             found.append(f"{name} {ours} instead of {usual[0]}")
     if runs[0].option("train_subset"):
         found.append(f"{runs[0].option('train_subset')} training images instead of all")
+    if runs[0].option("init_sha256"):
+        found.append("initial weights from a file instead of random ones")
     teachers = sorted({top1 for run in runs if (top1 := run.option("teacher_top1")) is not None})
     theirs = record.get("teacher_acc")
     if theirs and not teachers:
@@ -185,7 +187,12 @@ def kd_weight(run: Run) -> float:
 def recipe(run: Run) -> list[object]:
     """Return what a network's runs must share, besides the data, to be comparable at all."""
     targets = [run.option(name) or 0.0 for name in ("label_smoothing", "mixup", "cutmix")]
-    return [run.dataset, run.option("precision") or "fp32", *targets, *map(run.option, ("model", *RECIPE))]
+    return [
+        run.dataset,
+        run.option("precision") or "fp32",
+        *targets,
+        *map(run.option, ("model", "init_sha256", *RECIPE)),
+    ]
 
 
 def setting(run: Run) -> list[object]:

@@ -187,7 +187,7 @@ def _shown(run: Run) -> tuple[Any, ...]:
 
 def _configuration(run: Run) -> dict[str, Any]:
     """Return all that can change a run's result except the seed and the data, for which see `by_data`."""
-    names = ("kind", "dataset", "model", "teacher", "teacher_sha256", "distill", "temperature", "epochs")
+    names = ("kind", "dataset", "model", "teacher", "teacher_sha256", "init_sha256", "distill", "temperature", "epochs")
     told = decisive(run.config["options"], run.option("distill"), run.option("temperature"))
     told.pop("seed", None)
     return added_options() | told | {name: run.config.get(name) for name in names}

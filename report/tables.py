@@ -7,7 +7,9 @@ from html import escape
 from typing import NamedTuple
 from urllib.parse import quote
 
-LEFT = frozenset(("table", "pair", "method", "state", "over", "verdict", "seeds", "machine"))  # columns without numbers
+LEFT = frozenset(  # columns without numbers
+    ("table", "pair", "method", "state", "over", "verdict", "seeds", "machine", "class", "image", "measure")
+)
 
 _MARKUP = re.compile(  # possible Markdown markup; footnote marks and lists of numbers are none
     r"(?P<as_it_is>\[\d+(?:, \d+)*\](?![\[(:]))|[\\`*~$|#\[\]]|(?<![^\W_])_|_(?![^\W_])"

@@ -146,6 +146,9 @@ def check_same_end(folder, other):
             assert all(torch.equal(mine[i]["momentum_buffer"], others[i]["momentum_buffer"]) for i in mine)
             assert torch.equal(ours["rng_cpu"], theirs["rng_cpu"])
             ours, theirs = ours["module"], theirs["module"]
+        else:
+            assert {**ours, "model": None} == {**theirs, "model": None}
+            ours, theirs = ours["model"], theirs["model"]
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import compare
+import evaluate
 import reproduce
 import train_student
 import train_teacher
@@ -79,6 +80,8 @@ def test_every_python_command_of_the_readme_is_understood(command, tmp_path, mon
         monkeypatch.setattr(sys, "argv", [program, *argv])
         args = compare.parse_args()
         assert args.pages == Path("results") or args.runs == ["save/models", "save/student_model"]
+    elif program == "evaluate.py" and argv != ["--help"]:
+        assert evaluate.parse_args(argv).path
     elif program in BENCHMARKS:
         monkeypatch.setattr(sys, "argv", [program, *argv])
         assert BENCHMARKS[program].parse_args()
@@ -374,7 +377,7 @@ def test_the_pages_of_the_results_are_what_compare_makes_of_the_logs():
             assert there == text, again
 
 
-@pytest.mark.parametrize("script", ["train_teacher.py", "train_student.py", "compare.py"])
+@pytest.mark.parametrize("script", ["train_teacher.py", "train_student.py", "compare.py", "evaluate.py"])
 def test_help_is_grouped_and_wrong_use_ends_with_status_2(script):
     shown = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True)
     assert shown.returncode == 0

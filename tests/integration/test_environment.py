@@ -46,7 +46,9 @@ def test_every_script_sets_the_environment_before_it_imports_anything_large(scri
     assert all(name.split(".")[0] in sys.stdlib_module_names for name in before)
 
 
-@pytest.mark.parametrize("script", ["train_student.py", "train_teacher.py", "compare.py", "reproduce.py"])
+@pytest.mark.parametrize(
+    "script", ["train_student.py", "train_teacher.py", "compare.py", "evaluate.py", "reproduce.py"]
+)
 def test_ctrl_c_while_importing_shows_no_traceback(script, tmp_path):
     """A stand-in for each large package interrupts the process that imports it."""
     for name in ("torch", "numpy", "scipy", "matplotlib"):

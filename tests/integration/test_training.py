@@ -64,9 +64,14 @@ def test_a_teacher_run_leaves_all_its_files_and_can_be_distilled_from(teacher):
     assert names >= {"config.json", "log.jsonl", "last.pth", "curve.png", "resnet8_last.pth", "resnet8_best.pth"}
     assert any(name.startswith("events.out.tfevents") for name in names)
     published = torch.load(teacher / "ckpt_epoch_2.pth", weights_only=True)
-    bare = torch.load(teacher / "resnet8_last.pth", weights_only=True)
+    last = torch.load(teacher / "resnet8_last.pth", weights_only=True)
     assert published["epoch"] == 2
-    assert all(torch.equal(published["model"][key], bare[key]) for key in bare)
+    assert last["model"] and all(torch.equal(published["model"][key], value) for key, value in last["model"].items())
+    digits = [str(number) for number in range(10)]
+    assert last["network_info"] == published["network_info"] == {
+        "network": "resnet8", "dataset": "digits", "image_size": 32, "class_names": digits, "mean": [0.3054] * 3,
+        "std": [0.3237] * 3,
+    }  # fmt: skip
     log = read_log(teacher)
     assert [record["epoch"] for record in log] == [1, 2]
     assert published["top1"] == log[-1]["top1"]
@@ -557,7 +562,10 @@ def test_train_teacher_trains_the_missing_one_as_long_as_its_file_name_says(tmp_
 def test_an_unfinished_teacher_is_finished_before_it_teaches(tmp_path, monkeypatch):
     folder = tmp_path / "resnet8_vanilla"
     with monkeypatch.context() as patch:
-        killed = train_teacher.RunFolder._save_teacher  # its last action
+
+        def killed(run, student):  # before its last action
+            run._save_weights("ckpt_epoch_2.pth", student, run.history[-1])
+
         patch.setattr(train_teacher.RunFolder, "finish", killed)
         patch.setattr(train_teacher.RunFolder, "summary", lambda self: "")
         train(f"--model resnet8 --epochs 2 --run_dir {folder}")
@@ -704,7 +712,7 @@ def test_a_run_tells_what_dpk_gives_and_learns(teacher, tmp_path, capsys):
         assert record["loss_dpk_stage3"] > 0
     assert "dpk_stage2" not in "".join(record)
     assert {name for name, _ in read_events(folder)} >= {"dpk_ratio_stage3", "dpk_cka_stage3"}
-    assert not [key for key in checkpoint.load(folder / "resnet8_last.pth") if "distiller" in key]
+    assert not [key for key in checkpoint.load(folder / "resnet8_last.pth")["model"] if "distiller" in key]
 
 
 def test_dkd_warms_up_over_the_epochs_of_a_run(teacher, tmp_path):

@@ -93,7 +93,7 @@ def test_every_number_has_two_bounds(name):
 def test_names_are_refused(name):
     parser = MAKERS[name]()
     free = {"data_dir", "trial", "experiments_dir", "experiments_name", "run_dir", "path_t", "table_dir", "device",
-            "gpu_id", "dist_url"}  # fmt: skip
+            "gpu_id", "dist_url", "init_weights"}  # fmt: skip
     named = flags(parser, lambda action: not is_numeric(action) and action.dest not in free)
     assert len(named) > (10 if name == "student" else 3)
     for action in named:

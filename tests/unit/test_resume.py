@@ -290,14 +290,14 @@ def test_the_best_and_the_last_weights_are_those_of_the_best_and_the_last_epoch(
         with torch.no_grad():
             student.classifier.bias.fill_(epoch)
         run.save_epoch({"epoch": epoch, "top1": top1}, task, optimizer)
-        seen.append(checkpoint.load(kept)["classifier.bias"][0].item())
+        seen.append(checkpoint.load(kept)["model"]["classifier.bias"][0].item())
         run = a_run(tmp_path)
         run.resume(task, optimizer, Metrics())
     assert seen == [1, 2, 2]  # the first of equal ones
     run.config |= {"kind": "student", "teacher": None, "model": "tiny", "dataset": "noise", "seed": 1}
     run.finish(student)
-    assert checkpoint.load(tmp_path / "tiny_last.pth")["classifier.bias"][0] == 3
-    assert checkpoint.load(kept)["classifier.bias"][0] == 2
+    assert checkpoint.load(tmp_path / "tiny_last.pth")["model"]["classifier.bias"][0] == 3
+    assert checkpoint.load(kept)["model"]["classifier.bias"][0] == 2
 
 
 # ---------------------------------------------------------------- patterns

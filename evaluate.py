@@ -1,0 +1,310 @@
+"""Test, use or export a trained network: the weights in a file, or those of a run's folder.
+
+python evaluate.py save/models/resnet20_vanilla_digits
+python evaluate.py save/models/resnet56_vanilla/ckpt_epoch_240.pth --dataset cifar100 --json
+python evaluate.py save/models/resnet20_vanilla_digits --predict photo.png
+python evaluate.py save/models/resnet20_vanilla_digits --export onnx
+"""
+
+import helper.environment  # noqa: F401 (before PyTorch)
+
+# isort: split
+import argparse
+import json
+import os
+import sys
+import tempfile
+from contextlib import nullcontext, redirect_stdout
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dataset import Dataset, check_dataset, create_dataset, dataset_names, default_image_size, read_image
+from dataset.base import Loader
+from helper.checkpoint import Info, file_hash, load_network
+from helper.device import place, prepare_device
+from helper.distributed import hide_progress
+from helper.errors import RunError, run_main
+from helper.files import reason, write_atomically
+from helper.run_files import read_config
+from helper.teacher import newest_weights
+from inputs import UserError, unknown
+from models import Model, networks
+from models.export import SUFFIXES, check_packages, compare_logits, export, load_exported
+from models.outside import is_outside
+from options.parse import underscored
+from options.parser import Parser
+from options.plugins import load_plugins
+from report.scores import score
+from report.tables import Table
+
+TOP = 5  # classes shown for an image
+TOLERANCE = 1e-4  # of an exported network's logits, relative to the largest one or to 1
+
+
+class Subject(NamedTuple):
+    """What is evaluated, and on which images."""
+
+    file: Path  # of the weights
+    model: Model
+    name: str  # the network's
+    info: Info | None  # what the file says of itself
+    dataset: str | None
+    data_dir: str | None
+    image_size: int
+
+
+def run(args: argparse.Namespace) -> tuple[str, Any]:
+    """Do what the flags ask for; return the result as text and as plain values."""
+    # 1. the weights, and what they or their run say about themselves
+    file = find_weights(Path(args.path))
+    subject = load(file, args)
+    # 2. one of three
+    if args.export:
+        return export_checked(subject, args)
+    device = prepare_device(args.device, None, deterministic=False)
+    place(subject.model, device)
+    if args.predict:
+        return predict(subject, args, device)
+    return test(subject, args, device)
+
+
+def find_weights(path: Path) -> Path:
+    """Return the file of weights at a path, which may be a run's folder. Raises UserError if there is none."""
+    try:
+        file = newest_weights(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{str(path)!r} cannot be read ({reason(error)}): give another") from error
+    if file is not None:
+        return file
+    if path.is_dir():
+        raise UserError(f"{path} holds no weights of a finished run: finish it, or give a file, such as its *_best.pth")
+    raise UserError(f"there is no file or folder {path}: give another")
+
+
+def load(file: Path, args: argparse.Namespace) -> Subject:
+    """Return the network in a file, and the data set of the flags, the file or the run, in this order of priority."""
+    config = config_beside(file)
+    model, name, info = load_network(file, args.model, config.get("dataset") or args.dataset)
+    known = info.dataset if info else config.get("dataset")
+    dataset = args.dataset or known
+    if dataset is not None:
+        check_dataset(dataset)
+    size = info.image_size if info else config.get("image_size") if dataset == known else None
+    if dataset not in (None, "folder", "imagenet"):
+        size = None  # they have one size only
+    data_dir = args.data_dir or (config.get("data_dir") if dataset == config.get("dataset") else None)
+    if dataset == "imagenet":
+        data_dir = data_dir or os.environ.get("IMAGENET_DIR")
+    image_size = args.image_size or size or default_image_size(dataset or "")
+    return Subject(file, model, name, info, dataset, data_dir, image_size)
+
+
+def config_beside(file: Path) -> dict[str, Any]:
+    """Return the options of the run whose folder holds a file, with its data set; empty if it is no run's folder."""
+    try:
+        config = read_config(file.parent)
+    except (OSError, ValueError):
+        return {}
+    return config["options"] | {"dataset": config.get("dataset")} if "kind" in config else {}
+
+
+# ---------------------------------------------------------------- test
+
+
+def test(subject: Subject, args: argparse.Namespace, device: torch.device) -> tuple[str, Any]:
+    """Return accuracy, loss and calibration on the validation images of the data set."""
+    data = load_data(subject, args, device)
+    scores = score(*logits_of(subject.model, data.val), data.class_names)
+    told = f"{subject.name} in {subject.file}, on {scores.samples:,} validation images of {subject.dataset}"
+    known = {"weights": str(subject.file), "sha256": file_hash(subject.file), "network": subject.name}
+    known |= {"dataset": subject.dataset}
+    return f"{told}\n\n{scores.text()}", known | scores.as_dict()
+
+
+def load_data(subject: Subject, args: argparse.Namespace, device: torch.device) -> Dataset:
+    """Return the data set, its images normalised as the network's training images were.
+
+    Raises:
+        UserError: it is not known or not here, or has another number of classes than the network.
+    """
+    if subject.dataset is None:
+        raise UserError(
+            f"neither {subject.file} nor a config.json beside it says which data set the weights belong to: add"
+            f" --dataset, one of {', '.join(dataset_names())}"
+        )
+    data = create_dataset(
+        subject.dataset,
+        batch_size=args.batch_size or 64,
+        seed=0,
+        device=device,
+        data_dir=subject.data_dir,
+        image_size=subject.image_size,
+        num_workers=args.num_workers,
+    )
+    data.val.batch_size = args.batch_size or data.val.batch_size
+    if (classes := subject.model.classifier.out_features) != data.num_classes:
+        raise UserError(
+            f"the network in {subject.file} was trained for {classes} classes, and {subject.dataset} has"
+            f" {data.num_classes}: give the data set that it was trained on"
+        )
+    if (info := subject.info) is None:
+        return data
+    if list(info.class_names) != list(data.class_names):
+        print("note: the classes of this data set have other names than those that the network was trained for")
+    if (list(info.mean), list(info.std)) != (list(data.mean), list(data.std)):
+        print("note: images are normalised as in the network's training, not as usual for this data set")
+        data.val.mean, data.val.std = (255 * scale.to(device) for scale in _scales(info.mean, info.std))
+    return data
+
+
+@torch.no_grad()
+def logits_of(model: Model, loader: Loader) -> tuple[Tensor, Tensor]:
+    """Return a network's logits [N, C] for the images of a loader, and their classes [N]; both on the CPU."""
+    model.eval()
+    try:
+        bar = tqdm(loader, "test", unit="batch", leave=False, disable=hide_progress())
+        batches = [(model(batch.images).cpu(), batch.target.cpu()) for batch in bar]
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"a batch of {loader.batch_size} images does not fit: choose a lower --batch_size") from error
+    logits, target = (torch.cat(each) for each in zip(*batches, strict=True))
+    return logits, target
+
+
+# ---------------------------------------------------------------- predict
+
+
+@torch.no_grad()
+def predict(subject: Subject, args: argparse.Namespace, device: torch.device) -> tuple[str, Any]:
+    """Return the most probable classes of each image; the data set is only needed if the file does not describe it."""
+    info = subject.info or _as_info(subject, load_data(subject, args, device))
+    size = args.image_size or info.image_size
+    mean, std = _scales(info.mean, info.std)
+    images, rows = [], []
+    for file in args.predict:
+        pixels = read_image(info.dataset, Path(file), size).float()
+        image = pixels.sub_(255 * mean).div_(255 * std).to(device)
+        found = subject.model.eval()(image[None]).double().softmax(1)[0].topk(min(TOP, len(info.class_names)))
+        names = [info.class_names[number] for number in found.indices.tolist()]
+        images.append({"file": file, "classes": [
+            {"name": name, "probability": share} for name, share in zip(names, found.values.tolist(), strict=True)
+        ]})  # fmt: skip
+        rows += [[file if not place else "", each["name"], f"{100 * each['probability']:.2f}"]
+                 for place, each in enumerate(images[-1]["classes"])]  # fmt: skip
+    return Table(["image", "class", "probability, %"], rows).text() + "\n", images
+
+
+def _as_info(subject: Subject, data: Dataset) -> Info:
+    assert subject.dataset is not None
+    like = list(data.class_names), list(data.mean), list(data.std)
+    return Info(subject.name, subject.dataset, subject.image_size, *like)
+
+
+def _scales(mean: list[float], std: list[float]) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of the channels [3, 1, 1], with white as 1."""
+    return torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)
+
+
+# ---------------------------------------------------------------- export
+
+
+def export_checked(subject: Subject, args: argparse.Namespace) -> tuple[str, Any]:
+    """Export the network, and write the file if, loaded again, it gives the same logits.
+
+    Raises:
+        UserError: there is such a file already, or a package is missing.
+        RunError: the logits differ.
+    """
+    form, batch, model = args.export, args.export_batch, subject.model.eval()
+    output = Path(args.output) if args.output else subject.file.with_suffix(SUFFIXES[form])
+    check_packages(form)
+    if os.path.lexists(output) and not args.overwrite:
+        raise UserError(f"{output} is there already: give another --output, or add --overwrite to replace it")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / f"network{SUFFIXES[form]}"
+        export(model, form, file, subject.image_size, batch)
+        difference, largest = compare_logits(model, load_exported(form, file), subject.image_size, batch)
+        if not difference <= TOLERANCE * max(1.0, largest):
+            raise RunError(
+                f"the logits of the exported network differ by up to {difference:.2g}, and the largest is"
+                f" {largest:.2g}, so nothing is written: try another format"
+            )
+        write_atomically(output, file.read_bytes())
+    told = {"file": str(output), "format": form, "batch": batch, "image_size": subject.image_size}
+    told |= {"largest_difference": difference, "largest_logit": largest}
+    if subject.info:
+        told |= {"mean": list(subject.info.mean), "std": list(subject.info.std), "classes": subject.info.class_names}
+    return _export_text(told), told
+
+
+def _export_text(told: dict[str, Any]) -> str:
+    shape = f"[{told['batch'] or 'any number'}, 3, {told['image_size']}, {told['image_size']}]"
+    scale = f" minus mean {told['mean']}, divided by std {told['std']}, with white as 1" if "mean" in told else ""
+    return (
+        f"written: {told['file']} ({told['format']})\n"
+        f"takes images {shape}, float32, RGB{scale}\n"
+        f"loaded again, its logits differ by at most {told['largest_difference']:.2g} from the network's, the largest"
+        f" of which is {told['largest_logit']:.2g}\n"
+    )
+
+
+# ---------------------------------------------------------------- command line
+
+
+def parse_args(argv: list[str]) -> argparse.Namespace:
+    """Parse the command line. Raises UserError for a flag or name that is not known."""
+    parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("path", metavar="PATH", help="a file of weights, or the folder of a run or teacher")
+    group = parser.add_argument_group("what to do", "default: test it on the validation images")
+    group.add_argument("--predict", nargs="+", metavar="FILE", help="print the most probable classes of images")
+    group.add_argument("--export", metavar="FORMAT", help=f"write the network as one of {', '.join(SUFFIXES)}")
+    group.add_argument("--json", action="store_true", help="print the result as JSON, and everything else on stderr")
+    group = parser.add_argument_group("data", "default: what the weights, or their run's config.json, say")
+    group.add_argument("--dataset", metavar="NAME", help=f"one of {', '.join(dataset_names())}")
+    group.add_argument("--data_dir", metavar="DIR", help="folder of the data, as in training")
+    group.add_argument("--image_size", type=int, metavar="N", help="side of the square images, as in training")
+    group.add_argument("--num_workers", type=int, default=2, help="processes that decode images (default: 2)")
+    group = parser.add_argument_group("network and device")
+    group.add_argument("--model", metavar="NAME", help="the network, if the weights do not show which it is")
+    group.add_argument("--plugins", metavar="FILE,FILE", help="Python files that register networks or data sets")
+    group.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
+    group.add_argument("--batch_size", type=int, metavar="N", help="images at a time; the scores do not depend on it")
+    group = parser.add_argument_group("export")
+    group.add_argument("--output", metavar="FILE", help="the file to write (default: beside the weights)")
+    group.add_argument("--export_batch", type=int, metavar="N", help="images in a batch (default: any number)")
+    group.add_argument("--overwrite", action="store_true", help="replace the file to write, if it is there")
+    args = parser.parse_args([underscored(word) for word in argv])
+    check_args(parser, args)
+    return args
+
+
+def check_args(parser: Parser, args: argparse.Namespace) -> None:
+    """Raise UserError for flags that do not go together, and for names and numbers that are none."""
+    if args.predict and args.export:
+        parser.error("--predict and --export are two things to do: give one of them")
+    if not args.export and (args.output or args.export_batch is not None or args.overwrite):
+        parser.error("--output, --export_batch and --overwrite belong to --export: add that, or leave them out")
+    if args.export and args.export not in SUFFIXES:
+        raise unknown("format", args.export, SUFFIXES)
+    if args.model and not is_outside(args.model) and args.model not in networks(args.dataset):
+        raise unknown("model", args.model, networks(args.dataset))
+    bounds = {"export_batch": (1, 100_000), "batch_size": (1, 100_000), "image_size": (8, 8192)}
+    for name, (least, most) in bounds.items():
+        if (value := getattr(args, name)) is not None and not least <= value <= most:
+            raise UserError(f"--{name} must be from {least:,} to {most:,}, not {value}")
+
+
+def main() -> None:
+    words = sys.argv[1:]
+    with redirect_stdout(sys.stderr) if "--json" in words else nullcontext():  # notes must not be part of the JSON
+        load_plugins(words)
+        args = parse_args(words)
+        text, values = run(args)
+    print(json.dumps(values, indent=2) + "\n" if args.json else text, end="")
+
+
+if __name__ == "__main__":
+    run_main(main)

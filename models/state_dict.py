@@ -1,0 +1,117 @@
+"""Find a network's weights among what other programs save with them, and remove the prefixes of their names."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from inputs import UserError, printable
+
+PLACES = ("state_dict", "model", "net", "student", "model_state_dict", "ema")  # keys that hold weights
+WRAPPERS = ("module.", "_orig_mod.")  # prefixes of DistributedDataParallel and torch.compile, in no network's own names
+OWNERS = ("student.", "model.", "backbone.")  # prefixes of a module that holds the network, or the network's own names
+COUNTERS = ("total_ops", "total_params")  # buffers that thop adds to each module
+DEEPEST = 5  # places in one another
+MOST_NAMED = 5  # in a note
+
+Weights = dict[str, Tensor]
+
+
+class Found(NamedTuple):
+    """A network's weights."""
+
+    weights: Weights
+    prefix: str = ""  # what was removed from each name
+    left_out: tuple[str, ...] = ()  # names of other weights and values
+
+    def note(self) -> str:
+        """Return in words what was removed and left out; empty if nothing was."""
+        groups = Counter(self.left_out).most_common()
+        named = [f"{count} x {name}" if count > 1 else name for name, count in groups[:MOST_NAMED]]
+        named += [f"{len(groups) - MOST_NAMED} more"] if groups[MOST_NAMED:] else []
+        told = [f"the prefix {self.prefix} is removed from the names"] if self.prefix else []
+        told += [f"left out: {printable(', '.join(named))}"] if named else []
+        return "; ".join(told)
+
+
+def find_weights(content: Any) -> Found:
+    """Return the state dict in a checkpoint: at its top level, or under PLACES, which may be in one another.
+
+    Raises:
+        UserError: there is none, or there are several; the message says what the file holds.
+    """
+    left_out: list[str] = []
+    for _ in range(DEEPEST):
+        places = _places(content, DEEPEST)
+        if len(places) > 1:
+            raise UserError(
+                f"weights under {' and '.join(map(repr, places))}: save those that you want alone, as in"
+                f" torch.save(checkpoint[{places[0]!r}], FILE)"
+            )
+        if not places:
+            break
+        left_out += [str(key) for key, value in content.items() if key not in places and _is_state_dict(value)]
+        content = content[places[0]]
+    if not _is_state_dict(content):
+        raise UserError(
+            f"no network's weights (looked for a state dict, at the top level or under {', '.join(PLACES)}): give"
+            " another file"
+        )
+    kept, others = {}, []
+    for name, value in content.items():
+        last = name.rpartition(".")[2]
+        if isinstance(value, Tensor) and last not in COUNTERS:
+            kept[name] = value
+        else:
+            others.append(last if last in COUNTERS else name)
+    return Found(kept, left_out=(*left_out, *others))
+
+
+def _places(content: Any, depth: int) -> list[str]:
+    """Return the PLACES of a dict that hold weights, directly or in a place of their own."""
+    if not isinstance(content, dict) or not depth:
+        return []
+    return [key for key in PLACES if _is_state_dict(content.get(key)) or _places(content.get(key), depth - 1)]
+
+
+def _is_state_dict(value: Any) -> bool:
+    """Return whether a value is a dict of tensors by name; plain values beside them are allowed, dicts are not."""
+    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+        return False
+    return any(isinstance(each, Tensor) for each in value.values()) and not any(
+        isinstance(each, dict) for each in value.values()
+    )
+
+
+def without_prefixes(found: Found, is_known: Callable[[Weights], bool]) -> Found:
+    """Remove the prefixes WRAPPERS and OWNERS, also nested ones, from the names of weights.
+
+    Of names of which only some have a prefix, the student's are kept; without a student, those of a known network.
+
+    Args:
+        found: weights with the names of their file.
+        is_known: whether weights are those of a known network, whose names are left as they are.
+
+    Raises:
+        UserError: there are several known networks; the message says what the file holds.
+    """
+    names = found.weights
+    prefixes = [prefix for prefix in (*WRAPPERS, *OWNERS) if any(name.startswith(prefix) for name in names)]
+    shared = [prefix for prefix in prefixes if all(name.startswith(prefix) for name in names)]
+    if not prefixes or not (shared and shared[0] in WRAPPERS) and is_known(found.weights):
+        return found
+    if shared or "student." in prefixes:
+        return without_prefixes(_below(found, shared[0] if shared else "student."), is_known)
+    inner = {prefix: without_prefixes(_below(found, prefix), is_known) for prefix in prefixes}
+    known = [prefix for prefix in prefixes if is_known(inner[prefix].weights)]
+    if len(known) > 1:
+        raise UserError(f"networks under the prefixes {' and '.join(known)}: save the weights of one alone")
+    return inner[known[0]] if known else found
+
+
+def _below(found: Found, prefix: str) -> Found:
+    """Return the weights with a prefix, without it."""
+    weights = {name.removeprefix(prefix): each for name, each in found.weights.items() if name.startswith(prefix)}
+    others = [name.partition(".")[0] + ".*" for name in found.weights if not name.startswith(prefix)]
+    return Found(weights, found.prefix + prefix, (*found.left_out, *others))
