@@ -155,12 +155,18 @@ def test_the_loop_of_ones_own_without_start_epoch_says_so(capsys):
         exec(compile(forgotten, "own-loop.md", "exec"), {"__name__": "__main__"})
 
 
-def test_what_one_adds_is_registered_and_works(monkeypatch):
-    registries = ((models, "model_dict"), (dataset, "dataset_dict"), (temperature, "temperature_dict"),
-                  (distiller_zoo, "distiller_dict"))  # fmt: skip
-    for module, name in registries:
-        for new in ("MyNet", "mine", "sharper", "pooled"):
-            monkeypatch.delitem(getattr(module, name), new, raising=False)  # so that it is removed afterwards
+@pytest.fixture
+def registries():
+    """Restore the dictionaries of names afterwards."""
+    known = [models.model_dict, dataset.dataset_dict, temperature_dict, distiller_dict]
+    copies = [dict(each) for each in known]
+    yield
+    for each, copy in zip(known, copies, strict=True):
+        each.clear()
+        each.update(copy)
+
+
+def test_what_one_adds_is_registered_and_works(registries):
     for block in python_blocks("docs/extending.md"):
         try:
             exec(compile(block, "extending.md", "exec"), {"__name__": "added"})
