@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distiller_zoo.base import Distiller, at_least_float32, warmed_up
-from distiller_zoo.kd import kl_divergence
+from distiller_zoo.kd import check_shapes, kl_divergence
 from inputs import EPOCHS, Option, UserError, in_proportion
 from models import Output
 from temperature import Tau, as_tau
@@ -37,8 +37,11 @@ def dkd_loss(
     tau: float | Tensor | Tau,
     alpha: float = 1.0,
     beta: float = 2.0,
+    dim: int = 1,
 ) -> Tensor:
-    """Return the mean over samples of tau^2 (alpha TCKD + beta NCKD), a scalar: the paper's equation 7.
+    """Return the mean of tau^2 (alpha TCKD + beta NCKD), a scalar: the paper's equation 7.
+
+    The mean is over samples; if logits have further dimensions, it is over all positions of all samples.
 
     TCKD is the KL divergence between teacher and student of the two probabilities (target, any other class); NCKD is
     that of the other classes' probabilities, renormalised without the target. Both are computed in log space, so they
@@ -46,37 +49,55 @@ def dkd_loss(
     `Tau.gradient_scale`.
 
     Args:
-        student_logits: [B, C].
-        teacher_logits: [B, C].
-        target: the classes [B].
-        tau: a number, a tensor (a scalar, [B] or [B, 1]) or a Tau.
+        student_logits: [B, C], or with more dimensions, such as [B, C, H, W] (dim 1) or [B, L, C] (dim -1).
+        teacher_logits: of the same shape.
+        target: class indices, of that shape without the classes: [B], [B, H, W] or [B, L].
+        tau: as in `kd_loss`.
         alpha: weight of TCKD.
         beta: weight of NCKD.
+        dim: the dimension of the classes.
 
     Raises:
-        UserError: fewer than three classes, where the other classes have no distribution.
+        UserError: the shapes do not fit, the targets are probabilities, or there are fewer than three classes, so that
+            the classes besides the target have no distribution.
     """
-    if student_logits.shape[1] < 3:
-        raise UserError(
-            f"DKD compares the classes beside the target, and of {student_logits.shape[1]} classes there is one at"
-            " most: use --distill kd"
-        )
-    tau = as_tau(tau)
-    student_binary, student_others = _decouple(at_least_float32(student_logits) / tau.student, target)
-    teacher_binary, teacher_others = _decouple(at_least_float32(teacher_logits) / tau.teacher, target)
-    tckd = kl_divergence(student_binary, teacher_binary)
-    nckd = kl_divergence(student_others, teacher_others)
+    check_shapes(student_logits, teacher_logits)
+    _check_target(target, student_logits, dim)
+    tau = as_tau(tau, student_logits.dim())
+    student_binary, student_others = _decouple(at_least_float32(student_logits) / tau.student, target, dim)
+    teacher_binary, teacher_others = _decouple(at_least_float32(teacher_logits) / tau.teacher, target, dim)
+    tckd = kl_divergence(student_binary, teacher_binary, dim)
+    nckd = kl_divergence(student_others, teacher_others, dim)
     return (tau.gradient_scale * (alpha * tckd + beta * nckd)).mean()
 
 
-def _decouple(scaled: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Return log probabilities of target and rest, [B, 2], and of the classes within the rest, [B, C - 1]."""
-    target = target[:, None]
-    others = torch.arange(scaled.shape[1] - 1, device=scaled.device)
-    others = others + (others >= target)  # [B, C - 1], every class but the target
-    rest = scaled.gather(1, others)
-    binary = torch.cat([scaled.gather(1, target), rest.logsumexp(1, keepdim=True)], dim=1)
-    return F.log_softmax(binary, dim=1), F.log_softmax(rest, dim=1)
+def _check_target(target: Tensor, logits: Tensor, dim: int) -> None:
+    """Raise UserError unless there is one class index per position, and DKD has something to compare."""
+    positions = list(logits.shape)
+    num_classes = positions.pop(dim)
+    if num_classes < 3:
+        raise UserError(
+            f"DKD compares the classes besides the target, and of {num_classes} classes there is at most one: use KD"
+            " (kd_loss, --distill kd)"
+        )
+    if target.is_floating_point() or list(target.shape) != positions:
+        given = f"{str(target.dtype).removeprefix('torch.')} {list(target.shape)}"
+        raise UserError(
+            f"dkd_loss needs class indices (int64) of shape {positions}, not {given}: soft targets have no target"
+            " class, so pass their argmax, or use kd_loss"
+        )
+
+
+def _decouple(scaled: Tensor, target: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Return log probabilities over `dim`: of target and rest (2), and of the classes within the rest (C - 1)."""
+    target = target.unsqueeze(dim)
+    along = [1] * scaled.dim()
+    along[dim] = -1
+    others = torch.arange(scaled.shape[dim] - 1, device=scaled.device).view(along)
+    others = others + (others >= target)  # every class but the target: [B, C - 1]
+    rest = scaled.gather(dim, others)
+    binary = torch.cat([scaled.gather(dim, target), rest.logsumexp(dim, keepdim=True)], dim=dim)
+    return F.log_softmax(binary, dim=dim), F.log_softmax(rest, dim=dim)
 
 
 class DKD(Distiller):

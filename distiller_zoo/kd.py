@@ -4,30 +4,46 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distiller_zoo.base import Distiller, at_least_float32
+from inputs import UserError
 from models import Output
 from temperature import Tau, as_tau
 
 
-def kd_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float | Tensor | Tau) -> Tensor:
-    """Return the mean over samples of tau^2 KL(teacher softened by tau || student softened by tau), a scalar.
+def kd_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float | Tensor | Tau, dim: int = 1) -> Tensor:
+    """Return the mean of tau^2 KL(teacher softened by tau || student softened by tau), a scalar.
+
+    The mean is over samples; if logits have further dimensions, it is over all positions of all samples.
 
     This covers CTKD's equation 1 and its instance-wise form. With different temperatures for teacher and student the
     factor is `Tau.gradient_scale`. Computed in log space, in float32 or better.
 
     Args:
-        student_logits: [B, C].
-        teacher_logits: [B, C].
-        tau: a number, a tensor (a scalar, [B] or [B, 1]) or a Tau.
+        student_logits: [B, C], or with more dimensions, such as [B, C, H, W] (dim 1) or [B, L, C] (dim -1).
+        teacher_logits: of the same shape.
+        tau: a number; a tensor: a scalar, one per sample ([B] or [B, 1]), or one per position (the logits' shape with 1
+            for the classes, such as [B, L, 1]); or a Tau of such tensors.
+        dim: the dimension of the classes.
+
+    Raises:
+        UserError: the two shapes differ.
     """
-    tau = as_tau(tau)
-    log_student = F.log_softmax(at_least_float32(student_logits) / tau.student, dim=1)
-    log_teacher = F.log_softmax(at_least_float32(teacher_logits) / tau.teacher, dim=1)
-    return (tau.gradient_scale * kl_divergence(log_student, log_teacher)).mean()
+    check_shapes(student_logits, teacher_logits)
+    tau = as_tau(tau, student_logits.dim())
+    log_student = F.log_softmax(at_least_float32(student_logits) / tau.student, dim=dim)
+    log_teacher = F.log_softmax(at_least_float32(teacher_logits) / tau.teacher, dim=dim)
+    return (tau.gradient_scale * kl_divergence(log_student, log_teacher, dim)).mean()
 
 
-def kl_divergence(log_student: Tensor, log_teacher: Tensor) -> Tensor:
-    """Return KL(teacher || student) per sample, [B, 1], from log probabilities [B, C]."""
-    return F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(1, keepdim=True)
+def check_shapes(student_logits: Tensor, teacher_logits: Tensor) -> None:
+    """Raise UserError if the shapes of both networks' logits differ, which broadcasting could hide."""
+    if student_logits.shape != teacher_logits.shape:
+        shapes = f"{list(student_logits.shape)} and {list(teacher_logits.shape)}"
+        raise UserError(f"the logits of student and teacher must have the same shape, not {shapes}")
+
+
+def kl_divergence(log_student: Tensor, log_teacher: Tensor, dim: int = 1) -> Tensor:
+    """Return KL(teacher || student) from log probabilities over dimension `dim`, which becomes 1: [B, C] -> [B, 1]."""
+    return F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(dim, keepdim=True)
 
 
 class KD(Distiller):

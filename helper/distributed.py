@@ -90,7 +90,7 @@ def process_group(device: torch.device, timeout: float) -> Iterator[None]:
         store, own, count = next(dist.rendezvous("env://", timeout=wait))
         if os.environ.get("LOCAL_WORLD_SIZE") == str(count):
             # torchrun keeps its store across restarts, with the addresses of lost processes. (Each machine counts its
-            # own restarts: with several machines the store must be a new one, see README.)
+            # own restarts: with several machines the store must be a new one, see docs/distributed.md.)
             store = dist.PrefixStore(f"start {restarts()}", store)
         dist.init_process_group(backend, store=store, rank=own, world_size=count, timeout=wait)
         if not is_rank0():

@@ -158,7 +158,9 @@ class DeviceOptions:
         neutral("the GPU, or one per process, like 0,1 (default: the first, or all of them)"),
     ] = None
     deterministic: Annotated[bool, Option("use only algorithms that are bitwise reproducible on a GPU too")] = False
-    plain: Annotated[bool, neutral("turn off everything that is only for speed (see README), to check it")] = False
+    plain: Annotated[bool, neutral("turn off everything that is only for speed (see docs/speed.md), to check it")] = (
+        False
+    )
     dali: Annotated[
         str | None,
         neutral("accepted; DALI is not needed, since small data sets are held on the device", choices=("cpu", "gpu")),

@@ -45,7 +45,11 @@ class Annealing(Temperature):
         self.register_buffer("tau", torch.tensor(float(anneal_from)))
 
     def start_epoch(self, epoch: int) -> None:
+        super().start_epoch(epoch)
         self.tau.fill_(annealed(epoch, *self.schedule))
 
-    def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor, index: Tensor) -> Tau:
+    def forward(
+        self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None = None, index: Tensor | None = None
+    ) -> Tau:
+        self.warn_unless_started()
         return Tau(self.tau, self.tau)

@@ -1,5 +1,6 @@
 """The interface of temperatures, which decide how soft each sample's targets are."""
 
+import warnings
 from collections.abc import Hashable
 from typing import Annotated, Any, NamedTuple
 
@@ -30,15 +31,29 @@ class Tau(NamedTuple):
         return Tau(self.student.detach(), self.teacher.detach(), scale)
 
 
-def as_tau(tau: "float | Tensor | Tau") -> Tau:
-    """Return a Tau from a number, a tensor (a scalar, [B] or [B, 1]) or a Tau."""
+def as_tau(tau: "float | Tensor | Tau", dims: int = 2) -> Tau:
+    """Return a Tau that broadcasts to logits with `dims` dimensions, of which the first is the batch.
+
+    Args:
+        tau: a number; a tensor: a scalar, one per sample ([B] or [B, 1]), or of the logits' shape with 1 for the
+            classes; or a Tau of such tensors.
+        dims: the number of the logits' dimensions.
+    """
     if isinstance(tau, Tau):
-        return tau
+        if dims == 2:
+            return tau
+        scale = None if tau.scale is None else _broadcast(tau.scale, dims)
+        return Tau(_broadcast(tau.student, dims), _broadcast(tau.teacher, dims), scale)
     if not isinstance(tau, Tensor):
         tau = torch.tensor(tau, dtype=torch.float64)  # a scalar tensor: the logits keep their own dtype
-    if tau.dim() == 1:  # [B]: one temperature per sample
-        tau = tau.unsqueeze(1)
+    tau = _broadcast(tau, dims)
     return Tau(tau, tau)
+
+
+def _broadcast(tau: Tensor, dims: int) -> Tensor:
+    """Return one temperature per sample, [B] or [B, 1], as [B, 1, ..., 1]; scalars and other shapes unchanged."""
+    per_sample = tau.dim() == 1 or (tau.dim() == 2 and dims > 2)
+    return tau.reshape(len(tau), *[1] * (dims - 1)) if per_sample else tau
 
 
 class Average(nn.Module):
@@ -100,6 +115,7 @@ class Temperature(TakesOptions, nn.Module):
     # changes from step to step must be tensors updated in place. `phase` is the part of the state that decides what
     # `forward` does in the current epoch; each value gets its own recording. None: never record.
     phase: Hashable | None = ()
+    started = False  # whether `start_epoch` was called, or its absence was reported
 
     @classmethod
     def check(cls, options: dict[str, Any], device: torch.device = CPU) -> None:
@@ -114,14 +130,40 @@ class Temperature(TakesOptions, nn.Module):
         return {}
 
     def start_epoch(self, epoch: int) -> None:
-        """Advance the curriculum; called before each epoch, counted from 1."""
+        """Advance the curriculum; called before each epoch, counted from 1.
+
+        A subclass with a curriculum calls this too, and in `forward` `warn_unless_started`.
+        """
+        self.started = True
+
+    def warn_unless_started(self) -> None:
+        """Warn once if `start_epoch` was never called, in training mode."""
+        if self.training and not self.started:
+            self.started = True
+            warnings.warn(
+                f"{type(self).__name__} was never told its epoch, so its schedule does not advance: call"
+                " start_epoch(epoch) before each epoch, counted from 1",
+                stacklevel=2,
+            )
 
     def mixing(self) -> Mixing:
         """Return which images are blended in the current epoch."""
         return Mixing()
 
-    def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor, index: Tensor) -> Tau:
-        """Return the temperatures, given both networks' logits [B, C], the classes [B] and the image numbers [B]."""
+    def forward(
+        self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None = None, index: Tensor | None = None
+    ) -> Tau:
+        """Return the temperatures of a batch.
+
+        Args:
+            student_logits: [B, C].
+            teacher_logits: [B, C].
+            target: the classes [B].
+            index: the images' numbers in the data set [B].
+
+        Raises:
+            UserError: the temperature needs `target` or `index`, and it is missing.
+        """
         raise NotImplementedError
 
     def observe(self, probe_loss: Tensor) -> None:

@@ -85,10 +85,12 @@ class CTKD(Temperature):
         self.register_buffer("lambda_", torch.zeros(()))
 
     def start_epoch(self, epoch: int) -> None:
+        super().start_epoch(epoch)
         self.lambda_.fill_(curriculum_lambda(epoch, *self.schedule))
 
     def bounded(self, prediction: Tensor) -> Tau:
         """Return tau from an unbounded prediction by gradient reversal and the paper's bounding equation."""
+        self.warn_unless_started()
         tau = self.tau_init + self.tau_range * torch.sigmoid(reverse_gradient(prediction, self.lambda_))
         return Tau(tau, tau)
 
@@ -103,7 +105,9 @@ class CTKDGlobal(CTKD):
         super().__init__(**bounds_and_curriculum)
         self.prediction = nn.Parameter(torch.ones(()))
 
-    def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor, index: Tensor) -> Tau:
+    def forward(
+        self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None = None, index: Tensor | None = None
+    ) -> Tau:
         return self.bounded(self.prediction)
 
 
@@ -139,7 +143,9 @@ class CTKDInstance(CTKD):
         size = 8 * options["batch_size"] * options["instance_width"]
         check_fits("CTKD's hidden units", size, "--instance_width or --batch_size", device)
 
-    def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor, index: Tensor) -> Tau:
+    def forward(
+        self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None = None, index: Tensor | None = None
+    ) -> Tau:
         both = torch.cat([teacher_logits.softmax(1), student_logits.detach().softmax(1)], 1)  # [B, 2C]
         prediction = self.network(both[:, :, None, None])  # [B, 1, 1, 1]
         return self.bounded(prediction.flatten(1))  # [B, 1]

@@ -82,5 +82,7 @@ class DTKD(Temperature):
         warmup = in_proportion(WARMUP, options["epochs"])
         return {"alpha": alpha, "fixed_alpha": fixed_alpha, "kd_warmup": warmup}
 
-    def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor, index: Tensor) -> Tau:
+    def forward(
+        self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None = None, index: Tensor | None = None
+    ) -> Tau:
         return dtkd_tau(student_logits.detach() if self.detach else student_logits, teacher_logits, self.kd_T)

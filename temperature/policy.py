@@ -76,6 +76,7 @@ class Policy(Temperature):
         self.seen = nn.ModuleDict({name: Average() for name in self.notes})  # averages for the epoch's log entry
 
     def start_epoch(self, epoch: int) -> None:
+        super().start_epoch(epoch)
         self.epoch = epoch
         self.acts = epoch >= self.rl_warmup
         self.explores = self.aug_epoch > 0 and epoch > self.rl_warmup and epoch % self.aug_epoch == 0
@@ -105,9 +106,18 @@ class Policy(Temperature):
         return Mixing(partner, 1 - (1 - LEAST_WEIGHT) * progress)
 
     @torch.no_grad()
-    def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor, index: Tensor) -> Tau:
+    def forward(
+        self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None = None, index: Tensor | None = None
+    ) -> Tau:
+        """See `Temperature.forward`; `index` is needed unless aug_epoch is 0."""
+        self.warn_unless_started()
         log_student = student_logits.float().log_softmax(1)
-        if not self.explores:  # a blend's entropy belongs to neither image
+        if index is None and self.aug_epoch:
+            raise UserError(
+                f"{type(self).__name__} needs index, the samples' numbers in the training set [B], to choose the"
+                " images that it blends: pass it to forward, or construct it with aug_epoch=0"
+            )
+        if index is not None and not self.explores:  # a blend's entropy belongs to neither image
             self.entropy[index] += entropy(log_student)
         if not self.acts:
             return Tau(self.tau, self.tau)

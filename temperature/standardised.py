@@ -43,7 +43,9 @@ class Standardised(Temperature):
         self.inner = Fixed(base_tau) if inner is None else inner
         self.seen = Average()  # the inner temperature
 
-    def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor, index: Tensor) -> Tau:
+    def forward(
+        self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None = None, index: Tensor | None = None
+    ) -> Tau:
         student_std, teacher_std = standard_deviation(student_logits), standard_deviation(teacher_logits)
         student = (student_logits - student_logits.mean(1, keepdim=True)) / student_std
         teacher = (teacher_logits - teacher_logits.mean(1, keepdim=True)) / teacher_std

@@ -11,6 +11,8 @@ from distiller_zoo.vid import Regressor
 from models import Output
 from temperature import create_temperature
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*was never told its epoch")  # single steps, without epochs
+
 
 @cases
 @pytest.mark.parametrize("tau", [1.0, 4.0, 11.5])

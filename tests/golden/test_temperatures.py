@@ -7,6 +7,8 @@ from distiller_zoo import kd_loss
 from temperature import create_temperature
 from temperature.ctkd import curriculum_lambda
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*was never told its epoch")  # single steps, without epochs
+
 
 @pytest.mark.parametrize(
     ("loops", "published"),

@@ -1,4 +1,4 @@
-"""Every command in the README and the scripts is parsed and dry-run, so that none becomes outdated."""
+"""Every command in the README, docs/ and the scripts is parsed and dry-run, so that none becomes outdated."""
 
 import itertools
 import json
@@ -27,14 +27,17 @@ from report.rows import TABLES, rows
 from temperature import temperature_dict
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text()
+DOCUMENTS = {path: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+METHODS, SPEED, RESULTS = ((ROOT / f"docs/{name}.md").read_text() for name in ("methods", "speed", "results"))
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.sh"))
-COMMANDS = [
-    line.split("  #")[0].strip()
-    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+# A command that several pages have is tested once, under the name of the first.
+COMMANDS = {
+    line.split("  #")[0].strip(): path.name
+    for path, text in reversed(DOCUMENTS.items())
+    for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     for line in block.replace("\\\n", " ").splitlines()
     if line.strip() and not line.startswith("export ")
-]
+}
 PYTHON_COMMANDS = [line for line in COMMANDS if line.startswith(".venv/bin/python ")]
 SH_COMMANDS = [line for line in COMMANDS if re.match("([A-Z_]+=\\S+ )?sh ", line)]
 TORCHRUN_COMMANDS = [line for line in COMMANDS if line.startswith(".venv/bin/torchrun ")]
@@ -62,7 +65,12 @@ def tree(tmp_path_factory):
     return root
 
 
-def test_the_readme_has_commands_of_every_kind():
+def named(commands):
+    """Return pytest's parameters, with the page of each command in its name."""
+    return [pytest.param(command, id=f"{COMMANDS[command]}: {command}") for command in commands]
+
+
+def test_the_documents_have_commands_of_every_kind():
     assert set(COMMANDS) == set(PYTHON_COMMANDS) | set(SH_COMMANDS) | set(TORCHRUN_COMMANDS)
     assert len(PYTHON_COMMANDS) >= 4
     assert {"sh scripts/quickstart.sh", "sh scripts/test.sh", "sh scripts/run_cifar_distill.sh"} <= set(SH_COMMANDS)
@@ -72,8 +80,8 @@ BENCHMARKS = {f"benchmarks/{module.__name__.split('.')[1]}.py": module for modul
               (bench, cka_bias, cost, growth, loading, operations, sharing, startup)}  # fmt: skip
 
 
-@pytest.mark.parametrize("command", PYTHON_COMMANDS)
-def test_every_python_command_of_the_readme_is_understood(command, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("command", named(PYTHON_COMMANDS))
+def test_every_python_command_of_the_documents_is_understood(command, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     _, program, *argv = shlex.split(command)
     if program == "compare.py":
@@ -97,8 +105,8 @@ def test_every_python_command_of_the_readme_is_understood(command, tmp_path, mon
         assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("command", TORCHRUN_COMMANDS)
-def test_every_torchrun_command_of_the_readme_is_understood(command, tmp_path, monkeypatch):
+@pytest.mark.parametrize("command", named(TORCHRUN_COMMANDS))
+def test_every_torchrun_command_of_the_documents_is_understood(command, tmp_path, monkeypatch):
     from torch.distributed.run import parse_args
 
     monkeypatch.chdir(tmp_path)
@@ -118,8 +126,11 @@ def started_by(command, tree, tmp_path):
     return [json.loads(line) for line in asked.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("command", [line for line in SH_COMMANDS if "test.sh" not in line and "imagenet" not in line])
-def test_every_script_of_the_readme_dry_runs(command, tree, tmp_path, monkeypatch, capsys):
+DRY_RUN = [line for line in SH_COMMANDS if "test.sh" not in line and "imagenet" not in line]
+
+
+@pytest.mark.parametrize("command", named(DRY_RUN))
+def test_every_script_of_the_documents_dry_runs(command, tree, tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("CIFAR100_DIR", raising=False)
     monkeypatch.chdir(tree)
     flags, dashes, more = command.partition(" -- ")
@@ -166,8 +177,8 @@ def test_every_row_of_imagenets_runner_is_understood(row, flags, monkeypatch, tm
     assert set(re.findall(r"-a (\S+)", flags)) <= set(re.findall(r"(\S+) KD\(tau\)", told)) | {"0"}
 
 
-def test_the_readme_counts_the_runs_behind_the_tables():
-    (claim,) = re.findall(r"(\d+) different runs", README)
+def test_a_page_counts_the_runs_behind_the_tables():
+    (claim,) = re.findall(r"(\d+) different runs", RESULTS)
     assert int(claim) == len({row.folder(1) for table in TABLES for row in rows(table)})
 
 
@@ -187,34 +198,35 @@ def test_the_runner_documents_every_temperature():
     assert named | {"ctkd-instance"} == set(temperature_dict)  # ctkd-instance has a row with its published flag
 
 
-def test_the_readme_has_the_measured_bias_of_cka():
+def test_a_page_has_the_measured_bias_of_cka():
     text = (ROOT / "results/benchmarks/cka_bias.txt").read_text()
     rows = [line.replace("± ", "").split()[2:] for line in text.splitlines() if re.match(r" +\d+ +(flat|1/k)", line)]
     true, plain, _, _, _, smoothed, noise, averaged = zip(*[map(float, row) for row in rows], strict=True)
     alone = [error for error, cka in zip(plain, true, strict=True) if cka == 0]
-    (claim,) = re.findall(r"far too high for\s+one batch of 64, by (.*?)\n- ", README, re.DOTALL)
+    claim = METHODS[METHODS.index("## CKA") : METHODS.index("## Cost")]
     told = map(float, re.findall(r"\d\.\d{3}", claim))
     worst = [max(map(abs, errors)) for errors in (averaged, smoothed, noise)]
     assert list(told) == [min(alone), max(alone), *worst]
-    assert f"error in {len(rows)} cases" in claim
+    assert f"on {len(rows)} cases" in claim
 
 
 @pytest.mark.parametrize(("what", "known"), [("distillers", distiller_dict), ("temperatures", temperature_dict)])
-def test_the_readme_has_the_measured_cost_of_each(what, known):
+def test_a_page_has_the_measured_cost_of_each(what, known):
     measured = (ROOT / f"results/benchmarks/{what}_cpu.txt").read_text()
     ratios = dict(re.findall(r"^([a-z-]+) +[\d.]+ +([\d.]+) ", measured, re.MULTILINE))
     assert list(ratios) == list(known)
-    rows = dict(re.findall(r"^\| `([a-z-]+)` \|.*\| (\d\.\d\d) \|", README, re.MULTILINE))
+    page = (ROOT / {"distillers": "docs/methods.md", "temperatures": "docs/temperatures.md"}[what]).read_text()
+    rows = dict(re.findall(r"^\| `([a-z-]+)` \|.*\| (\d\.\d\d) \|", page, re.MULTILINE))
     assert {name: rows.get(name) for name in known} == ratios
 
 
-def test_the_readme_has_the_measured_speed():
+def test_a_page_has_the_measured_speed():
     told = json.loads((ROOT / "results/benchmarks/bench_cpu.json").read_text())
     text = (ROOT / "results/benchmarks/bench_cpu.txt").read_text().splitlines()
     lines = [told["machine"], *bench.table(told["results"])]
     assert text[: len(lines)] == lines
     for pair, measured in told["results"].items():
-        (row,) = re.findall(rf"^\| {pair.replace(':', ' → ')} \| (.*) \|$", README, re.MULTILINE)
+        (row,) = re.findall(rf"^\| {pair.replace(':', ' → ')} \| (.*) \|$", SPEED, re.MULTILINE)
         field, *ratios, validation = map(float, row.split(" | "))
         variants = ("fp32", "fp32+table", "bf16", "bf16+table")
         assert ratios == [round(measured[variant]["train"], 2) for variant in variants]

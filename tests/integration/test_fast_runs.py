@@ -32,6 +32,7 @@ def test_the_fast_path_computes_what_the_plain_one_does(distill):
         module = make("ctkd-instance", distill, Normed(), expert.eval()).double()
         expert = place(expert if plain else fold_batch_norm(expert), torch.device("cpu"), plain).double()
         module = place(module, torch.device("cpu"), plain)
+        module.start_epoch(1)
         optimizer = make_optimizer(module, 0.05, 0.9, 5e-4)
         if plain:
             optimizer = torch.optim.SGD(module.parameters(), 0.05, 0.9, weight_decay=5e-4)

@@ -152,7 +152,7 @@ def test_dkd_takes_its_weights():
 
 
 def test_dkd_needs_three_classes():
-    with pytest.raises(UserError, match="of 2 classes there is one at most: use --distill kd"):
+    with pytest.raises(UserError, match="of 2 classes there is at most one: use KD"):
         dkd_loss(draw(4, 2, 0), draw(4, 2, 1), torch.zeros(4, dtype=torch.long), 4.0)
     with pytest.raises(UserError, match="three classes or more, not 2"):
         create_distiller("dkd", num_classes=2)
@@ -341,3 +341,64 @@ def test_crd_renews_the_memories_of_the_batch_and_no_others():
 def test_an_unknown_distiller_lists_the_known():
     with pytest.raises(UserError, match="unknown distiller 'kdd'; the known ones are: kd"):
         create_distiller("kdd")
+
+
+# --- logits with more dimensions
+
+
+def positions(x, dim):
+    """Return logits with further dimensions as a batch of single positions [N, C]."""
+    return x.movedim(dim, -1).flatten(0, -2)
+
+
+SHAPES = [((3, 5), 1), ((3, 4, 5), 2), ((3, 4, 5), -1), ((3, 5, 4), 1), ((3, 5, 2, 4), 1), ((3, 5, 2, 4), -3)]
+
+
+@pytest.mark.parametrize(("shape", "dim"), SHAPES)
+@pytest.mark.parametrize("kind", ["number", "per sample", "column", "per position", "teacher and student"])
+@pytest.mark.parametrize("loss", ["kd", "dkd"])
+def test_logits_of_more_dimensions_are_a_batch_of_positions(loss, kind, shape, dim):
+    generator = torch.Generator().manual_seed(5)
+    student, teacher = (3 * torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    each = [*shape]
+    each[dim] = 1  # one number per position
+    target = torch.randint(5, each, generator=generator).squeeze(dim)
+    one = torch.rand(3, generator=generator, dtype=torch.float64) + 1  # one per sample
+    column = one.view(3, *[1] * (len(shape) - 1))
+    full = torch.rand(each, generator=generator, dtype=torch.float64) + 1
+    given, meant = {
+        "number": (4.0, torch.tensor(4.0)),
+        "per sample": (one, column),
+        "column": (one[:, None], column),
+        "per position": (full, full),
+        "teacher and student": (Tau(one[:, None], 2 * one[:, None], one[:, None] ** 3), None),
+    }[kind]
+    sides = [column, 2 * column, column**3] if meant is None else [meant, meant, meant**2]
+    flat = Tau(*(positions(side.expand(each), dim) for side in sides))
+    flat_logits = positions(student, dim), positions(teacher, dim)
+    if loss == "kd":
+        ours, expected = kd_loss(student, teacher, given, dim), kd_loss(*flat_logits, flat)
+    else:
+        ours = dkd_loss(student, teacher, target, given, 0.5, 3.0, dim)
+        expected = dkd_loss(*flat_logits, target.flatten(), flat, 0.5, 3.0)
+    assert ours.shape == () and ours.item() == pytest.approx(expected.item(), rel=1e-12)
+
+
+def test_logits_of_different_shapes_are_refused():
+    for loss in (lambda s, t: kd_loss(s, t, 4.0), lambda s, t: dkd_loss(s, t, torch.zeros(4).long(), 4.0)):
+        with pytest.raises(UserError, match=r"must have the same shape, not \[4, 6\] and \[1, 6\]"):
+            loss(draw(4, 6, 0), draw(1, 6, 0))
+
+
+@pytest.mark.parametrize("target", [torch.full((4, 6), 1 / 6), torch.zeros(4), torch.zeros(4, 1).long()])
+def test_dkd_needs_class_indices(target):
+    with pytest.raises(
+        UserError, match=r"dkd_loss needs class indices \(int64\) of shape \[4\], not (float32|int64) \["
+    ):
+        dkd_loss(draw(4, 6, 0), draw(4, 6, 1), target, 4.0)
+
+
+def test_dkd_refuses_targets_of_another_dimension_of_classes():
+    logits = torch.zeros(2, 4, 7)
+    with pytest.raises(UserError, match=r"of shape \[2, 7\], not int64 \[2, 4\]"):
+        dkd_loss(logits, logits, torch.zeros(2, 4).long(), 4.0)  # dim=-1 was forgotten

@@ -46,6 +46,7 @@ def test_what_does_not_go_together_is_refused(flags, message):
 def test_in_bf16_losses_and_temperatures_are_float32(distill):
     module, expert, batch = make("ctkd-instance", distill), Tiny(width=12).eval(), fixed_batch()
     module.precision = "bf16"
+    module.start_epoch(1)
     seen = []
     module.student.stage.register_forward_hook(lambda *_: seen.append(_[-1].dtype))
     step = module(batch, OnlineTeacher(expert, "bf16")(batch))

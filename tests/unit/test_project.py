@@ -3,7 +3,6 @@
 import re
 import tomllib
 
-import pytest
 from common import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -47,14 +46,3 @@ def test_the_folder_of_runs_is_in_a_clone_and_explains_itself():
     told = (ROOT / "save/README.md").read_text()
     assert {"models/", "student_model/", "quickstart/", "reproduce/"} <= set(re.findall(r"`(\w+/)", told))
     assert "!save/README.md" in (ROOT / ".gitignore").read_text().splitlines()
-
-
-@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
-def test_the_links_of_a_page_lead_somewhere_and_it_names_what_there_is(page):
-    text = page.read_text()
-    links = re.findall(r"\]\(([^)#]+)", text)
-    assert links and all((page.parent / link).exists() for link in links)
-    code = "".join(path.read_text() for path in ROOT.glob("*/*.py")) + (ROOT / "inputs.py").read_text()
-    for name in re.findall(r"`(?:[A-Za-z]+\.)?(\w+)` in \[", text):
-        assert f"def {name}(" in code or f"class {name}" in code, name
-    assert len(text.splitlines()) < 200

@@ -13,6 +13,8 @@ from temperature.ctkd import curriculum_lambda, reverse_gradient
 from temperature.dtkd import LOWEST, dtkd_tau
 from temperature.standardised import Standardised
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*was never told its epoch")  # single steps, without epochs
+
 CLASSES = 10
 EVERY = sorted(temperature_dict)
 KNOWN = {"num_classes": CLASSES, "train_target": torch.zeros(64), "epochs": 4, "rl_warmup": 1, "rl_epoch": 1}
@@ -291,3 +293,62 @@ def test_annealing_falls_from_its_start_to_its_end():
         temperature.start_epoch(epoch)
         taus.append(decide(temperature, logits(), logits()).student.item())
     assert taus == [9, 6, 3]
+
+
+# ---------------------------------------------------------------- in a loop of one's own
+
+
+NEEDS_INDEX = ("rlkd", "random")
+
+
+@pytest.mark.parametrize("name", [name for name in EVERY if name not in NEEDS_INDEX])
+def test_classes_and_numbers_are_optional(name):
+    temperature, student, teacher = make(name), logits(), logits(seed=1)
+    temperature.start_epoch(1)
+    alone = temperature(student, teacher)
+    assert all(map(torch.equal, alone[:2], decide(temperature, student, teacher)[:2]))
+
+
+@pytest.mark.parametrize("name", NEEDS_INDEX)
+def test_a_temperature_that_blends_images_needs_their_numbers(name):
+    temperature = make(name)
+    temperature.start_epoch(1)
+    with pytest.raises(
+        UserError, match=r"needs index, the samples' numbers .* \[B\].* or construct it with aug_epoch=0"
+    ):
+        temperature(logits(), logits(seed=1))
+    temperature = make(name, aug_epoch=0)
+    temperature.start_epoch(1)
+    assert temperature(logits(), logits(seed=1)).student.shape == (6, 1)
+
+
+SCHEDULED = {"ctkd-global", "ctkd-instance", "annealing", *NEEDS_INDEX}
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_schedule_that_was_never_told_its_epoch_warns_once(name, wrapped, recwarn):
+    def fresh():
+        return Standardised(inner=make(name)) if wrapped else make(name)
+
+    started, tested, forgotten = fresh(), fresh().eval(), fresh()
+    started.start_epoch(1)
+    for _ in range(2):
+        decide(started, logits(), logits(seed=1))
+        decide(tested, logits(), logits(seed=1))
+    assert not recwarn.list
+    for _ in range(2):
+        decide(forgotten, logits(), logits(seed=1))
+    told = [str(warning.message) for warning in recwarn.list]
+    assert len(told) == (name in SCHEDULED)
+    assert all("call start_epoch(epoch) before each epoch, counted from 1" in each for each in told)
+
+
+def test_as_tau_broadcasts_to_logits_of_more_dimensions():
+    assert as_tau(4, dims=4).student.shape == ()
+    for tau in (torch.ones(6), torch.ones(6, 1), Tau(torch.ones(6), torch.ones(6, 1), torch.ones(6, 1))):
+        assert {side.shape for side in as_tau(tau, dims=4) if side is not None} == {(6, 1, 1, 1)}
+    position = torch.ones(6, 5, 1)
+    assert as_tau(position, dims=3).student is position
+    with pytest.raises(RuntimeError, match="invalid"):  # a temperature per position has 1 for the classes
+        as_tau(torch.ones(1, 5), dims=3)
