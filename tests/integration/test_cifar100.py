@@ -48,14 +48,15 @@ def test_cifar100_is_the_official_data(cifar100_dir, no_download):
 def test_cifar100_is_found(cifar100_dir, no_download, monkeypatch, tmp_path, form):
     found = []
     content = pickle.dumps({"data": np.zeros((4, 3072), np.uint8), "fine_labels": [0, 1, 2, 3]})
-    monkeypatch.setattr(cifar100, "_read", lambda path: found.append(path) or {"train": content, "test": content})
+    files = {"train": content, "test": content, "meta": pickle.dumps({"fine_label_names": ["apple", "worm"]})}
+    monkeypatch.setattr(cifar100, "_read", lambda path: found.append(path) or files)
     link_files(cifar100_dir, tmp_path / "data" / "cifar-100-python")
     monkeypatch.chdir(tmp_path)
     argument = {"holds it": "data", "is it": str(tmp_path / "data" / "cifar-100-python")}.get(form)
     if form == "variable":
         monkeypatch.setenv("CIFAR100_DIR", str(tmp_path / "data"))
         monkeypatch.chdir("/")
-    cifar100.load(argument)
+    assert cifar100.load(argument).class_names == ["apple", "worm"]
     assert found == [tmp_path / "data" / "cifar-100-python"]
 
 
