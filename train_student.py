@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import train_teacher
-from dataset import Dataset
+from dataset import Dataset, tell_unreadable, unreadable
 from distiller_zoo import create_distiller, distiller_dict
 from helper import distributed
 from helper.device import device_of, place, seed_everything, start_together
@@ -60,6 +60,7 @@ def _distil(
     data, model, teacher, found_out = load(options, found, device, distiller_dict[options.distill].needs)
     # 4. the loop, from where each run stopped
     train_runs(runs, device, found_out, lambda *run: build_trainer(*run, model, teacher, data))
+    tell_unreadable(unreadable(data))
 
 
 def load(
@@ -79,7 +80,7 @@ def load(
     if options.teacher_table:
         distributed.on_rank0(lambda: check_table_dir(table_dir(options, found)))
     data = train_teacher.load_data(options, device)
-    model = load_teacher(found, data.num_classes, device, options.dataset, options.plain)
+    model = load_teacher(found, data, options)
     found_out = {"num_classes": data.num_classes}
     if not options.skip_validation:
         found_out["teacher_top1"] = evaluate(model, data.val, "teacher")["top1"]

@@ -17,6 +17,7 @@ import torch
 
 import train_student
 import train_teacher
+from dataset import tell_unreadable, unreadable
 from distiller_zoo import distiller_dict
 from helper import distributed
 from helper.device import device_of
@@ -119,6 +120,7 @@ def _train(runs: list[tuple[RunFolder, CommonOptions]], found: FoundTeacher | No
         return train_teacher.build_trainer(run, options, *more, data)
 
     train_runs(runs, device, found_out, build)
+    tell_unreadable(unreadable(data))
 
 
 def main() -> None:

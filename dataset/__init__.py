@@ -1,19 +1,23 @@
 """Data sets. To add one, write a `load` that returns an ImageSet and name it in dataset_dict."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from dataset import cifar100, digits, tree
+from dataset import digits, tree
 from dataset.base import Batch, Dataset, Loader, balanced_subset
+from dataset.cifar import CIFAR10, CIFAR100
 from dataset.memory import ImageSet, MemoryLoader
 from dataset.mixed import MixedLoader
+from dataset.tree import tell_unreadable
 from inputs import Option, UserError, checked, unknown
 
 __all__ = ["Batch", "BatchSize", "Dataset", "ImageSize", "Loader", "NumWorkers", "TrainSubset", "check_dataset",
            "create_dataset", "dataset_dict", "dataset_names", "default_image_size", "identify_data", "read_image",
+           "tell_unreadable", "unreadable",
            "val_batch_size"]  # fmt: skip
 
 
@@ -23,8 +27,17 @@ def _load_folder(**options: object) -> ImageSet:
     return folder.load(**options)
 
 
+def _load_tinyimagenet(**options: object) -> ImageSet:
+    from dataset import tinyimagenet  # imports torchvision, which takes seconds
+
+    return tinyimagenet.load(**options)
+
+
 # each takes the keywords data_dir, image_size and num_workers, and ignores those that it does not need
-dataset_dict = {"cifar100": cifar100.load, "digits": digits.load, "folder": _load_folder}
+dataset_dict = {"cifar10": CIFAR10.load, "cifar100": CIFAR100.load, "digits": digits.load, "folder": _load_folder,
+                "tinyimagenet": _load_tinyimagenet}  # fmt: skip
+FILES = ("folder", "tinyimagenet", "imagenet")  # sets of image files, of any size
+SIZES = {"imagenet": 224, "tinyimagenet": 64}  # default sides of the images in pixels; 32 elsewhere
 
 
 def dataset_names() -> tuple[str, ...]:
@@ -36,7 +49,8 @@ BatchSize = Annotated[int, Option("images a step", 1, 100_000)]
 ImageSize = Annotated[
     int,
     Option(
-        "side of the square images, in pixels (default: 224 of imagenet, else 32; cifar100 and digits have no other)",
+        "side of the square images, in pixels (default: 224 of imagenet, 64 of tinyimagenet, else 32; cifar10, cifar100"
+        " and digits have no other)",
         8,
         8192,
         later=True,
@@ -46,7 +60,7 @@ TrainSubset = Annotated[int, Option("train on N images only; 0 is all of them", 
 NumWorkers = Annotated[
     int,
     Option(
-        "processes that decode the images of folder and imagenet, for each process that trains",
+        "processes that decode image files, for each process that trains",
         0,
         512,
         is_neutral=True,
@@ -67,6 +81,10 @@ def create_dataset(
     image_size: ImageSize = 32,
     num_workers: NumWorkers = 0,
     train_subset: TrainSubset = 0,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    exif: bool = False,
+    skip_unreadable: bool = False,
     mixup: float = 0.0,
     cutmix: float = 0.0,
     rank: int = 0,
@@ -80,10 +98,14 @@ def create_dataset(
         seed: of the order and the augmentations of the training images.
         device: of the batches; all data sets but `imagenet` also keep their images there.
         data_dir: where the files are; None for the data set's default, if it has one.
-        image_size: side of the square images in pixels; must be 32 except for `folder` and `imagenet`.
-        num_workers: processes that decode the images of `folder` (once, at the start) and `imagenet` (every epoch).
+        image_size: side of the square images in pixels; must be 32 except for FILES.
+        num_workers: processes that decode image files, once at the start or, of `imagenet`, in every epoch.
         train_subset: how many training images to keep, balanced over the classes as far as possible; 0 keeps all.
             The choice does not depend on the seed, and a smaller subset is part of a larger one.
+        mean: of the channels, with white as 1; None for the data set's own.
+        std: of the channels; None for the data set's own.
+        exif: turn image files as their EXIF orientation says.
+        skip_unreadable: leave out image files that cannot be read, and list them.
         mixup: see `MixedLoader`.
         cutmix: see `MixedLoader`.
         rank: this process's rank among those that share the batches.
@@ -93,34 +115,42 @@ def create_dataset(
         UserError: an unknown name, a number outside its bounds, or missing or damaged files.
     """
     device = torch.device(device)
-    val_size = val_batch_size(batch_size, image_size, device)
-    common = {"device": device, "rank": rank, "world_size": world_size}
+    scale = {key: value for key, value in (("mean", mean), ("std", std)) if value is not None}
+    common = {"device": device, "rank": rank, "world_size": world_size} | scale
+    files = {"exif": exif, "skip_unreadable": skip_unreadable}
+    sizes = batch_size, val_batch_size(batch_size, image_size, device), train_subset
     if name == "imagenet":
         from dataset import imagenet  # imports torchvision, which takes seconds
 
-        data = imagenet.build(
-            data_dir, image_size, num_workers, batch_size, val_size, train_subset, seed=seed, **common
-        )
-        return _mixed(data, mixup, cutmix)
-    data = _load(name, data_dir, image_size, num_workers, quiet=rank > 0)
+        data = imagenet.build(data_dir, image_size, num_workers, *sizes, seed=seed, **files, **common)
+    else:
+        images = _load(name, data_dir, image_size, num_workers, rank > 0, files)
+        data = _in_memory(images, image_size, *sizes, seed, common)
+    if mixup or cutmix:
+        data = data._replace(train=MixedLoader(data.train, data.num_classes, mixup, cutmix))
+    return data
+
+
+def _in_memory(
+    data: ImageSet, image_size: int, batch_size: int, val_size: int, train_subset: int, seed: int, given: dict[str, Any]
+) -> Dataset:
     images, target = data.train_images, data.train_target
     if train_subset > len(target):
         raise UserError(f"--train_subset {train_subset} is more than the {len(target)} training images there are")
     if train_subset:
         kept = balanced_subset(target, train_subset)
         images, target = images[kept], target[kept]
-    common |= {"mean": data.mean, "std": data.std}
+    common = {"mean": data.mean, "std": data.std} | given
     augmented = {"augment": True, "seed": seed, "flip": data.flip, "pad": image_size // 8}
     train = MemoryLoader(images=images, target=target, batch_size=batch_size, **augmented, **common)
     val = MemoryLoader(images=data.val_images, target=data.val_target, batch_size=val_size, augment=False, **common)
     names = data.class_names or [str(number) for number in range(data.num_classes)]
-    return _mixed(Dataset(train, val, data.num_classes, names, data.mean, data.std), mixup, cutmix)
+    return Dataset(train, val, data.num_classes, names, common["mean"], common["std"])
 
 
-def _mixed(data: Dataset, mixup: float, cutmix: float) -> Dataset:
-    if not (mixup or cutmix):
-        return data
-    return data._replace(train=MixedLoader(data.train, data.num_classes, mixup, cutmix))
+def unreadable(data: Dataset) -> list[str]:
+    """Return a text for each image file that was left out so far; those of sets in memory were listed when loaded."""
+    return [text for loader in (data.train, data.val) for text in getattr(loader, "unreadable", ())]
 
 
 def val_batch_size(batch_size: int, image_size: int, device: torch.device) -> int:
@@ -130,7 +160,7 @@ def val_batch_size(batch_size: int, image_size: int, device: torch.device) -> in
 
 def default_image_size(name: str) -> int:
     """Return the side of a data set's images in pixels, if none is given."""
-    return 224 if name == "imagenet" else 32
+    return SIZES.get(name, 32)
 
 
 def read_image(name: str, path: Path, image_size: int) -> Tensor:
@@ -161,14 +191,20 @@ def check_dataset(name: str) -> None:
 
 def identify_data(name: str, data_dir: str | None) -> str | None:
     """Return a hash that identifies the data set; None if there is only one of this name, such as CIFAR-100."""
-    if name not in ("folder", "imagenet"):
+    if name not in FILES:
         return None
+    if name == "tinyimagenet":
+        from dataset import tinyimagenet
+
+        return tree.fingerprint(str(tinyimagenet.place(data_dir)))
     return tree.fingerprint(data_dir)
 
 
-def _load(name: str, data_dir: str | None, image_size: int, num_workers: int, quiet: bool) -> ImageSet:
+def _load(
+    name: str, data_dir: str | None, image_size: int, num_workers: int, quiet: bool, files: dict[str, bool]
+) -> ImageSet:
     check_dataset(name)
-    if image_size != 32 and name != "folder":
-        raise UserError(f"the images of {name} have 32 pixels a side; --image_size is for folder and imagenet")
-    more = {"quiet": quiet} if name == "folder" else {}  # the one that shows progress
+    if image_size != 32 and name not in FILES:
+        raise UserError(f"the images of {name} have 32 pixels a side; --image_size is for {', '.join(FILES)}")
+    more = {"quiet": quiet} | files if name in FILES else {}
     return dataset_dict[name](data_dir=data_dir, image_size=image_size, num_workers=num_workers, **more)

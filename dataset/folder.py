@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
@@ -13,7 +13,7 @@ from torchvision.transforms import CenterCrop, Compose, PILToTensor, Resize
 from tqdm import tqdm
 
 from dataset.memory import ImageSet
-from dataset.tree import EXTENSIONS, Split, list_split
+from dataset.tree import EXTENSIONS, Split, list_split, tell_unreadable
 from inputs import NotRegularError, UserError, host_memory, in_words, open_regular, printable
 
 EXPECTED = "--dataset folder expects images in train/<class> and val/<class> of --data_dir"
@@ -23,8 +23,8 @@ MEMORY_LIMIT = 8 * 2**30  # bytes of pixels
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of a TIFF file
 
 
-def read_image(path: str) -> Image.Image:
-    """Read an image as RGB with 8 bits per channel.
+def read_image(path: str, exif: bool = False) -> Image.Image:
+    """Read an image as RGB with 8 bits per channel; with `exif` it is turned as its EXIF orientation says.
 
     Pillow scales 16-bit colours to 8 bits, and drops transparency and extra channels. Grey images of more than 8 bits
     it would clip at 255: they are scaled here, from the range of their unsigned integers.
@@ -37,7 +37,7 @@ def read_image(path: str) -> Image.Image:
         image = Image.open(file)
         if image.mode in ("I", "F") or image.mode.startswith("I;"):
             image = Image.fromarray(_scaled(image))
-        return image.convert("RGB")
+        return (ImageOps.exif_transpose(image) if exif else image).convert("RGB")
 
 
 def _scaled(image: Image.Image) -> np.ndarray:
@@ -73,10 +73,17 @@ def why(error: Exception) -> str:
 
 
 class Tree(TorchDataset):
-    """Images [3, S, S] uint8, each with a text: empty, or which file cannot be read and why."""
+    """Images [3, S, S] uint8, each with a text: empty, or which file cannot be read and why.
 
-    def __init__(self, root: Path, split: Split, image_size: int) -> None:
-        self.root, self.image_size = root, image_size
+    Args:
+        root: the folder, for messages.
+        split: the samples.
+        image_size: S.
+        exif: see `read_image`.
+    """
+
+    def __init__(self, root: Path, split: Split, image_size: int, exif: bool = False) -> None:
+        self.root, self.image_size, self.exif = root, image_size, exif
         self.classes, self.samples = split.classes, split.samples
         self.targets = [number for _, number in split.samples]
 
@@ -86,7 +93,7 @@ class Tree(TorchDataset):
     def __getitem__(self, index: int) -> tuple[Tensor, str]:
         path = self.samples[index][0]
         try:
-            return middle_square(read_image(path), self.image_size), ""
+            return middle_square(read_image(path, self.exif), self.image_size), ""
         except Exception as error:  # a broken file makes Pillow raise almost anything
             return self.unreadable(path, error)
 
@@ -96,25 +103,36 @@ class Tree(TorchDataset):
         return black, f"the image {path} cannot be read ({why(error)}); mend or remove it"
 
 
-def load(data_dir: str | None, image_size: int, num_workers: int, quiet: bool = False) -> ImageSet:
+def load(
+    data_dir: str | None,
+    image_size: int,
+    num_workers: int,
+    exif: bool = False,
+    skip_unreadable: bool = False,
+    quiet: bool = False,
+) -> ImageSet:
     """Load all images, with the short side resized to `image_size` and the centre cropped to a square.
 
     Args:
         data_dir: the folder that holds `train` and `val`; the names of the folders in them are the classes.
         image_size: side of the square in pixels.
         num_workers: processes that decode; 0 decodes in this one.
+        exif: see `read_image`.
+        skip_unreadable: leave out images that cannot be read, and list them.
         quiet: whether to hide progress.
 
     Raises:
         UserError: the tree is not as described, an image cannot be read, or the set is too large for memory.
     """
-    train, val = open_splits(data_dir, image_size, EXPECTED)
+    return load_trees(*open_splits(data_dir, image_size, EXPECTED, exif), num_workers, quiet, skip_unreadable)
+
+
+def load_trees(train: Tree, val: Tree, num_workers: int, quiet: bool, skip_unreadable: bool) -> ImageSet:
+    """Load all images of two trees; the arguments are those of `load`."""
     _check_size(train, val)
     return ImageSet(
-        _decode(train, num_workers, quiet),
-        torch.tensor(train.targets),
-        _decode(val, num_workers, quiet),
-        torch.tensor(val.targets),
+        *_decode(train, num_workers, quiet, skip_unreadable),
+        *_decode(val, num_workers, quiet, skip_unreadable),
         num_classes=len(train.classes),
         mean=MEAN,
         std=STD,
@@ -123,13 +141,14 @@ def load(data_dir: str | None, image_size: int, num_workers: int, quiet: bool = 
     )
 
 
-def open_splits(data_dir: str | None, image_size: int, expected: str) -> tuple[Tree, Tree]:
+def open_splits(data_dir: str | None, image_size: int, expected: str, exif: bool = False) -> tuple[Tree, Tree]:
     """Return training and validation images of a tree, and print which files are left out.
 
     Args:
         data_dir: the folder that holds `train` and `val`.
         image_size: side of the square images in pixels.
         expected: the layout that the tree should have, for error messages.
+        exif: see `read_image`.
 
     Raises:
         UserError: it has another layout, or is not given.
@@ -138,7 +157,8 @@ def open_splits(data_dir: str | None, image_size: int, expected: str) -> tuple[T
         raise UserError(f"--data_dir is missing; {expected}")
     root = Path(os.path.expanduser(data_dir))
     splits = [_list(root / name, expected) for name in ("train", "val")]
-    train, val = (Tree(root / name, split, image_size) for name, split in zip(("train", "val"), splits, strict=True))
+    named = zip(("train", "val"), splits, strict=True)
+    train, val = (Tree(root / name, split, image_size, exif) for name, split in named)
     if train.classes != val.classes:
         differing = sorted(set(train.classes) ^ set(val.classes))
         raise UserError(f"{root}: train and val hold different classes, only one has {_some(differing)}")
@@ -187,15 +207,24 @@ def _check_size(train: Tree, val: Tree) -> None:
         )
 
 
-def _decode(tree: Tree, num_workers: int, quiet: bool) -> Tensor:
-    """Return all images of a tree, [N, 3, S, S] uint8."""
+def _decode(tree: Tree, num_workers: int, quiet: bool, skip_unreadable: bool) -> tuple[Tensor, Tensor]:
+    """Return the images of a tree, [N, 3, S, S] uint8, and their classes [N]."""
     images = torch.empty(len(tree), 3, tree.image_size, tree.image_size, dtype=torch.uint8)
-    done = 0
+    done, wrong = 0, []
     with tqdm(total=len(tree), desc=f"decoding {Path(tree.root).name}", unit="image", disable=quiet) as bar:
         for pixels, unreadable in DataLoader(tree, batch_size=64, num_workers=num_workers):
-            if any(unreadable):
-                raise UserError(next(filter(None, unreadable)))
+            wrong += unreadable
+            if any(unreadable) and not skip_unreadable:
+                raise UserError(f"{next(filter(None, unreadable))}, or add --skip_unreadable")
             images[done : done + len(pixels)] = pixels
             done += len(pixels)
             bar.update(len(pixels))
-    return images
+    targets, texts = torch.tensor(tree.targets), list(filter(None, wrong))
+    if not texts:
+        return images, targets
+    if len(texts) == len(tree):
+        raise UserError(texts[0])
+    if not quiet:
+        tell_unreadable(texts)
+    read = torch.tensor([not text for text in wrong])
+    return images[read], targets[read]

@@ -69,7 +69,7 @@ class Images(TorchDataset):
         everybodys = torch.default_generator.get_state()
         torch.default_generator.manual_seed(seed)  # torchvision's generator; torch.manual_seed would also seed GPUs
         try:
-            return self.cut(read_image(path), self.tree.image_size), ""
+            return self.cut(read_image(path, self.tree.exif), self.tree.image_size), ""
         except Exception as error:  # a broken file makes Pillow raise almost anything
             return self.tree.unreadable(path, error)
         finally:
@@ -114,6 +114,9 @@ class StreamLoader:
         batch_size: images per batch, over all processes that share it.
         device: where the batches are.
         num_workers: processes that decode; 0 decodes in this one.
+        mean: of the channels, with white as 1, to be subtracted.
+        std: of the channels, to divide by.
+        skip_unreadable: leave out images that cannot be read: a training batch gets another of its images instead.
         seed: of order and crops.
         rank: this process's rank among those that share the batches.
         world_size: the number of these processes.
@@ -127,16 +130,21 @@ class StreamLoader:
         batch_size: int,
         device: torch.device | str,
         num_workers: int,
+        mean: Sequence[float] = MEAN,
+        std: Sequence[float] = STD,
+        skip_unreadable: bool = False,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         self.target = torch.tensor(tree.targets, device=device)
         self.num_samples, self.batch_size = len(tree), batch_size
-        self.mean = 255 * torch.tensor(MEAN, device=device).view(3, 1, 1)
-        self.std = 255 * torch.tensor(STD, device=device).view(3, 1, 1)
+        self.mean = 255 * torch.tensor(mean, device=device).view(3, 1, 1)
+        self.std = 255 * torch.tensor(std, device=device).view(3, 1, 1)
         self.augment, self.seed, self.num_workers = augment, seed, num_workers
         self.rank, self.world_size = rank, world_size
+        self.skip_unreadable = skip_unreadable
+        self.unreadable: dict[str, None] = {}  # texts of the images that were left out so far
         self.images, self.order, self.workers = Images(tree, augment), Order(), None
 
     def __len__(self) -> int:
@@ -167,10 +175,25 @@ class StreamLoader:
         self.order.batches = [samples for samples, _, _ in shares]
         for (pixels, unreadable), (_, index, count) in zip(self._workers(), shares, strict=True):
             if any(unreadable):
-                raise UserError(next(filter(None, unreadable)))
+                kept = self._readable(unreadable)
+                pixels, index = pixels[kept], index[kept]
+                if not len(kept):
+                    continue
             images = pixels.to(self.target.device, non_blocking=True).float().sub_(self.mean).div_(self.std)
             index = index.to(self.target.device, non_blocking=True)
             yield Batch(images.contiguous(memory_format=torch.channels_last), self.target[index], index, None, count)
+
+    def _readable(self, unreadable: Sequence[str]) -> Tensor:
+        """Return which images of a shard to use: in training as many as it has, some of them twice."""
+        texts = list(filter(None, unreadable))
+        read = [i for i, text in enumerate(unreadable) if not text]
+        if not self.skip_unreadable or self.augment and not read:
+            raise UserError(f"{texts[0]}, or add --skip_unreadable" if not self.skip_unreadable else texts[0])
+        self.unreadable |= dict.fromkeys(texts)
+        if self.augment:
+            others = iter(read * len(unreadable))
+            read = [next(others) if text else i for i, text in enumerate(unreadable)]
+        return torch.tensor(read, dtype=torch.int64)
 
     def _own(self) -> range:
         return range(self.num_samples)[self.rank :: self.world_size]
@@ -224,6 +247,7 @@ def build(
     batch_size: int,
     val_size: int,
     train_subset: int,
+    exif: bool = False,
     **loaders: Any,
 ) -> Dataset:
     """Return training and validation batches of a tree.
@@ -235,12 +259,13 @@ def build(
         batch_size: images per training batch.
         val_size: images per validation batch.
         train_subset: how many training images to keep; 0 keeps all.
-        loaders: seed, device, rank and world_size of `StreamLoader`.
+        exif: see `dataset.folder.read_image`.
+        loaders: further arguments of `StreamLoader`.
 
     Raises:
         UserError: the tree is not as described.
     """
-    train, val = open_splits(data_dir, image_size, EXPECTED)
+    train, val = open_splits(data_dir, image_size, EXPECTED, exif)
     if train_subset > len(train):
         raise UserError(f"--train_subset {train_subset} is more than the {len(train)} training images there are")
     if train_subset:
@@ -252,6 +277,6 @@ def build(
         StreamLoader(val, augment=False, batch_size=val_size, **loaders),
         len(train.classes),
         [printable(name) for name in train.classes],
-        MEAN,
-        STD,
+        loaders.get("mean", MEAN),
+        loaders.get("std", STD),
     )

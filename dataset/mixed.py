@@ -2,7 +2,7 @@
 
 import copy
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -35,6 +35,11 @@ class MixedLoader:
     def seed(self) -> int:
         """Return the seed of orders, augmentations and shares."""
         return self.loader.seed
+
+    @property
+    def unreadable(self) -> Iterable[str]:
+        """Return a text for each image that was left out so far."""
+        return getattr(self.loader, "unreadable", ())
 
     def __len__(self) -> int:
         """Return the number of batches per epoch."""

@@ -2,12 +2,12 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from inputs import UserError, open_regular
+from inputs import UserError, open_regular, printable
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 SMALL = 2**28  # bytes of image files up to which a fingerprint covers their contents
@@ -72,6 +72,13 @@ def fingerprint(data_dir: str | None) -> str | None:
     except OSError as error:
         raise UserError(f"the image {error.filename} cannot be read ({error.strerror}); mend or remove it") from error
     return f"2:{known.hexdigest()}"
+
+
+def tell_unreadable(texts: Sequence[str]) -> None:
+    """Print a list of the images that were left out because they cannot be read."""
+    if texts:
+        print(f"note: {len(texts)} images were left out:")
+        print(*(f"  {printable(text)}" for text in texts), sep="\n")
 
 
 def _is_hidden(name: str) -> bool:

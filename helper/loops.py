@@ -122,7 +122,7 @@ def evaluate(
     model.eval()
     while True:
         try:
-            sums = torch.zeros(3, dtype=torch.float64, device=loader.target.device)
+            sums = torch.zeros(4, dtype=torch.float64, device=loader.target.device)
             for batch in tqdm(loader, description, unit="batch", leave=False, disable=distributed.hide_progress()):
                 if on_batch:
                     on_batch()
@@ -132,13 +132,13 @@ def evaluate(
             if loader.batch_size == 1:
                 raise
             loader.batch_size //= 2  # for later passes too
-    means = distributed.all_reduce(sums) / loader.num_samples  # each process has its own images
-    loss, top1, top5 = means.tolist()
+    *sums, count = distributed.all_reduce(sums).tolist()  # each process has its own images
+    loss, top1, top5 = (each / count for each in sums)
     return {"test_loss": loss, "top1": 100 * top1, "top5": 100 * top5}
 
 
 def _sums(logits: Tensor, target: Tensor) -> Tensor:
-    """Return the sums of cross entropy, top-1 hits and top-5 hits of a batch [3]."""
+    """Return the sums of cross entropy, top-1 hits and top-5 hits of a batch, and its size [4]."""
     loss = F.cross_entropy(logits, target, reduction="sum")
     hits = logits.topk(min(5, logits.shape[1])).indices == target[:, None]
-    return torch.stack([loss, hits[:, 0].sum(), hits.sum()]).double()
+    return torch.stack([loss, hits[:, 0].sum(), hits.sum(), hits.new_tensor(len(hits), dtype=torch.int64)]).double()

@@ -13,6 +13,7 @@ import torch.fx
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from dataset.base import Dataset
 from helper import checkpoint, distributed
 from helper.device import place
 from helper.errors import InUse
@@ -21,6 +22,7 @@ from inputs import UserError
 from models import Model
 from models.download import fetch_hub
 from models.outside import file_name, is_outside, pretrained_weights
+from models.renormalised import Renormalised
 from options.flags import StudentOptions, TeacherOptions
 from options.parse import parse_teacher, resolve_pair
 
@@ -40,6 +42,7 @@ class FoundTeacher(NamedTuple):
     name: str  # in the model zoo
     sha256: str | None  # of the file; None in a dry run without one
     weights: dict[str, Tensor]
+    scale: tuple[list[float], list[float]] | None = None  # mean and std of its training's images, if its file has them
 
 
 def folder_name(model: str, dataset: str) -> str:
@@ -82,7 +85,8 @@ def find_teacher(options: StudentOptions, train: Train | None = None) -> FoundTe
 def _read(file: Path, expected: str | None, dataset: str) -> FoundTeacher:
     weights, info = checkpoint.load_file(file)
     name = checkpoint.identify(file, weights, expected, dataset, info.network if info else None)
-    return FoundTeacher(file, name, checkpoint.file_hash(file), weights)
+    scale = (list(info.mean), list(info.std)) if info else None
+    return FoundTeacher(file, name, checkpoint.file_hash(file), weights, scale)
 
 
 def _find_outside(options: StudentOptions) -> FoundTeacher:
@@ -121,16 +125,28 @@ def _downloaded(name: str, source: str) -> Path:
         ) from error
 
 
-def load_teacher(
-    found: FoundTeacher, num_classes: int, device: torch.device, dataset: str, plain: bool = False
-) -> Model:
-    """Return the teacher's network on the device: in evaluation mode, frozen and, unless `plain`, optimized.
+def load_teacher(found: FoundTeacher, data: Dataset, options: StudentOptions) -> Model:
+    """Return the teacher's network on the device of the data: in evaluation mode, frozen and, unless plain, optimized.
+
+    If it was trained on images that were normalised otherwise, it gets them so.
 
     Raises:
         UserError: it was trained for another number of classes.
     """
-    model = checkpoint.network(found.path, found.weights, found.name, num_classes, dataset).eval()
-    return place(model if plain else fold_batch_norm(model), device, plain).requires_grad_(False)
+    plain = options.plain
+    model = checkpoint.network(found.path, found.weights, found.name, data.num_classes, options.dataset).eval()
+    model = model if plain else fold_batch_norm(model)
+    given, own = (list(data.mean), list(data.std)), scale_of(found, data, options)
+    if own != given:
+        print(f"the teacher's images are normalised by mean {own[0]} and standard deviation {own[1]}")
+        model = Renormalised(model, given, own).eval()
+    return place(model, data.val.target.device, plain).requires_grad_(False)
+
+
+def scale_of(found: FoundTeacher, data: Dataset, options: StudentOptions) -> tuple[list[float], list[float]]:
+    """Return mean and standard deviation of the teacher's images: given ones, its file's, or the student's."""
+    mean, std = found.scale or (list(data.mean), list(data.std))
+    return options.teacher_mean or mean, options.teacher_std or std
 
 
 def fold_batch_norm(model: Model) -> Model:

@@ -22,6 +22,7 @@ from helper.files import reason, try_writing
 from helper.row_store import MOST, RowStore
 from inputs import UserError, open_regular
 from models import Model, Output
+from models.renormalised import Renormalised
 
 ASKED_PIXELS = {"cpu": 128 * 32**2, "cuda": 4096 * 32**2}  # per batch
 WRITTEN_AT_ONCE, WRITTEN_EVERY = 8192, 2.0  # rows or seconds after which outputs are written
@@ -111,6 +112,8 @@ class CachedTeacher:
         }
         if precision != "fp32":
             identity["precision"] = precision
+        if isinstance(model, Renormalised):
+            identity["normalisation"] = [*model.scale.flatten().tolist(), *model.shift.flatten().tolist()]
         text = json.dumps(identity, indent=2) + "\n"
         self.folder = folder / f"{content}_{dtype}_{sha256(text.encode()).hexdigest()[:16]}"
         try:

@@ -41,6 +41,21 @@ DATASET = name_of(
 )
 
 
+def channels_of(text: str) -> list[float]:
+    """Return the numbers of a comma-separated list, one for each channel. Raises UserError if it is none."""
+    try:
+        red, green, blue = map(float, text.split(","))
+    except ValueError as error:
+        raise UserError(f"three numbers with commas are needed, like 0.5,0.5,0.5, not {text}") from error
+    return [red, green, blue]
+
+
+def scale_of(what: str, least: float, default: str) -> Option:
+    """Return the option of the channels' mean or standard deviation."""
+    help = f"{what} of the channels, like 0.5,0.5,0.5, with white as 1 (default: {default})"
+    return Option(help, least, 10.0, shown="R,G,B", later=True, normal=channels_of, before=None)
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
     """data"""
@@ -49,13 +64,20 @@ class DataOptions:
     data_dir: Annotated[
         str | None,
         neutral(
-            "folder of the data; cifar100 and imagenet also use the variables CIFAR100_DIR and IMAGENET_DIR",
+            "folder of the data; without it the variables CIFAR10_DIR, CIFAR100_DIR, TINYIMAGENET_DIR and IMAGENET_DIR"
+            " are used",
             shown="DIR",
         ),
     ] = None
     image_size: ImageSize
     train_subset: TrainSubset = 0
     num_workers: NumWorkers = 2
+    mean: Annotated[list[float] | None, scale_of("mean", -10.0, "the data set's own")]
+    std: Annotated[list[float] | None, scale_of("standard deviation", 1e-3, "the data set's own")]
+    exif: Annotated[bool, Option("turn image files as their EXIF orientation says", before=False)] = False
+    skip_unreadable: Annotated[
+        bool, Option("leave out image files that cannot be read, and list them", before=False)
+    ] = False
 
 
 def epochs_of(text: str) -> list[int]:
@@ -197,6 +219,9 @@ class AloneOptions:
     ] = 0
 
 
+TEACHERS_OWN = "what its file says, else as for the student"
+
+
 @dataclass(frozen=True, kw_only=True)
 class PairOptions:
     """networks"""
@@ -219,6 +244,8 @@ class PairOptions:
                " resnet32, resnet44, resnet56); without internet access, give their file as --path-t instead",
                choices=("torchvision", "hub")),
     ] = None  # fmt: skip
+    teacher_mean: Annotated[list[float] | None, scale_of("the same for the teacher, mean", -10.0, TEACHERS_OWN)]
+    teacher_std: Annotated[list[float] | None, scale_of("the same for the teacher, std", 1e-3, TEACHERS_OWN)]
     train_teacher: Annotated[bool, neutral("train the teacher by the vanilla recipe if it is missing")] = False
     skip_validation: Annotated[bool, neutral("do not evaluate the teacher before distilling")] = False
     teacher_table: Annotated[

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from dataset import check_dataset, default_image_size
+from dataset import FILES, check_dataset, default_image_size
 from distiller_zoo import distiller_dict, dkd
 from inputs import Declared, UserError, in_proportion, unknown
 from models import networks
@@ -322,6 +322,13 @@ def _listed(numbers: list[int]) -> str:
     return " and ".join(", ".join(map(str, numbers)).rsplit(", ", 1))
 
 
+def _check_files(options: dict[str, Any]) -> None:
+    """Raise UserError for flags of image files with another data set."""
+    for key in ("exif", "skip_unreadable"):
+        if options[key] and options["dataset"] not in FILES:
+            raise UserError(f"--{key} is for sets of image files ({', '.join(FILES)}): leave it out")
+
+
 def _check_mixing(options: dict[str, Any]) -> None:
     """Raise UserError for methods that cannot do with mixed images."""
     mixes = [key for key in ("mixup", "cutmix") if options[key]]
@@ -336,6 +343,8 @@ def _check_mixing(options: dict[str, Any]) -> None:
 
 def _check_together(options: dict[str, Any]) -> None:
     """Raise UserError for numbers that do not go together."""
+    _check_files(options)
+    _check_files(options)
     _check_mixing(options)
     if options["seed"] + options["trials"] > 2**63:
         raise UserError(f"the seeds of --trials must be below 2^63 as well, not from {options['seed']} on")

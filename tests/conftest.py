@@ -12,6 +12,8 @@ import helper.environment  # noqa: F401 (before PyTorch)
 import pytest
 from common import train
 
+from options.plugins import REGISTRIES
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -43,3 +45,15 @@ def teacher(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "resnet8_vanilla_digits"
     train(f"--model resnet8 --epochs 2 --run_dir {folder}")
     return folder
+
+
+@pytest.fixture
+def registries():
+    """Restore the registries after each test, and forget the files that were loaded."""
+    before = {kind: dict(registry) for kind, registry in REGISTRIES.items()}
+    yield
+    for kind, registry in REGISTRIES.items():
+        registry.clear()
+        registry.update(before[kind])
+    for name in [name for name in sys.modules if name.startswith("plugin_")]:
+        del sys.modules[name]

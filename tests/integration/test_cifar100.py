@@ -12,7 +12,9 @@ import pytest
 from common import as_pil, assert_constants_agree, error_of
 from torchvision.datasets import CIFAR100, utils
 
-from dataset import cifar100, create_dataset
+from dataset import cifar, create_dataset
+from dataset.cifar import CIFAR100 as cifar100
+from dataset.cifar import Cifar
 
 
 @pytest.fixture
@@ -38,7 +40,7 @@ def test_cifar100_is_the_official_data(cifar100_dir, no_download):
     assert_constants_agree(data, 1e-3)
     official = CIFAR100(cifar100_dir, train=False)
     lists = [*CIFAR100.train_list, *CIFAR100.test_list, (CIFAR100.filename, CIFAR100.tgz_md5)]
-    assert {**dict(lists), CIFAR100.meta["filename"]: CIFAR100.meta["md5"]} == cifar100.MD5
+    assert {**dict(lists), CIFAR100.meta["filename"]: CIFAR100.meta["md5"]} == cifar100.md5
     for number in (0, 1234, 9999):
         image, target = official[number]
         assert image == as_pil(data.val_images[number]) and target == data.val_target[number]
@@ -49,7 +51,7 @@ def test_cifar100_is_found(cifar100_dir, no_download, monkeypatch, tmp_path, for
     found = []
     content = pickle.dumps({"data": np.zeros((4, 3072), np.uint8), "fine_labels": [0, 1, 2, 3]})
     files = {"train": content, "test": content, "meta": pickle.dumps({"fine_label_names": ["apple", "worm"]})}
-    monkeypatch.setattr(cifar100, "_read", lambda path: found.append(path) or files)
+    monkeypatch.setattr(Cifar, "_read", lambda _, path: found.append(path) or files)
     link_files(cifar100_dir, tmp_path / "data" / "cifar-100-python")
     monkeypatch.chdir(tmp_path)
     argument = {"holds it": "data", "is it": str(tmp_path / "data" / "cifar-100-python")}.get(form)
@@ -97,7 +99,7 @@ def test_cifar100_with_an_unreadable_file(no_download, tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(cifar100, "open_regular", refuse)
+    monkeypatch.setattr(cifar, "open_regular", refuse)
     assert "train cannot be read (Permission denied)" in error_of(cifar100.load, str(tmp_path))
 
 
@@ -163,7 +165,7 @@ def test_cifar100_archive_beside_is_unpacked_if_official(tmp_path, monkeypatch):
     original = archive.read_bytes()
     assert f"{archive} is damaged" in error_of(cifar100.load, str(tmp_path))
     assert archive.read_bytes() == original and not (tmp_path / "cifar-100-python").exists()
-    monkeypatch.setitem(cifar100.MD5, CIFAR100.filename, hashlib.md5(original).hexdigest())
+    monkeypatch.setitem(cifar100.md5, CIFAR100.filename, hashlib.md5(original).hexdigest())
     assert "train is missing" in error_of(cifar100.load, str(tmp_path))  # it found the folder
     assert (tmp_path / "cifar-100-python" / "meta").read_bytes() == b"something"
     assert archive.read_bytes() == original

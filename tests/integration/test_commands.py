@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 import compare
-import evaluate
 import reproduce
 import train_student
 import train_teacher
@@ -38,13 +37,16 @@ COMMANDS = {
     for line in block.replace("\\\n", " ").splitlines()
     if line.strip() and not line.startswith("export ")
 }
-PYTHON_COMMANDS = [line for line in COMMANDS if line.startswith(".venv/bin/python ")]
+IN_ORDER = [line for line, page in COMMANDS.items() if page == "evaluate.md"]  # each needs those before it
+PYTHON_COMMANDS = [line for line in COMMANDS if line.startswith(".venv/bin/python ") and line not in IN_ORDER]
 SH_COMMANDS = [line for line in COMMANDS if re.match("([A-Z_]+=\\S+ )?sh ", line)]
 TORCHRUN_COMMANDS = [line for line in COMMANDS if line.startswith(".venv/bin/torchrun ")]
 PROGRAMS = {
     "train_teacher.py": (parse_teacher, train_teacher.train),
     "train_student.py": (parse_student, train_student.distil),
 }
+PLUGIN = next(block for block in re.findall(r"```python\n(.*?)```", DOCUMENTS[ROOT / "docs/extending.md"], re.DOTALL)
+              if "temperature_dict[" in block)  # fmt: skip
 
 
 def run(command, tmp_path):
@@ -71,7 +73,7 @@ def named(commands):
 
 
 def test_the_documents_have_commands_of_every_kind():
-    assert set(COMMANDS) == set(PYTHON_COMMANDS) | set(SH_COMMANDS) | set(TORCHRUN_COMMANDS)
+    assert set(COMMANDS) == {*PYTHON_COMMANDS, *SH_COMMANDS, *TORCHRUN_COMMANDS, *IN_ORDER}
     assert len(PYTHON_COMMANDS) >= 4
     assert {"sh scripts/quickstart.sh", "sh scripts/test.sh", "sh scripts/run_cifar_distill.sh"} <= set(SH_COMMANDS)
 
@@ -81,15 +83,18 @@ BENCHMARKS = {f"benchmarks/{module.__name__.split('.')[1]}.py": module for modul
 
 
 @pytest.mark.parametrize("command", named(PYTHON_COMMANDS))
-def test_every_python_command_of_the_documents_is_understood(command, tmp_path, monkeypatch, capsys):
+def test_every_python_command_of_the_documents_is_understood(command, tmp_path, monkeypatch, capsys, registries):
     monkeypatch.chdir(tmp_path)
     _, program, *argv = shlex.split(command)
+    given = ["mine.py"] if "mine.py" in argv else []
+    for name in given:
+        Path(name).write_text(PLUGIN)
+    if program == "estimate.py":
+        program, *argv = argv
     if program == "compare.py":
         monkeypatch.setattr(sys, "argv", [program, *argv])
         args = compare.parse_args()
         assert args.pages == Path("results") or args.runs == ["save/models", "save/student_model"]
-    elif program == "evaluate.py" and argv != ["--help"]:
-        assert evaluate.parse_args(argv).path
     elif program in BENCHMARKS:
         monkeypatch.setattr(sys, "argv", [program, *argv])
         assert BENCHMARKS[program].parse_args()
@@ -102,7 +107,18 @@ def test_every_python_command_of_the_documents_is_understood(command, tmp_path, 
         folders = start(parse([*argv, "--dry_run"]))
         told = capsys.readouterr().out
         assert folders and all(f"into {folder}" in told for folder in folders)
-        assert not list(tmp_path.iterdir())
+        assert [path.name for path in tmp_path.iterdir()] == given
+
+
+def test_the_commands_on_evaluation_run_in_their_order(tree):
+    assert [line.split()[1] for line in IN_ORDER][:2] == ["train_teacher.py", "evaluate.py"] and len(IN_ORDER) >= 8
+    for line in IN_ORDER:
+        if "pip install" in line:
+            pytest.importorskip("onnxruntime", reason="no ONNX here: pip install -r requirements-export.txt")
+            continue
+        done = run(line.replace(".venv/bin/python", sys.executable), tree)
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("command", named(TORCHRUN_COMMANDS))

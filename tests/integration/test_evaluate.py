@@ -14,7 +14,8 @@ from PIL import Image
 
 import evaluate
 import train_teacher
-from dataset import cifar100, create_dataset, dataset_dict, digits
+from dataset import create_dataset, dataset_dict, digits
+from dataset.cifar import CIFAR100
 from helper import checkpoint
 from inputs import UserError
 from models import create_model
@@ -157,7 +158,7 @@ def test_a_published_network_has_its_published_accuracy(cifar100_dir):
 
 
 def test_cifar100_has_the_names_of_its_classes(cifar100_dir):
-    names = cifar100.load(str(cifar100_dir)).class_names
+    names = CIFAR100.load(str(cifar100_dir)).class_names
     assert len(names) == 100 and (names[0], names[99]) == ("apple", "worm")
 
 

@@ -8,7 +8,7 @@ import torchvision
 from torch import nn
 
 from helper import checkpoint
-from helper.teacher import find_teacher, fold_batch_norm, load_teacher
+from helper.teacher import find_teacher, fold_batch_norm
 from inputs import UserError
 from models import Model, create_model, feature_widths, imagenet_dict
 from models.imagenet import WEIGHTS
@@ -87,7 +87,7 @@ def test_weights_are_known_by_their_names_with_and_without_a_prefix(tmp_path):
         options = parse_student(f"--dataset imagenet --path-t {tmp_path / 'weights.pth'}".split())
         found = find_teacher(options)
         assert found.name == "ResNet18"
-        model = load_teacher(found, 10, torch.device("cpu"), "imagenet")
+        model = checkpoint.network(found.path, found.weights, found.name, 10, "imagenet")
         assert model.fc.weight.equal(theirs["fc.weight"])
 
 

@@ -12,6 +12,8 @@ from inputs import UserError
 from options.flags import all_options, student_parser
 from options.plugins import REGISTRIES, load_plugins
 
+pytestmark = pytest.mark.usefixtures("registries")
+
 SHARPER = '''
 from typing import Annotated
 
@@ -68,18 +70,6 @@ def stripes(**_):
 
 model_dict["small"], distiller_dict["pooled"], dataset_dict["stripes"] = Small, Pooled, stripes
 """
-
-
-@pytest.fixture(autouse=True)
-def registries():
-    """Restore the registries after each test, and forget the files that were loaded."""
-    before = {kind: dict(registry) for kind, registry in REGISTRIES.items()}
-    yield
-    for kind, registry in REGISTRIES.items():
-        registry.clear()
-        registry.update(before[kind])
-    for name in [name for name in sys.modules if name.startswith("plugin_")]:
-        del sys.modules[name]
 
 
 @pytest.fixture(params=["", "from __future__ import annotations\n"], ids=["", "annotations are texts"])

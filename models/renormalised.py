@@ -1,0 +1,46 @@
+"""A network for images that are normalised by other numbers than in its training."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from models.base import Model
+
+
+class Renormalised(Model):
+    """A network that takes images normalised by `given` as if they were normalised by `own`.
+
+    Args:
+        net: the network.
+        given: mean and standard deviation of the channels of its images.
+        own: mean and standard deviation of its training.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(
+        self,
+        net: Model,
+        given: tuple[Sequence[float], Sequence[float]],
+        own: tuple[Sequence[float], Sequence[float]],
+    ) -> None:
+        super().__init__()
+        self.net = net
+        mean, std, own_mean, own_std = (torch.tensor(each).view(3, 1, 1) for each in (*given, *own))
+        self.register_buffer("scale", std / own_std)
+        self.register_buffer("shift", (mean - own_mean) / own_std)
+
+    @property
+    def classifier(self) -> nn.Linear:
+        """Return the last linear layer."""
+        return self.net.classifier
+
+    def extract(self, x: Tensor) -> list[Tensor]:
+        """Return the network's features of images x [B, 3, H, W]."""
+        return self.net.extract(x * self.scale + self.shift)
+
+    def head(self, pooled: Tensor) -> Tensor:
+        """Return the network's logits from its pooled vector."""
+        return self.net.head(pooled)
