@@ -60,7 +60,11 @@ def run(command, tmp_path):
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
     """Return a copy of the repository made of links, with an empty save/."""
-    root = tmp_path_factory.mktemp("tree")
+    return linked(tmp_path_factory.mktemp("tree"))
+
+
+def linked(root):
+    """Fill a folder with links to the repository, except for save/ and data/."""
     for path in ROOT.iterdir():
         if path.name not in ("save", "data"):
             (root / path.name).symlink_to(path)
@@ -110,13 +114,14 @@ def test_every_python_command_of_the_documents_is_understood(command, tmp_path, 
         assert [path.name for path in tmp_path.iterdir()] == given
 
 
-def test_the_commands_on_evaluation_run_in_their_order(tree):
+def test_the_commands_on_evaluation_run_in_their_order(tmp_path):
+    linked(tmp_path)
     assert [line.split()[1] for line in IN_ORDER][:2] == ["train_teacher.py", "evaluate.py"] and len(IN_ORDER) >= 8
     for line in IN_ORDER:
         if "pip install" in line:
             pytest.importorskip("onnxruntime", reason="no ONNX here: pip install -r requirements-export.txt")
             continue
-        done = run(line.replace(".venv/bin/python", sys.executable), tree)
+        done = run(line.replace(".venv/bin/python", sys.executable), tmp_path)
         assert done.returncode == 0, done.stderr
         assert "Traceback" not in done.stderr
 
