@@ -42,8 +42,9 @@ EXPLANATION = (
     " best epoch of each run, selected on the test set, hence optimistic. Δ: mean minus published, where the protocol"
     " is the published one. Verdict: whether the published number lies outside the 95 % prediction interval of one more"
     " run, widened by the published standard deviation where there is one; `within noise (±1.00)` confirms nothing"
-    " that is smaller than that; one run alone says `noise unknown (n = 1)`; where it is not said whether the last or the best epoch is published, it may be"
-    " `between last and best`. teacher: the teacher's own accuracy, measured before distilling."
+    " that is smaller than that, nor does one run: `noise unknown (n = 1)`. Where it is not stated whether the last or"
+    " the best epoch is published, it may be `between last and best`. teacher: the teacher's own accuracy, measured"
+    " before distilling."
 )
 GAIN_EXPLANATION = (
     "Gains: differences of means in the same recipe, over the student alone, over KD, and over the same distiller at"

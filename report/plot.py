@@ -79,6 +79,8 @@ def draw_curves(
     for axes, first in zip(panels, (0, int(LATE * last) + 1), strict=False):
         finish_epochs(axes, first, last)
         axes.set(xlabel="epoch, the last quarter" if first else "epoch", ylabel=f"{axis}, enlarged" if first else axis)
+    if late:
+        panels[0].locator_params(axis="x", nbins=5)
     if log:
         _make_logarithmic(panels[0])
     figure.legend(handles.values(), names, loc="outside right upper", title=legend, alignment="left")
