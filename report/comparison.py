@@ -43,8 +43,9 @@ EXPLANATION = (
     " best epoch of each run, selected on the test set, hence optimistic. Δ: mean minus published, where the protocol"
     " is the published one. Verdict: whether the published number lies outside the 95 % prediction interval of one more"
     " run, widened by the published standard deviation where there is one; `within noise (±1.00)` confirms nothing"
-    " that is smaller than that; where it is not said whether the last or the best epoch is published, it may be"
-    " `between last and best`. teacher: the teacher's own accuracy, measured before distilling."
+    " that is smaller than that, nor does one run: `noise unknown (n = 1)`. Where it is not stated whether the last or"
+    " the best epoch is published, it may be `between last and best`. teacher: the teacher's own accuracy, measured"
+    " before distilling."
 )
 GAIN_EXPLANATION = (
     "Gains: differences of means in the same recipe, over the student alone, over KD, and over the same distiller at"
@@ -52,34 +53,40 @@ GAIN_EXPLANATION = (
     " KD other weights, so the gain is not due to the method alone. ±: how large a difference may be by chance (95 %),"
     " if all configurations with the same student and epochs have the same standard deviation over seeds (Student's t"
     " with their pooled standard deviation). Gains over one baseline share its runs, and thus its luck; and of many"
-    " differences that are only chance, one in twenty exceeds its ±. In the figures of last accuracies, the dashed line"
-    " is KD's mean, and the grey band shows how far one run may be from it by chance."
+    " differences that are only chance, one in twenty exceeds its ±. `noise unknown`: no configuration with the same"
+    " student and epochs has seeds that differ."
 )
+LEGEND = "Top-1 in %: mean ± standard deviation of n seeds. Δ: mean - published. ± of gains: noise. More: --explain"
+UNKNOWN = "noise unknown"
 
 
 class Notes:
     """Numbered footnotes; the same text gets the same number."""
 
-    def __init__(self) -> None:
+    def __init__(self, shown: bool = True) -> None:
+        self.shown = shown
         self.texts: list[str] = []
 
-    def mark(self, text: str) -> str:
-        """Return the mark of a footnote, such as `[1]`."""
+    def marked(self, cell: str, text: str) -> str:
+        """Return a cell with the mark of its footnote, such as `71.19 [1]`; without it if footnotes are not shown."""
+        if not self.shown:
+            return cell
         if text not in self.texts:
             self.texts.append(text)
-        return f"[{self.texts.index(text) + 1}]"
+        return f"{cell} [{self.texts.index(text) + 1}]"
 
 
 def verdict(runs: Sequence[Run], record: published.Record) -> str:
     """Return where runs lie from a number published for the same protocol.
 
-    `above`, `below`, `within noise (±1.00)`, or `one run` if there is only one. If it is not stated which epoch is
-    published, last and best both count: `within noise` if either is, `between last and best` if they lie on two sides.
+    `above`, `below`, `within noise (±1.00)`, or `noise unknown (n = 1)` if there is only one. If it is not stated which
+    epoch is published, last and best both count: `within noise` if either is, `between last and best` if they lie on
+    two sides.
     """
     reports = published.source(record)["reports"]
     counted = [values(runs, which) for which in ("last", "best") if reports in (which, "mean", "unstated")]
-    if min(map(len, counted)) < 2:
-        return "one run"
+    if (n := min(map(len, counted))) < 2:
+        return f"{UNKNOWN} (n = {n})"
     std = record.get("std", 0.0)
     where = {deviation(accuracies, record["top1"], std) for accuracies in counted}
     if 0 in where:
@@ -147,12 +154,12 @@ def row(runs: Sequence[Run], label: str, notes: Notes) -> list[str]:
     record = next(same, records[0])
     spread = f" ± {record['std']:.2f}" if "std" in record else ""
     about = "≈" if record["certainty"].startswith("approximate") else ""
-    cells.append(f"{about}{record['top1']:.2f}{spread} {notes.mark(source_note(record))}")
+    cells.append(notes.marked(f"{about}{record['top1']:.2f}{spread}", source_note(record)))
     if not published.settings(record):
         return [*cells, "–", "–", "protocol unknown", *told]
     if otherwise := differences(runs, record):
-        mark = notes.mark("Own protocol: " + "; ".join(otherwise) + ".")
-        return [*cells, "–", "–", f"other protocol {mark}", *told]
+        protocol = notes.marked("other protocol", "Own protocol: " + "; ".join(otherwise) + ".")
+        return [*cells, "–", "–", protocol, *told]
     cells += [f"{fmean(ours) - record['top1']:+.2f}" if ours else "–" for ours in (last, best)]
     return [*cells, verdict(runs, record), *told]
 
@@ -257,12 +264,17 @@ def gain_rows(groups: Sequence[Sequence[Run]], labels: Sequence[str]) -> list[li
             mark = " (other weights)" * (other and base[0].option("distill") is not None)
             cells = [runs[0].pair, label, labels[i] + mark]
             for which in ("last", "best"):
-                ours, theirs = values(runs, which), values(base, which)
-                noise = significance_margin(here, which, len(ours), len(theirs))
-                gain = f"{fmean(ours) - fmean(theirs):+.2f}" if ours and theirs else "–"
-                cells.append(gain if noise is None else f"{gain} ± {noise:.2f}")
+                cells.append(_gain(values(runs, which), values(base, which), here, which))
             rows.append([*cells, f"{len(runs)}, {len(base)}", str(runs[0].option("epochs"))])
     return rows
+
+
+def _gain(ours: Sequence[float], theirs: Sequence[float], pool: Sequence[Sequence[Run]], which: str) -> str:
+    """Return the difference of two means, with the noise by the seeds of `pool`."""
+    if not ours or not theirs:
+        return "–"
+    noise = significance_margin(pool, which, len(ours), len(theirs))
+    return f"{fmean(ours) - fmean(theirs):+.2f} " + (f"({UNKNOWN})" if noise is None else f"± {noise:.2f}")
 
 
 def finished_groups(runs: Iterable[Run]) -> list[list[Run]]:
@@ -278,9 +290,9 @@ def tables_of(groups: Sequence[Sequence[Run]], labels: Sequence[str], notes: Not
     return [results] + ([Table(GAIN_HEADING, gains)] if gains else [])
 
 
-def report(runs: Sequence[Run], markdown: bool = False) -> str:
-    """Return all tables, footnotes and remarks on runs as text."""
-    notes, lines, gains = Notes(), [], False
+def report(runs: Sequence[Run], markdown: bool = False, explain: bool = False) -> str:
+    """Return all tables as text; in Markdown or with `explain` also explanations, footnotes and remarks on runs."""
+    notes, lines, gains = Notes(shown=markdown or explain), [], False
     groups = finished_groups(runs)
     for dataset in dict.fromkeys(group[0].dataset for group in groups):
         here = [group for group in groups if group[0].dataset == dataset]
@@ -293,8 +305,13 @@ def report(runs: Sequence[Run], markdown: bool = False) -> str:
     told = [f"[{count}] {text}" for count, text in enumerate(notes.texts, 1)] + remarks(runs)
     if markdown:
         lines += [f"- {text}" for text in (*texts, *map(in_markdown, told))]
-    else:
+    elif explain or not groups:
         lines += [textwrap.fill(text, 110, subsequent_indent="    ") for text in (*texts, *told)]
+    else:
+        unfinished = sum(not run.finished for run in runs)
+        lines.append(LEGEND)
+        if unfinished:
+            lines.append(f"Unfinished runs, not counted: {unfinished} (--explain lists them)")
     return "\n".join(lines) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""The figures of a results page: last accuracy of every run, accuracy by epoch, and tau next to CTKD's figure."""
+"""The figures of a results page: last accuracy of every run, accuracy by epoch, and tau beside CTKD's figure."""
 
 import math
 import re
@@ -15,16 +15,17 @@ from report.comparison import is_baseline, on_its_data, rank, recipe, setting
 from report.plot import Curve, curve, draw_curves, draw_dots
 from report.runs import Run, by_data
 from report.statistics import same_noise_pool, significance_margin, values
-from report.style import looks, shortened, svg
+from report.style import looks, pdf, shortened, svg
 
-FULL = 6  # most curves in a figure, besides those that every figure repeats
+THIN = 0.8  # line width of a method that is indistinguishable from KD
+FALL = 2  # ratio of a pair's largest and smallest tau from which on their axis is logarithmic
 TAU_MEAN, TAU_TEACHER = "tau_mean", "tau_teacher_mean"
 Groups = Sequence[Sequence[Run]]  # configurations
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of a page: its file's name, what it shows, and the drawing."""
+    """A figure of a page: the name of its files without suffix, what it shows, and the drawing."""
 
     name: str
     about: str
@@ -35,6 +36,10 @@ class Figure:
     def svg(self) -> str:
         """Return the drawing as an SVG element."""
         return svg(self.drawing, self.name, self.about)
+
+    def pdf(self, maker: str) -> bytes:
+        """Return the drawing as a PDF file whose metadata name `maker`."""
+        return pdf(self.drawing, self.about, maker)
 
 
 class Shown(NamedTuple):
@@ -49,8 +54,8 @@ class Shown(NamedTuple):
         runs = [points for run in self.group if (points := curve(run.history, key))[0]]
         if not runs:
             return []
-        label = f"{shortened(self.label)}{name}: last {fmean(points[1][-1] for points in runs):.2f}"
-        label += f", mean of {len(runs)}" if len(runs) > 1 else ""
+        label = f"{shortened(self.label)}{name}: {fmean(points[1][-1] for points in runs):.2f}"
+        label += f" (n = {len(runs)})" if len(runs) > 1 else ""
         return [Curve(label, {**self.look, **look}, runs)]
 
 
@@ -69,7 +74,8 @@ def figures(section: str, groups: Groups, labels: Sequence[str]) -> Iterator[Fig
     for group in (group for group in groups if group[0].option("distill") is not None):
         pairs.setdefault(group[0].pair, {}).setdefault(str(setting(group[0])), []).append(group)
     if alone:
-        yield from _accuracies(_file_name(f"{section}_alone"), "networks alone", [], _shown(alone, names))
+        lines = [line for each in _shown(alone, names) for line in each.curve("top1")]
+        yield from _accuracy(_file_name(f"{section}_alone"), "networks alone", lines, "last")
     for pair, settings in pairs.items():
         parts = [part for same in settings.values() for part in by_data(same)]
         for i, here in enumerate(parts, 1):
@@ -82,8 +88,7 @@ def figures(section: str, groups: Groups, labels: Sequence[str]) -> Iterator[Fig
             if plain := [group for group in here if is_baseline(group[0])]:
                 always.append(max(plain, key=rank))
             others = [group for group in here if not any(group is each for each in always)]
-            shown = _shown([*always, *others], names)
-            yield from _of_pair(_file_name(name), title, shown[: len(always)], shown[len(always) :], groups)
+            yield from _of_pair(_file_name(name), title, _shown([*always, *others], names), groups)
 
 
 def _shown(groups: Groups, names: Mapping[int, str]) -> list[Shown]:
@@ -96,56 +101,50 @@ def _file_name(text: str) -> str:
     return name if name == text else f"{name}-{sha256(text.encode(errors='surrogatepass')).hexdigest()[:8]}"
 
 
-def _of_pair(
-    name: str, title: str, always: Sequence[Shown], methods: Sequence[Shown], groups: Groups
-) -> Iterator[Figure]:
-    """Yield the figures of a pair; those of accuracy by epoch all show `always`: the students alone, and KD."""
-    shown = [*always, *methods]
+def _of_pair(name: str, title: str, shown: Sequence[Shown], groups: Groups) -> Iterator[Figure]:
+    """Yield the figures of a pair; `shown` begins with the student alone and KD, as far as they were run."""
+    kd = next((each.group for each in shown if is_baseline(each.group[0])), [])
+    ours = values(kd, "last")
+    mean = fmean(ours) if ours else None
+    noise = (significance_margin(same_noise_pool(kd[0], groups), "last", 1, len(ours)) if ours else None) or 0.0
     ended = [each for each in shown if values(each.group, "last")]
     if len(ended) > 1:
-        kd = next((each.group for each in always if is_baseline(each.group[0])), [])
-        drawn = _last(title, ended, kd, groups)
-        yield Figure(f"{name}_last.svg", f"{title}: last top-1 of every run", drawn, leads=True)
-    yield from _accuracies(name, title, always, methods)
+        rows = [(each.label, each.look, values(each.group, "last")) for each in ended]
+        drawn = draw_dots(title, "last top-1 (%)", rows, mean, noise)
+        yield Figure(f"{name}_last", f"{title}: last top-1 of every run", drawn, leads=True)
+    lines = []
+    for each in shown:
+        last = values(each.group, "last")
+        close = mean is not None and last and each.group is not kd and abs(fmean(last) - mean) <= noise
+        lines += each.curve("top1", linewidth=THIN) if close else each.curve("top1")
+    legend = f"last; thin: within KD's noise, {mean:.2f} ± {noise:.2f}" if noise else "last; noise unknown"
+    yield from _accuracy(name, title, lines, legend)
+    yield from _tau(name, title, shown)
+
+
+def _accuracy(name: str, title: str, lines: Sequence[Curve], legend: str) -> Iterator[Figure]:
+    if lines:
+        drawn = draw_curves(title, "top-1 (%)", lines, legend=legend, late=True)
+        yield Figure(f"{name}_top1", f"{title}: top-1 by epoch", drawn)
+
+
+def _tau(name: str, title: str, shown: Sequence[Shown]) -> Iterator[Figure]:
+    """Yield the figure of the temperatures that change, if there are any."""
     moving = [each for each in shown if any(len(set(curve(run.history, TAU_MEAN)[1])) > 1 for run in each.group)]
-    ctkd = [each for each in moving if str(each.group[0].option("temperature")).startswith("ctkd")]
-    for kind, which in (("ctkd", ctkd), ("others", [each for each in moving if each not in ctkd])):
-        for part_of, part in _parts(which):
-            curves = [line for each in part for line in each.curve(TAU_MEAN)]
-            curves += [line for each in part for line in each.curve(TAU_TEACHER, ", teacher's", linewidth=0.8)]
-            band = (
-                _paper_tau(part) if kind == "ctkd" and any(_is_like_the_papers(each.group[0]) for each in part) else []
-            )
-            about = f"{title}: tau by epoch" + part_of.replace("_", ", part ")
-            drawn = draw_curves(title, "tau (mean over an epoch)", curves, band)
-            yield Figure(f"{name}_tau_{kind}{part_of}.svg", about, drawn)
-
-
-def _accuracies(name: str, title: str, always: Sequence[Shown], methods: Sequence[Shown]) -> Iterator[Figure]:
-    for part_of, part in _parts(methods) if methods else [("", [])]:
-        if curves := [line for each in (*always, *part) for line in each.curve("top1")]:
-            about = f"{title}: top-1 by epoch" + part_of.replace("_", ", part ")
-            yield Figure(f"{name}_top1{part_of}.svg", about, draw_curves(title, "top-1 (%)", curves))
-
-
-def _parts(shown: Sequence[Shown]) -> Iterator[tuple[str, Sequence[Shown]]]:
-    """Yield parts of about equal size that fit a figure each, with the suffix of its file name."""
-    count = math.ceil(len(shown) / FULL)
-    for i in range(count):
-        yield f"_{i + 1}" if count > 1 else "", shown[len(shown) * i // count : len(shown) * (i + 1) // count]
-
-
-def _last(title: str, shown: Sequence[Shown], kd: Sequence[Run], groups: Groups) -> matplotlib.figure.Figure:
-    """Draw the last top-1 of every run, with a band for how far one run may be from KD's mean by chance."""
-    rows = [(each.label, each.look, values(each.group, "last")) for each in shown]
-    ours = values(kd, "last")
-    noise = significance_margin(same_noise_pool(kd[0], groups), "last", 1, len(ours)) if ours else None
-    return draw_dots(title, "last top-1 (%)", rows, fmean(ours) if ours else None, noise or 0.0)
+    lines = [line for each in moving for line in each.curve(TAU_MEAN)]
+    lines += [line for each in moving for line in each.curve(TAU_TEACHER, ", teacher's", linewidth=THIN)]
+    if lines:
+        taus = [tau for line in lines for _, values in line.runs for tau in values]
+        log = 0 < FALL * min(taus) < max(taus)
+        ctkd = [each for each in moving if _is_like_the_papers(each.group[0])]
+        drawn = draw_curves(title, "tau, mean of an epoch", lines, _paper_tau(ctkd) if ctkd else [], "last", log=log)
+        yield Figure(f"{name}_tau", f"{title}: tau by epoch", drawn)
 
 
 def _is_like_the_papers(run: Run) -> bool:
-    """Return whether a run's tau can be compared with CTKD's figure: on CIFAR-100, with plain logits."""
-    return run.dataset == "cifar100" and not run.option("logit_stand")
+    """Return whether a run's tau can be compared with CTKD's figure: CTKD's, on CIFAR-100, with plain logits."""
+    is_ctkd = str(run.option("temperature")).startswith("ctkd")
+    return is_ctkd and run.dataset == "cifar100" and not run.option("logit_stand")
 
 
 def _paper_tau(shown: Sequence[Shown]) -> list[tuple[float, float]]:

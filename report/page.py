@@ -1,8 +1,7 @@
 """Write the results as README.md for the repository and index.html for a browser, from the runs' folders alone."""
 
 import os
-from collections.abc import Sequence
-from io import TextIOWrapper
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
@@ -12,11 +11,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 import published
 from helper.files import write_atomically, writing
-from inputs import UserError, open_regular, printable
+from inputs import UserError, open_regular
 from report.comparison import (
     EXPLANATION,
     GAIN_EXPLANATION,
     Notes,
+    baselines,
     differences,
     find_published,
     finished_groups,
@@ -24,12 +24,15 @@ from report.comparison import (
     tables_of,
 )
 from report.figures import Figure, figures
+from report.notes import Text, read_notes
 from report.rows import EPOCHS
-from report.runs import Run, find_runs, group_labels, warn
+from report.runs import Run, find_runs, group_labels
 from report.statistics import pooled, same_noise_pool, significance_margin
 from report.tables import LEFT, Link, Table, address, in_markdown
 
 MARK = "<!-- Made of the logs by compare.py (pages): what is written in here by hand is lost. -->"  # in our files
+PDF_SIZE = 2**24  # most bytes of a PDF file that are searched for MAKER
+MAKER = "compare.py --pages"  # in our PDF files
 RECIPE = ("epochs", "batch_size", "learning_rate", "lr_decay_rate", "lr_decay_epochs", "momentum", "weight_decay")
 RUNS_HEADING = ("pair", "method", "γ, α, β", "seeds", "hours a run", "machine")
 TEMPLATES = Environment(  # text from logs is escaped: in HTML by jinja2, in Markdown by the filter `markdown`
@@ -44,21 +47,22 @@ TEMPLATES.filters |= {"address": address, "markdown": in_markdown}
 
 
 class Section(NamedTuple):
-    """The runs of one folder."""
+    """The runs of one folder, or of several that belong together."""
 
-    name: str  # of the folder
+    name: str  # of the folders
     title: str
     place: tuple[bool, int]  # sort key
     summary: str  # a line for the table of contents
+    about: list[Text]  # the first paragraphs of the notes
     texts: list[str]
-    notes: list[Link]  # to the hand-written notes
+    notes: list[Text]  # what follows in the notes
     tables: list[Table]
     figures: list[Figure]
     footnotes: list[str]
 
 
 def write_pages(root: Path) -> None:
-    """Write README.md, index.html and figures/ for all runs below a folder; each subfolder is a section.
+    """Write README.md, index.html and figures/ for all runs below a folder, a section per subfolder (see `_folders`).
 
     Obsolete generated figures are removed. If anything cannot be written, all files stay as they were.
 
@@ -72,11 +76,11 @@ def write_pages(root: Path) -> None:
     for path in (root / name for name in made):
         if os.path.lexists(path) and not _is_ours(path):
             raise UserError(f"{path} was not made by --pages, and would be lost: move it, or give another DIR")
-    old = {path for path in pictures.glob("*.svg") if _is_ours(path)}
+    old = {path for form in ("svg", "pdf") for path in pictures.glob(f"*.{form}") if _is_ours(path)}
     with writing(root), TemporaryDirectory(prefix=".pages-", dir=root) as beside:
         (Path(beside) / "figures").mkdir()
-        for name, text in made.items():
-            write_atomically(Path(beside) / name, text.encode())
+        for name, content in made.items():
+            write_atomically(Path(beside) / name, content)
         pictures.mkdir(exist_ok=True)
         for name in sorted(made, key=lambda name: "/" not in name):  # pages last: figures/ may not be writable
             os.replace(Path(beside) / name, root / name)
@@ -87,37 +91,66 @@ def write_pages(root: Path) -> None:
 def _is_ours(path: Path) -> bool:
     try:
         with open_regular(path) as file:
+            if path.suffix == ".pdf":
+                return f"/Producer ({MAKER})".encode() in file.read(PDF_SIZE)
             return MARK.encode() in file.read(1000).splitlines()[:2]
     except (OSError, UserError):
         return False
 
 
-def pages(root: Path) -> dict[str, str]:
+def pages(root: Path) -> dict[str, bytes]:
     """Return the content of each generated file by its name."""
     runs = find_runs([root])
-    by_folder: dict[str, list[Run]] = {}
-    for run in runs:
-        if run.folder == root:
-            raise UserError(f"{root} is a run itself: give the folder of the folders that hold runs, like results")
-        by_folder.setdefault(run.folder.relative_to(root).parts[0], []).append(run)
+    if any(run.folder == root for run in runs):
+        raise UserError(f"{root} is a run itself: give the folder of the folders that hold runs, like results")
     if not any(run.finished for run in runs):
         raise UserError(f"no run below {root} is finished yet, so there is nothing to show")
-    sections = [_section(root, name, here) for name, here in by_folder.items()]
+    parts = _folders(root, runs)
+    names = [_name(root, folders) for folders in parts]
+    ids = {address(folder): address(name) for folders, name in zip(parts, names, strict=True) for folder in folders}
+    sections = [_section(root, name, folders, runs, ids) for folders, name in zip(parts, names, strict=True)]
     sections.sort(key=lambda section: section.place)
     used = {run.option(role) for run in runs for role in ("distill", "temperature")}
     told = {
         "mark": MARK, "status": _status(finished_groups(runs)), "sections": sections, "used": used,
         "explanations": [EXPLANATION, GAIN_EXPLANATION], "left": LEFT,
     }  # fmt: skip
-    drawn = [figure for section in sections for figure in section.figures]
-    pictures = {f"figures/{figure.name}": f"{MARK}\n{figure.svg}" for figure in drawn}
-    texts = {name: TEMPLATES.get_template(f"{name}.j2").render(told) for name in ("README.md", "index.html")}
-    return texts | pictures
+    made = {name: TEMPLATES.get_template(f"{name}.j2").render(told).encode() for name in ("README.md", "index.html")}
+    for figure in (figure for section in sections for figure in section.figures):
+        made[f"figures/{figure.name}.svg"] = f"{MARK}\n{figure.svg}".encode()
+        made[f"figures/{figure.name}.pdf"] = figure.pdf(MAKER)
+    return made
 
 
-def _section(root: Path, name: str, runs: list[Run]) -> Section:
-    groups, notes, written = finished_groups(runs), Notes(), _read_notes(root / name / "notes.md")
-    title, about = _title_and_paragraph(written or "", name)
+def _folder(root: Path, run: Run) -> str:
+    """Return the folder below `root` that holds a run; `.` for a run directly in `root`."""
+    parts = run.folder.relative_to(root).parts
+    return parts[0] if len(parts) > 1 else "."
+
+
+def _name(root: Path, folders: Sequence[str]) -> str:
+    return "+".join(root.resolve().name if folder == "." else folder for folder in folders)
+
+
+def _folders(root: Path, runs: Sequence[Run]) -> list[list[str]]:
+    """Return the folders below `root` by section.
+
+    Two of them share a section if they hold seeds of one configuration, or a configuration and its baseline.
+    """
+    parts = [[folder] for folder in dict.fromkeys(_folder(root, run) for run in runs)]
+    groups = finished_groups(runs)
+    for group in groups:
+        related = [*group, *(run for i in baselines(group, groups) for run in groups[i])]
+        shared = {_folder(root, run) for run in related}
+        joined = [part for part in parts if shared.intersection(part)]
+        parts = [part for part in parts if part not in joined] + [[folder for part in joined for folder in part]]
+    return parts
+
+
+def _section(root: Path, name: str, folders: Sequence[str], runs: Sequence[Run], ids: Mapping[str, str]) -> Section:
+    runs = [run for run in runs if _folder(root, run) in folders]
+    groups, notes = finished_groups(runs), Notes()
+    written = [read_notes(root, folder, ids) for folder in folders]
     tables, drawn = [], []
     datasets = dict.fromkeys(group[0].dataset for group in groups)
     for dataset in datasets:
@@ -130,35 +163,17 @@ def _section(root: Path, name: str, runs: list[Run]) -> Section:
     recipes = [f"Protocol: {recipe}." for recipe in dict.fromkeys(_recipe(group[0]) for group in groups)]
     return Section(
         name,
-        title,
+        " and ".join(each.title or _name(root, [folder]) for each, folder in zip(written, folders, strict=True)),
         (not any(run.dataset in published.DATASETS for run in runs), -max(run.epochs for run in runs)),
         _summary(groups),
-        [*about, *recipes, *_noise(groups)],
-        [Link("What we read from it", f"{name}/notes.md")] if written is not None else [],
+        [each.about for each in written if each.about.html],
+        [*recipes, *_noise(groups)],
+        [each.rest for each in written if each.rest.html],
         tables,
         drawn,
         [f"[{count}] {text}" for count, text in enumerate(notes.texts, 1)]
         + [line.replace(f"{root}/", "") for line in remarks(runs)],
     )
-
-
-def _read_notes(path: Path) -> str | None:
-    """Return the hand-written notes; None if there are none or they cannot be read."""
-    try:
-        with TextIOWrapper(open_regular(path), encoding="utf-8") as file:
-            return file.read()
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        return warn(f"{path} is left out: {error}")
-
-
-def _title_and_paragraph(text: str, name: str) -> tuple[str, list[str]]:
-    """Return the title of hand-written notes (default: `name`) and the first paragraph, without Markdown markup."""
-    text = text.replace("**", "").replace("`", "").strip()
-    title, _, rest = text.partition("\n") if text.startswith("# ") else (name, "", text)
-    paragraph = printable(" ".join(rest.strip().split("\n\n")[0].split()))
-    return printable(title.removeprefix("# ").strip()), [paragraph] * bool(paragraph)
 
 
 def _summary(groups: Sequence[Sequence[Run]]) -> str:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
 from helper.run_files import number
 from report.runs import Run, group_labels, group_runs
@@ -20,7 +21,9 @@ PANELS = {  # prefix of a record's keys: label of the panel that shows them
     "tau_mean": "temperature tau", "lambda": "lambda", "rl_action_mean": "action", "rl_reward": "reward a step",
     "dpk_ratio": "teacher's share", "dpk_cka": "CKA of maps",
 }  # fmt: skip
-TITLE = 60  # most letters
+TITLE = 80  # most letters
+WIDTH = 9.6  # of the figures on a page, in inches
+LATE = 0.75  # the share of the epochs before those that are drawn enlarged
 BANDS = 4  # most configurations for which tau's range is drawn: more bands hide each other
 
 
@@ -38,28 +41,62 @@ def curve(history: History, key: str) -> tuple[list[int], list[float]]:
     return [epoch for epoch, _ in points], [value for _, value in points]
 
 
-def draw_curves(title: str, axis: str, curves: Sequence[Curve], band: Sequence[tuple[float, float]] = ()) -> Figure:
-    """Return a figure of curves over epochs, with a legend below.
+def draw_curves(
+    title: str,
+    axis: str,
+    curves: Sequence[Curve],
+    band: Sequence[tuple[float, float]] = (),
+    legend: str = "",
+    late: bool = False,
+    log: bool = False,
+) -> Figure:
+    """Return a figure of curves over epochs, with a legend beside it in the order of their ends.
 
     Args:
         title: above the figure.
         axis: label of the values.
         curves: at least one, each of at least one run.
         band: the corners of the area where CTKD's figure has its curves.
+        legend: title of the legend.
+        late: draw the last quarter of the epochs once more, enlarged, if all curves are of one length.
+        log: make the axis of the values logarithmic.
     """
-    figure = Figure(figsize=(6.4, 3.4 + 0.19 * (len(curves) + bool(band))))
-    axes = figure.subplots()
-    for each in curves:
-        for run in each.runs:
-            (line,) = axes.plot(*run, **with_dots(each.look, run[0]))
-        line.set_label(each.name)
+    lengths = {int(run[0][-1]) for each in curves for run in each.runs}
+    last, late = max(lengths), late and len(lengths) == 1 and min(lengths) > 2
+    figure = Figure(figsize=(WIDTH, max(3.4, 0.6 + 0.19 * (len(curves) + bool(band) + bool(legend)))))
+    panels = figure.subplots(1, 1 + late, squeeze=False, width_ratios=[2, 3][: 1 + late])[0]
+    handles = {}
+    for each in sorted(curves, key=lambda each: -fmean(run[1][-1] for run in each.runs)):
+        for epochs, values in each.runs:
+            (handles[each.name, id(each)],) = panels[0].plot(epochs, values, **with_dots(each.look, epochs))
+            if late:
+                end = [i for i, epoch in enumerate(epochs) if epoch > LATE * last]
+                panels[1].plot(epochs[end[0] :], values[end[0] :], **with_dots(each.look, epochs))
+    names = [name for name, _ in handles]
     if band:
-        axes.fill(*zip(*band, strict=True), color="#dddddd", zorder=0,
-                  label="about where CTKD's figure has it (ends of epochs, four pairs)")  # fmt: skip
-    finish_epochs(axes, 0, max(int(run[0][-1]) for each in curves for run in each.runs))
-    axes.set(title=shortened(title, TITLE), xlabel="epoch", ylabel=axis)
-    figure.legend(loc="outside lower left")
+        handles["band", 0] = panels[0].fill(*zip(*band, strict=True), color="#dddddd", zorder=0)[0]
+        names.append("CTKD's figure (about)")
+    for axes, first in zip(panels, (0, int(LATE * last) + 1), strict=False):
+        finish_epochs(axes, first, last)
+        axes.set(xlabel="epoch, the last quarter" if first else "epoch", ylabel=f"{axis}, enlarged" if first else axis)
+    if late:
+        panels[0].locator_params(axis="x", nbins=5)
+    if log:
+        _make_logarithmic(panels[0])
+    figure.legend(handles.values(), names, loc="outside right upper", title=legend, alignment="left")
+    _add_title(figure, title)
     return figure
+
+
+def _make_logarithmic(axes: Axes) -> None:
+    axes.set(yscale="log", ylabel=f"{axes.get_ylabel()} (logarithmic)")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+
+
+def _add_title(figure: Figure, title: str) -> None:
+    figure.suptitle(shortened(title, TITLE), x=0.01, ha="left", fontsize=10, fontweight="bold")
 
 
 def draw_dots(
@@ -75,20 +112,22 @@ def draw_dots(
         title: above the figure.
         axis: label of the values.
         rows: name, look and values of each, at least one.
-        mark: value of a dashed line.
-        noise: half the width of a grey band around it.
+        mark: KD's mean, where a dashed line is drawn.
+        noise: half the width of a grey band around it; 0 if unknown.
     """
-    figure = Figure(figsize=(6.4, 0.9 + 0.22 * len(rows)))
+    figure = Figure(figsize=(WIDTH, 1.1 + 0.22 * len(rows) + 0.2 * (mark is not None)))
     axes = figure.subplots()
     for place, (_, look, values) in enumerate(rows):
         axes.plot(values, [place] * len(values), **{**look, "linestyle": "", "markersize": 6})
     if mark is not None:
-        axes.axvspan(mark - noise, mark + noise, color="#e4e4e4", zorder=0)
-        axes.axvline(mark, color="#222222", linestyle="--", linewidth=1, zorder=1)
+        band = axes.axvspan(mark - noise, mark + noise, color="#e4e4e4", zorder=0)
+        line = axes.axvline(mark, color="#222222", linestyle="--", linewidth=1, zorder=1)
+        told = f"one run may be this far from it by chance (±{noise:.2f}, 95 %)" if noise else "noise unknown"
+        figure.legend([line, band], [f"KD's mean, {mark:.2f}", told], loc="outside lower right", ncols=2)
     axes.set_yticks(range(len(rows)), [shortened(name) for name, *_ in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set(xlabel=axis)
-    figure.suptitle(shortened(title, TITLE), x=0.01, ha="left", fontsize=10, fontweight="bold")
+    axes.set(xlabel=axis, ylabel="method")
+    _add_title(figure, title)
     return figure
 
 
@@ -135,7 +174,7 @@ def plot_compare(runs: Sequence[Run], path: str | Path) -> None:
         for run in group:
             (line,) = panels["whole"].plot(*curve(run.history, "top1"), **with_dots(look, run.history), alpha=0.85)
             if "end" in panels:
-                late = [record for record in run.history if record["epoch"] > 0.75 * last]
+                late = [record for record in run.history if record["epoch"] > LATE * last]
                 panels["end"].plot(*curve(late, "top1"), **look | {"marker": ""})
             if tau:
                 _draw_tau(panels["tau"], run.history, look, with_range=len(groups) <= BANDS)
@@ -149,7 +188,7 @@ def plot_compare(runs: Sequence[Run], path: str | Path) -> None:
     distilled = [run for run in runs if run.option("distill") is not None] or runs
     figure.suptitle(f"{distilled[0].pair}, {distilled[0].option('dataset')}")
     for name, axes in panels.items():
-        finish_epochs(axes, round(0.75 * last) if name == "end" else 0, last)
+        finish_epochs(axes, round(LATE * last) if name == "end" else 0, last)
     panels["tau" if tau else "whole"].set_xlabel("epoch")
     save(figure, path)
 

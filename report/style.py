@@ -20,6 +20,7 @@ from report.runs import Run
 rcParams.update({
     "text.parse_math": False,  # a dollar sign in a name starts no formula
     "font.sans-serif": ["DejaVu Sans", "Verdana"], "font.size": 9, "svg.fonttype": "none",
+    "pdf.fonttype": 42,
     "axes.grid": True, "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False,
     "axes.formatter.useoffset": False, "axes.titlelocation": "left", "axes.titleweight": "bold", "axes.titlesize": 10,
     "grid.color": "#dddddd", "xtick.major.size": 0, "ytick.major.size": 0, "lines.linewidth": 1.6,
@@ -34,11 +35,13 @@ COLOURS = {  # of the student alone, of plain KD by its temperature, and of the 
     "dpk": "#EE3377",
 }  # fmt: skip
 PALETTE = list(COLOURS.values())[2:]
+# Of methods from elsewhere, chosen by a hash of the name: fixed whatever other methods there are.
+PLUGINS = ("#59A14F", "#000080", "#B07AA1", "#D7B100", "#00A5AD", "#FF8A9D", "#808000", "#7B4B00")
 TEST, TRAINING, BEST = COLOURS["pkt"], COLOURS["srrl"], COLOURS["vid"]  # the lines of one run
 # Line style and marker, which distinguish configurations of one colour.
 STYLES = (("-", "o"), ("--", "s"), (":", "D"), ("-.", "^"), ((0, (7, 2, 1, 2, 1, 2)), "v"), ((0, (1, 3)), "P"))
 FEW = 12  # most epochs for which each one gets a dot
-LONGEST = 44  # most letters of a name in a figure
+LONGEST = 46  # most letters of a name in a figure
 
 
 def colour(run: Run) -> str:
@@ -46,7 +49,7 @@ def colour(run: Run) -> str:
     name = str(run.option("distill") or "alone")
     if name == "kd" and run.option("temperature") != "fixed":
         name = str(run.option("temperature"))
-    return COLOURS.get(name) or PALETTE[crc32(name.encode()) % len(PALETTE)]
+    return COLOURS.get(name) or PLUGINS[crc32(name.encode()) % len(PLUGINS)]
 
 
 def looks(groups: Sequence[Sequence[Run]]) -> list[dict[str, Any]]:
@@ -66,9 +69,9 @@ def with_dots(look: Mapping[str, Any], points: Sequence[Any]) -> dict[str, Any]:
 
 
 def finish_epochs(axes: Axes, first: int, last: int) -> None:
-    """Make the horizontal axis show whole epochs, from first to last."""
+    """Make the horizontal axis show whole epochs, from first to last; first may be 0, the start of epoch 1."""
     margin = 0.5 if last <= FEW else (last - first) / 100
-    axes.set_xlim(1 - margin if last <= FEW else first, last + margin)
+    axes.set_xlim(max(first, 1) - margin if last <= FEW else first, last + margin)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=9, integer=True, min_n_ticks=1, steps=[1, 2, 3, 5, 10]))
 
 
@@ -85,15 +88,27 @@ def svg(figure: Figure, name: str, title: str) -> str:
         name: makes its ids differ from those of other figures on a page.
         title: for screen readers.
     """
-    file = io.StringIO()
     metadata = dict.fromkeys(("Date", "Creator", "Format", "Type")) | {"Title": title}
-    with rc_context({"svg.hashsalt": name}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph|.*constrained_layout")
-        figure.savefig(file, format="svg", metadata=metadata)
-    text = re.sub(" *<metadata>.*?</metadata>\n", "", file.getvalue(), flags=re.DOTALL)
+    with rc_context({"svg.hashsalt": name}):
+        text = _written(figure, "svg", metadata).decode()
+    text = re.sub(" *<metadata>.*?</metadata>\n", "", text, flags=re.DOTALL)
     text = text[text.index("<svg") :].replace("<svg ", '<svg role="img" ', 1).replace(" \n", "\n")
     text = re.sub(r' id="([^"]*)"', lambda found: found[0] if f"#{found[1]}" in text else "", text)
     return re.sub("<[^>]*>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), text)
+
+
+def pdf(figure: Figure, title: str, maker: str | None = None) -> bytes:
+    """Return a figure as a PDF file, reproducibly: no date; `maker` is who its metadata says it was made by."""
+    metadata = dict.fromkeys(("CreationDate", "Creator")) | {"Title": title, "Producer": maker}
+    return _written(figure, "pdf", metadata)
+
+
+def _written(figure: Figure, form: str, metadata: Mapping[str, str | None]) -> bytes:
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph|.*constrained_layout")
+        figure.savefig(file, format=form, metadata=metadata)
+    return file.getvalue()
 
 
 def save(figure: Figure, path: str | Path) -> None:
@@ -102,7 +117,5 @@ def save(figure: Figure, path: str | Path) -> None:
     if path.suffix == ".svg":
         content = svg(figure, path.stem, path.stem).encode()
     else:
-        file, is_pdf = io.BytesIO(), path.suffix == ".pdf"
-        figure.savefig(file, format="pdf" if is_pdf else "png", metadata={"CreationDate": None} if is_pdf else None)
-        content = file.getvalue()
+        content = pdf(figure, path.stem) if path.suffix == ".pdf" else _written(figure, "png", {})
     write_atomically(path, content)

@@ -16,7 +16,7 @@ from helper.errors import RunError
 from inputs import UserError
 from report import page, statistics, style
 from report.comparison import finished_groups
-from report.figures import FULL, figures
+from report.figures import THIN, figures
 from report.plot import Curve, draw_curves, draw_dots
 from report.runs import find_runs, group_labels
 from report.tables import Link, Table, in_markdown
@@ -44,10 +44,10 @@ class Page(HTMLParser):
 
     def __init__(self):
         super().__init__()
-        self.open, self.texts, self.links, self.names, self.seen = [], [], [], [], set()
+        self.open, self.texts, self.links, self.names, self.seen = [], [], [], [], []
 
     def handle_starttag(self, tag, attributes):
-        self.seen.add(tag)
+        self.seen.append(tag)
         if tag != "meta":
             self.open.append(tag)
         self.names += [value for key, value in attributes if key == "id"]
@@ -74,18 +74,19 @@ def test_both_pages_show_the_same_and_lead_to_the_logs(results, monkeypatch, cap
     in_markdown = (re.findall(pattern, shown) for pattern in (r"\]\((.*?)\)", 'id="(.*?)"'))
     for links, names in ((told.links, told.names), in_markdown):
         within = {link[1:] for link in links if link.startswith("#")}
-        assert within == {"full", "few", "reading"} and within <= set(names)
+        assert within == {"full", "few", "few-notes", "reading"} and within <= set(names)
         links = {unquote(link) for link in links if not link.startswith("#")}
-        assert {"full/kd-2/log.jsonl", "few/<one>/config.json", "few/notes.md"} <= links
+        assert {"full/kd-2/log.jsonl", "few/<one>/config.json", "figures/full_resnet56_resnet20_top1.pdf"} <= links
         assert all((results / link).exists() for link in links)
     assert "A <few> epochs" in text and "## A &lt;few&gt; epochs" in shown
-    assert "Nothing to see < all." in text and "Nothing to see &lt; all." in shown and "More." not in text + shown
+    assert "Nothing" in told.texts and "More." in told.texts
+    assert "**Nothing** to\nsee &lt; all." in shown and "### What we read from it\n\nMore.\n" in shown
     assert "http" not in "".join(told.links)  # self-contained
     assert str(results) not in shown + text
 
 
 def test_longer_runs_stand_first_and_noise_is_told(results):
-    shown = page.pages(results)["README.md"]
+    shown = page.pages(results)["README.md"].decode()
     assert shown.index("## full") < shown.index("## A &lt;few&gt; epochs")
     full, few = shown.split("## A &lt;few")
     # t(2) = 4.303: times 0.1 * sqrt(2) 0.61, times 0.1 * sqrt(1 + 1 / 3) 0.50
@@ -97,7 +98,7 @@ def test_longer_runs_stand_first_and_noise_is_told(results):
     write_run(results / "full/other-2", history(66.0), 2, model="resnet32")
     write_run(results / "full/subset-1", history(50.0), 1, train_subset=100)
     write_run(results / "full/subset-2", history(56.0), 2, train_subset=100)
-    full, _ = page.pages(results)["README.md"].split("## A &lt;few")
+    full, _ = page.pages(results)["README.md"].decode().split("## A &lt;few")
     assert "Noise of resnet32 on cifar100, all images, 240 epochs: seeds spread by 4.24 points" in full
     assert "Noise of resnet20 on cifar100, 100 images, 240 epochs: seeds spread by 4.24 points" in full
     # sqrt((2 * 0.01 + 0.005) / 3) = 0.0913; t(3) = 3.182: times sqrt(2) 0.41, times sqrt(1 / 2 + 1 / 3) 0.27
@@ -106,7 +107,7 @@ def test_longer_runs_stand_first_and_noise_is_told(results):
 
 def test_other_data_than_the_published_stand_last(results):
     write_run(results / "a/run", history(90.0, epochs=500), epochs=500, dataset="digits")
-    shown = page.pages(results)["README.md"]
+    shown = page.pages(results)["README.md"].decode()
     assert shown.index("## full") < shown.index("## A &lt;few") < shown.index("## a\n")
 
 
@@ -114,25 +115,36 @@ def test_pictures_of_a_pair(results):
     write_run(results / "full/alone", history(69.0), distill=None)
     records = [record | {"tau_teacher_mean": 5.0} for record in history(71.0, tau=True)]
     write_run(results / "full/dtkd", records, temperature="dtkd")
-    for i in range(FULL):
+    for i in range(20):
         write_run(results / f"full/pkt-{i}", history(70.0 + i), distill="pkt", beta=float(i))
     made = {name.removeprefix("figures/full_"): text for name, text in page.pages(results).items() if "/full_" in name}
     pair = "resnet56_resnet20"
-    assert made.keys() == {"alone_top1.svg", *(f"{pair}_{end}.svg" for end in
-                           ("last", "top1_1", "top1_2", "tau_ctkd", "tau_others"))}  # fmt: skip
-    for name, text in made.items():
-        told = [element.text for element in ElementTree.fromstring(text).iter() if element.tag.endswith("text")]
-        if pair in name and "tau" not in name:  # what the others are to be compared with stands in each
-            assert any(line.startswith("resnet20 alone, 240 epochs") for line in told), name
-            assert any(line.startswith("kd, tau 4") for line in told), name
-        assert any("CTKD's figure" in line for line in told) == ("tau_ctkd" in name)
-        assert any("teacher's: last 5.00" in line for line in told) == ("tau_others" in name)
+    names = {"alone_top1", f"{pair}_last", f"{pair}_top1", f"{pair}_tau"}
+    assert made.keys() == {f"{name}.{form}" for name in names for form in ("svg", "pdf")}
+    told = {}
+    for name in names:
+        told[name] = [
+            each.text for each in ElementTree.fromstring(made[f"{name}.svg"]).iter() if each.tag.endswith("text")
+        ]
+    for end in ("last", "top1"):  # all methods of a pair in one figure
+        for label in (
+            "resnet20 alone, 240 epochs",
+            "kd, tau 4",
+            "kd, dtkd",
+            *(f"pkt+kd, tau 4, beta {i}" for i in range(20)),
+        ):
+            assert any(re.match(f"{re.escape(label)}(:|$)", line) for line in told[f"{pair}_{end}"]), label
+    ends = [float(line.split(": ")[1].split()[0]) for line in told[f"{pair}_top1"] if re.search(r": \d", line)]
+    assert ends == sorted(ends, reverse=True) and len(ends) == 24
+    assert "CTKD's figure (about)" in told[f"{pair}_tau"] and "kd, dtkd, teacher's: 5.00" in told[f"{pair}_tau"]
 
 
 def test_what_is_not_made_any_more_goes(results):
     page.write_pages(results)
     before = {path: path.read_bytes() for path in results.rglob("*") if path.is_file()}
-    (results / "figures/old.svg").write_text((results / "figures/full_resnet56_resnet20_tau_ctkd.svg").read_text())
+    for form in ("svg", "pdf"):
+        old = before[results / f"figures/full_resnet56_resnet20_tau.{form}"]
+        (results / f"figures/old.{form}").write_bytes(old)
     page.write_pages(results)
     assert {path: path.read_bytes() for path in results.rglob("*") if path.is_file()} == before
 
@@ -141,15 +153,17 @@ def test_what_is_not_ours_is_not_overwritten(results, monkeypatch):
     readme, picture = results / "README.md", results / "figures/full_resnet56_resnet20_last.svg"
     (results / "figures").mkdir()
     (results / "figures/mine.svg").write_text("<svg/>")
+    (results / "figures/mine.pdf").write_text("%PDF-1.4\n/Producer (somebody's)")
     about_us = f"# Somebody's\n\n`python compare.py --pages results` makes pages.\n\n{page.MARK}\n"
-    for path, text in ((readme, "# Somebody's\n"), (readme, about_us), (picture, "<svg/>")):
+    theirs = picture.with_suffix(".pdf")
+    for path, text in ((readme, "# Somebody's\n"), (readme, about_us), (picture, "<svg/>"), (theirs, "%PDF-1.4")):
         path.write_text(text)
         with pytest.raises(UserError, match=f"{path.name} was not made by --pages, and would be lost"):
             page.write_pages(results)
         assert path.read_text() == text and not (results / "index.html").exists()
         path.unlink()
     page.write_pages(results)
-    assert (results / "figures/mine.svg").read_text() == "<svg/>"
+    assert (results / "figures/mine.svg").exists() and (results / "figures/mine.pdf").exists()
     with pytest.raises(UserError, match="is a run itself: give the folder"):
         page.write_pages(results / "full/ctkd")
     monkeypatch.setattr(sys, "argv", ["compare.py", "save/models", "--pages", "results"])
@@ -169,21 +183,21 @@ def test_a_run_without_a_log_or_a_protocol_is_said(results):
     for seed in (1, 2, 3):
         path = results / f"full/kd-{seed}/config.json"
         path.write_text(path.read_text().replace('"momentum": 0.9', '"momentum": null'))
-    shown = page.pages(results)["README.md"]
+    shown = page.pages(results)["README.md"].decode()
     assert "- unfinished (0/240 epochs): resnet56 → resnet20, kd, ctkd-global, full/ctkd\n" in shown
     assert "Protocol: not fully recorded in config.json." in shown and "70.60 ± 0.10" in shown
 
 
 @pytest.mark.parametrize(("text", "title", "about"), [
-    ("", "few", ""), ("Only a\ntext.\n", "few", "Only a text."),
-    ("# A title\nand a\ntext.\n\nMore.", "A title", "and a text."),
-    ("\n# A title\n", "A title", ""),
+    ("", "few", ""), ("Only a\ntext.\n", "few", "Only a\ntext."),
+    ("# A `title`\nand a\ntext.\n\nMore.", "A title", "and a\ntext."),
+    ("\n# A title\n", "A title", ""), ("## No title\n", "few", ""), ("- a\n- b\n", "few", ""),
 ])  # fmt: skip
 def test_notes_without_a_title_or_a_paragraph(results, text, title, about):
     (results / "few/notes.md").write_text(text)
-    shown = page.pages(results)["README.md"]
+    shown = page.pages(results)["README.md"].decode()
     assert f"- [{title}](#few): " in shown and f"\n## {title}\n\n{about}" in shown
-    assert ("\n\n\n" in shown, "More" in shown) == (False, False)
+    assert ("\n\n\n" in shown, "More" in shown) == (False, "More" in text)
 
 
 @pytest.mark.parametrize("make", [
@@ -193,8 +207,8 @@ def test_notes_without_a_title_or_a_paragraph(results, text, title, about):
 def test_notes_that_cannot_be_read_are_left_out(results, capsys, make):
     (results / "few/notes.md").unlink()
     make(results / "few/notes.md")
-    shown = page.pages(results)["README.md"]
-    assert "\n## few\n\nProtocol" in shown and "notes.md" not in shown
+    shown = page.pages(results)["README.md"].decode()
+    assert "\n## few\n\nProtocol" in shown and "few-notes" not in shown
     assert re.fullmatch("warning: .*few/notes.md is left out: .*\n", capsys.readouterr().err)
 
 
@@ -226,7 +240,8 @@ def test_what_runs_say_is_no_markup(results):
     page.write_pages(results)
     told, shown = Page(), (results / "README.md").read_text()
     told.feed((results / "index.html").read_text())
-    assert told.open == [] and not {"script", "img", "i"} & set(told.seen)
+    assert told.open == [] and not {"img", "i"} & set(told.seen)
+    assert told.seen.count("script") == 1  # ours
     assert not re.search(r"<(?!!-- Made|a id=|/a>)", shown)
     assert not re.search(r"(?<!\\)\]\((?!figures/|#|few/|full/|%3Ci%3E|index.html)", shown)
     assert all((results / unquote(link)).exists() for link in told.links if not link.startswith("#"))
@@ -249,7 +264,7 @@ def test_names_of_runs_lead_to_no_other_folder(results, name):
     made = {path.relative_to(results) for path in files(results.parent).keys() - before.keys()}
     assert {str(path) for path in made if path.parent.name != "figures"} == {"README.md", "index.html"}
     ours = [path.name for path in made if path.parent.name == "figures" and "resnet" not in path.name]
-    assert len(ours) == 1 and re.fullmatch(r"few_[A-Za-z0-9_.+-]{,105}_top1.svg", ours[0])
+    assert len(ours) == 2 and all(re.fullmatch(r"few_[A-Za-z0-9_.+-]{,105}_top1.(svg|pdf)", each) for each in ours)
 
 
 def test_where_a_file_cannot_be_written_all_stays_as_it_was(results, monkeypatch):
@@ -313,11 +328,12 @@ def test_a_picture_has_its_curves_where_they_belong():
     band = [(1, 12.0), (2, 13.0), (2, 12.0)]
     figure = draw_curves("pair", "top-1", curves, band)
     (axes,), (legend,) = figure.axes, figure.legends
+    assert len(draw_curves("pair", "top-1", curves, late=True).axes) == 1  # too short for a last quarter
     assert [line.get_xydata().tolist() for line in axes.get_lines()] == [[[1, 10], [2, 30]], [[1, 12], [2, 20]]]
     assert {line.get_color() for line in axes.get_lines()} == {LINE["color"]}
     assert axes.patches[0].get_xy().tolist()[:3] == [list(corner) for corner in band]
-    assert [text.get_text()[:11] for text in legend.get_texts()] == ["a < b", "about where"]
-    assert axes.get_title(loc="left") == "pair" and axes.get_ylabel() == "top-1"
+    assert [text.get_text()[:11] for text in legend.get_texts()] == ["a < b", "CTKD's figu"]
+    assert figure.get_suptitle() == "pair" and (axes.get_xlabel(), axes.get_ylabel()) == ("epoch", "top-1")
     told = [element.text for element in ElementTree.fromstring(style.svg(figure, "name", "a pair")).iter()]
     assert {"a < b", "pair", "top-1", "a pair", "10.0", "30.0"} <= set(told)
 
@@ -339,13 +355,13 @@ def test_a_method_has_one_colour_in_every_picture(results, tmp_path):
     for names in (["full", "few"], ["few"], ["full"]):
         groups = finished_groups(find_runs([results / name for name in names]))
         for figure in figures("s", groups, group_labels(groups)):
-            axes, legends = figure.drawing.axes[0], figure.drawing.legends
-            if legends:
-                lines = zip(legends[0].get_texts(), legends[0].get_lines(), strict=False)
-                told = [(text.get_text().split(":")[0], line.get_color()) for text, line in lines]
-            else:
+            axes, (legend,) = figure.drawing.axes[0], figure.drawing.legends
+            if figure.leads:
                 told = [(text.get_text(), line.get_color()) for text, line in zip(
                     axes.get_yticklabels(), axes.get_lines(), strict=False)]  # fmt: skip
+            else:
+                lines = zip(legend.get_texts(), legend.get_lines(), strict=False)
+                told = [(text.get_text().split(":")[0], line.get_color()) for text, line in lines]
             for name, color in told:
                 assert seen.setdefault(name, color) == color, name
     assert {seen["kd, tau 4"], seen["kd, ctkd-global"], seen["dkd+kd, tau 4"], seen["resnet20 alone, 240 epochs"]} == {
@@ -357,7 +373,13 @@ def test_curves_are_those_of_the_logs(results):
     groups = finished_groups(runs.values())
     for key, figure in zip(("top1", "tau_mean"), [figure for figure in figures("s", groups, group_labels(groups)) if not
                            figure.leads], strict=True):  # fmt: skip
-        lines = figure.drawing.axes[0].get_lines()
+        whole, *late = figure.drawing.axes
+        lines = whole.get_lines()
+        for end in late:
+            assert [line.get_ydata().tolist() for line in end.get_lines()] == [
+                line.get_ydata().tolist()[180:] for line in lines]  # fmt: skip
+            assert end.get_xlim()[0] > 150 and "last quarter" in end.get_xlabel() and "enlarged" in end.get_ylabel()
+        assert len(late) == (key == "top1")
         shown = {tuple(line.get_ydata().tolist()) for line in lines}
         logs = {tuple(record[key] for record in run.history if key in record) for run in runs.values()}
         assert shown == logs - {()} and all(line.get_xdata().tolist() == [*range(1, 241)] for line in lines)
@@ -366,6 +388,40 @@ def test_curves_are_those_of_the_logs(results):
 def test_every_method_has_a_colour_of_its_own():
     assert style.COLOURS.keys() == {"alone", *distiller_dict, *temperature_dict} - {"fixed"}
     assert len(set(style.COLOURS.values())) == len(style.COLOURS)
+
+
+def test_the_colour_of_a_method_from_elsewhere_is_its_own_and_stays(tmp_path, monkeypatch):
+    write_run(tmp_path / "a", history(71.0), distill="someones")
+    (run,) = find_runs([tmp_path])
+    first = style.colour(run)
+    assert first not in style.COLOURS.values() and len({*style.PLUGINS, *style.COLOURS.values()}) == 8 + len(
+        style.COLOURS
+    )
+    monkeypatch.setitem(style.COLOURS, "a new one of ours", "#000001")
+    assert style.colour(run) == first
+
+
+def test_methods_within_the_noise_of_kd_are_thin(results):
+    write_run(results / "full/dkd", history(75.0), distill="dkd")
+    write_run(results / "full/pkt", history(70.7), distill="pkt")
+    groups = finished_groups(find_runs([results / "full"]))
+    (figure,) = [each for each in figures("s", groups, group_labels(groups)) if each.name.endswith("_top1")]
+    (legend,) = figure.drawing.legends
+    lines = zip(legend.get_texts(), legend.get_lines(), strict=True)
+    thin = {text.get_text().split(",")[0] for text, line in lines if line.get_linewidth() == THIN}
+    assert thin == {"pkt+kd"} and legend.get_title().get_text() == "last; thin: within KD's noise, 70.60 ± 0.50"
+
+
+@pytest.mark.parametrize(("taus", "scale"), [((9.0, 3.0), "log"), ((4.0, 3.0), "linear"), ((9.0, -1.0), "linear")])
+def test_a_tau_that_falls_fast_has_a_logarithmic_axis(tmp_path, taus, scale):
+    first, *rest = history(70.0, epochs=5, tau=True)
+    records = [record | {"tau_mean": tau} for tau, record in zip((taus[0], *taus[1:] * 4), (first, *rest), strict=True)]
+    write_run(tmp_path / "a", records, temperature="ctkd-global", epochs=5)
+    groups = finished_groups(find_runs([tmp_path]))
+    (figure,) = [each for each in figures("s", groups, group_labels(groups)) if each.name.endswith("_tau")]
+    (axes,) = figure.drawing.axes
+    assert axes.get_yscale() == scale and ("logarithmic" in axes.get_ylabel()) == (scale == "log")
+    ElementTree.fromstring(figure.svg)
 
 
 def dots(figure):
@@ -391,9 +447,9 @@ def test_the_picture_of_last_top1_marks_the_kd_of_the_same_teacher_and_recipe(tm
     groups = finished_groups(find_runs([tmp_path]))
     made = {figure.name: figure.drawing for figure in figures("s", groups, group_labels(groups)) if figure.leads}
     assert len(made) == 2  # a run is no picture
-    names, values, line, (_, wide) = dots(made["s_resnet56_resnet20_1_last.svg"])
+    names, values, line, (_, wide) = dots(made["s_resnet56_resnet20_1_last"])
     assert len(names) == 2 and line == 40.0 and values == {40.0, 41.0} and wide == pytest.approx(0)
-    names, values, line, (start, wide) = dots(made["s_resnet56_resnet20_2_last.svg"])
+    names, values, line, (start, wide) = dots(made["s_resnet56_resnet20_2_last"])
     assert [name.split(",")[1] for name in names] == [" tau 4", " tau 2", " tau 4"]  # KD at tau 4, KD at tau 2, DKD
     assert values == {70.0, 71.0, 71.2, 71.6, 73.0} and line == pytest.approx(213.8 / 3)  # a mean of three
     noise = statistics.significance_margin(groups, "last", 1, 3)
@@ -403,7 +459,8 @@ def test_the_picture_of_last_top1_marks_the_kd_of_the_same_teacher_and_recipe(tm
 def test_several_data_sets_in_a_section_have_their_own_pictures(results):
     write_run(results / "few/digits", history(90.0, epochs=5), epochs=5, dataset="digits")
     made = {name for name in page.pages(results) if name.startswith("figures/few")}
-    assert made == {"figures/few_digits_resnet56_resnet20_top1.svg", "figures/few_cifar100_resnet110_resnet20_top1.svg"}
+    ends = [f"figures/few_{end}_top1" for end in ("digits_resnet56_resnet20", "cifar100_resnet110_resnet20")]
+    assert made == {f"{name}.{form}" for name in ends for form in ("svg", "pdf")}
 
 
 @pytest.mark.parametrize(("other", "pictures"), [("2:b", 1), ("b" * 64, 2)])
@@ -414,7 +471,7 @@ def test_runs_on_other_data_have_pictures_of_their_own(tmp_path, other, pictures
     write_run(tmp_path / "kd", history(70.0), data_sha256="a" * 64)
     write_run(tmp_path / "ctkd", history(71.0), temperature="ctkd-global", data_sha256=other)
     groups = finished_groups(find_runs([tmp_path]))
-    made = [figure for figure in figures("s", groups, group_labels(groups)) if figure.name.endswith("_top1.svg")]
+    made = [figure for figure in figures("s", groups, group_labels(groups)) if figure.name.endswith("_top1")]
     assert [figure.svg.count("resnet20 alone") for figure in made if "resnet56" in figure.name] == [1, 0][:pictures]
 
 
@@ -423,8 +480,8 @@ def test_incomplete_logs_leave_out_what_they_do_not_have(tmp_path):
     for seed, tau in ((1, True), (2, False)):
         write_run(tmp_path / f"a/ctkd-{seed}", history(70.0, tau=tau), seed, temperature="ctkd-global")
     made = page.pages(tmp_path)
-    assert made.keys() == {"README.md", "index.html", *(f"figures/a_resnet56_resnet20_{end}.svg"
-                                                        for end in ("top1", "tau_ctkd"))}  # fmt: skip
+    names = [f"figures/a_resnet56_resnet20_{end}" for end in ("top1", "tau")]
+    assert made.keys() == {"README.md", "index.html", *(f"{name}.{form}" for name in names for form in ("svg", "pdf"))}
 
 
 def test_dots_stand_where_their_values_are():
@@ -457,7 +514,89 @@ def test_a_table_in_two_forms():
 
 
 def test_tables_of_the_page(results):
-    text = page.pages(results)["index.html"]
+    text = page.pages(results)["index.html"].decode()
     assert "<thead><tr><th scope=col class=left>pair</th>" in text and "<th scope=col>last</th>" in text
-    assert "<td class=left>resnet56 → resnet20</td><td class=left>kd, tau 4</td><td>70.60 ± 0.10</td>" in text
-    assert '<td class=left><a href="few/%3Cone%3E/log.jsonl">seed 1</a>, <a href="few/%3Cone%3E/config.json">' in text
+    row = re.search('<td data-name="pair" class="left">resnet56 → resnet20</td>\n?(.*?)</tr>', text, re.DOTALL)[1]
+    assert (
+        '<td data-name="method" class="left">kd, tau 4</td>' in row and '<td data-name="last">70.60 ± 0.10</td>' in row
+    )
+    links = '<a href="few/%3Cone%3E/log.jsonl">seed 1</a>, <a href="few/%3Cone%3E/config.json">'
+    assert f'<td data-name="seeds" class="left">{links}' in text
+
+
+def test_a_script_sorts_the_tables_and_without_it_nothing_is_missing(results):
+    """What the script finds is there: tables in `.wide` with a heading and a body, columns of text marked `left`."""
+    text = page.pages(results)["index.html"].decode()
+    (script,) = re.findall("<script>(.*?)</script>", text, re.DOTALL)
+    assert "src=" not in script and "http" not in script
+    assert all(word in script for word in ('".wide th"', '"left"', "aria-sort", "tBodies[0]", "addEventListener"))
+    tables = re.findall(
+        '<div class="wide" tabindex="0">\n<table>\n<thead>(.*?)</thead>\n<tbody>(.*?)</tbody>', text, re.DOTALL
+    )
+    assert len(tables) == text.count("<table") > 2 and "<button" not in text.replace(script, "")
+    for heading, body in tables:
+        rows = body.split("</tr>")[:-1]
+        assert rows and {row.count("<td") for row in rows} == {heading.count("<th ")}
+
+
+# --- notes
+
+
+NOTES = r"""# Title
+
+About **this** and `<script>`.
+
+<script>alert(1)</script> [x](javascript:alert(1)) ![picture](http://far.away/x.png) <b>bold</b>
+
+- [log](two/log.jsonl), [table](../README.md#few), [others](../full/notes.md), [code](../../code.py), [far](http://far.away)
+  - inner
+
+## Heading
+
+```sh
+<img src=x>
+```
+
+| a | b |
+|---|--:|
+| `x\|y` | <i> |
+"""
+
+
+def test_notes_are_shown_with_their_html_escaped(results):
+    (results / "few/notes.md").write_text(NOTES)
+    (results / "full/notes.md").write_text("# Full\n")
+    made = {name: text.decode() for name, text in page.pages(results).items() if "figures/" not in name}
+    told = Page()
+    told.feed(made["index.html"])
+    assert told.open == [] and told.seen.count("script") == 1 and not {"img", "b", "i"} & set(told.seen)
+    assert {"strong", "code", "pre", "h4"} <= set(told.seen)
+    assert {"few/two/log.jsonl", "#few", "#full", "../code.py", "http://far.away"} <= set(told.links)
+    assert not any(link.startswith("javascript") for link in told.links)
+    shown = made["README.md"]
+    for line in ("About **this** and `<script>`.", "#### Heading", "```sh\n<img src=x>\n```", r"| `x\|y` | &lt;i&gt; |",
+                 r"\[x\](javascript:alert(1)) \![picture](http://far.away/x.png) &lt;b&gt;bold&lt;/b&gt;", "  - inner",
+                 "- [log](few/two/log.jsonl), [table](#few), [others](#full), [code](../code.py), [far]"):  # fmt: skip
+        assert line in shown, line
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in shown and "<script>alert" not in "".join(made.values())
+
+
+# --- sections
+
+
+def test_folders_that_belong_together_share_a_section(tmp_path):
+    for seed in (1, 2):  # directly below the folder, and seeds of one configuration
+        write_run(tmp_path / f"save/kd_seed-{seed}", history(70.0 + seed), seed)
+    write_run(tmp_path / "save/models/alone", history(69.0), distill=None)  # the baseline
+    write_run(tmp_path / "save/more/kd_seed-3", history(73.0), 3)
+    write_run(tmp_path / "save/short/run", history(40.0, epochs=5), epochs=5)
+    for name in ("models", "short"):
+        (tmp_path / "save" / name / "notes.md").write_text(f"# The {name}\n\nAbout {name}.")
+    shown = page.pages(tmp_path / "save")["README.md"].decode()
+    titles = re.findall("^## (.*)", shown, re.MULTILINE)
+    assert titles[1:3] == ["The short", "The methods"] and sorted(titles[0].split(" and ")) == [
+        "The models",
+        "more",
+        "save",
+    ]
+    assert "| 72.00 ± 1.00 |" in shown and "| +3.00 ± " in shown and "\n\nAbout models.\n\n" in shown

@@ -152,7 +152,7 @@ def test_what_a_terminal_would_obey_is_not_shown(tmp_path, capsys):
     write_run(folder, history(71.0)[:3], teacher=odd, machine={"gpus": [odd]}, further=odd, **{odd: odd})
     write_run(tmp_path / "odd\x1b", [], model=[])
     runs = find_runs([tmp_path])
-    told = comparison.report(runs) + comparison.report(runs, markdown=True) + capsys.readouterr().err
+    told = comparison.report(runs, explain=True) + comparison.report(runs, markdown=True) + capsys.readouterr().err
     assert told.replace("\n", "").isprintable() and told.count("\n") == len(told.splitlines())
     assert "�[31m���→" in "".join(told.split()) and "/a�[2Jb" in "".join(told.split())
 
@@ -165,7 +165,8 @@ def test_what_is_no_number_of_a_log_does_not_count(tmp_path, value):
     write_run(tmp_path / "s/other", history(72.0, tau=True), 2)
     runs = find_runs([tmp_path])
     assert [run.best for run in runs] == [72.0, 71.0] and "top1" not in runs[1].history[10]
-    assert "nan" not in comparison.report(runs) + "".join(page.pages(tmp_path).values())
+    told = "".join(made.decode() for name, made in page.pages(tmp_path).items() if not name.endswith(".pdf"))
+    assert "nan" not in comparison.report(runs, explain=True) + told
 
 
 @pytest.mark.parametrize("epoch", [-1, 0, 10**400, 1e9, 3.5, "3", True, math.nan])
@@ -195,7 +196,7 @@ def test_missing_values_never_crash(tmp_path):
     runs = find_runs([tmp_path])
     assert len(runs) == 4
     for markdown in (False, True):
-        text = comparison.report(runs, markdown)
+        text = comparison.report(runs, markdown, explain=True)
         assert "unfinished (0/? epochs)" in text
         assert text.count("none published") == 3 and "nan" not in text
     plot_compare(comparison.plotted([run for run in runs if run.option("distill") == "pkt"]), tmp_path / "x.png")
@@ -267,9 +268,9 @@ def test_hashes_of_two_versions_hinder_no_gain_and_those_of_one_do(tmp_path):
     write_run(tmp_path / "dtkd", history(72.0), temperature="dtkd", data_sha256="c" * 64)  # different data from kd's
     write_run(tmp_path / "alone", history(65.0), **alone, data_sha256=NEW)
     text = comparison.report(find_runs([tmp_path]), markdown=True)
-    assert cells(text, "| kd, ctkd-global ", "| alone ")[3] == "+6.00"
+    assert cells(text, "| kd, ctkd-global ", "| alone ")[3] == "+6.00 (noise unknown)"
     assert not any("| kd, dtkd " in line and "| kd, tau 4 " in line for line in text.splitlines())
-    assert cells(text, "| kd, ctkd-global ", "| kd, tau 4 ")[3] == "+1.00"
+    assert cells(text, "| kd, ctkd-global ", "| kd, tau 4 ")[3] == "+1.00 (noise unknown)"
 
 
 def test_the_seed_is_not_neutral():
@@ -413,7 +414,7 @@ def test_verdict_takes_what_the_source_reports():
     # t(2) * 0.1 * sqrt(4 / 3) = 0.497, and 4.303 * hypot(0.115, 0.2) = 0.993 with the published 0.2
     assert comparison.verdict(runs, {"source_id": "S05", "top1": 69.5}) == "above"
     assert comparison.verdict(runs, {"source_id": "S05", "top1": 69.5, "std": 0.2}) == "within noise (±0.99)"
-    assert comparison.verdict(runs_with([70.0]), {"source_id": "S00", "top1": 60.0}) == "one run"
+    assert comparison.verdict(runs_with([70.0]), {"source_id": "S00", "top1": 60.0}) == "noise unknown (n = 1)"
 
 
 def test_chance_pools_the_spread_of_several_configurations():
@@ -461,9 +462,9 @@ def test_gain_over_the_student_alone_and_with_other_weights(tmp_path):
     text = comparison.report(find_runs([tmp_path]), markdown=True)
     gains = [cells(line)[1:4] for line in text.splitlines() if "| 1, 1 |" in line]
     assert gains == [
-        ["kd, tau 4", "alone", "+1.50"],
-        ["dkd, tau 4", "alone", "+2.50"],
-        ["dkd, tau 4", "kd, tau 4 (other weights)", "+1.00"],
+        ["kd, tau 4", "alone", "+1.50 (noise unknown)"],
+        ["dkd, tau 4", "alone", "+2.50 (noise unknown)"],
+        ["dkd, tau 4", "kd, tau 4 (other weights)", "+1.00 (noise unknown)"],
     ]
 
 
@@ -482,14 +483,14 @@ def test_a_row_of_one_run_and_a_printed_spread(tmp_path):
     write_run(tmp_path / "pkt", history(71.0), distill="pkt", beta=30000.0)
     text = comparison.report(find_runs([tmp_path]), markdown=True)
     assert cells(text, "pkt+kd, tau 4")[2:9] == [
-        "71.00", "71.00", "1", "70.85 ± 0.22 [1]", "+0.15", "+0.15", "one run",
+        "71.00", "71.00", "1", "70.85 ± 0.22 [1]", "+0.15", "+0.15", "noise unknown (n = 1)",
     ]  # fmt: skip
 
 
 def test_a_method_without_the_kd_term_is_set_beside_one_without_it(tmp_path):
     write_run(tmp_path / "pkt", history(70.0), distill="pkt", gamma=1.0, alpha=0.0, beta=30000.0)
     text = comparison.report(find_runs([tmp_path]), markdown=True)
-    assert cells(text, "| pkt, tau 4 ")[5:9] == ["70.34 [1]", "-0.34", "-0.34", "one run"]
+    assert cells(text, "| pkt, tau 4 ")[5:9] == ["70.34 [1]", "-0.34", "-0.34", "noise unknown (n = 1)"]
     assert "RepDistiller README: the last epoch" in text
 
 
@@ -520,7 +521,7 @@ def test_dtkd_is_marked_as_read_off_a_chart_and_its_loss_is_checked(tmp_path):
               dtkd_detach=False)  # fmt: skip
     write_run(tmp_path / "b", history(62.0), **pair)
     text = comparison.report(find_runs([tmp_path]), markdown=True)
-    assert cells(text, "| kd, dtkd, alpha 3,")[5:9:3] == ["≈62.87 [1]", "one run"]
+    assert cells(text, "| kd, dtkd, alpha 3,")[5:9:3] == ["≈62.87 [1]", "noise unknown (n = 1)"]
     assert cells(text, "| kd, dtkd, alpha 0.9")[5:9:3] == ["≈62.87 [1]", "other protocol [2]"]
     assert "The number is approximate (read off a chart)." in text
     assert "gamma 0.1 instead of 1; kd_warmup not recorded instead of 20" in text
@@ -540,7 +541,14 @@ def test_gain_needs_the_same_recipe_and_prefers_tau_4(tmp_path):
         write_run(tmp_path / f"kd2-{seed}", history(70.0), seed, kd_T=2.0)
     write_run(tmp_path / "short", history(60.0, epochs=5), epochs=5, temperature="ctkd-global")
     text = comparison.report(find_runs([tmp_path]), markdown=True)
-    assert cells(text, "2, 1")[1:] == ["kd, tau 2", "kd, tau 4", "-1.00", "-1.00", "2, 1", "240"]
+    assert cells(text, "2, 1")[1:] == [
+        "kd, tau 2",
+        "kd, tau 4",
+        "-1.00 (noise unknown)",
+        "-1.00 (noise unknown)",
+        "2, 1",
+        "240",
+    ]
     assert "1, 1" not in text  # the short run has no baseline
 
 
@@ -554,10 +562,10 @@ def test_a_distiller_under_ctkd_is_compared_with_kd_and_with_itself(tmp_path):
     fixed = [f"pkt+kd, tau 4, beta {beta}" for beta in (30000, 1)]
     assert [gain[0] for gain in gains] == [*fixed, *["pkt+kd, ctkd-global"] * 2]
     assert [gain[1:] for gain in gains] == [
-        ["kd, tau 4", "+1.00"],
-        ["kd, tau 4", "-10.00"],
-        ["kd, tau 4", "+1.50"],
-        ["pkt+kd, tau 4, beta 30000", "+0.50"],
+        ["kd, tau 4", "+1.00 (noise unknown)"],
+        ["kd, tau 4", "-10.00 (noise unknown)"],
+        ["kd, tau 4", "+1.50 (noise unknown)"],
+        ["pkt+kd, tau 4, beta 30000", "+0.50 (noise unknown)"],
     ]
 
 
@@ -575,9 +583,9 @@ def test_dtkd_is_compared_with_kd_and_with_the_same_weight_at_a_fixed_tau(tmp_pa
     write_run(tmp_path / "c", history(73.0), **weights, temperature="dtkd", alpha=1.0, fixed_alpha=0.5)
     write_run(tmp_path / "d", history(74.0), logit_stand=True)  # fixed tau, but not equal for all samples
     text = comparison.report(find_runs([tmp_path]), markdown=True)
-    assert cells(text, "| kd, dtkd ", "| kd, tau 4 (other weights) ")[3] == "+3.00"
-    assert cells(text, "| kd, dtkd ", "| kd, tau 4, alpha 1.5, gamma 1, kd_warmup 20 ")[3] == "+1.00"
-    assert cells(text, "| kd, tau 4 on z-scores ", "| kd, tau 4  ")[3] == "+4.00"
+    assert cells(text, "| kd, dtkd ", "| kd, tau 4 (other weights) ")[3] == "+3.00 (noise unknown)"
+    assert cells(text, "| kd, dtkd ", "| kd, tau 4, alpha 1.5, gamma 1, kd_warmup 20 ")[3] == "+1.00 (noise unknown)"
+    assert cells(text, "| kd, tau 4 on z-scores ", "| kd, tau 4  ")[3] == "+4.00 (noise unknown)"
 
 
 def test_options_of_another_temperature_and_new_ones_part_no_runs(tmp_path):
@@ -626,6 +634,25 @@ def some_runs(tmp_path):
         write_run(tmp_path / f"runs/ctkd{seed}", history(71.0 + seed, tau=True), seed, temperature="ctkd-global")
     write_run(tmp_path / "runs/digits", history(95.0), dataset="digits", model="a|b")
     return tmp_path / "runs"
+
+
+def test_the_screen_explains_when_asked(tmp_path):
+    write_run(tmp_path / "done", history(71.0))
+    for name in ("going", "also"):
+        write_run(tmp_path / name, history(99.0)[:33], epochs=50)
+    runs = find_runs([tmp_path])
+    short, full, markdown = (
+        comparison.report(runs),
+        comparison.report(runs, explain=True),
+        comparison.report(runs, True),
+    )
+    *table, legend, unfinished = short.splitlines()
+    assert legend == comparison.LEGEND and len(legend) <= 120
+    assert unfinished == "Unfinished runs, not counted: 2 (--explain lists them)" and table[-1] == ""
+    assert "noise unknown (n = 1)" in short and "70.66 " in short
+    for told in ("[1]", "prediction interval", "CTKD, CIFAR-100 table", "going"):
+        assert told not in short and told in " ".join(full.split()) and told in markdown, told
+    assert "--explain" not in full + markdown
 
 
 def test_markdown_tables_are_well_formed(tmp_path):
@@ -753,8 +780,9 @@ def test_output_and_plot(tmp_path, monkeypatch, capsys):
         call(monkeypatch, *two, "--plot", tmp_path / name)
         assert (tmp_path / name).read_bytes().startswith(begin)
     capsys.readouterr()
-    call(monkeypatch, runs)
-    assert capsys.readouterr().out == comparison.report(find_runs([runs]))
+    for words, explain in (([], False), (["--explain"], True)):
+        call(monkeypatch, runs, *words)
+        assert capsys.readouterr().out == comparison.report(find_runs([runs]), explain=explain)
 
 
 def test_a_plot_holds_one_pair_and_its_student_alone(tmp_path):
