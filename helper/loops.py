@@ -132,8 +132,8 @@ def evaluate(
             if loader.batch_size == 1:
                 raise
             loader.batch_size //= 2  # for later passes too
-    *sums, count = distributed.all_reduce(sums).tolist()  # each process has its own images
-    loss, top1, top5 = (each / count for each in sums)
+    *totals, count = distributed.all_reduce(sums).tolist()  # each process has its own images
+    loss, top1, top5 = (total / count for total in totals)
     return {"test_loss": loss, "top1": 100 * top1, "top5": 100 * top5}
 
 
