@@ -53,16 +53,15 @@ def main() -> None:
         print(f"pages: {args.pages / 'README.md'}, {args.pages / 'index.html'}")
         return
     runs = find_runs(args.runs)
-    shown = plotted(runs) if args.plot else []
     text = report(runs, args.markdown, args.explain)
     if args.output:
         write_atomically(args.output, text.encode())
     else:
-        print(text, end="")
+        print(text, end="", flush=True)
     if args.plot:
         from report.plot import plot_compare
 
-        plot_compare(shown, args.plot)
+        plot_compare(plotted(runs), args.plot)
         print(f"picture: {args.plot}")
 
 

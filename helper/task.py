@@ -15,6 +15,7 @@ from helper import distributed
 from helper.device import autocast
 from models import Model, Output
 from temperature import Mixing, Tau, Temperature
+from temperature.base import check_tau
 
 PROBE = 24  # images on which an observing temperature measures the student's progress
 
@@ -180,6 +181,7 @@ class Distillation(Task):
         student = Output(student.features, at_least_float32(student.logits))
         student, teacher, target, index = _whole_batch(student, teacher, batch)
         tau = self.temperature(student.logits, teacher.logits, target, index)
+        check_tau(tau, type(self.temperature).__name__, len(target))
         losses = {"ce": self.cross_entropy(student.logits, target, batch)}
         loss = self.gamma * losses["ce"]
         if self.alpha:

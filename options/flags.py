@@ -244,8 +244,8 @@ class PairOptions:
                " resnet32, resnet44, resnet56); without internet access, give their file as --path-t instead",
                choices=("torchvision", "hub")),
     ] = None  # fmt: skip
-    teacher_mean: Annotated[list[float] | None, scale_of("the same for the teacher, mean", -10.0, TEACHERS_OWN)]
-    teacher_std: Annotated[list[float] | None, scale_of("the same for the teacher, std", 1e-3, TEACHERS_OWN)]
+    teacher_mean: Annotated[list[float] | None, scale_of("of the teacher's images: mean", -10.0, TEACHERS_OWN)]
+    teacher_std: Annotated[list[float] | None, scale_of("of the teacher's images: std", 1e-3, TEACHERS_OWN)]
     train_teacher: Annotated[bool, neutral("train the teacher by the vanilla recipe if it is missing")] = False
     skip_validation: Annotated[bool, neutral("do not evaluate the teacher before distilling")] = False
     teacher_table: Annotated[

@@ -33,6 +33,7 @@ from options.flags import (
     student_parser,
     teacher_parser,
 )
+from options.identity import foreign_options
 from options.parser import Parser
 from options.plugins import load_plugins
 from options.sizes import check_sizes
@@ -117,6 +118,7 @@ def _parse(make_parser: Callable[[], Parser], argv: list[str] | None) -> Any:
             options[key] = _network(key, options[key], known)
     if "model_s" in options:
         _resolve_student(options)
+        _tell_foreign(given(parser, argv), options["distill"], options["temperature"])
     _resolve_schedule(options)
     _check_together(options)
     _resolve_speed(options)
@@ -125,8 +127,8 @@ def _parse(make_parser: Callable[[], Parser], argv: list[str] | None) -> Any:
     check_sizes(resolved)
     if "temperature" in options:  # their own checks, before any work is done
         factory = temperature_dict[options["temperature"]]
-        given = {key: value for key, value in options.items() if value is not None}
-        factory(**kwargs_for(factory, given | {"num_classes": 1, "train_target": torch.zeros(1)}))
+        known = {key: value for key, value in options.items() if value is not None}
+        factory(**kwargs_for(factory, known | {"num_classes": 1, "train_target": torch.zeros(1)}))
         _check_teacher_weights(options)
     return resolved
 
@@ -208,6 +210,13 @@ def _known(kind: str, name: str, known: Iterable[str]) -> str:
     if kind == "distiller" and name.lower() in NOT_HERE:
         raise UserError(f"--distill {name}, {NOT_HERE[name.lower()]}, is not here yet; there are: {', '.join(known)}")
     raise unknown(kind, name, known)
+
+
+def _tell_foreign(names: set[str], distill: str, temperature: str) -> None:
+    """Print which given options belong to methods that the run does not use; published scripts give some."""
+    if foreign := sorted(names & foreign_options(distill, temperature)):
+        flags = ", ".join(f"--{name}" for name in foreign)
+        print(f"note: without effect under --distill {distill} and --temperature {temperature}: {flags}")
 
 
 def _resolve_student(options: dict[str, Any]) -> None:

@@ -337,7 +337,7 @@ def plotted(runs: Sequence[Run]) -> list[Run]:
     pairs = pairs or {(run.dataset, run.pair) for run in runs}
     if len(pairs) != 1:
         names = "; ".join(sorted(f"{pair} on {dataset}" for dataset, pair in pairs))
-        raise UserError(f"--plot draws one pair, here are {len(pairs)} with an epoch ({names}): give folders of one")
+        raise UserError(f"--plot draws one pair, here are {len(pairs)} pairs ({names}): give folders of one")
     ((dataset, pair),) = pairs
     shown = (run for run in runs if run.dataset == dataset and run.pair in (pair, pair.split(" → ")[-1]))
     return sorted(shown, key=order)

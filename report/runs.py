@@ -169,6 +169,8 @@ def group_labels(groups: Sequence[Sequence[Run]]) -> list[str]:
         usual = USUAL_KD if (own["distill"], own["temperature"]) == ("kd", "fixed") else {}
         telling = [key for key in telling if key not in usual or own.get(key) != usual[key]]
         data = sorted(map(str, _hashes([group]))) if len(by_data(shown_alike)) > 1 else []
+        if own.get("train_subset") and "train_subset" not in telling:
+            telling.append("train_subset")  # never shown as if it were the whole data set
         told = [_told(key, own.get(key)) for key in telling] + [_told("data_sha256", each) for each in data]
         labels.append(", ".join([run.method, *told]))
     return labels
@@ -176,6 +178,8 @@ def group_labels(groups: Sequence[Sequence[Run]]) -> list[str]:
 
 def _told(key: str, value: Any) -> str:
     """Return an option and its value, for a label."""
+    if key == "train_subset":
+        return f"{value} images" if value else "all images"
     if isinstance(value, float):
         return f"{key} {value:.16g}"
     return f"teacher {value!s:.6}" if key == "teacher_sha256" else f"{key} {value!s:.16}"

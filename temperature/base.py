@@ -7,7 +7,7 @@ from typing import Annotated, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from inputs import CPU, Option, TakesOptions
+from inputs import CPU, Option, TakesOptions, UserError
 
 KD_T = 4.0
 KdT = Annotated[float, Option.of_tau("the fixed temperature; also DTKD's reference, and RLKD's until its agent acts")]
@@ -29,6 +29,16 @@ class Tau(NamedTuple):
         """Return the same temperatures without gradient."""
         scale = None if self.scale is None else self.scale.detach()
         return Tau(self.student.detach(), self.teacher.detach(), scale)
+
+
+def check_tau(tau: object, name: str, size: int) -> None:
+    """Raise UserError unless a temperature returned a Tau of scalars or of one row for each of `size` samples."""
+    shapes = [list(each.shape) for each in (tau.student, tau.teacher)] if isinstance(tau, Tau) else []
+    if not shapes or not all(shape in ([], [1], [1, 1], [size, 1]) for shape in shapes):
+        found = " and ".join(map(str, shapes)) or type(tau).__name__
+        raise UserError(
+            f"the temperature {name} returned {found}: return Tau(student's, teacher's), each a scalar or [{size}, 1]"
+        )
 
 
 def as_tau(tau: "float | Tensor | Tau", dims: int = 2) -> Tau:

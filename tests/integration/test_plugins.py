@@ -150,3 +150,36 @@ def test_a_file_that_cannot_be_used_changes_nothing(text, why, tmp_path):
     assert before == REGISTRIES
     assert not [name for name in sys.modules if name.startswith("plugin_")]
     all_options()
+
+
+@pytest.mark.parametrize(
+    ("returned", "why"),
+    [
+        ("teacher_logits.max(1).values", "returned Tensor: return Tau"),
+        ("Tau(teacher_logits.max(1).values, teacher_logits.max(1).values)", r"returned \[32\] and \[32\]: return Tau"),
+    ],
+)
+def test_a_temperature_of_another_form_is_explained(returned, why, teacher, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(f"""
+from temperature import Tau, Temperature, temperature_dict
+
+
+class Wrong(Temperature):
+    def forward(self, student_logits, teacher_logits, target=None, index=None):
+        return {returned}
+
+
+temperature_dict["wrong"] = Wrong
+""")
+    with pytest.raises(UserError, match=f"the temperature Wrong {why}"):
+        distil(f"--plugins {file} --path-t {teacher} --temperature wrong --epochs 1 --run_dir {tmp_path / 'run'}")
+
+
+def test_flags_of_other_methods_are_told(teacher, tmp_path, capsys):
+    line = f"--path-t {teacher} --epochs 1 --dkd_alpha 5 --t_start 3 --kd_T 3 --run_dir {tmp_path / 'run'} --dry_run"
+    distil(line)
+    told = "note: without effect under --distill kd and --temperature fixed: --dkd_alpha, --tau_init\n"
+    assert told in capsys.readouterr().out
+    distil(f"{line} --temperature ctkd-global --distill dkd")
+    assert "without effect" not in capsys.readouterr().out
