@@ -27,7 +27,7 @@ from helper.teacher import FoundTeacher, find_teacher, load_teacher
 from helper.teacher_cache import CachedTeacher, OnlineTeacher, check_table_dir
 from helper.trainer import Trainer
 from helper.trials import train_runs, trials_of
-from models import Model, create_model, feature_widths
+from models import Model, create_model, feature_shapes
 from models.outside import file_name
 from options.flags import StudentOptions, as_dict, own_dict, own_options
 from options.parse import kwargs_for, parse_student, proportions_in_words, resolve_pair, run_folder
@@ -186,9 +186,12 @@ def loss_in_words(options: StudentOptions) -> str:
 def distillation(options: StudentOptions, student: Model, teacher: Model, train_target: Tensor) -> Distillation:
     """Return student, temperature and distiller as a task; `train_target` [N] has the class of each training image."""
     maps = distiller_dict[options.distill].needs == "maps"
+    ours, theirs = (feature_shapes(model, options.image_size, maps) for model in (student, teacher))
     known = as_dict(options) | {
-        "student_widths": feature_widths(student, options.image_size, maps),
-        "teacher_widths": feature_widths(teacher, options.image_size, maps),
+        "student_shapes": ours,
+        "teacher_shapes": theirs,
+        "student_widths": [shape[0] for shape in ours],
+        "teacher_widths": [shape[0] for shape in theirs],
         "num_classes": student.classifier.out_features,
         "teacher_classifier": teacher.classifier,
         "train_target": train_target,

@@ -270,7 +270,6 @@ class LossOptions:
         neutral(f"of DKD; mdistiller's are a beta for each pair, and a warm-up of {DKD_WARMUP} of 240 epochs",
                 choices=("ctkd", "mdistiller")),
     ] = "ctkd"  # fmt: skip
-    hint_layer: Annotated[int, neutral("of --distill hint, which is not available yet", 0, 4)] = 2
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -214,10 +214,10 @@ def test_a_page_has_the_measured_bias_of_cka():
 def test_a_page_has_the_measured_cost_of_each(what, known):
     measured = (ROOT / f"results/benchmarks/{what}_cpu.txt").read_text()
     ratios = dict(re.findall(r"^([a-z-]+) +[\d.]+ +([\d.]+) ", measured, re.MULTILINE))
-    assert list(ratios) == list(known)
+    assert ratios and ratios.keys() <= known.keys()
     page = (ROOT / {"distillers": "docs/methods.md", "temperatures": "docs/temperatures.md"}[what]).read_text()
-    rows = dict(re.findall(r"^\| `([a-z-]+)` \|.*\| (\d\.\d\d) \|", page, re.MULTILINE))
-    assert {name: rows.get(name) for name in known} == ratios
+    rows = dict(re.findall(r"^\| `([a-z-]+)` \|.*\| (\d\.\d\d|–) \|", page, re.MULTILINE))
+    assert {name: rows.get(name) for name in known} == dict.fromkeys(known, "–") | ratios  # – where none was measured
 
 
 def test_a_page_has_the_measured_speed():
