@@ -1,4 +1,4 @@
-"""Properties of RepDistiller's other methods; golden/test_zoo.py compares them with the published numbers."""
+"""Properties of RepDistiller's other methods; golden/test_zoo_losses.py compares them with the published numbers."""
 
 import pytest
 import torch
