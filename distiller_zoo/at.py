@@ -25,8 +25,8 @@ def at_loss(g_s: Tensor, g_t: Tensor, form: str = "mean") -> Tensor:
         g_s: the student's maps [B, C, H, W].
         g_t: the teacher's maps [B, D, I, J].
         form: "mean", as in RepDistiller: the mean of the squared difference over images and positions, to which the
-            weight of 1000 belongs; "paper", the paper's equation 2 without its factor 1/2: the length of the
-            difference, averaged over images.
+            weight of 1000 belongs; "paper", as in torchdistill and the paper: the length of the difference, averaged
+            over images.
     """
     difference = _attention(*same_size(g_s, g_t))
     if form == "mean":

@@ -17,7 +17,7 @@ from temperature import Tau
 
 
 def hint_loss(prediction: Tensor, g_t: Tensor) -> Tensor:
-    """Return the mean squared error, a scalar: the paper's equation 3, averaged.
+    """Return the mean squared error, a scalar: the paper's hint loss, averaged.
 
     Args:
         prediction: of the teacher's map, [B, C, H, W].

@@ -15,7 +15,7 @@ EQUAL = 1e-5  # two images are equal if their distance is below this share of th
 
 
 def rkd_loss(f_s: Tensor, f_t: Tensor, distance: float = 25.0, angle: float = 50.0) -> Tensor:
-    """Return the weighted sum of the distance-wise and the angle-wise loss, a scalar: the paper's equations 5 and 8.
+    """Return the weighted sum of the distance-wise and the angle-wise loss, a scalar.
 
     The first compares the distances of all pairs, divided by their mean; the second the cosines of the angles of all
     triples. Both are Huber losses (delta 1), averaged over all B^2 pairs and all B^3 triples, as published.

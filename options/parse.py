@@ -219,7 +219,7 @@ def _resolve_student(options: dict[str, Any]) -> None:
     if options["temperature"] not in temperature_dict:
         raise unknown("temperature", options["temperature"], temperature_dict)
     distiller = distiller_dict[options["distill"]]
-    if options["gamma"] is None and options["alpha"] == 0 and options["distill"] not in ("kd", "dkd"):
+    if options["gamma"] is None and options["alpha"] == 0 and distiller.weights[0] < 1 and options["distill"] != "kd":
         print(f"note: the cross entropy's weight is {distiller.weights[0]:g}, as in CTKD; RepDistiller's commands leave"
               " -r out and mean -r 1")  # fmt: skip
     own = temperature_dict[options["temperature"]].weights if options["distill"] == "kd" else None
@@ -305,7 +305,7 @@ def proportions_in_words(given: CommonOptions) -> str | None:
     left = in_proportion(dtkd.WARMUP, epochs)  # of the warm-up; a given 0 is in proportion only if this is 0
     if temperature == "dtkd" and options["distill"] == "kd" and options["kd_warmup"] == left == 0:
         scaled.append("KD's warm-up, of which nothing is left (--kd_warmup)")
-    own = own_options(None, temperature)
+    own = own_options(options.get("distill"), temperature)
     phases = {key: _scaled(declared, options) for key, declared in own.items() if declared.option.in_proportion}
     if phases and all(options[key] == length for key, length in phases.items()):
         lengths = _listed(sorted(set(phases.values())))
@@ -341,7 +341,7 @@ def _check_together(options: dict[str, Any]) -> None:
     if options["seed"] + options["trials"] > 2**63:
         raise UserError(f"the seeds of --trials must be below 2^63 as well, not from {options['seed']} on")
     curriculum = ("lambda_epochs",) if str(options.get("temperature")).startswith("ctkd") else ()
-    for key in ("kd_warmup", "dkd_warmup", *curriculum):
+    for key in ("kd_warmup", "dkd_warmup", *("rld_warmup",) * (options.get("distill") == "rld"), *curriculum):
         if (options.get(key) or 0) > 100 * options["epochs"]:
             raise UserError(
                 f"--{key} {options[key]:g} is more than a hundred times --epochs {options['epochs']}, so what grows"

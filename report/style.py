@@ -33,6 +33,7 @@ COLOURS = {  # of the student alone, of plain KD by its temperature, and of the 
     "pkt": "#332288", "sp": "#44AA99", "vid": "#DDAA33", "crd": "#882255", "srrl": "#CC6677", "dkd": "#8C564B",
     "dpk": "#EE3377",
     "at": "#6699CC", "rkd": "#997700", "hint": "#004488", "nst": "#994455", "cc": "#228833",
+    "dist": "#EE6677", "rld": "#4477AA", "nkd": "#BBCC33", "wsld": "#AA3377",
 }  # fmt: skip
 PALETTE = list(COLOURS.values())[2:]
 TEST, TRAINING, BEST = COLOURS["pkt"], COLOURS["srrl"], COLOURS["vid"]  # the lines of one run

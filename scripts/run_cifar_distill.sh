@@ -18,6 +18,10 @@
 #   FitNet  --distill hint --experiments_name hint+ctkd   -r 0.1 -a 0.9 -b 100 --hint_layer 2
 #   NST    --distill nst --experiments_name nst+ctkd      -r 0.1 -a 0.9 -b 50
 #   CC     --distill cc --experiments_name cc+ctkd        -r 0.1 -a 0.9 -b 0.02
+#   DIST   --distill dist --experiments_name dist+ctkd    -r 1 -a 0 -b 2 --dist_beta 1 --dist_gamma 1
+#   RLD    --distill rld --experiments_name rld+ctkd      -r 1 -a 0 -b 1 --rld_alpha 1 --rld_beta 8 --rld_tau 1 --rld_warmup 20
+#   NKD    --distill nkd --experiments_name nkd+ctkd      -r 1 -a 0 -b 1 --nkd_gamma 1.5
+#   WSLD   --distill wsld --experiments_name wsld+ctkd    -r 1 -a 0 -b 2.25
 # With a fixed temperature of 4:
 #   KD     --have_mlp 0 --experiments_name kd
 #   PKT    --have_mlp 0 --distill pkt --experiments_name pkt
@@ -32,6 +36,12 @@
 #   FitNet  --have_mlp 0 --distill hint --experiments_name hint
 #   NST    --have_mlp 0 --distill nst --experiments_name nst
 #   CC     --have_mlp 0 --distill cc --experiments_name cc
+#   DIST   --have_mlp 0 --distill dist --experiments_name dist
+#   RLD    --have_mlp 0 --distill rld --experiments_name rld
+#   NKD    --have_mlp 0 --distill nkd --experiments_name nkd
+#   WSLD   --have_mlp 0 --distill wsld --experiments_name wsld
+#   WSLD of its authors         --have_mlp 0 --distill wsld --kd_T 2 --experiments_name wsld-2    -r 1 -a 0 -b 2.5
+#   NKD at its published tau    --have_mlp 0 --distill nkd --kd_T 1 --experiments_name nkd-1
 #   DPK, half of the patches    --have_mlp 0 --distill dpk --dpk_schedule fixed:0.5 --experiments_name dpk-half
 #   DPK, from all to none       --have_mlp 0 --distill dpk --dpk_schedule linear --experiments_name dpk-linear
 #   DPK without prior           --have_mlp 0 --distill dpk --dpk_schedule fixed:0 --experiments_name dpk-none

@@ -6,9 +6,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from golden.reference import cases, check_golden, check_gradient, close, fill, positive
+from golden.reference import cases, check_golden, check_gradient, close, draw, fill, positive
 
-from distiller_zoo import at_loss, cc_loss, create_distiller, distiller_dict, hint_loss, nst_loss, rkd_loss
+from distiller_zoo import (
+    at_loss,
+    cc_loss,
+    create_distiller,
+    dist_loss,
+    distiller_dict,
+    hint_loss,
+    nkd_loss,
+    nst_loss,
+    rkd_loss,
+    rld_loss,
+    wsld_loss,
+)  # fmt: skip
 from distiller_zoo.hint import Regressor
 from models import create_model
 from options.parse import kwargs_for
@@ -114,3 +126,52 @@ def test_whole_networks_have_the_published_loss(key, distill):
     assert loss.item() == close(expected["loss"])
     first = next(p for p in networks[0].parameters() if p.dim() == 4)
     check_gradient(first.grad, expected["grad_first_conv"])
+
+
+def logits(batch, classes, seed):
+    student, teacher = draw(batch, classes, seed).requires_grad_(), draw(batch, classes, seed + 1)
+    return student, teacher, torch.tensor(np.random.default_rng(seed + 2).integers(0, classes, batch))
+
+
+@cases
+@pytest.mark.parametrize(
+    ("entry", "tau", "weights"),
+    [("dist_T1", 1.0, ()), ("dist_T4", 4.0, ()), ("dist_T4_inter", 4.0, (1, 0)), ("dist_T4_intra", 4.0, (0, 1))],
+)
+def test_dist_is_the_published_loss(batch, classes, seed, entry, tau, weights):
+    student, teacher, _ = logits(batch, classes, seed)
+    expected = golden(batch, classes, seed, entry)
+    loss = dist_loss(student, teacher, tau, *weights)
+    loss.backward()
+    assert loss.item() == pytest.approx(expected["loss"], rel=1e-6)
+    check_gradient(student.grad, expected["grad"], rel=1e-4)
+
+
+@cases
+@pytest.mark.parametrize("tau", [1, 4])
+def test_nkd_is_the_published_loss(batch, classes, seed, tau):
+    student, teacher, target = logits(batch, classes, seed)
+    loss = nkd_loss(student, teacher, target, tau, 1.5)
+    check_golden(loss, student, golden(batch, classes, seed, f"nkd_T{tau}_g1.5"))
+
+
+@cases
+@pytest.mark.parametrize("tau", [2, 4])
+def test_wsld_is_the_published_loss(batch, classes, seed, tau):
+    student, teacher, target = logits(batch, classes, seed)
+    loss = wsld_loss(student, teacher, target, tau)
+    check_golden(loss, student, golden(batch, classes, seed, f"wsld_T{tau}"))
+
+
+@cases
+@pytest.mark.parametrize(
+    ("entry", "options"),
+    [("rld_a1_b8_T4_C1", {}), ("rld_a1_b8_T4_C4", {"tau_confidence": 4.0}),
+     ("rld_confidence_T4", {"tau_confidence": 4.0, "alpha": 1.0, "beta": 0.0}),
+     ("rld_masked_T4", {"alpha": 0.0, "beta": 1.0}), ("rld_a1_b8_T4_C1_target_last", {})],
+)  # fmt: skip
+def test_rld_is_the_published_loss(batch, classes, seed, entry, options):
+    student, teacher, target = logits(batch, classes, seed)
+    if "last" in entry:
+        teacher[0, target[0]] = teacher[0].min() - 1
+    check_golden(rld_loss(student, teacher, target, 4.0, **options), student, golden(batch, classes, seed, entry))

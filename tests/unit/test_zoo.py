@@ -3,12 +3,25 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from golden.reference import close, positive
+from golden.reference import close, draw, positive
 
-from distiller_zoo import at_loss, cc_loss, create_distiller, hint_loss, nst_loss, rkd_loss
+from distiller_zoo import (
+    at_loss,
+    cc_loss,
+    create_distiller,
+    dist_loss,
+    hint_loss,
+    kd_loss,
+    nkd_loss,
+    nst_loss,
+    rkd_loss,
+    rld_loss,
+    wsld_loss,
+)  # fmt: skip
 from distiller_zoo.hint import Hint, Regressor
 from inputs import UserError
 from models import Output
+from temperature import Tau
 
 ON_MAPS = {"at": at_loss, "at paper": lambda s, t: at_loss(s, t, "paper"), "nst": nst_loss, "hint": hint_loss}
 ON_VECTORS = {"rkd": rkd_loss, **{f"cc {k}": lambda s, t, k=k: cc_loss(s, t, k) for k in
@@ -142,3 +155,183 @@ def test_a_hint_from_beyond_the_last_stage_is_refused(stages, role):
     shapes = [[[4, 8, 8]] * (1 + count) + [[4]] for count in stages]
     with pytest.raises(UserError, match=f"--hint_layer 2 is beyond the {role}'s last stage: choose 1 or less"):
         create_distiller("hint", student_shapes=shapes[0], teacher_shapes=shapes[1])
+
+
+# --- logits, with tau inside
+
+TARGET = torch.tensor([0, 5, 2, 2, 7, 9])
+ON_LOGITS = {
+    "dist": lambda s, t, tau, target=TARGET: dist_loss(s, t, tau),
+    "nkd": lambda s, t, tau, target=TARGET: nkd_loss(s, t, target, tau),
+    "wsld": lambda s, t, tau, target=TARGET: wsld_loss(s, t, target, tau),
+    "rld": lambda s, t, tau, target=TARGET: rld_loss(s, t, target, tau),
+    "rld same tau": lambda s, t, tau, target=TARGET: rld_loss(s, t, target, tau, tau),
+}
+on_logits = pytest.mark.parametrize("name", ON_LOGITS)
+
+
+@on_logits
+def test_all_forms_of_an_equal_tau_give_the_same_loss(name):
+    student, teacher, column = draw(6, 10, 0), draw(6, 10, 1), torch.full((6, 1), 3.0, dtype=torch.float64)
+    expected = ON_LOGITS[name](student, teacher, 3.0).item()
+    assert expected != pytest.approx(ON_LOGITS[name](student, teacher, 2.0).item(), rel=1e-3)
+    for tau in (3, torch.tensor(3.0), column[:, 0], column, Tau(column, column), Tau(column, column, column**2)):
+        assert ON_LOGITS[name](student, teacher, tau).item() == close(expected)
+
+
+@on_logits
+def test_each_network_has_its_own_tau_and_the_terms_their_factor(name):
+    """Logits that are divided beforehand, at temperature 1 and with the factor."""
+    student, teacher = draw(6, 10, 0), draw(6, 10, 1)
+    tau = Tau(*(torch.full((6, 1), float(value), dtype=torch.float64) for value in (2, 3, 5)))
+    ours = ON_LOGITS[name](student, teacher, tau).item()
+    one = Tau(torch.tensor(1.0), torch.tensor(1.0), torch.tensor(5.0))
+    divided = ON_LOGITS[name](student / 2, teacher / 3, one).item()
+    if name in ("dist", "rld same tau"):
+        assert ours == close(divided)
+    elif name == "rld":  # the sample confidence is at a temperature of its own
+        apart = [
+            rld_loss(*pair, TARGET, 1.0, beta=0.0).item() for pair in ((student, teacher), (student / 2, teacher / 3))
+        ]
+        assert ours - apart[0] == close(divided - apart[1])
+    else:  # parts are at temperature 1
+        assert ours != close(divided)
+
+
+def test_nkd_and_wsld_by_hand_with_a_tau_for_each_sample_and_network():
+    student, teacher = draw(6, 10, 0), draw(6, 10, 1)
+    tau = Tau(*(torch.linspace(*ends, 6, dtype=torch.float64)[:, None] for ends in ((1, 3), (5, 2), (7, 1))))
+    nkd = wsld = 0.0
+    for i, t in enumerate(TARGET.tolist()):
+        hard, soft = student[i].log_softmax(0), [(z[i] / side[i]).softmax(0) for z, side in
+                                                 zip((student, teacher), tau, strict=False)]  # fmt: skip
+        others = [c for c in range(10) if c != t]
+        q, p = (each[others] / each[others].sum() for each in soft)
+        nkd -= teacher[i].softmax(0)[t] * hard[t] + 1.5 * tau.scale[i, 0] * (p * q.log()).sum()
+        weight = 1 - (hard[t] / -(teacher[i].log_softmax(0)[t] - 1e-7)).exp()
+        wsld -= weight * tau.scale[i, 0] * (soft[1] * soft[0].log()).sum()
+    assert nkd_loss(student, teacher, TARGET, tau).item() == close(nkd.item() / 6)
+    assert wsld_loss(student, teacher, TARGET, tau).item() == close(wsld.item() / 6)
+
+
+@pytest.mark.parametrize("name", ["nkd", "wsld", "rld", "rld same tau", "dist inter"])
+def test_every_sample_keeps_its_own_tau(name):
+    call = ON_LOGITS.get(name, lambda s, t, tau, target: dist_loss(s, t, tau, 1, 0))
+    student, teacher, tau = draw(6, 10, 0), draw(6, 10, 1), torch.linspace(1, 10, 6, dtype=torch.float64)
+    each = [call(student[i : i + 1], teacher[i : i + 1], tau[i], TARGET[i : i + 1]).item() for i in range(6)]
+    for form in (tau, tau[:, None]):
+        assert call(student, teacher, form, TARGET).item() == close(sum(each) / 6)
+
+
+def test_dists_intra_class_term_has_the_mean_factor():
+    student, teacher, tau = draw(6, 10, 0), draw(6, 10, 1), torch.linspace(1, 10, 6, dtype=torch.float64)[:, None]
+    softened = [(each / tau).softmax(1) for each in (student, teacher)]
+    correlation = [torch.corrcoef(torch.stack([each[:, c] for each in softened]))[0, 1] for c in range(10)]
+    expected = (tau**2).mean() * (1 - torch.stack(correlation).mean())
+    assert dist_loss(student, teacher, tau, 0, 1).item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+@on_logits
+@pytest.mark.parametrize("tau", [0.05, 1.0, 100.0])
+@pytest.mark.parametrize("kind", ["random", "one-hot", "same one-hot", "equal", "equal student", "one"])
+def test_extreme_logits_have_finite_losses_and_gradients(name, tau, kind):
+    student, teacher = 1000 * draw(6, 10, 0).float(), 1000 * draw(6, 10, 1).float()
+    if "one-hot" in kind:
+        student, teacher = (2000.0 * F.one_hot(z.argmax(1), 10) - 1000 for z in (student, teacher))
+        student = teacher.clone() if kind == "same one-hot" else student
+    if "equal" in kind:
+        student = torch.zeros(6, 10)
+        teacher = torch.zeros(6, 10) if kind == "equal" else draw(6, 10, 1).float()
+    target = TARGET
+    if kind == "one":
+        student, teacher, target = draw(1, 10, 0).float(), draw(1, 10, 1).float(), TARGET[:1]
+    student.requires_grad_()
+    tau = torch.tensor(tau).requires_grad_()
+    loss = ON_LOGITS[name](student, teacher, tau, target)
+    loss.backward()
+    assert loss.isfinite() and student.grad.isfinite().all() and tau.grad.isfinite()
+    assert "equal" not in kind or student.grad.abs().max() < 20 * max(1, tau.item())
+
+
+@pytest.mark.parametrize("name", ["dist", "rld", "rld same tau"])
+@pytest.mark.parametrize("scale", [1.0, 1000.0])
+def test_a_student_that_equals_a_teacher_that_is_right_has_no_loss(name, scale):
+    teacher = (scale * draw(6, 10, 0)).requires_grad_()
+    loss = ON_LOGITS[name](teacher, teacher.detach(), 4.0, teacher.argmax(1))
+    loss.backward()
+    assert loss.item() == pytest.approx(0, abs=1e-3) and teacher.grad.abs().max() < 1e-3
+
+
+def test_rld_without_a_class_below_the_target_has_no_masked_term():
+    teacher, student = draw(6, 10, 1), draw(6, 10, 0).requires_grad_()
+    loss = rld_loss(student, teacher, teacher.argmin(1), 4.0, alpha=0.0)
+    loss.backward()
+    assert loss.item() == 0 and student.grad.abs().max() == 0
+
+
+def test_rld_of_a_teacher_that_is_right_is_dkd_with_another_weight():
+    """Then only the target is left out, and the teacher's largest probability is the target's."""
+    from distiller_zoo import dkd_loss
+
+    student, teacher = draw(6, 10, 0), draw(6, 10, 1)
+    target = teacher.argmax(1)
+    assert rld_loss(student, teacher, target, 4.0, 4.0, 0.5, 3.0).item() == close(
+        dkd_loss(student, teacher, target, 4.0, 0.5, 3.0).item())  # fmt: skip
+
+
+def test_wsld_weighs_an_image_that_the_student_has_learned_less():
+    teacher = draw(6, 10, 1)
+    sure = 20.0 * F.one_hot(TARGET, 10).double()
+    assert wsld_loss(sure, teacher, TARGET, 1.0) < 1e-3 * kd_loss(sure, teacher, 1.0)
+
+
+@pytest.mark.parametrize("distill", ["rld", "nkd"])
+def test_the_classes_besides_the_target_must_be_two(distill):
+    loss = {"rld": rld_loss, "nkd": nkd_loss}[distill]
+    with pytest.raises(UserError, match=f"{distill.upper()} compares the classes besides .* of 2 classes"):
+        loss(draw(4, 2, 0), draw(4, 2, 1), torch.zeros(4).long(), 4.0)
+    with pytest.raises(UserError, match=f"{distill}_loss needs class indices"):
+        loss(draw(4, 6, 0), draw(4, 6, 1), torch.zeros(4), 4.0)
+    with pytest.raises(UserError, match=f"--distill {distill} needs three classes or more, not 2"):
+        create_distiller(distill, num_classes=2)
+
+
+def test_the_options_of_the_logit_methods_reach_their_losses():
+    student, teacher = Output([], draw(6, 10, 0)), Output([], draw(6, 10, 1))
+    tau = Tau(torch.tensor(2.0), torch.tensor(2.0))
+
+    def term(name, **options):
+        (loss,) = create_distiller(name, **options)(student, teacher, TARGET, tau, None).values()
+        return loss.item()
+
+    z = student.logits, teacher.logits
+    assert term("dist", dist_beta=0.5, dist_gamma=3.0) == close(dist_loss(*z, 2.0, 0.5, 3.0).item())
+    assert term("nkd", num_classes=10, nkd_gamma=3.0) == close(nkd_loss(*z, TARGET, 2.0, 3.0).item())
+    weights = {"num_classes": 10, "rld_alpha": 3.0, "rld_beta": 0.5}
+    assert term("rld", rld_tau=3.0, **weights) == close(rld_loss(*z, TARGET, 2.0, 3.0, 3.0, 0.5).item())
+    assert term("rld", rld_same_tau=True, **weights) == close(rld_loss(*z, TARGET, 2.0, 2.0, 3.0, 0.5).item())
+    for name, options in (("dist", {"dist_beta": 0.0, "dist_gamma": 0.0}),
+                          ("rld", {"num_classes": 10, "rld_alpha": 0.0, "rld_beta": 0.0})):  # fmt: skip
+        with pytest.raises(UserError, match="are both 0, so nothing would be left"):
+            term(name, **options)
+
+
+def test_rld_warms_up_linearly():
+    rld = create_distiller("rld", num_classes=10, rld_warmup=4)
+    outputs, tau = [Output([], draw(6, 10, i)) for i in (0, 1)], Tau(torch.tensor(4.0), torch.tensor(4.0))
+    seen = []
+    for epoch in (1, 2, 4, 9):
+        rld.start_epoch(epoch)
+        seen.append(rld(*outputs, TARGET, tau, None)["rld"].item())
+    assert [each / seen[-1] for each in seen] == close([0.25, 0.5, 1, 1])
+
+
+@pytest.mark.parametrize("distill", ["nkd", "wsld"])
+def test_tau_gets_no_gradient_from_the_teachers_entropy(distill):
+    """CTKD's adversary would raise tau^2 times that entropy without end, whatever the student does."""
+    student = draw(6, 10, 0)
+    tau = torch.tensor(4.0, dtype=torch.float64, requires_grad=True)
+    ON_LOGITS[distill](student, student, tau).backward()
+    assert tau.grad.abs() < 1e-9
+    ON_LOGITS[distill](student, draw(6, 10, 1), tau).backward()
+    assert tau.grad.abs() > 1e-2
