@@ -54,6 +54,11 @@
 #   RLKD's mean                 --temperature fixed --kd_T 5.5 --experiments_name kd-5.5
 #   tau falls from 7 to 1       --temperature annealing --experiments_name annealing
 #   LSKD                        --temperature standardised --experiments_name standardised    -r 0.1 -a 9
+#   NormKD                      --temperature normkd --experiments_name normkd
+#   TTM                         --temperature ttm --experiments_name ttm    -r 1 -a 45
+#   WTTM                        --temperature wttm --experiments_name wttm    -r 1 -a 4
+#   CSWT                        --temperature cswt --experiments_name cswt
+#   inverse difficulty          --temperature idts --experiments_name idts
 #   CTKD on z-scored logits     --temperature ctkd-global --logit_stand --experiments_name ctkd-logit-stand
 # Others:
 #   CTKD, instance-wise         --mlp_name instance --experiments_name ctkd-instance
