@@ -40,7 +40,7 @@
 #   RLD    --have_mlp 0 --distill rld --experiments_name rld
 #   NKD    --have_mlp 0 --distill nkd --experiments_name nkd
 #   WSLD   --have_mlp 0 --distill wsld --experiments_name wsld
-#   WSLD of its authors         --have_mlp 0 --distill wsld --kd_T 2 --experiments_name wsld-2    -r 1 -a 0 -b 2.5
+#   WSLD, its authors'          --have_mlp 0 --distill wsld --kd_T 2 -b 2.5 --experiments_name wsld-2
 #   NKD at its published tau    --have_mlp 0 --distill nkd --kd_T 1 --experiments_name nkd-1
 #   DPK, half of the patches    --have_mlp 0 --distill dpk --dpk_schedule fixed:0.5 --experiments_name dpk-half
 #   DPK, from all to none       --have_mlp 0 --distill dpk --dpk_schedule linear --experiments_name dpk-linear

@@ -45,8 +45,10 @@ def test_every_temperature_with_every_distiller_learns(temperature, distill, cla
     losses, metrics = [], Metrics()
     for _ in range(8):
         torch.manual_seed(2)  # the same negatives in every step
-        losses.append(train_step(module, OnlineTeacher(expert), batch, optimizer, metrics).loss.item())
-    assert all(map(math.isfinite, losses))
+        step = train_step(module, OnlineTeacher(expert), batch, optimizer, metrics)
+        # NKD and WSLD contain tau^2 times the teacher's entropy, which changes with tau
+        losses.append((step.losses["ce"] if distill in ("nkd", "wsld") else step.loss).item())
+        assert step.loss.isfinite()
     assert losses[-1] < losses[1]  # the first step may have set images aside as a probe
     check_gradients(module)
     for name, parameter in module.distiller.named_parameters():
