@@ -33,6 +33,7 @@ from options.flags import StudentOptions, as_dict, own_dict, own_options
 from options.parse import kwargs_for, parse_student, proportions_in_words, resolve_pair, run_folder
 from report import draw_curve
 from temperature import create_temperature, temperature_dict
+from temperature.control import Controlled
 from temperature.standardised import Standardised
 
 
@@ -92,6 +93,7 @@ def open_run(options: StudentOptions, found: FoundTeacher, data_sha256: str | No
     pair = f"{file_name(found.name)}_{file_name(options.model_s)}"
     group = f"{options.dataset}_{pair}/{options.distill}_{options.temperature}"
     group += "_logit_stand" * options.logit_stand
+    group += f"_{options.tau_control}" * (options.tau_control != "none")
     folder = run_folder(options, "student_model", group, f"seed-{options.seed}")
     config = {
         "kind": "student",
@@ -198,10 +200,13 @@ def distillation(options: StudentOptions, student: Model, teacher: Model, train_
     }
     temperature, distill = options.temperature, options.distill
     tau = create_temperature(temperature, **kwargs_for(temperature_dict[temperature], known))
+    tau = Standardised(inner=tau) if options.logit_stand else tau
+    if options.tau_control != "none":
+        tau = Controlled(tau, options.tau_control, options.kd_T)
     weights = ("gamma", "alpha", "beta", "fixed_alpha", "kd_T", "kd_warmup")
     return Distillation(
         student,
-        Standardised(inner=tau) if options.logit_stand else tau,
+        tau,
         create_distiller(distill, **kwargs_for(distiller_dict[distill], known)),
         **{key: getattr(options, key) for key in (*weights, "precision", "label_smoothing")},
     )

@@ -17,6 +17,7 @@ from models import networks
 from options.parser import Parser
 from temperature import temperature_dict
 from temperature.base import KD_T, KdT
+from temperature.control import CONTROLS
 from temperature.dtkd import WARMUP as DTKD_WARMUP
 
 # The published scripts use these learning rates, whatever --learning_rate is.
@@ -272,6 +273,14 @@ class LossOptions:
     ] = "ctkd"  # fmt: skip
 
 
+CONTROL = Option(
+    "a control: the batch's temperatures shuffled; their mean for all samples; or kd_T for all, with their weights of the"
+    " samples",
+    choices=CONTROLS,
+    before="none",
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TemperatureOptions:
     """temperature"""
@@ -283,6 +292,7 @@ class TemperatureOptions:
         Option("compute tau from z-scored logits, and apply it to them (a KD term at kd_T uses plain logits)",
                before=False),
     ] = False  # fmt: skip
+    tau_control: Annotated[str, CONTROL] = "none"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -228,6 +228,8 @@ def _resolve_student(options: dict[str, Any]) -> None:
         options[key] = default if options[key] is None else options[key]
     if options["logit_stand"] and options["temperature"] == "standardised":
         raise UserError("--temperature standardised is on z-scored logits already: leave --logit_stand out")
+    if options["tau_control"] != "none" and options["temperature"] == "fixed" and not options["logit_stand"]:
+        raise UserError("--tau_control is for a --temperature that differs from sample to sample: leave it out")
     if options["dkd_weights"] != "ctkd" and options["distill"] != "dkd":
         raise UserError("--dkd_weights belongs to --distill dkd: leave it out, or add --distill dkd")
     if options["beta"] > 0 == distiller.weights[2]:

@@ -145,7 +145,7 @@ def _last(title: str, shown: Sequence[Shown], kd: Sequence[Run], groups: Groups)
 
 def _is_like_the_papers(run: Run) -> bool:
     """Return whether a run's tau can be compared with CTKD's figure: on CIFAR-100, with plain logits."""
-    return run.dataset == "cifar100" and not run.option("logit_stand")
+    return run.dataset == "cifar100" and not run.option("logit_stand") and not run.control
 
 
 def _paper_tau(shown: Sequence[Shown]) -> list[tuple[float, float]]:

@@ -4,11 +4,16 @@ import math
 
 import pytest
 import torch
+from common import Tiny, fixed_batch
 from golden.reference import close, draw
 
+import train_student
 from distiller_zoo import kd_loss
+from helper.task import Distillation
 from inputs import UserError
-from temperature import create_temperature, cswt_tau, idts_tau, normkd_tau, ttm_tau
+from options.parse import parse_student, resolve_pair
+from temperature import Tau, create_temperature, cswt_tau, idts_tau, normkd_tau, ttm_tau
+from temperature.control import Controlled, controlled
 
 NAMES = ("normkd", "ttm", "wttm", "cswt", "idts")
 
@@ -143,3 +148,67 @@ def test_the_options_reach_the_temperatures():
 def test_nonsense_is_refused(name, options):
     with pytest.raises(UserError):
         create_temperature(name, **options)
+
+
+# --- controls
+
+
+def uneven():
+    column = torch.arange(1.0, 51)[:, None]
+    return Tau(column, 2 * column, 3 * column)
+
+
+def test_a_shuffled_tau_is_another_samples_and_keeps_its_three_numbers_together():
+    torch.manual_seed(0)
+    first, second = (controlled(uneven(), 50, "shuffled") for _ in range(2))
+    assert sorted(first.student[:, 0].tolist()) == uneven().student[:, 0].tolist() != first.student[:, 0].tolist()
+    assert not torch.equal(first.student, second.student)
+    assert torch.equal(first.teacher, 2 * first.student) and torch.equal(first.scale, 3 * first.student)
+
+
+def test_a_shuffled_scalar_is_itself():
+    tau = Tau(torch.tensor(2.0), torch.arange(1.0, 4)[:, None])
+    assert controlled(tau, 3, "shuffled").student == 2
+
+
+def test_the_mean_is_of_temperatures_and_factors():
+    tau = controlled(uneven(), 50, "mean")
+    assert (tau.student.item(), tau.teacher.item(), tau.scale.item()) == close((25.5, 51, 76.5))
+
+
+def test_the_weights_are_those_of_the_temperatures_at_a_fixed_one():
+    tau = controlled(uneven(), 50, "weights", 3.0)
+    assert tau.student == tau.teacher == 3
+    assert tau.scale.mean().item() == close(9) and tau.scale[:, 0].tolist() == close(
+        (9 * uneven().scale / 76.5)[:, 0].tolist()
+    )
+    plain = Tau(torch.tensor(2.0), torch.tensor(2.0))
+    assert controlled(plain, 3, "weights", 3.0).scale == 9
+
+
+@pytest.mark.parametrize("temperature", ["ctkd-instance", "rlkd", "dtkd", "normkd"])
+@pytest.mark.parametrize("control", ["shuffled", "mean", "weights"])
+def test_a_run_has_the_controlled_temperatures(temperature, control):
+    line = f"--temperature {temperature} --tau_control {control} --kd_T 3 --epochs 4 --rl_warmup 1 --rl_epoch 1"
+    options = resolve_pair(parse_student(line.split()), "resnet56")
+    torch.manual_seed(0)
+    task = train_student.distillation(options, Tiny(), Tiny(width=12), torch.arange(64) % 10)
+    assert isinstance(task, Distillation) and isinstance(task.temperature, Controlled)
+    task.start_epoch(1)
+    batch = fixed_batch()
+    task.before_step(batch)
+    step = task(batch, Tiny(width=12)(batch.images, is_feat=True))
+    step.loss.backward()
+    assert step.tau.student.shape == ((16, 1) if control == "shuffled" else ())
+    assert (step.tau.student == 3).all() == (control == "weights")
+    assert task.temperature.phase == task.temperature.inner.phase
+    assert task.temperature.observes == (temperature == "rlkd")
+    assert task.temperature.describe() == task.temperature.inner.describe()
+
+
+def test_a_control_of_one_temperature_is_refused():
+    with pytest.raises(UserError, match="--tau_control is for a --temperature that differs"):
+        parse_student(["--tau_control", "mean"])
+    with pytest.raises(UserError, match="unknown --tau_control 'odd'; the known ones are: none, shuffled"):
+        parse_student(["--tau_control", "odd", "--temperature", "dtkd"])
+    assert parse_student(["--tau_control", "mean", "--logit_stand"]).tau_control == "mean"
