@@ -15,7 +15,9 @@ from distiller_zoo.hint import Hint, hint_loss
 from distiller_zoo.kd import KD, kd_loss
 from distiller_zoo.nkd import NKD, nkd_loss
 from distiller_zoo.nst import NST, nst_loss
+from distiller_zoo.ofd import ofd_loss, ofd_margin
 from distiller_zoo.pkt import PKT, pkt_loss
+from distiller_zoo.reviewkd import hcl_loss
 from distiller_zoo.rkd import RKD, rkd_loss
 from distiller_zoo.rld import RLD, rld_loss
 from distiller_zoo.sp import SP, sp_loss
@@ -26,8 +28,8 @@ from inputs import unknown
 
 __all__ = [
     "Distiller", "at_least_float32", "at_loss", "cc_loss", "create_distiller", "dist_loss", "distiller_dict",
-    "dkd_loss", "hint_loss", "kd_loss", "linear_cka", "minibatch_cka", "nce_loss", "nkd_loss", "nst_loss", "pkt_loss",
-    "rkd_loss", "rld_loss", "sp_loss", "vid_loss", "warmed_up", "wsld_loss",
+    "dkd_loss", "hcl_loss", "hint_loss", "kd_loss", "linear_cka", "minibatch_cka", "nce_loss", "nkd_loss", "nst_loss",
+    "ofd_loss", "ofd_margin", "pkt_loss", "rkd_loss", "rld_loss", "sp_loss", "vid_loss", "warmed_up", "wsld_loss",
 ]  # fmt: skip
 
 distiller_dict: dict[str, Callable[..., Distiller]] = {

@@ -274,8 +274,8 @@ class LossOptions:
 
 
 CONTROL = Option(
-    "a control: the batch's temperatures shuffled; their mean for all samples; or kd_T for all, with their weights of the"
-    " samples",
+    "a control: the batch's temperatures shuffled; their mean for all samples; or kd_T for all, with the weights"
+    " that the temperature gives to samples",
     choices=CONTROLS,
     before="none",
 )

@@ -14,13 +14,16 @@ from distiller_zoo import (
     create_distiller,
     dist_loss,
     distiller_dict,
+    hcl_loss,
     hint_loss,
     nkd_loss,
     nst_loss,
+    ofd_loss,
+    ofd_margin,
     rkd_loss,
     rld_loss,
     wsld_loss,
-)  # fmt: skip
+)
 from distiller_zoo.hint import Regressor
 from models import create_model
 from options.parse import kwargs_for
@@ -175,3 +178,25 @@ def test_rld_is_the_published_loss(batch, classes, seed, entry, options):
     if "last" in entry:
         teacher[0, target[0]] = teacher[0].min() - 1
     check_golden(rld_loss(student, teacher, target, 4.0, **options), student, golden(batch, classes, seed, entry))
+
+
+def drawn(batch, seed, *shape):
+    return torch.tensor(np.random.default_rng(seed).standard_normal((batch, *shape)))
+
+
+@cases
+def test_ofds_margin_and_loss_are_the_published_ones(batch, classes, seed):
+    weight, bias = 0.5 + 0.2 * drawn(32, seed + 17), drawn(32, seed + 18)
+    margin = ofd_margin(weight, bias)
+    assert margin.tolist() == close(golden(batch, classes, seed, "ofd_margin")["all"])
+    q_s, p_t = drawn(batch, seed + 19, 32, 8, 8).requires_grad_(), drawn(batch, seed + 11, 32, 8, 8)
+    check_golden(ofd_loss(q_s, p_t, margin), q_s, golden(batch, classes, seed, "ofd_loss"))
+
+
+@cases
+@pytest.mark.parametrize("entry", ["hcl", "hcl_small"])
+def test_hcl_is_the_published_loss(batch, classes, seed, entry):
+    known = maps(batch, seed)
+    g_s, g_t = (known["h_s"], known["g_t2"]) if entry == "hcl_small" else (
+        known["g_s"], positive(seed + 13, batch, 16, 8, 8))  # fmt: skip
+    check_golden(hcl_loss(g_s.requires_grad_(), g_t), g_s, golden(batch, classes, seed, entry))

@@ -10,20 +10,30 @@ from distiller_zoo import (
     cc_loss,
     create_distiller,
     dist_loss,
+    hcl_loss,
     hint_loss,
     kd_loss,
     nkd_loss,
     nst_loss,
+    ofd_loss,
+    ofd_margin,
     rkd_loss,
     rld_loss,
     wsld_loss,
-)  # fmt: skip
+)
 from distiller_zoo.hint import Hint, Regressor
 from inputs import UserError
 from models import Output
 from temperature import Tau
 
-ON_MAPS = {"at": at_loss, "at paper": lambda s, t: at_loss(s, t, "paper"), "nst": nst_loss, "hint": hint_loss}
+ON_MAPS = {
+    "hcl": hcl_loss,
+    "ofd": lambda s, t: ofd_loss(s, t, -torch.ones(5)) / 1000,
+    "at": at_loss,
+    "at paper": lambda s, t: at_loss(s, t, "paper"),
+    "nst": nst_loss,
+    "hint": hint_loss,
+}
 ON_VECTORS = {"rkd": rkd_loss, **{f"cc {k}": lambda s, t, k=k: cc_loss(s, t, k) for k in
                                   ("neighbours", "bilinear", "gaussian")}}  # fmt: skip
 LOSSES = ON_MAPS | ON_VECTORS
@@ -82,7 +92,7 @@ def test_a_batch_of_one_is_accepted(name):
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("scale", [1e-15, 1e12])
 def test_extreme_features_give_finite_numbers(name, scale):
-    if name in ("hint", "cc neighbours", "cc bilinear"):  # which depend on scale
+    if name in ("hint", "hcl", "ofd", "cc neighbours", "cc bilinear"):  # which depend on scale
         scale = min(scale, 1e5)
     gradient(name, scale * features(name, 0), scale * features(name, 1))
 
@@ -335,3 +345,23 @@ def test_tau_gets_no_gradient_from_the_teachers_entropy(distill):
     assert tau.grad.abs() < 1e-9
     ON_LOGITS[distill](student, draw(6, 10, 1), tau).backward()
     assert tau.grad.abs() > 1e-2
+
+
+# --- OFD and ReviewKD, without their distillers
+
+
+def test_ofds_margin_is_the_mean_of_a_channels_negative_values():
+    torch.manual_seed(0)
+    weight, bias = torch.tensor([0.7, -0.5, 1.0, 0.5, 0.0, 0.0]), torch.tensor([0.3, -0.4, 5.0, -9.0, -2.0, 2.0])
+    values = weight.abs() * torch.randn(400_000, 6) + bias
+    margin = ofd_margin(weight, bias).tolist()
+    for channel in (0, 1, 3, 4):
+        negative = values[:, channel][values[:, channel] < 0]
+        assert margin[channel] == pytest.approx(negative.mean().item(), rel=5e-3)
+    assert margin[2] == pytest.approx(-3) and margin[5] == 0  # hardly any value, and none, is negative
+
+
+def test_ofd_lets_a_unit_be_off_wherever_the_teachers_is():
+    p_t, margin = torch.tensor([[[[2.0, -0.5, -4.0]]]]), torch.tensor([-1.0])
+    for p_s, loss in (([2.0, -0.5, -1.0], 0), ([2.0, -9.0, -9.0], 0), ([1.0, -9.0, -9.0], 1), ([2.0, 0.5, 1.0], 5)):
+        assert ofd_loss(torch.tensor([[[p_s]]]), p_t, margin).item() == pytest.approx(loss)
