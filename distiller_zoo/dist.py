@@ -25,9 +25,10 @@ def dist_loss(
     intra-class term the columns, each of which is one class over the batch.
 
     OURS: each network is softened by its own temperature, and the factor is `Tau.gradient_scale`. If that differs from
-    sample to sample, the inter-class term of each sample has its own, and the intra-class term has the mean. A constant
-    vector, such as every column of a batch of one, has no correlation and no gradient: its term is 0 if the other
-    network's is constant too, else 1.
+    sample to sample, the inter-class term of each sample has its own, and the intra-class term has the mean. The factor
+    gets no gradient: correlations do not shrink with tau as KL divergences do, so a temperature that maximises the
+    loss, such as CTKD's, would only raise the factor. A constant vector, such as every column of a batch of one, has no
+    correlation and no gradient: its term is 0 if the other network's is constant too, else 1.
 
     Args:
         student_logits: [B, C].
@@ -43,7 +44,7 @@ def dist_loss(
     tau = as_tau(tau)
     student = F.softmax(at_least_float32(student_logits) / tau.student, dim=1)
     teacher = F.softmax(at_least_float32(teacher_logits) / tau.teacher, dim=1)
-    scale = tau.gradient_scale
+    scale = tau.gradient_scale.detach()
     inter = (scale * _uncorrelated(student, teacher, 1)).mean()
     return beta * inter + gamma * scale.mean() * _uncorrelated(student, teacher, 0).mean()
 

@@ -347,6 +347,14 @@ def test_tau_gets_no_gradient_from_the_teachers_entropy(distill):
     assert tau.grad.abs() > 1e-2
 
 
+def test_tau_gets_no_gradient_from_dists_factor():
+    student, teacher = draw(6, 10, 0), draw(6, 10, 1)
+    tau = torch.tensor(4.0, dtype=torch.float64, requires_grad=True)
+    dist_loss(student, teacher, tau).backward()
+    ends = [dist_loss(student, teacher, Tau(each, each, torch.tensor(16.0))) for each in (tau + 1e-5, tau - 1e-5)]
+    assert tau.grad.item() == pytest.approx((ends[0] - ends[1]).item() / 2e-5, rel=1e-4)
+
+
 # --- OFD and ReviewKD, without their distillers
 
 
