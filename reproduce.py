@@ -52,7 +52,7 @@ OUTPUT = Path("save/reproduce")  # for the output of each run if several run at 
 OURS = {  # flags that the tables set, besides those in their rows
     "dataset", "seed", "trials", "run_dir", "experiments_dir", "experiments_name", "model", "model_s", "model_t",
     "path_t", "lr", "gamma", "alpha", "beta", "fixed_alpha", "kd_T", "kd_warmup", "logit_stand", "have_mlp", "mlp_name",
-    "dry_run", "overwrite",
+    "tau_control", "dry_run", "overwrite",
 }  # fmt: skip
 MADE = {"done", "given"}  # states in which nothing is left to do
 FAILURES = 3  # failures in a row after which no further run starts

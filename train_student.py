@@ -27,12 +27,13 @@ from helper.teacher import FoundTeacher, find_teacher, load_teacher
 from helper.teacher_cache import CachedTeacher, OnlineTeacher, check_table_dir
 from helper.trainer import Trainer
 from helper.trials import train_runs, trials_of
-from models import Model, create_model, feature_widths
+from models import Model, create_model, feature_shapes
 from models.outside import file_name
 from options.flags import StudentOptions, as_dict, own_dict, own_options
 from options.parse import kwargs_for, parse_student, proportions_in_words, resolve_pair, run_folder
 from report import draw_curve
 from temperature import create_temperature, temperature_dict
+from temperature.control import Controlled
 from temperature.standardised import Standardised
 
 
@@ -93,6 +94,7 @@ def open_run(options: StudentOptions, found: FoundTeacher, data_sha256: str | No
     pair = f"{file_name(found.name)}_{file_name(options.model_s)}"
     group = f"{options.dataset}_{pair}/{options.distill}_{options.temperature}"
     group += "_logit_stand" * options.logit_stand
+    group += f"_{options.tau_control}" * (options.tau_control != "none")
     folder = run_folder(options, "student_model", group, f"seed-{options.seed}")
     config = {
         "kind": "student",
@@ -187,19 +189,25 @@ def loss_in_words(options: StudentOptions) -> str:
 def distillation(options: StudentOptions, student: Model, teacher: Model, train_target: Tensor) -> Distillation:
     """Return student, temperature and distiller as a task; `train_target` [N] has the class of each training image."""
     maps = distiller_dict[options.distill].needs == "maps"
+    ours, theirs = (feature_shapes(model, options.image_size, maps) for model in (student, teacher))
     known = as_dict(options) | {
-        "student_widths": feature_widths(student, options.image_size, maps),
-        "teacher_widths": feature_widths(teacher, options.image_size, maps),
+        "student_shapes": ours,
+        "teacher_shapes": theirs,
+        "student_widths": [shape[0] for shape in ours],
+        "teacher_widths": [shape[0] for shape in theirs],
         "num_classes": student.classifier.out_features,
         "teacher_classifier": teacher.classifier,
         "train_target": train_target,
     }
     temperature, distill = options.temperature, options.distill
     tau = create_temperature(temperature, **kwargs_for(temperature_dict[temperature], known))
+    tau = Standardised(inner=tau) if options.logit_stand else tau
+    if options.tau_control != "none":
+        tau = Controlled(tau, options.tau_control, options.kd_T)
     weights = ("gamma", "alpha", "beta", "fixed_alpha", "kd_T", "kd_warmup")
     return Distillation(
         student,
-        Standardised(inner=tau) if options.logit_stand else tau,
+        tau,
         create_distiller(distill, **kwargs_for(distiller_dict[distill], known)),
         **{key: getattr(options, key) for key in (*weights, "precision", "label_smoothing")},
     )

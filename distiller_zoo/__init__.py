@@ -3,21 +3,33 @@
 from collections.abc import Callable
 from typing import Any
 
+from distiller_zoo.at import AT, at_loss
 from distiller_zoo.base import Distiller, at_least_float32, warmed_up
+from distiller_zoo.cc import CC, cc_loss
 from distiller_zoo.cka import linear_cka, minibatch_cka
 from distiller_zoo.crd import CRD, nce_loss
+from distiller_zoo.dist import DIST, dist_loss
 from distiller_zoo.dkd import DKD, dkd_loss
 from distiller_zoo.dpk import DPK
+from distiller_zoo.hint import Hint, hint_loss
 from distiller_zoo.kd import KD, kd_loss
+from distiller_zoo.nkd import NKD, nkd_loss
+from distiller_zoo.nst import NST, nst_loss
+from distiller_zoo.ofd import ofd_loss, ofd_margin
 from distiller_zoo.pkt import PKT, pkt_loss
+from distiller_zoo.reviewkd import hcl_loss
+from distiller_zoo.rkd import RKD, rkd_loss
+from distiller_zoo.rld import RLD, rld_loss
 from distiller_zoo.sp import SP, sp_loss
 from distiller_zoo.srrl import SRRL
 from distiller_zoo.vid import VID, vid_loss
+from distiller_zoo.wsld import WSLD, wsld_loss
 from inputs import unknown
 
 __all__ = [
-    "Distiller", "at_least_float32", "create_distiller", "distiller_dict", "dkd_loss", "kd_loss", "linear_cka",
-    "minibatch_cka", "nce_loss", "pkt_loss", "sp_loss", "vid_loss", "warmed_up",
+    "Distiller", "at_least_float32", "at_loss", "cc_loss", "create_distiller", "dist_loss", "distiller_dict",
+    "dkd_loss", "hcl_loss", "hint_loss", "kd_loss", "linear_cka", "minibatch_cka", "nce_loss", "nkd_loss", "nst_loss",
+    "ofd_loss", "ofd_margin", "pkt_loss", "rkd_loss", "rld_loss", "sp_loss", "vid_loss", "warmed_up", "wsld_loss",
 ]  # fmt: skip
 
 distiller_dict: dict[str, Callable[..., Distiller]] = {
@@ -29,6 +41,15 @@ distiller_dict: dict[str, Callable[..., Distiller]] = {
     "srrl": SRRL,
     "dkd": DKD,
     "dpk": DPK,
+    "at": AT,
+    "rkd": RKD,
+    "hint": Hint,
+    "nst": NST,
+    "cc": CC,
+    "dist": DIST,
+    "rld": RLD,
+    "nkd": NKD,
+    "wsld": WSLD,
 }
 
 

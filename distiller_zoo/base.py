@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inputs import CPU, TakesOptions
@@ -14,7 +15,8 @@ class Distiller(TakesOptions, nn.Module):
     """Adds named losses to a step. Extra trainable modules, such as projections, are its own parameters.
 
     Constructor arguments are passed by name: options, `student_widths` and `teacher_widths` (the channels of each
-    feature: stem, stages, pooled vector), `teacher_classifier` (the teacher's last layer), `train_target` (the class of
+    feature: stem, stages, pooled vector), `student_shapes` and `teacher_shapes` (the same with heights and widths: [C,
+    H, W], and [D] of the pooled vector), `teacher_classifier` (the teacher's last layer), `train_target` (the class of
     each training image, [N]) and `num_classes`.
     """
 
@@ -66,6 +68,26 @@ def warmed_up(epoch: int, epochs: int) -> float:
 def at_least_float32(x: Tensor) -> Tensor:
     """Return x in float32, or unchanged if it is float32 or float64; all losses have at least this precision."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def length(x: Tensor, dim: int | tuple[int, ...] | None = None) -> Tensor:
+    """Return the Euclidean length of x over `dim`; where it is 0, its gradient is 0."""
+    squares = x.square().sum(dim)
+    is_zero = squares == 0
+    return torch.where(is_zero, 0, torch.where(is_zero, 1, squares).sqrt())
+
+
+def unit(x: Tensor, dim: int = 1) -> Tensor:
+    """Return x scaled to length 1 over `dim`, and 0 where it is 0, there with the gradient of x itself."""
+    size = length(x, dim).unsqueeze(dim)
+    return x / torch.where(size == 0, 1, size)
+
+
+def batch_normed(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    """Return norm(x) for x [B, C, H, W]; by the running statistics if each channel has one value, so no variance."""
+    if x.shape[0] * x.shape[2] * x.shape[3] > 1:
+        return norm(x)
+    return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
 
 
 def to_unit_scale(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distiller_zoo.base import Distiller, at_least_float32
+from distiller_zoo.cc import EmbeddingSize
 from inputs import CPU, Option, UserError, check_fits
 from models import Output
 from temperature import Tau
@@ -178,7 +179,7 @@ class CRD(Distiller):
         student_widths: list[int],
         teacher_widths: list[int],
         train_target: Tensor,
-        feat_dim: Annotated[int, Option("length of an embedding", 1, 65_536)] = 128,
+        feat_dim: EmbeddingSize = 128,
         nce_k: Annotated[int, Option("negatives an image", 1, 10**9)] = 16384,
         nce_t: Annotated[float, Option("temperature of the contrast", 0.001, 1000.0)] = 0.07,
         nce_m: Annotated[float, Option.of_share("how much of itself a memory keeps when it is renewed")] = 0.5,

@@ -62,33 +62,39 @@ def dkd_loss(
             the classes besides the target have no distribution.
     """
     check_shapes(student_logits, teacher_logits)
-    _check_target(target, student_logits, dim)
+    check_target(target, student_logits, dim)
     tau = as_tau(tau, student_logits.dim())
-    student_binary, student_others = _decouple(at_least_float32(student_logits) / tau.student, target, dim)
-    teacher_binary, teacher_others = _decouple(at_least_float32(teacher_logits) / tau.teacher, target, dim)
+    student_binary, student_others = decouple(at_least_float32(student_logits) / tau.student, target, dim)
+    teacher_binary, teacher_others = decouple(at_least_float32(teacher_logits) / tau.teacher, target, dim)
     tckd = kl_divergence(student_binary, teacher_binary, dim)
     nckd = kl_divergence(student_others, teacher_others, dim)
     return (tau.gradient_scale * (alpha * tckd + beta * nckd)).mean()
 
 
-def _check_target(target: Tensor, logits: Tensor, dim: int) -> None:
-    """Raise UserError unless there is one class index per position, and DKD has something to compare."""
+def check_classes(distill: str, num_classes: int) -> None:
+    """Raise UserError unless the data set has the three classes that a distiller needs."""
+    if num_classes < 3:
+        raise UserError(f"--distill {distill} needs three classes or more, not {num_classes}: use --distill kd")
+
+
+def check_target(target: Tensor, logits: Tensor, dim: int = 1, name: str = "DKD") -> None:
+    """Raise UserError unless there is one class index per position, and the classes besides it can be compared."""
     positions = list(logits.shape)
     num_classes = positions.pop(dim)
     if num_classes < 3:
         raise UserError(
-            f"DKD compares the classes besides the target, and of {num_classes} classes there is at most one: use KD"
+            f"{name} compares the classes besides the target, and of {num_classes} classes there is at most one: use KD"
             " (kd_loss, --distill kd)"
         )
     if target.is_floating_point() or list(target.shape) != positions:
         given = f"{str(target.dtype).removeprefix('torch.')} {list(target.shape)}"
         raise UserError(
-            f"dkd_loss needs class indices (int64) of shape {positions}, not {given}: soft targets have no target"
-            " class, so pass their argmax, or use kd_loss"
+            f"{name.lower()}_loss needs class indices (int64) of shape {positions}, not {given}: soft targets have no"
+            " target class, so pass their argmax, or use kd_loss"
         )
 
 
-def _decouple(scaled: Tensor, target: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+def decouple(scaled: Tensor, target: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:
     """Return log probabilities over `dim`: of target and rest (2), and of the classes within the rest (C - 1)."""
     target = target.unsqueeze(dim)
     along = [1] * scaled.dim()
@@ -128,8 +134,7 @@ class DKD(Distiller):
         dkd_warmup: Annotated[int, GROWTH] = 0,
     ) -> None:
         super().__init__()
-        if num_classes < 3:
-            raise UserError(f"--distill dkd needs three classes or more, not {num_classes}: use --distill kd")
+        check_classes("dkd", num_classes)
         self.alpha, self.beta, self.warmup_epochs = dkd_alpha, dkd_beta, dkd_warmup
         self.register_buffer("warmup", torch.ones(()))
 

@@ -46,6 +46,22 @@ def kl_divergence(log_student: Tensor, log_teacher: Tensor, dim: int = 1) -> Ten
     return F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(dim, keepdim=True)
 
 
+def cross_entropy(log_student: Tensor, log_teacher: Tensor, scale: Tensor) -> Tensor:
+    """Return `scale` times the cross entropy of two distributions, [B, C] -> [B, 1].
+
+    It is their KL divergence plus the teacher's entropy, which the student cannot change and which gets no gradient: a
+    temperature that maximises the loss, such as CTKD's, would only maximise tau^2 times this entropy, whatever the
+    student does.
+
+    Args:
+        log_student: log probabilities [B, C].
+        log_teacher: log probabilities [B, C].
+        scale: the temperatures' factor, a scalar or [B, 1].
+    """
+    entropy = -(log_teacher.exp() * log_teacher).sum(1, keepdim=True)
+    return scale * kl_divergence(log_student, log_teacher) + (scale * entropy).detach()
+
+
 class KD(Distiller):
     """No loss besides the KD term, which every method has with weight alpha; beta has no effect."""
 

@@ -6,7 +6,7 @@ Yang et al., ICLR 2021, "Knowledge distillation via softmax regression represent
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distiller_zoo.base import Distiller, at_least_float32
+from distiller_zoo.base import Distiller, at_least_float32, batch_normed
 from models import Output
 from temperature import Tau
 
@@ -22,12 +22,7 @@ class Connector(nn.Module):
 
     def forward(self, f_s: Tensor) -> Tensor:
         convolution, norm, relu = self.transfer
-        x = convolution(at_least_float32(f_s)[:, :, None, None])
-        if len(x) > 1:
-            x = norm(x)
-        else:
-            x = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
-        return relu(x).flatten(1)
+        return relu(batch_normed(norm, convolution(at_least_float32(f_s)[:, :, None, None]))).flatten(1)
 
 
 class SRRL(Distiller):

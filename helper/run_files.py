@@ -21,7 +21,7 @@ LARGEST_CONFIG = 2**20  # bytes of a config.json
 FIELDS = {
     "a short text": (
         "kind", "dataset", "model", "teacher", "teacher_sha256", "data_sha256", "init_sha256", "distill", "temperature",
-        "precision", "processor",
+        "precision", "processor", "tau_control",
     ),
     "a number": (
         "learning_rate", "lr_decay_rate", "momentum", "weight_decay", "gamma", "alpha", "beta", "fixed_alpha", "kd_T",

@@ -431,6 +431,7 @@ class RunFolder:
         """Return a line with networks, method, data set and seed."""
         c = self.config
         z = " on z-scored logits" if c["options"].get("logit_stand") else ""
+        z += f", {control}" if (control := c["options"].get("tau_control", "none")) != "none" else ""
         how = f"{c['teacher']} → {c['model']}, {c['distill']}, {c['temperature']}{z}" if c["teacher"] else c["model"]
         return f"{how}, {c['dataset']}, seed {c['seed']}"
 

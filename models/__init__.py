@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 
 from inputs import unknown
-from models.base import Model, Output, feature_widths
+from models.base import Model, Output, feature_shapes, feature_widths
 from models.mobilenetv2 import MobileNetV2
 from models.outside import create_outside, is_outside
 from models.resnet import (
@@ -25,7 +25,9 @@ from models.shufflenetv2 import ShuffleV2
 from models.vgg import vgg8, vgg11, vgg13, vgg16, vgg19
 from models.wrn import wrn_16_1, wrn_16_2, wrn_40_1, wrn_40_2
 
-__all__ = ["Model", "Output", "create_model", "feature_widths", "imagenet_dict", "model_dict", "networks"]
+__all__ = [
+    "Model", "Output", "create_model", "feature_shapes", "feature_widths", "imagenet_dict", "model_dict", "networks",
+]  # fmt: skip
 
 model_dict: dict[str, Callable[[int], Model]] = {
     "resnet8": resnet8,

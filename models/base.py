@@ -40,9 +40,14 @@ class Model(nn.Module):
         return Output(features, logits) if is_feat else logits
 
 
-@torch.no_grad()
 def feature_widths(model: Model, image_size: int = 32, maps: bool = False) -> list[int]:
-    """Return the channels of each feature: stem, stages, pooled vector.
+    """Return the channels of each feature: stem, stages, pooled vector; see `feature_shapes`."""
+    return [shape[0] for shape in feature_shapes(model, image_size, maps)]
+
+
+@torch.no_grad()
+def feature_shapes(model: Model, image_size: int = 32, maps: bool = False) -> list[list[int]]:
+    """Return the shapes of one image's features: [C, H, W] of stem and stages, [D] of the pooled vector.
 
     Args:
         model: the network; its training mode is restored.
@@ -78,7 +83,7 @@ def feature_widths(model: Model, image_size: int = 32, maps: bool = False) -> li
             f"the network {name} has no maps of a stem and one stage or more, which this distiller compares, but"
             f" {_in_words(shapes)}: have `extract` return them, [B, C, H, W] each, before the pooled vector"
         )
-    return [shape[1] for shape in shapes]
+    return [shape[1:] for shape in shapes]
 
 
 def _in_words(shapes: list[list[int]]) -> str:

@@ -17,6 +17,7 @@ from models import networks
 from options.parser import Parser
 from temperature import temperature_dict
 from temperature.base import KD_T, KdT
+from temperature.control import CONTROLS
 from temperature.dtkd import WARMUP as DTKD_WARMUP
 
 # The published scripts use these learning rates, whatever --learning_rate is.
@@ -297,7 +298,14 @@ class LossOptions:
         neutral(f"of DKD; mdistiller's are a beta for each pair, and a warm-up of {DKD_WARMUP} of 240 epochs",
                 choices=("ctkd", "mdistiller")),
     ] = "ctkd"  # fmt: skip
-    hint_layer: Annotated[int, neutral("of --distill hint, which is not available yet", 0, 4)] = 2
+
+
+CONTROL = Option(
+    "a control: the batch's temperatures shuffled; their mean for all samples; or kd_T for all, with the weights"
+    " that the temperature gives to samples",
+    choices=CONTROLS,
+    before="none",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,6 +319,7 @@ class TemperatureOptions:
         Option("compute tau from z-scored logits, and apply it to them (a KD term at kd_T uses plain logits)",
                before=False),
     ] = False  # fmt: skip
+    tau_control: Annotated[str, CONTROL] = "none"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,11 +43,12 @@ from temperature.ctkd import curriculum_lambda
 DECAYS = (150 / 240, 180 / 240, 210 / 240)  # where the published schedule of 240 epochs lowers the learning rate
 # Names in other code: a distiller's in RepDistiller and CTKD, an ImageNet network's in mdistiller. (mdistiller's names
 # of distillers are in capitals, which are accepted too.)
-PUBLISHED_NAMES = {"similarity": "sp", "mobilenetv1": "MobileNetV1_Imagenet"}
+PUBLISHED_NAMES = {
+    "similarity": "sp", "attention": "at", "correlation": "cc", "fitnet": "hint", "mobilenetv1": "MobileNetV1_Imagenet",
+}  # fmt: skip
 NOT_HERE = {  # distillers that are not implemented, by their names in RepDistiller and mdistiller
-    "hint": "FitNet", "fitnet": "FitNet", "attention": "AT", "at": "AT", "correlation": "CC", "rkd": "RKD",
-    "abound": "AB", "factor": "FT", "fsp": "FSP", "nst": "NST", "kdsvd": "KDSVD", "ofd": "OFD",
-    "reviewkd": "ReviewKD", "mlkd": "MLKD",
+    "abound": "AB", "factor": "FT", "fsp": "FSP", "kdsvd": "KDSVD", "ofd": "OFD", "reviewkd": "ReviewKD",
+    "mlkd": "MLKD",
 }  # fmt: skip
 DECIDE_DEFAULTS = {"dataset", "model", "model_s", "distill", "temperature", "epochs"}  # of other options
 
@@ -227,7 +228,7 @@ def _resolve_student(options: dict[str, Any]) -> None:
     if options["temperature"] not in temperature_dict:
         raise unknown("temperature", options["temperature"], temperature_dict)
     distiller = distiller_dict[options["distill"]]
-    if options["gamma"] is None and options["alpha"] == 0 and options["distill"] not in ("kd", "dkd"):
+    if options["gamma"] is None and options["alpha"] == 0 and distiller.weights[0] < 1 and options["distill"] != "kd":
         print(f"note: the cross entropy's weight is {distiller.weights[0]:g}, as in CTKD; RepDistiller's commands leave"
               " -r out and mean -r 1")  # fmt: skip
     own = temperature_dict[options["temperature"]].weights if options["distill"] == "kd" else None
@@ -236,6 +237,8 @@ def _resolve_student(options: dict[str, Any]) -> None:
         options[key] = default if options[key] is None else options[key]
     if options["logit_stand"] and options["temperature"] == "standardised":
         raise UserError("--temperature standardised is on z-scored logits already: leave --logit_stand out")
+    if options["tau_control"] != "none" and options["temperature"] == "fixed" and not options["logit_stand"]:
+        raise UserError("--tau_control is for a --temperature that differs from sample to sample: leave it out")
     if options["dkd_weights"] != "ctkd" and options["distill"] != "dkd":
         raise UserError("--dkd_weights belongs to --distill dkd: leave it out, or add --distill dkd")
     if options["beta"] > 0 == distiller.weights[2]:
@@ -313,7 +316,7 @@ def proportions_in_words(given: CommonOptions) -> str | None:
     left = in_proportion(dtkd.WARMUP, epochs)  # of the warm-up; a given 0 is in proportion only if this is 0
     if temperature == "dtkd" and options["distill"] == "kd" and options["kd_warmup"] == left == 0:
         scaled.append("KD's warm-up, of which nothing is left (--kd_warmup)")
-    own = own_options(None, temperature)
+    own = own_options(options.get("distill"), temperature)
     phases = {key: _scaled(declared, options) for key, declared in own.items() if declared.option.in_proportion}
     if phases and all(options[key] == length for key, length in phases.items()):
         lengths = _listed(sorted(set(phases.values())))
@@ -358,7 +361,7 @@ def _check_together(options: dict[str, Any]) -> None:
     if options["seed"] + options["trials"] > 2**63:
         raise UserError(f"the seeds of --trials must be below 2^63 as well, not from {options['seed']} on")
     curriculum = ("lambda_epochs",) if str(options.get("temperature")).startswith("ctkd") else ()
-    for key in ("kd_warmup", "dkd_warmup", *curriculum):
+    for key in ("kd_warmup", "dkd_warmup", *("rld_warmup",) * (options.get("distill") == "rld"), *curriculum):
         if (options.get(key) or 0) > 100 * options["epochs"]:
             raise UserError(
                 f"--{key} {options[key]:g} is more than a hundred times --epochs {options['epochs']}, so what grows"

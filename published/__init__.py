@@ -8,6 +8,7 @@ from typing import Any
 Record = dict[str, Any]  # one cell of a published table
 
 DATASETS = {"cifar100": "CIFAR-100", "imagenet": "ImageNet-1k"}  # our name: published name
+METHODS = {"hint": "fitnet"}  # our name of a distiller: published name, where they differ
 ON_Z_SCORES = " on z-scores"  # suffix of a temperature's name with --logit_stand
 POLICIES = {
     "ctkd-global": ("CTKD global", "CTKD (RLKD authors' run)"),
@@ -100,6 +101,7 @@ def _methods(distill: str, temperature: str, kd_term: bool | None) -> set[str]:
     """Return the names under which the tables list a distiller, in lower case."""
     if distill == "kd":
         return {"kd", f"kd+{temperature}", "kd+lskd", "ctkd+lskd"}
+    distill = METHODS.get(distill, distill)
     names = {f"kd+{distill}"}
     if kd_term is not False:
         names.add(f"{distill}+kd")

@@ -125,7 +125,7 @@ def find_published(run: Run) -> list[published.Record]:
         run.option("teacher"),
         run.option("model"),
         run.option("distill"),
-        str(run.option("temperature")) + published.ON_Z_SCORES * bool(run.option("logit_stand")),
+        str(run.option("temperature")) + published.ON_Z_SCORES * bool(run.option("logit_stand")) + run.control,
         run.option("kd_T"),
         kd_term=bool(run.option("alpha")),
     )
@@ -166,7 +166,7 @@ def row(runs: Sequence[Run], label: str, notes: Notes) -> list[str]:
 
 def is_fixed(run: Run) -> bool:
     """Return whether a run has one temperature for all samples and epochs."""
-    return run.option("temperature") == "fixed" and not run.option("logit_stand")
+    return run.option("temperature") == "fixed" and not run.option("logit_stand") and not run.control
 
 
 def is_baseline(run: Run) -> bool:

@@ -144,7 +144,7 @@ def _tau(name: str, title: str, shown: Sequence[Shown]) -> Iterator[Figure]:
 def _is_like_the_papers(run: Run) -> bool:
     """Return whether a run's tau can be compared with CTKD's figure: CTKD's, on CIFAR-100, with plain logits."""
     is_ctkd = str(run.option("temperature")).startswith("ctkd")
-    return is_ctkd and run.dataset == "cifar100" and not run.option("logit_stand")
+    return is_ctkd and run.dataset == "cifar100" and not run.option("logit_stand") and not run.control
 
 
 def _paper_tau(shown: Sequence[Shown]) -> list[tuple[float, float]]:

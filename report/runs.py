@@ -71,7 +71,14 @@ class Run:
         if distill != "kd" and self.option("alpha"):
             distill += "+kd"
         tau, z = self.option("kd_T"), " on z-scores" * bool(self.option("logit_stand"))
-        return f"{distill}, {f'tau {tau:g}' if temperature == 'fixed' and tau else temperature or '?'}{z}"
+        control = f", {self.control}" if self.control else ""
+        return f"{distill}, {f'tau {tau:g}' if temperature == 'fixed' and tau else temperature or '?'}{z}{control}"
+
+    @property
+    def control(self) -> str:
+        """Return --tau_control; empty without one."""
+        control = self.option("tau_control")
+        return "" if control in (None, "none") else str(control)
 
     @property
     def label(self) -> str:

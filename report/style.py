@@ -33,6 +33,9 @@ COLOURS = {  # of the student alone, of plain KD by its temperature, and of the 
     "annealing": "#EE7733", "standardised": "#AA4499",
     "pkt": "#332288", "sp": "#44AA99", "vid": "#DDAA33", "crd": "#882255", "srrl": "#CC6677", "dkd": "#8C564B",
     "dpk": "#EE3377",
+    "at": "#6699CC", "rkd": "#997700", "hint": "#004488", "nst": "#994455", "cc": "#228833",
+    "dist": "#EE6677", "rld": "#4477AA", "nkd": "#BBCC33", "wsld": "#AA3377",
+    "normkd": "#CC99BB", "ttm": "#77AADD", "wttm": "#225555", "cswt": "#FFAABB", "idts": "#663333",
 }  # fmt: skip
 PALETTE = list(COLOURS.values())[2:]
 # Of methods from elsewhere, chosen by a hash of the name: fixed whatever other methods there are.

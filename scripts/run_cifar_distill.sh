@@ -4,6 +4,7 @@
 # Data: --data_dir DIR or CIFAR100_DIR=DIR, the folder that holds cifar-100-python/.
 # Teacher: sh scripts/run_cifar_vanilla.sh trains it; --train_teacher does so here where it is missing.
 # Loss weights: each method's published ones (DPK's are ours), which stand below; -r, -a and -b give others.
+# AT, RKD, FitNet, NST and CC have RepDistiller's -b; its own runs have -r 1 -a 0.
 # Later flags win, so these give the other rows. With CTKD's global temperature:
 #   PKT    --distill pkt --experiments_name pkt+ctkd      -r 0.1 -a 0.9 -b 30000
 #   SP     --distill sp --experiments_name sp+ctkd        -r 0.1 -a 0.9 -b 3000
@@ -12,6 +13,15 @@
 #   SRRL   --distill srrl --experiments_name srrl+ctkd    -r 0.1 -a 0.9 -b 1
 #   DKD    --distill dkd --experiments_name dkd+ctkd      -r 1 -a 0 -b 1 --dkd_alpha 1 --dkd_beta 2
 #   DPK    --distill dpk --experiments_name dpk+ctkd      -r 0.1 -a 0.9 -b 10
+#   AT     --distill at --experiments_name at+ctkd        -r 0.1 -a 0.9 -b 1000
+#   RKD    --distill rkd --experiments_name rkd+ctkd      -r 0.1 -a 0.9 -b 1 --rkd_distance 25 --rkd_angle 50
+#   FitNet  --distill hint --experiments_name hint+ctkd   -r 0.1 -a 0.9 -b 100 --hint_layer 2
+#   NST    --distill nst --experiments_name nst+ctkd      -r 0.1 -a 0.9 -b 50
+#   CC     --distill cc --experiments_name cc+ctkd        -r 0.1 -a 0.9 -b 0.02
+#   DIST   --distill dist --experiments_name dist+ctkd    -r 1 -a 0 -b 2 --dist_beta 1 --dist_gamma 1
+#   RLD    --distill rld --experiments_name rld+ctkd      -r 1 -a 0 -b 1 --rld_alpha 1 --rld_beta 8 --rld_tau 1 --rld_warmup 20
+#   NKD    --distill nkd --experiments_name nkd+ctkd      -r 1 -a 0 -b 1 --nkd_gamma 1.5
+#   WSLD   --distill wsld --experiments_name wsld+ctkd    -r 1 -a 0 -b 2.25
 # With a fixed temperature of 4:
 #   KD     --have_mlp 0 --experiments_name kd
 #   PKT    --have_mlp 0 --distill pkt --experiments_name pkt
@@ -21,6 +31,17 @@
 #   SRRL   --have_mlp 0 --distill srrl --experiments_name srrl
 #   DKD    --have_mlp 0 --distill dkd --experiments_name dkd
 #   DPK    --have_mlp 0 --distill dpk --experiments_name dpk
+#   AT     --have_mlp 0 --distill at --experiments_name at
+#   RKD    --have_mlp 0 --distill rkd --experiments_name rkd
+#   FitNet  --have_mlp 0 --distill hint --experiments_name hint
+#   NST    --have_mlp 0 --distill nst --experiments_name nst
+#   CC     --have_mlp 0 --distill cc --experiments_name cc
+#   DIST   --have_mlp 0 --distill dist --experiments_name dist
+#   RLD    --have_mlp 0 --distill rld --experiments_name rld
+#   NKD    --have_mlp 0 --distill nkd --experiments_name nkd
+#   WSLD   --have_mlp 0 --distill wsld --experiments_name wsld
+#   WSLD, its authors'          --have_mlp 0 --distill wsld --kd_T 2 -b 2.5 --experiments_name wsld-2
+#   NKD at its published tau    --have_mlp 0 --distill nkd --kd_T 1 --experiments_name nkd-1
 #   DPK, half of the patches    --have_mlp 0 --distill dpk --dpk_schedule fixed:0.5 --experiments_name dpk-half
 #   DPK, from all to none       --have_mlp 0 --distill dpk --dpk_schedule linear --experiments_name dpk-linear
 #   DPK without prior           --have_mlp 0 --distill dpk --dpk_schedule fixed:0 --experiments_name dpk-none
@@ -33,6 +54,11 @@
 #   RLKD's mean                 --temperature fixed --kd_T 5.5 --experiments_name kd-5.5
 #   tau falls from 7 to 1       --temperature annealing --experiments_name annealing
 #   LSKD                        --temperature standardised --experiments_name standardised    -r 0.1 -a 9
+#   NormKD                      --temperature normkd --experiments_name normkd
+#   TTM                         --temperature ttm --experiments_name ttm    -r 1 -a 45
+#   WTTM                        --temperature wttm --experiments_name wttm    -r 1 -a 4
+#   CSWT                        --temperature cswt --experiments_name cswt
+#   inverse difficulty          --temperature idts --experiments_name idts
 #   CTKD on z-scored logits     --temperature ctkd-global --logit_stand --experiments_name ctkd-logit-stand
 # Others:
 #   CTKD, instance-wise         --mlp_name instance --experiments_name ctkd-instance

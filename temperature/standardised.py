@@ -1,12 +1,12 @@
 """Logit standardisation: z-scored logits at a base temperature (LSKD; Sun et al., CVPR 2024, arXiv 2403.01427)."""
 
-from collections.abc import Hashable
 from typing import Annotated
 
 from torch import Tensor
 
 from inputs import Option
-from temperature.base import Average, Mixing, Tau, Temperature
+from temperature.base import Average, Tau, Temperature
+from temperature.control import Wrapped
 from temperature.fixed import Fixed
 
 EPS = 1e-7  # added to a standard deviation, as in the released code
@@ -17,7 +17,7 @@ def standard_deviation(logits: Tensor) -> Tensor:
     return logits.std(1, keepdim=True) + EPS
 
 
-class Standardised(Temperature):
+class Standardised(Wrapped):
     """A base temperature on z-scored logits, expressed as per-sample temperatures of student and teacher.
 
     Softmax of (z - mean) / std at temperature tau is softmax of z at tau * std, since softmax ignores the mean. So
@@ -39,8 +39,7 @@ class Standardised(Temperature):
         base_tau: Annotated[float, Option.of_tau("the temperature on z-scored logits")] = 2.0,
         inner: Temperature | None = None,
     ) -> None:
-        super().__init__()
-        self.inner = Fixed(base_tau) if inner is None else inner
+        super().__init__(Fixed(base_tau) if inner is None else inner)
         self.seen = Average()  # the inner temperature
 
     def forward(
@@ -53,27 +52,10 @@ class Standardised(Temperature):
         self.seen.add(base.student.detach())
         return Tau(base.student * student_std, base.teacher * teacher_std, base.gradient_scale)
 
-    @property
-    def observes(self) -> bool:
-        return self.inner.observes
-
     def start_epoch(self, epoch: int) -> None:
-        self.inner.start_epoch(epoch)
+        super().start_epoch(epoch)
         self.seen.reset()
-
-    @property
-    def phase(self) -> Hashable | None:
-        return self.inner.phase
-
-    def mixing(self) -> Mixing:
-        return self.inner.mixing()
-
-    def observe(self, probe_loss: Tensor) -> None:
-        self.inner.observe(probe_loss)
-
-    def end_epoch(self) -> None:
-        self.inner.end_epoch()
 
     def describe(self) -> dict[str, float]:
         seen = self.seen.result()
-        return ({"tau_on_z_scores": seen[0]} if seen else {}) | self.inner.describe()
+        return ({"tau_on_z_scores": seen[0]} if seen else {}) | super().describe()

@@ -120,7 +120,8 @@ def timeless(folder):
 
 
 def make(temperature="fixed", distill="kd", student=None, expert=None, classes=10, target=None):
-    own = ["--nce_k", "20", "--rl_warmup", "1", "--rl_epoch", "1", "--rl_rollout", "4", "--dpk_schedule", "fixed:0.5"]
+    own = ["--nce_k", "20", "--rl_warmup", "1", "--rl_epoch", "1", "--rl_rollout", "4", "--dpk_schedule", "fixed:0.5",
+           "--hint_layer", "1"]  # fmt: skip
     options = parse_student(["--temperature", temperature, "--distill", distill, *own])
     torch.manual_seed(0)
     target = torch.arange(64) % classes if target is None else target

@@ -25,6 +25,8 @@ from temperature import temperature_dict
 def test_the_fast_path_computes_what_the_plain_one_does(distill):
     """In float64, where rounding errors stay small for 50 steps."""
 
+    lr = 0.01 if distill == "dist" else 0.05  # at CTKD's first tau, tau^2 makes DIST's gradient large
+
     def losses(plain):
         torch.manual_seed(0)
         expert = Normed(width=12)
@@ -33,9 +35,9 @@ def test_the_fast_path_computes_what_the_plain_one_does(distill):
         expert = place(expert if plain else fold_batch_norm(expert), torch.device("cpu"), plain).double()
         module = place(module, torch.device("cpu"), plain)
         module.start_epoch(1)
-        optimizer = make_optimizer(module, 0.05, 0.9, 5e-4)
+        optimizer = make_optimizer(module, lr, 0.9, 5e-4)
         if plain:
-            optimizer = torch.optim.SGD(module.parameters(), 0.05, 0.9, weight_decay=5e-4)
+            optimizer = torch.optim.SGD(module.parameters(), lr, 0.9, weight_decay=5e-4)
         told, metrics = [], Metrics()
         for step in range(50):
             batch = fixed_batch()

@@ -598,6 +598,15 @@ def test_options_of_another_temperature_and_new_ones_part_no_runs(tmp_path):
     assert len(group_runs(find_runs([tmp_path]))) == 3
 
 
+def test_a_controlled_temperature_is_a_configuration_of_its_own_without_published_numbers(tmp_path):
+    for name, control in (("a", {}), ("b", {"tau_control": "none"}), ("c", {"tau_control": "mean"})):
+        write_run(tmp_path / name, history(70.0), 1 + (name == "b"), temperature="ctkd-global", **control)
+    runs = {run.folder.name: run for run in find_runs([tmp_path])}
+    assert sorted(len(group) for group in group_runs(runs.values())) == [1, 2]
+    assert [runs[name].method for name in "abc"] == ["kd, ctkd-global", "kd, ctkd-global", "kd, ctkd-global, mean"]
+    assert [bool(comparison.find_published(run)) for run in runs.values()] == [True, True, False]
+
+
 def test_a_crd_with_other_negatives_is_no_baseline(tmp_path):
     crd = {"distill": "crd", "beta": 0.8}
     write_run(tmp_path / "fixed", history(70.0), **crd, nce_k=16384)

@@ -180,6 +180,8 @@ def test_a_distiller_compares_the_layers_it_says(distill, uses):
     (Row 9 of RLKD's bugs: VID has no KD term of its own.)
     """
     compared = {"pkt": (3,), "sp": (2,), "vid": (1, 2), "crd": (3,), "srrl": (3,), "dkd": ("logits",), "dpk": (1, 2)}
+    compared |= {"at": (1, 2), "rkd": (3,), "hint": (2,), "nst": (1, 2), "cc": (3,)}
+    compared |= dict.fromkeys(("dist", "rld", "nkd", "wsld"), ("logits",))
     torch.manual_seed(0)
     shapes, widths = [(6, 4, 8, 8), (6, 5, 8, 8), (6, 7, 4, 4), (6, 9)], [4, 5, 7, 9]
     student, teacher = (Output([torch.rand(shape) for shape in shapes], torch.rand(6, 10)) for _ in range(2))
@@ -187,6 +189,7 @@ def test_a_distiller_compares_the_layers_it_says(distill, uses):
     leaf.requires_grad_()
     known = {"student_widths": widths, "teacher_widths": widths, "num_classes": 10, "nce_k": 8, "train_target": UNEVEN}
     known |= {"teacher_classifier": torch.nn.Linear(9, 10), "epochs": 1, "dpk_schedule": "fixed:0.5"}
+    known |= dict.fromkeys(("student_shapes", "teacher_shapes"), [list(shape[1:]) for shape in shapes])
     distiller = create_distiller(distill, **kwargs_for(distiller_dict[distill], known)).requires_grad_(False)
     index = torch.arange(6)
     parts = distiller(student, teacher, UNEVEN[index], Tau(torch.tensor(4.0), torch.tensor(4.0)), index)

@@ -123,6 +123,15 @@ def test_every_other_published_flag_is_accepted():
         ("--distill sp -r 0.1 -a 0.9 -b 3000", (0.1, 0.9, 3000)),
         ("--distill vid -r 0.1 -a 0.9 -b 1", (0.1, 0.9, 1)),
         ("--distill crd -r 0.1 -a 0.9 -b 0.8", (0.1, 0.9, 0.8)),
+        ("--distill attention -r 0.1 -a 0.9 -b 1000", (0.1, 0.9, 1000)),
+        ("--distill rkd -r 0.1 -a 0.9 -b 1", (0.1, 0.9, 1)),
+        ("--distill hint -r 0.1 -a 0.9 -b 100", (0.1, 0.9, 100)),
+        ("--distill nst -r 0.1 -a 0.9 -b 50", (0.1, 0.9, 50)),
+        ("--distill correlation -r 0.1 -a 0.9 -b 0.02", (0.1, 0.9, 0.02)),
+        ("--distill dist -r 1 -a 0 -b 2", (1, 0, 2)),
+        ("--distill rld -r 1 -a 0 -b 1", (1, 0, 1)),
+        ("--distill nkd -r 1 -a 0 -b 1", (1, 0, 1)),
+        ("--distill wsld -r 1 -a 0 -b 2.25", (1, 0, 2.25)),
         ("--distill srrl -r 0.1 -a 0.9 -b 1", (0.1, 0.9, 1)),
         ("--distill dkd -r 1 -a 0 -b 1 --dkd_alpha 1 --dkd_beta 2", (1, 0, 1)),
         *((f"--distill {name} -r 1 -a 1 -b {beta}", (1, 1, beta)) for name, beta in IMAGENET_BETAS),
@@ -275,7 +284,10 @@ def test_what_a_short_run_of_a_teacher_scales_is_said():
     [
         ("--distill similarity", "--distill sp"), ("--distill SP", "--distill sp"), ("--distill KD", "--distill kd"),
         ("--distill DKD", "--distill dkd"), ("--distill PKT", "--distill pkt"), ("--distill VID", "--distill vid"),
-        ("--distill CRD", "--distill crd"), ("--model_s MOBILENETV2", "--model_s MobileNetV2"),
+        ("--distill CRD", "--distill crd"), ("--distill attention", "--distill at"), ("--distill AT", "--distill at"),
+        ("--distill correlation", "--distill cc"), ("--distill FITNET", "--distill hint"),
+        ("--distill RKD", "--distill rkd"), ("--distill NST", "--distill nst"),
+        ("--model_s MOBILENETV2", "--model_s MobileNetV2"),
         ("--dataset imagenet --model_s MobileNetV1", "--dataset imagenet --model_s MobileNetV1_Imagenet"),
     ],
 )  # fmt: skip
@@ -285,8 +297,8 @@ def test_names_of_the_original_codes_are_taken(published, ours):
 
 @pytest.mark.parametrize(
     "name",
-    ["hint", "attention", "correlation", "kdsvd", "fsp", "rkd", "abound", "factor", "nst",  # RepDistiller's
-     "AT", "OFD", "RKD", "FITNET", "KDSVD", "NST", "REVIEWKD", "MLKD"],
+    ["kdsvd", "fsp", "abound", "factor",  # RepDistiller's
+     "OFD", "KDSVD", "REVIEWKD", "MLKD"],
 )  # fmt: skip
 def test_distillers_of_the_original_codes_that_are_missing_are_said_to_be(name):
     with pytest.raises(UserError, match=f"--distill {name}, [A-Za-z]+, is not here yet; there are: kd, pkt, sp"):
@@ -325,6 +337,7 @@ NINES = "9" * 30
         ("--image_size 8000 --batch_size 100000", "a batch of 100000 images would take .* --batch_size or"),
         (f"--fixed_alpha 1 --kd_warmup {NINES}", "--kd_warmup must be 100,000 or less"),
         ("--kd_warmup 24001", "--kd_warmup 24001 is more than a hundred times --epochs 240"),
+        ("--distill rld --rld_warmup 501 --epochs 5", "--rld_warmup 501 is more than a hundred times --epochs 5"),
         ("--distill dkd --dkd_warmup 501 --epochs 5", "--dkd_warmup 501 is more than a hundred times --epochs 5"),
         ("--have_mlp 1 --decay_loops 5e6", "--lambda_epochs 5e\\+06 is more than a hundred times --epochs 240"),
         ("--alpha 1e-320", "--alpha must be 0, or 1e-06 or more, not 1e-320"),
@@ -336,6 +349,8 @@ NINES = "9" * 30
         (f"--lr_decay_epochs {NINES}", "--lr_decay_epochs must be 1,000,000,000 or less"),
         ("--hint_layer -1", "--hint_layer must be 0 or more"),
         ("--hint_layer 5", "--hint_layer must be 4 or less"),
+        ("--distill at --at_form strange", "unknown --at_form 'strange'; the known ones are: mean, paper"),
+        ("--distill cc --cc_kernel strange", "unknown --cc_kernel 'strange'; the known ones are: neighbours"),
         ("--lr 1e-320", "--lr must be 1e-09 or more, not 1e-320"),
         ("--kd_T 1e-320", "--kd_T must be 0.01 or more, not 1e-320"),
         ("--kd_T 1e30", "--kd_T must be 1,000 or less"),

@@ -1,0 +1,88 @@
+"""DIST: match correlations instead of values of softened predictions (Huang et al., NeurIPS 2022, arXiv 2205.10536)."""
+
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distiller_zoo.base import Distiller, at_least_float32, length
+from distiller_zoo.kd import check_shapes
+from inputs import Option, UserError
+from models import Output
+from temperature import Tau, as_tau
+
+EPS = 1e-8  # added to the product of two lengths, as published
+CONSTANT = 1e-7  # a vector is constant if its deviations from its mean have a length below this, which is rounding
+
+
+def dist_loss(
+    student_logits: Tensor, teacher_logits: Tensor, tau: float | Tensor | Tau, beta: float = 1.0, gamma: float = 1.0
+) -> Tensor:
+    """Return tau^2 (beta inter + gamma intra), a scalar; tau^2 is the released code's.
+
+    Both compare softened probabilities [B, C] by 1 minus Pearson's correlation: the inter-class term the rows, the
+    intra-class term the columns, each of which is one class over the batch.
+
+    OURS: each network is softened by its own temperature, and the factor is `Tau.gradient_scale`. If that differs from
+    sample to sample, the inter-class term of each sample has its own, and the intra-class term has the mean. The factor
+    gets no gradient: correlations do not shrink with tau as KL divergences do, so a temperature that maximises the
+    loss, such as CTKD's, would only raise the factor. A constant vector, such as every column of a batch of one, has no
+    correlation and no gradient: its term is 0 if the other network's is constant too, else 1.
+
+    Args:
+        student_logits: [B, C].
+        teacher_logits: [B, C].
+        tau: as in `kd_loss`.
+        beta: weight of the inter-class term.
+        gamma: weight of the intra-class term.
+
+    Raises:
+        UserError: the two shapes differ.
+    """
+    check_shapes(student_logits, teacher_logits)
+    tau = as_tau(tau)
+    student = F.softmax(at_least_float32(student_logits) / tau.student, dim=1)
+    teacher = F.softmax(at_least_float32(teacher_logits) / tau.teacher, dim=1)
+    scale = tau.gradient_scale.detach()
+    inter = (scale * _uncorrelated(student, teacher, 1)).mean()
+    return beta * inter + gamma * scale.mean() * _uncorrelated(student, teacher, 0).mean()
+
+
+def _uncorrelated(a: Tensor, b: Tensor, dim: int) -> Tensor:
+    """Return 1 minus Pearson's correlation over `dim`, which becomes 1."""
+    a, b = (each - each.mean(dim, keepdim=True) for each in (a, b))
+    constant = [length(each.detach(), dim).unsqueeze(dim) <= CONSTANT for each in (a, b)]
+    a, b = (torch.where(is_constant, 0, each) for is_constant, each in zip(constant, (a, b), strict=True))
+    product = (length(a, dim) * length(b, dim)).unsqueeze(dim)
+    correlation = (a * b).sum(dim, keepdim=True) / (product + EPS)
+    return torch.where(constant[0] & constant[1], 0, 1 - correlation)
+
+
+class DIST(Distiller):
+    """`dist_loss`, which replaces the KD term, whose alpha is 0.
+
+    Args:
+        dist_beta: weight of the inter-class term.
+        dist_gamma: weight of the intra-class term.
+
+    Raises:
+        UserError: both weights are 0, or one is outside its bounds.
+    """
+
+    weights = (1.0, 0.0, 2.0)
+    needs = "logits"
+    uses_tau = True
+
+    def __init__(
+        self,
+        dist_beta: Annotated[float, Option.of_weight("weight of the correlation within an image")] = 1.0,
+        dist_gamma: Annotated[float, Option.of_weight("weight of the correlation within a class")] = 1.0,
+    ) -> None:
+        super().__init__()
+        if dist_beta == dist_gamma == 0:
+            raise UserError("--dist_beta and --dist_gamma are both 0, so nothing would be left of DIST: give one")
+        self.beta, self.gamma = dist_beta, dist_gamma
+
+    def forward(self, student: Output, teacher: Output, target: Tensor, tau: Tau, index: Tensor) -> dict[str, Tensor]:
+        return {"dist": dist_loss(student.logits, teacher.logits, tau, self.beta, self.gamma)}

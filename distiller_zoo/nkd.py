@@ -1,0 +1,85 @@
+"""NKD: cross entropies with the teacher, of the target and of the other classes (Yang et al., ICCV 2023).
+
+arXiv 2303.13005.
+"""
+
+from typing import Annotated
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from distiller_zoo.base import Distiller, at_least_float32
+from distiller_zoo.dkd import check_classes, check_target, decouple
+from distiller_zoo.kd import check_shapes, cross_entropy
+from inputs import Option
+from models import Output
+from temperature import Tau, as_tau
+
+
+def nkd_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    target: Tensor,
+    tau: float | Tensor | Tau = 1.0,
+    gamma: float = 1.5,
+) -> Tensor:
+    """Return the mean of -p_t log q_t - gamma tau^2 sum p log q, a scalar.
+
+    p is the teacher's, q the student's probability. The first term is that of the target, at temperature 1; the sum is
+    over the other classes, softened by tau and renormalised without the target. These are cross entropies, so the loss
+    of a student that equals its teacher is not 0.
+
+    OURS: with different temperatures for teacher and student, the factor of the sum is `Tau.gradient_scale`; tau gets
+    the gradient of the KL divergence only, see `kd.cross_entropy`.
+
+    Args:
+        student_logits: [B, C].
+        teacher_logits: [B, C].
+        target: the classes [B].
+        tau: as in `kd_loss`.
+        gamma: weight of the other classes' term.
+
+    Raises:
+        UserError: the shapes do not fit, the targets are probabilities, or there are fewer than three classes.
+    """
+    check_shapes(student_logits, teacher_logits)
+    check_target(target, student_logits, name="NKD")
+    student_logits, teacher_logits, tau = (
+        at_least_float32(student_logits),
+        at_least_float32(teacher_logits),
+        as_tau(tau),
+    )
+    of_target = [F.log_softmax(each, dim=1).gather(1, target[:, None]) for each in (student_logits, teacher_logits)]
+    _, student_others = decouple(student_logits / tau.student, target)
+    _, teacher_others = decouple(teacher_logits / tau.teacher, target)
+    others = cross_entropy(student_others, teacher_others, tau.gradient_scale)
+    return (gamma * others - of_target[1].exp() * of_target[0]).mean()
+
+
+class NKD(Distiller):
+    """`nkd_loss`, which replaces the KD term, whose alpha is 0. The published temperature, on ImageNet, is 1.
+
+    Args:
+        num_classes: of the data set.
+        nkd_gamma: weight of the other classes' term.
+
+    Raises:
+        UserError: fewer than three classes, or a number outside its bounds.
+    """
+
+    weights = (1.0, 0.0, 1.0)
+    needs = "logits"
+    uses_target = True
+    uses_tau = True
+
+    def __init__(
+        self,
+        num_classes: int,
+        nkd_gamma: Annotated[float, Option.of_weight("weight of the other classes' part")] = 1.5,
+    ) -> None:
+        super().__init__()
+        check_classes("nkd", num_classes)
+        self.gamma = nkd_gamma
+
+    def forward(self, student: Output, teacher: Output, target: Tensor, tau: Tau, index: Tensor) -> dict[str, Tensor]:
+        return {"nkd": nkd_loss(student.logits, teacher.logits, target, tau, self.gamma)}

@@ -1,0 +1,117 @@
+"""RLD: distillation that corrects the teacher's wrong predictions (Sun et al. 2024, arXiv 2408.07703)."""
+
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distiller_zoo.base import Distiller, at_least_float32, warmed_up
+from distiller_zoo.dkd import check_classes, check_target, decouple
+from distiller_zoo.kd import check_shapes, kl_divergence
+from inputs import EPOCHS, Option, UserError
+from models import Output
+from temperature import Tau, as_tau
+
+WARMUP = 20  # of 240 epochs, in the released configurations
+
+
+def rld_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    target: Tensor,
+    tau: float | Tensor | Tau,
+    tau_confidence: float | Tensor | Tau = 1.0,
+    alpha: float = 1.0,
+    beta: float = 8.0,
+) -> Tensor:
+    """Return the mean of alpha tau_confidence^2 SCD + beta tau^2 MCD, a scalar.
+
+    SCD, sample confidence, is the KL divergence between the teacher's largest probability with the rest and the
+    student's probability of the target with the rest. MCD, masked correlation, is the KL divergence over the classes
+    that the teacher ranks below the target; the target and all classes ranked as high or higher are left out. If no
+    class is left, it is 0. Computed in log space, so both are finite where the released code has the logarithm of an
+    underflowing sum.
+
+    OURS: with different temperatures for teacher and student, the factors are `Tau.gradient_scale`.
+
+    Args:
+        student_logits: [B, C].
+        teacher_logits: [B, C].
+        target: the classes [B].
+        tau: of the masked correlation; as in `kd_loss`.
+        tau_confidence: of the sample confidence, likewise.
+        alpha: weight of the sample confidence.
+        beta: weight of the masked correlation.
+
+    Raises:
+        UserError: the shapes do not fit, the targets are probabilities, or there are fewer than three classes.
+    """
+    check_shapes(student_logits, teacher_logits)
+    check_target(target, student_logits, name="RLD")
+    student_logits, teacher_logits = at_least_float32(student_logits), at_least_float32(teacher_logits)
+    tau, tau_confidence = as_tau(tau), as_tau(tau_confidence)
+    student_binary, _ = decouple(student_logits / tau_confidence.student, target)
+    teacher_binary, _ = decouple(teacher_logits / tau_confidence.teacher, teacher_logits.argmax(1))
+    confidence = tau_confidence.gradient_scale * kl_divergence(student_binary, teacher_binary)
+
+    kept = teacher_logits < teacher_logits.gather(1, target[:, None])
+    has_any = kept.any(1, keepdim=True)
+    kept = kept | ~has_any  # a softmax over no class has no gradient
+    masked = kl_divergence(
+        _log_softmax_of(student_logits / tau.student, kept), _log_softmax_of(teacher_logits / tau.teacher, kept)
+    )
+    return (alpha * confidence + beta * tau.gradient_scale * torch.where(has_any, masked, 0)).mean()
+
+
+def _log_softmax_of(scaled: Tensor, kept: Tensor) -> Tensor:
+    """Return log probabilities within the kept classes, [B, C]; 0 for the others, for which no KL divergence arises."""
+    return torch.where(kept, F.log_softmax(scaled.masked_fill(~kept, -torch.inf), dim=1), 0)
+
+
+class RLD(Distiller):
+    """`rld_loss`, which replaces the KD term, whose alpha is 0. tau acts in the masked correlation.
+
+    Args:
+        num_classes: of the data set.
+        rld_alpha: weight of the sample confidence.
+        rld_beta: weight of the masked correlation.
+        rld_tau: temperature of the sample confidence.
+        rld_same_tau: use tau there too; `--same-t` in the released code.
+        rld_warmup: epochs of linear warm-up of both terms.
+
+    Raises:
+        UserError: fewer than three classes, both weights are 0, or a number outside its bounds.
+    """
+
+    weights = (1.0, 0.0, 1.0)
+    needs = "logits"
+    uses_target = True
+    uses_tau = True
+
+    def __init__(
+        self,
+        num_classes: int,
+        rld_alpha: Annotated[float, Option.of_weight("weight of the sample confidence")] = 1.0,
+        rld_beta: Annotated[float, Option.of_weight("weight of the masked correlation")] = 8.0,
+        rld_tau: Annotated[float, Option.of_tau("temperature of the sample confidence")] = 1.0,
+        rld_same_tau: Annotated[bool, Option("use tau for the sample confidence too", names=("--same_t",))] = False,
+        rld_warmup: Annotated[
+            int, Option("epochs over which the loss grows to its full weight", 0, EPOCHS, in_proportion=True)
+        ] = WARMUP,
+    ) -> None:
+        super().__init__()
+        check_classes("rld", num_classes)
+        if rld_alpha == rld_beta == 0:
+            raise UserError("--rld_alpha and --rld_beta are both 0, so nothing would be left of RLD: give one")
+        self.alpha, self.beta, self.warmup_epochs = rld_alpha, rld_beta, rld_warmup
+        self.tau = None if rld_same_tau else rld_tau
+        self.register_buffer("warmup", torch.ones(()))
+
+    def start_epoch(self, epoch: int) -> None:
+        self.warmup.fill_(warmed_up(epoch, self.warmup_epochs))
+
+    def forward(self, student: Output, teacher: Output, target: Tensor, tau: Tau, index: Tensor) -> dict[str, Tensor]:
+        confidence = tau if self.tau is None else self.tau
+        loss = rld_loss(student.logits, teacher.logits, target, tau, confidence, self.alpha, self.beta)
+        return {"rld": self.warmup * loss}

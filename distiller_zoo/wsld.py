@@ -1,0 +1,62 @@
+"""WSLD: soft labels weighted by how much the student has left to learn (Zhou et al., ICLR 2021, arXiv 2102.00650)."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from distiller_zoo.base import Distiller, at_least_float32
+from distiller_zoo.kd import check_shapes, cross_entropy
+from models import Output
+from temperature import Tau, as_tau
+
+EPS = 1e-7  # added to the teacher's cross entropy, as published
+
+
+def wsld_loss(
+    student_logits: Tensor, teacher_logits: Tensor, target: Tensor, tau: float | Tensor | Tau = 2.0
+) -> Tensor:
+    """Return the mean of w tau^2 times the cross entropy of both softened predictions, a scalar.
+
+    w is 1 - exp(-CE_s / CE_t), without gradient, with each network's cross entropy with the class at temperature 1: the
+    better the student already is compared with the teacher, the less its soft label counts. It is a cross entropy, not
+    a KL divergence, so a student that equals its teacher has a loss.
+
+    OURS: with different temperatures for teacher and student, the factor is `Tau.gradient_scale`; tau gets the gradient
+    of the KL divergence only, see `kd.cross_entropy`.
+
+    Args:
+        student_logits: [B, C].
+        teacher_logits: [B, C].
+        target: the classes [B].
+        tau: as in `kd_loss`.
+
+    Raises:
+        UserError: the logits' shapes differ.
+    """
+    check_shapes(student_logits, teacher_logits)
+    student_logits, teacher_logits, tau = (
+        at_least_float32(student_logits),
+        at_least_float32(teacher_logits),
+        as_tau(tau),
+    )
+    hard_s, hard_t = (F.cross_entropy(each.detach(), target, reduction="none") for each in
+                      (student_logits, teacher_logits))  # fmt: skip
+    weight = -(-hard_s / (hard_t + EPS)).expm1()
+    log_student = F.log_softmax(student_logits / tau.student, dim=1)
+    log_teacher = F.log_softmax(teacher_logits / tau.teacher, dim=1)
+    soft = cross_entropy(log_student, log_teacher, tau.gradient_scale)
+    return (weight[:, None] * soft).mean()
+
+
+class WSLD(Distiller):
+    """`wsld_loss`, which replaces the KD term, whose alpha is 0.
+
+    The weight of 2.25 is published with a temperature of 4, in cls_KD; the authors' is 2.5 with a temperature of 2.
+    """
+
+    weights = (1.0, 0.0, 2.25)
+    needs = "logits"
+    uses_target = True
+    uses_tau = True
+
+    def forward(self, student: Output, teacher: Output, target: Tensor, tau: Tau, index: Tensor) -> dict[str, Tensor]:
+        return {"wsld": wsld_loss(student.logits, teacher.logits, target, tau)}

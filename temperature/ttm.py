@@ -1,0 +1,83 @@
+"""TTM and WTTM: temperature in the teacher only (Zheng and Yang, ICLR 2024, arXiv 2402.11148).
+
+The paper's power transform of the teacher's probabilities, p^gamma / sum p^gamma, is softmax at temperature 1 / gamma.
+The student's predictions are not softened, and the KD term has no factor tau^2.
+"""
+
+from typing import Annotated
+
+from torch import Tensor
+
+from inputs import Option
+from temperature.base import Tau, Temperature
+
+
+def ttm_tau(teacher_logits: Tensor, exponent: float = 0.1, weighted: bool = False) -> Tau:
+    """Return 1 for the student and 1 / exponent for the teacher, with a factor of 1 or, if weighted, of [B, 1].
+
+    The weight of a sample is its sum over classes of p^exponent, p the teacher's probability at temperature 1: from 1
+    for a teacher that is sure to C^(1 - exponent) for one that knows nothing.
+
+    Args:
+        teacher_logits: [B, C].
+        exponent: gamma in the paper.
+        weighted: whether samples have weights, which is WTTM.
+    """
+    one = teacher_logits.new_ones(())
+    scale = (exponent * teacher_logits.log_softmax(1)).exp().sum(1, keepdim=True) if weighted else one
+    return Tau(one, one / exponent, scale)
+
+
+def of_exponent(help: str) -> Option:
+    """Return the option for gamma, the inverse of the teacher's temperature."""
+    return Option(help, 0.001, 100.0)
+
+
+class TTM(Temperature):
+    """`ttm_tau` without weights. The published weights 1 and 45 of the loss are those of vgg13 → vgg8.
+
+    Args:
+        ttm_exponent: gamma in the paper; the teacher's tau is its inverse.
+
+    Raises:
+        UserError: ttm_exponent is outside its bounds.
+    """
+
+    weights = (1.0, 45.0)
+
+    def __init__(
+        self,
+        ttm_exponent: Annotated[float, of_exponent("the teacher's tau is 1 / ttm_exponent")] = 0.1,
+    ) -> None:
+        super().__init__()
+        self.exponent = ttm_exponent
+
+    def forward(
+        self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None = None, index: Tensor | None = None
+    ) -> Tau:
+        return ttm_tau(teacher_logits, self.exponent)
+
+
+class WTTM(Temperature):
+    """`ttm_tau` with weights. The published weight of the loss, 4, and exponent, 0.2, are those beside CRD.
+
+    Args:
+        wttm_exponent: gamma in the paper; the teacher's tau is its inverse.
+
+    Raises:
+        UserError: wttm_exponent is outside its bounds.
+    """
+
+    weights = (1.0, 4.0)
+
+    def __init__(
+        self,
+        wttm_exponent: Annotated[float, of_exponent("the teacher's tau is 1 / wttm_exponent")] = 0.2,
+    ) -> None:
+        super().__init__()
+        self.exponent = wttm_exponent
+
+    def forward(
+        self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None = None, index: Tensor | None = None
+    ) -> Tau:
+        return ttm_tau(teacher_logits, self.exponent, weighted=True)
