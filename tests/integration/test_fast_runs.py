@@ -96,7 +96,7 @@ class Emulated(CUDAGraphStep):
 
 def small_run(distill, temperature, recorded, extra=()):
     own = ["--nce_k", "20", "--epochs", "4", "--rl_warmup", "2", "--rl_epoch", "3", "--aug_epoch", "4"]
-    own += ["--rl_rollout", "2", "--batch_size", "8", *extra]
+    own += ["--rl_rollout", "2", "--batch_size", "8", "--hint_layer", "1", *extra]
     options = parse_student(["--temperature", temperature, "--distill", distill, *own])
     torch.manual_seed(0)
     loader = loader_of(subset=28, batch_size=8)
