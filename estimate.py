@@ -33,6 +33,8 @@ from options.parse import parse_student, parse_teacher, resolve_pair
 PARSERS = {"train_student.py": parse_student, "train_teacher.py": parse_teacher}
 SIZES = {"cifar100": (50_000, 10_000, 100), "imagenet": (1_281_167, 50_000, 1000)}  # training, test images, classes
 STEPS = {"cpu": (1, 5), "cuda": (20, 50)}  # uncounted, then counted
+ENOUGH = 5.0  # seconds of a measurement after which it ends early
+PIXELS = 64 * 32**2  # of a batch on a CPU; a step with a larger one takes longer in proportion
 
 
 measured: dict[tuple, tuple[float, float]] = {}  # by what decides them, so that runs that cost the same share them
@@ -105,8 +107,11 @@ def _measure(options: CommonOptions, images: int, classes: int, device: torch.de
             create_model(options.model, classes, options.dataset), options.precision, options.label_smoothing
         )
     task = place(task, device, options.plain).train()
-    index = torch.arange(options.batch_size, device=device) % images
-    shape = (options.batch_size, 3, options.image_size, options.image_size)
+    side, size = options.image_size, options.batch_size
+    if device.type == "cpu":
+        size = min(size, max(2, PIXELS // side**2))
+    index = torch.arange(size, device=device) % images
+    shape = (size, 3, side, side)
     batch = Batch(torch.randn(shape, device=device), target[index], index, None)
     optimizer = make_optimizer(task, 1e-4, 0.9, 0.0, options.plain)
     metrics, step = Metrics(), make_step(task, device, options)
@@ -115,7 +120,7 @@ def _measure(options: CommonOptions, images: int, classes: int, device: torch.de
     task.eval()
     with torch.no_grad():
         test = _seconds(lambda: task.student(batch.images), device)
-    return train, test / options.batch_size
+    return train * options.batch_size / size, test / size
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
@@ -128,7 +133,9 @@ def _seconds(work: Callable[[], object], device: torch.device) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         taken.append(time.perf_counter() - start)
-    return median(taken[uncounted:])
+        if sum(taken) > ENOUGH and len(taken) > 1:
+            break
+    return median(taken[min(uncounted, len(taken) - 1) :])
 
 
 def main() -> None:

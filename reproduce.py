@@ -11,6 +11,7 @@ import helper.environment  # noqa: F401 (before PyTorch)
 
 # isort: split
 import argparse
+import io
 import os
 import shlex
 import stat
@@ -21,7 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, redirect_stdout, suppress
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -171,10 +172,11 @@ def otherwise(row: Row, seed: int, more: list[str]) -> str:
 
 
 def options_of(job: Job, more: list[str]) -> CommonOptions:
-    """Return the options of a job, resolved as by its script."""
-    if job.row.teacher is None:
-        return parse_teacher(command(job, more)[2:])
-    options = parse_student(command(job, more)[2:])
+    """Return the options of a job, resolved as by its script, whose notes are not shown."""
+    with redirect_stdout(io.StringIO()):
+        if job.row.teacher is None:
+            return parse_teacher(command(job, more)[2:])
+        options = parse_student(command(job, more)[2:])
     return resolve_pair(replace(options, model_t=job.row.teacher), job.row.teacher)
 
 
@@ -184,8 +186,10 @@ def seconds_left(job: Job, more: list[str], measure: bool) -> float | None:
     An epoch takes as long as those in the job's own log, else as in the log of another seed. If there is none and
     `measure` is set, some steps are measured.
     """
-    options, left = options_of(job, more), 0.0
     logs = [read_log(job.row.folder(seed)) for seed in range(1, 4)]
+    if not any(logs) and not measure:
+        return None
+    options, left = options_of(job, more), 0.0
     for seed in range(job.seed, job.seed + job.trials):
         if state(job.row.folder(seed), job.row.model)[0] in MADE:
             continue

@@ -98,7 +98,7 @@ def test_every_python_command_of_the_documents_is_understood(command, tmp_path, 
     if program == "compare.py":
         monkeypatch.setattr(sys, "argv", [program, *argv])
         args = compare.parse_args()
-        assert args.pages == Path("results") or args.runs == ["save/models", "save/student_model"]
+        assert args.pages == Path("results") or args.runs[0] == "save/models"
     elif program in BENCHMARKS:
         monkeypatch.setattr(sys, "argv", [program, *argv])
         assert BENCHMARKS[program].parse_args()
