@@ -55,6 +55,8 @@ def main() -> None:
     runs = find_runs(args.runs)
     text = report(runs, args.markdown, args.explain)
     if args.output:
+        if args.plot:
+            plotted(runs)  # raises its errors before anything is written
         write_atomically(args.output, text.encode())
     else:
         print(text, end="", flush=True)

@@ -90,7 +90,7 @@ def test_bare_weights_take_their_data_set_from_the_run_or_from_a_flag(teacher, t
     assert call(old)[1]["top1"] == expected
     alone = shutil.copy(old / "ckpt_epoch_2.pth", tmp_path / "weights.pth")
     assert call(alone, "--dataset", "digits")[1]["top1"] == expected
-    assert "says which data set the weights belong to: add --dataset, one of cifar100" in fails(alone)
+    assert "says which data set the weights belong to: add --dataset, one of cifar10, cifar100" in fails(alone)
     (tmp_path / "config.json").write_text('{"model_type": "of another program", "options": {"dataset": "digits"}}')
     assert "says which data set" in fails(alone)
 

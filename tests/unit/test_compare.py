@@ -799,7 +799,7 @@ def test_a_plot_holds_one_pair_and_its_student_alone(tmp_path):
     with pytest.raises(UserError, match="draws one pair, here are 2"):
         comparison.plotted(find_runs([runs]))
     write_run(tmp_path / "begun", [])
-    with pytest.raises(UserError, match="here are 0 with an epoch"):
+    with pytest.raises(UserError, match="here are 0 pairs"):
         comparison.plotted(find_runs([tmp_path / "begun"]))
     write_run(tmp_path / "more/alone", history(69.0), distill=None)
     write_run(tmp_path / "more/teacher", history(72.0), distill=None, model="resnet56")

@@ -393,7 +393,9 @@ def test_images_are_read_alike_in_both_data_sets_and_splits(tmp_path, dataset, s
         path = image.with_suffix(".tif")
         make(path)
         message = error_of(first)
-        assert f"the image {path} cannot be read ({reason}" in message and message.endswith("; mend or remove it")
+        assert f"the image {path} cannot be read ({reason}" in message and message.endswith(
+            "; mend or remove it, or add --skip_unreadable"
+        )
         path.unlink()
 
 
@@ -510,7 +512,8 @@ def test_folders_that_cannot_be_read_or_lead_nowhere(tmp_path, monkeypatch):
     broken = tmp_path / "train/cat/0.png"
     for target, reason in (("nowhere", "No such file or directory"), ("0.png", "Too many levels of symbolic links")):
         broken.symlink_to(target)
-        assert errors(str(tmp_path)) == {f"the image {broken} cannot be read ({reason}); mend or remove it"}
+        told = f"the image {broken} cannot be read ({reason}); mend or remove it"  # by the hash, and by the loader
+        assert errors(str(tmp_path)) == {told, f"{told}, or add --skip_unreadable"}
         broken.unlink()
     for link in ("train/cat/loop", "train/loop"):
         (tmp_path / link).symlink_to(tmp_path / "train")
@@ -627,7 +630,7 @@ def test_train_subset_keeps_images_with_their_targets():
         ("digits", {"train_subset": 1438}, "--train_subset 1438 is more than the 1437 training images"),
         ("digits", {"num_workers": -1}, "--num_workers must be 0 or more, not -1"),
         ("folder", {"image_size": 0}, "--image_size must be 8 or more, not 0"),
-        ("digits", {"image_size": 64}, "--image_size is for folder and imagenet"),
+        ("digits", {"image_size": 64}, "--image_size is for folder, tinyimagenet, imagenet"),
     ],
 )
 def test_wrong_choices_are_explained(name, options, message):
@@ -635,5 +638,5 @@ def test_wrong_choices_are_explained(name, options, message):
 
 
 def test_registry():
-    assert list(dataset_dict) == ["cifar100", "digits", "folder"]
-    assert dataset_names() == ("cifar100", "digits", "folder", "imagenet")
+    assert list(dataset_dict) == ["cifar10", "cifar100", "digits", "folder", "tinyimagenet"]
+    assert dataset_names() == (*dataset_dict, "imagenet")
