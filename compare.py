@@ -54,16 +54,15 @@ def main() -> None:
         return
     runs = find_runs(args.runs)
     text = report(runs, args.markdown, args.explain)
-    if args.output:
-        if args.plot:
-            plotted(runs)  # raises its errors before anything is written
-        write_atomically(args.output, text.encode())
-    else:
+    if not args.output:
         print(text, end="", flush=True)
+    shown = plotted(runs) if args.plot else []  # raises its errors before anything is written
+    if args.output:
+        write_atomically(args.output, text.encode())
     if args.plot:
         from report.plot import plot_compare
 
-        plot_compare(plotted(runs), args.plot)
+        plot_compare(shown, args.plot)
         print(f"picture: {args.plot}")
 
 

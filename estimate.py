@@ -9,13 +9,13 @@ import helper.environment  # noqa: F401 (before PyTorch)
 import sys
 import time
 from collections.abc import Callable
-from functools import cache
 from statistics import median
 from typing import NamedTuple
 
 import torch
 
 import train_student
+import train_teacher
 from dataset.base import Batch
 from helper.device import place, prepare_device
 from helper.errors import run_main
@@ -28,9 +28,8 @@ from helper.trainer import make_optimizer, make_step
 from inputs import UserError
 from models import create_model
 from options.flags import CommonOptions, StudentOptions
-from options.parse import parse_student, parse_teacher, resolve_pair
+from options.parse import PARSERS, resolve_pair
 
-PARSERS = {"train_student.py": parse_student, "train_teacher.py": parse_teacher}
 SIZES = {"cifar100": (50_000, 10_000, 100), "imagenet": (1_281_167, 50_000, 1000)}  # training, test images, classes
 STEPS = {"cpu": (1, 5), "cuda": (20, 50)}  # uncounted, then counted
 ENOUGH = 5.0  # seconds of a measurement after which it ends early
@@ -78,19 +77,12 @@ def estimate(options: CommonOptions) -> Estimate:
     return Estimate(step, -(-images // options.batch_size), test * tests, options.epochs)
 
 
-@cache
-def _loaded_sizes(name: str, folder: str | None, size: int, batch_size: int, device: str) -> tuple[int, int, int]:
-    from dataset import create_dataset
-
-    data = create_dataset(name, batch_size=batch_size, seed=0, device=device, data_dir=folder, image_size=size)
-    return data.train.num_samples, data.val.num_samples, data.num_classes
-
-
 def _sizes(options: CommonOptions, device: torch.device) -> tuple[int, int, int]:
     """Return the numbers of training images, of test images, and of classes."""
     if options.dataset in SIZES:
         return SIZES[options.dataset]
-    return _loaded_sizes(options.dataset, options.data_dir, options.image_size, options.batch_size, str(device))
+    data = train_teacher.load_data(options, device)
+    return data.train.num_samples, data.val.num_samples, data.num_classes
 
 
 def _measure(options: CommonOptions, images: int, classes: int, device: torch.device) -> tuple[float, float]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import train_teacher
-from dataset import Dataset, tell_unreadable, unreadable
+from dataset import Dataset, tell_unreadable
 from distiller_zoo import create_distiller, distiller_dict
 from helper import distributed
 from helper.device import device_of, place, seed_everything, start_together
@@ -29,7 +29,8 @@ from helper.trainer import Trainer
 from helper.trials import train_runs, trials_of
 from models import Model, create_model, feature_shapes
 from models.outside import file_name
-from options.flags import StudentOptions, as_dict, own_dict, own_options
+from options.flags import StudentOptions, as_dict, own_options
+from options.identity import own_dict
 from options.parse import kwargs_for, parse_student, proportions_in_words, resolve_pair, run_folder
 from report import draw_curve
 from temperature import create_temperature, temperature_dict
@@ -61,7 +62,7 @@ def _distil(
     data, model, teacher, found_out = load(options, found, device, distiller_dict[options.distill].needs)
     # 4. the loop, from where each run stopped
     train_runs(runs, device, found_out, lambda *run: build_trainer(*run, model, teacher, data))
-    tell_unreadable(unreadable(data))
+    tell_unreadable(data)
 
 
 def load(

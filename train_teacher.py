@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from dataset import Dataset, create_dataset, identify_data, tell_unreadable, unreadable
+from dataset import Dataset, create_dataset, identify_data, tell_unreadable
 from helper import checkpoint, distributed
 from helper.device import device_of, place, seed_everything, start_together
 from helper.errors import run_main
@@ -45,7 +45,7 @@ def train(options: TeacherOptions) -> list[Path]:
             # 3. the loop, from where each run stopped
             found_out = {"num_classes": data.num_classes}
             train_runs(left, device, found_out, lambda *run: build_trainer(*run, data))
-            tell_unreadable(unreadable(data))
+            tell_unreadable(data)
         return [run.folder for run, _ in runs]
 
 

@@ -17,7 +17,7 @@ import torch
 
 import train_student
 import train_teacher
-from dataset import tell_unreadable, unreadable
+from dataset import tell_unreadable
 from distiller_zoo import distiller_dict
 from helper import distributed
 from helper.device import device_of
@@ -29,7 +29,7 @@ from helper.trainer import Trainer
 from helper.trials import train_runs
 from inputs import UserError
 from options.flags import CommonOptions, StudentOptions
-from options.parse import parse_student, parse_teacher, resolve_pair
+from options.parse import PARSERS, resolve_pair
 from options.parser import Parser
 
 # Options that runs must have in common: they decide data, device and teacher.
@@ -37,7 +37,6 @@ SHARED = ("dataset", "data_dir", "image_size", "train_subset", "num_workers", "b
           "deterministic", "plain", "precision", "dry_run")  # fmt: skip
 SHARED_BY_STUDENTS = ("path_t", "model_t", "teacher_weights", "train_teacher", "skip_validation", "teacher_table",
                       "fill_teacher_table", "table_dir", "table_dtype")  # fmt: skip
-PARSERS = {"train_student.py": parse_student, "train_teacher.py": parse_teacher}
 
 
 def read_runs(path: Path) -> list[CommonOptions]:
@@ -120,7 +119,7 @@ def _train(runs: list[tuple[RunFolder, CommonOptions]], found: FoundTeacher | No
         return train_teacher.build_trainer(run, options, *more, data)
 
     train_runs(runs, device, found_out, build)
-    tell_unreadable(unreadable(data))
+    tell_unreadable(data)
 
 
 def main() -> None:

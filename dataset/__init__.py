@@ -12,13 +12,11 @@ from dataset.base import Batch, Dataset, Loader, balanced_subset
 from dataset.cifar import CIFAR10, CIFAR100
 from dataset.memory import ImageSet, MemoryLoader
 from dataset.mixed import MixedLoader
-from dataset.tree import tell_unreadable
 from inputs import Option, UserError, checked, unknown
 
 __all__ = ["Batch", "BatchSize", "Dataset", "ImageSize", "Loader", "NumWorkers", "TrainSubset", "check_dataset",
            "create_dataset", "dataset_dict", "dataset_names", "default_image_size", "identify_data", "read_image",
-           "tell_unreadable", "unreadable",
-           "val_batch_size"]  # fmt: skip
+           "tell_unreadable", "val_batch_size"]  # fmt: skip
 
 
 def _load_folder(**options: object) -> ImageSet:
@@ -148,9 +146,9 @@ def _in_memory(
     return Dataset(train, val, data.num_classes, names, common["mean"], common["std"])
 
 
-def unreadable(data: Dataset) -> list[str]:
-    """Return a text for each image file that was left out so far; those of sets in memory were listed when loaded."""
-    return [text for loader in (data.train, data.val) for text in getattr(loader, "unreadable", ())]
+def tell_unreadable(data: Dataset) -> None:
+    """Print the image files that were left out so far; those of sets in memory were listed when loaded."""
+    tree.tell_unreadable([text for loader in (data.train, data.val) for text in getattr(loader, "unreadable", ())])
 
 
 def val_batch_size(batch_size: int, image_size: int, device: torch.device) -> int:

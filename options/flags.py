@@ -345,12 +345,6 @@ def as_dict(options: CommonOptions) -> dict[str, Any]:
     return values | values.pop("method", {})
 
 
-def own_dict(options: StudentOptions) -> dict[str, Any]:
-    """Return the options by name without those of methods that the run does not use, as in `config.json`."""
-    own = {field.name for field in fields(options)} | own_options(options.distill, options.temperature).keys()
-    return {name: value for name, value in as_dict(options).items() if name in own}
-
-
 def as_options(values: dict[str, Any]) -> Any:
     """Return the StudentOptions or TeacherOptions with these values by name."""
     if "model_s" not in values:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from inputs import options_of
-from options.flags import StudentOptions, TeacherOptions, all_options, own_options
+from options.flags import StudentOptions, TeacherOptions, all_options, as_dict, own_options
 
 HASHES = {  # key: message if it differs
     "data_sha256": "other data", "teacher_sha256": "another teacher", "init_sha256": "other initial weights",
@@ -33,6 +33,12 @@ def foreign_options(distill: str | None, temperature: str | None) -> set[str]:
     """Return the options that belong to other distillers and temperatures."""
     common = options_of(TeacherOptions).keys() | options_of(StudentOptions).keys()
     return all_options().keys() - common - own_options(distill, temperature).keys()
+
+
+def own_dict(options: StudentOptions) -> dict[str, Any]:
+    """Return the options by name without those of methods that the run does not use, as in `config.json`."""
+    foreign = foreign_options(options.distill, options.temperature)
+    return {name: value for name, value in as_dict(options).items() if name not in foreign}
 
 
 def differing(there: dict[str, Any], here: dict[str, Any]) -> str:

@@ -97,6 +97,9 @@ def parse_student(argv: list[str] | None = None) -> StudentOptions:
     return _parse(student_parser, argv)
 
 
+PARSERS = {"train_student.py": parse_student, "train_teacher.py": parse_teacher}  # of each training script
+
+
 def _parse(make_parser: Callable[[], Parser], argv: list[str] | None) -> Any:
     argv = sys.argv[1:] if argv is None else argv
     load_plugins(argv)
