@@ -12,6 +12,7 @@ from distiller_zoo.dist import DIST, dist_loss
 from distiller_zoo.dkd import DKD, dkd_loss
 from distiller_zoo.dpk import DPK
 from distiller_zoo.hint import Hint, hint_loss
+from distiller_zoo.ickd import ICKD, ickd_loss
 from distiller_zoo.kd import KD, kd_loss
 from distiller_zoo.nkd import NKD, nkd_loss
 from distiller_zoo.nst import NST, nst_loss
@@ -21,6 +22,7 @@ from distiller_zoo.reviewkd import hcl_loss
 from distiller_zoo.rkd import RKD, rkd_loss
 from distiller_zoo.rld import RLD, rld_loss
 from distiller_zoo.sp import SP, sp_loss
+from distiller_zoo.srd import SRD, srd_loss
 from distiller_zoo.srrl import SRRL
 from distiller_zoo.vid import VID, vid_loss
 from distiller_zoo.wsld import WSLD, wsld_loss
@@ -28,8 +30,9 @@ from inputs import unknown
 
 __all__ = [
     "Distiller", "at_least_float32", "at_loss", "cc_loss", "create_distiller", "dist_loss", "distiller_dict",
-    "dkd_loss", "hcl_loss", "hint_loss", "kd_loss", "linear_cka", "minibatch_cka", "nce_loss", "nkd_loss", "nst_loss",
-    "ofd_loss", "ofd_margin", "pkt_loss", "rkd_loss", "rld_loss", "sp_loss", "vid_loss", "warmed_up", "wsld_loss",
+    "dkd_loss", "hcl_loss", "hint_loss", "ickd_loss", "kd_loss", "linear_cka", "minibatch_cka", "nce_loss",
+    "nkd_loss", "nst_loss", "ofd_loss", "ofd_margin", "pkt_loss", "rkd_loss", "rld_loss", "sp_loss", "srd_loss",
+    "vid_loss", "warmed_up", "wsld_loss",
 ]  # fmt: skip
 
 distiller_dict: dict[str, Callable[..., Distiller]] = {
@@ -50,6 +53,8 @@ distiller_dict: dict[str, Callable[..., Distiller]] = {
     "rld": RLD,
     "nkd": NKD,
     "wsld": WSLD,
+    "ickd": ICKD,
+    "srd": SRD,
 }
 
 

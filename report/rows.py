@@ -22,7 +22,7 @@ TABLES = {  # name: source and data set in tables.json
 SHORT = "short"  # a table of our own, for machines without a GPU
 METHODS = {  # name in the tables: --distill
     "KD": "kd", "KD+DTKD": "kd", "PKT": "pkt", "SP": "sp", "VID": "vid", "CRD": "crd", "SRRL": "srrl", "DKD": "dkd",
-    "AT": "at", "RKD": "rkd", "FitNet": "hint", "NST": "nst", "CC": "cc",
+    "AT": "at", "RKD": "rkd", "FitNet": "hint", "NST": "nst", "CC": "cc", "ICKD": "ickd",
 }  # fmt: skip
 POLICIES = {
     "CTKD global": "ctkd-global", "CTKD (RLKD authors' run)": "ctkd-global", "RLKD": "rlkd", "DTKD": "dtkd",

@@ -22,6 +22,8 @@
 #   RLD    --distill rld --experiments_name rld+ctkd      -r 1 -a 0 -b 1 --rld_alpha 1 --rld_beta 8 --rld_tau 1 --rld_warmup 20
 #   NKD    --distill nkd --experiments_name nkd+ctkd      -r 1 -a 0 -b 1 --nkd_gamma 1.5
 #   WSLD   --distill wsld --experiments_name wsld+ctkd    -r 1 -a 0 -b 2.25
+#   ICKD   --distill ickd --experiments_name ickd+ctkd    -r 0.1 -a 0.9 -b 2.5
+#   SRD    --distill srd --experiments_name srd+ctkd      -r 0.1 -a 0.9 -b 2 --srd_exponent 4
 # With a fixed temperature of 4:
 #   KD     --have_mlp 0 --experiments_name kd
 #   PKT    --have_mlp 0 --distill pkt --experiments_name pkt
@@ -40,6 +42,8 @@
 #   RLD    --have_mlp 0 --distill rld --experiments_name rld
 #   NKD    --have_mlp 0 --distill nkd --experiments_name nkd
 #   WSLD   --have_mlp 0 --distill wsld --experiments_name wsld
+#   ICKD   --have_mlp 0 --distill ickd --experiments_name ickd
+#   SRD    --have_mlp 0 --distill srd --experiments_name srd
 #   WSLD, its authors'          --have_mlp 0 --distill wsld --kd_T 2 -b 2.5 --experiments_name wsld-2
 #   NKD at its published tau    --have_mlp 0 --distill nkd --kd_T 1 --experiments_name nkd-1
 #   DPK, half of the patches    --have_mlp 0 --distill dpk --dpk_schedule fixed:0.5 --experiments_name dpk-half

@@ -78,9 +78,15 @@ def pairwise(*factors):
     return chosen
 
 
-def product_of(*factors):
-    """Return pytest's parameters: the whole product, with the mark `full` on cases not in `pairwise`."""
-    few = pairwise(*map(list, factors))
+def in_turn(*factors):
+    """Return tuples of one value per factor: those of the longest factor once each, with the others' in turn."""
+    count = max(map(len, factors))
+    return list(zip(*(itertools.islice(itertools.cycle(factor), count) for factor in factors), strict=True))
+
+
+def product_of(*factors, few=pairwise):
+    """Return pytest's parameters: the whole product, with the mark `full` on cases that `few` does not choose."""
+    few = few(*map(list, factors))
     cases = itertools.product(*factors)
     return [pytest.param(*case, marks=[] if case in few else pytest.mark.full) for case in cases]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing
-from common import Tiny, check_same_end, distil, make, read_log, train
+from common import Tiny, check_same_end, distil, in_turn, make, product_of, read_log, train
 from PIL import Image
 from torch import nn
 
@@ -33,9 +33,7 @@ from temperature import temperature_dict
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = 52  # in batches of 16: the last one has 4, which three processes cannot split evenly
-PAIRS = {2: [(distill, temperature) for distill in distiller_dict for temperature in temperature_dict]}
-# with RLKD, three processes have a probe of nine images instead of eight
-PAIRS[3] = [pair for pair in PAIRS[2] if ("kd" in pair or "ctkd-global" in pair) and "rlkd" not in pair]
+PAIRS = product_of(distiller_dict, temperature_dict, few=in_turn)
 
 
 class Wide(MemoryLoader):
@@ -138,10 +136,13 @@ def together():
         connection.send_bytes(pickle.dumps(None))
 
 
-@pytest.mark.parametrize(("size", "pair"), [(size, pair) for size, pairs in PAIRS.items() for pair in pairs])
-def test_processes_with_shares_of_a_batch_are_one_process_with_all_of_it(size, pair, together):
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize(("distill", "temperature"), PAIRS)
+def test_processes_with_shares_of_a_batch_are_one_process_with_all_of_it(size, distill, temperature, together):
     """Losses and updated weights agree; after each step every bit is the same on all ranks."""
-    ranks, alone = together(size, trained, *pair), trained(*pair)
+    if (size, temperature) == (3, "rlkd"):
+        pytest.skip("three processes have a probe of nine images instead of eight")
+    ranks, alone = together(size, trained, distill, temperature), trained(distill, temperature)
     assert len(alone["losses"]) == 4
     for each in ranks:
         assert each["digests"] == ranks[0]["digests"]

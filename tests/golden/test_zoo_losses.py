@@ -16,12 +16,14 @@ from distiller_zoo import (
     distiller_dict,
     hcl_loss,
     hint_loss,
+    ickd_loss,
     nkd_loss,
     nst_loss,
     ofd_loss,
     ofd_margin,
     rkd_loss,
     rld_loss,
+    srd_loss,
     wsld_loss,
 )
 from distiller_zoo.hint import Regressor
@@ -109,7 +111,24 @@ def test_cc_is_the_published_loss(batch, classes, seed, entry, kernel):
     check_golden(loss, f_s, golden(batch, classes, seed, entry))
 
 
-@pytest.mark.parametrize("distill", ["hint", "at", "nst", "rkd", "cc"])
+@cases
+def test_ickd_is_the_published_loss(batch, classes, seed):
+    known = maps(batch, seed)
+    ickd = create_distiller("ickd", student_widths=[16, 64], teacher_widths=[32, 128]).double()
+    fill(ickd.state_dict())
+    loss = ickd_loss(ickd.embed_s(known["g_s"].requires_grad_()), known["g_t"])
+    check_golden(loss, known["g_s"], golden(batch, classes, seed, "ickd"))
+
+
+@cases
+def test_srd_is_the_published_loss(batch, classes, seed):
+    f_s, f_t = vectors(batch, seed)
+    srd = create_distiller("srd", student_widths=[64], teacher_widths=[128]).double()
+    fill(srd.state_dict())
+    check_golden(srd_loss(srd.linear(f_s), f_t), f_s, golden(batch, classes, seed, "srd_feature_e4"))
+
+
+@pytest.mark.parametrize("distill", ["hint", "at", "nst", "rkd", "cc", "ickd"])
 @pytest.mark.parametrize("key", GOLDEN["networks"])
 def test_whole_networks_have_the_published_loss(key, distill):
     teacher, student, seed, batch, classes = key.replace("wrn_16_2", "wrn-16-2").split("_")

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from common import FAMILIES, ONE_OF_EACH_FAMILY, Tiny, fixed_batch, make, product_of
+from common import FAMILIES, ONE_OF_EACH_FAMILY, Tiny, fixed_batch, in_turn, make, product_of
 from torch import nn
 
 import train_student
@@ -32,7 +32,9 @@ def check_gradients(module):
         assert all(p.grad.abs().sum() > 0 for p in set(part.parameters()) - agent)
 
 
-@pytest.mark.parametrize(("temperature", "distill", "classes"), product_of(temperature_dict, distiller_dict, (10, 100)))
+@pytest.mark.parametrize(
+    ("temperature", "distill", "classes"), product_of(temperature_dict, distiller_dict, (10, 100), few=in_turn)
+)
 def test_every_temperature_with_every_distiller_learns(temperature, distill, classes):
     torch.manual_seed(1)
     student, expert = Tiny(classes), Tiny(classes, width=12).eval().requires_grad_(False)
@@ -57,8 +59,7 @@ def test_every_temperature_with_every_distiller_learns(temperature, distill, cla
     assert all(torch.equal(value, before[key]) for key, value in expert.state_dict().items())
 
 
-@pytest.mark.parametrize("distill", distiller_dict)
-@pytest.mark.parametrize("temperature", temperature_dict)
+@pytest.mark.parametrize(("temperature", "distill"), product_of(temperature_dict, distiller_dict, few=in_turn))
 def test_no_distiller_waits_for_the_device(temperature, distill):
     """A meta tensor has no values, so reading one back fails."""
     module = make(temperature, distill).to("meta")
@@ -173,7 +174,7 @@ def test_every_teacher_can_be_learned_from_by_every_head(teacher, student):
         known[f"{role}_widths"] = [feature.shape[1] for feature in output.features]
     known |= {"nce_k": 5, "epochs": 1, "train_target": torch.arange(20) % 10}
     patches = {"dpk_patch": 3, "dpk_stages": 0}
-    simple = [(name, {}) for name in ("vid", "srrl", "crd", "dpk", "at", "rkd", "nst", "cc")]
+    simple = [(name, {}) for name in ("vid", "srrl", "crd", "dpk", "at", "rkd", "nst", "cc", "ickd", "srd")]
     for name, own in (*simple, ("dpk", patches), *(("hint", {"hint_layer": layer}) for layer in range(4))):
         with torch.device("meta"):
             head = create_distiller(name, **kwargs_for(distiller_dict[name], known | own)).to("meta")

@@ -12,6 +12,7 @@ from distiller_zoo import (
     dist_loss,
     hcl_loss,
     hint_loss,
+    ickd_loss,
     kd_loss,
     nkd_loss,
     nst_loss,
@@ -19,6 +20,7 @@ from distiller_zoo import (
     ofd_margin,
     rkd_loss,
     rld_loss,
+    srd_loss,
     wsld_loss,
 )
 from distiller_zoo.hint import Hint, Regressor
@@ -33,6 +35,7 @@ ON_MAPS = {
     "at paper": lambda s, t: at_loss(s, t, "paper"),
     "nst": nst_loss,
     "hint": hint_loss,
+    "ickd": ickd_loss,
 }
 ON_VECTORS = {"rkd": rkd_loss, **{f"cc {k}": lambda s, t, k=k: cc_loss(s, t, k) for k in
                                   ("neighbours", "bilinear", "gaussian")}}  # fmt: skip
@@ -102,6 +105,24 @@ def test_only_cc_of_neighbours_depends_on_the_order_of_the_batch(name):
     student, teacher, order = features(name, 0), features(name, 1), torch.tensor([3, 0, 5, 1, 4, 2])
     change = LOSSES[name](student[order], teacher[order]) / LOSSES[name](student, teacher) - 1
     assert (abs(change.item()) > 1e-3) == (name == "cc neighbours")
+
+
+@pytest.mark.parametrize("case", ["agree", "dead student", "dead teacher", "equal images", "one image"])
+def test_srd_is_finite_where_its_logarithm_would_not_be(case):
+    student, teacher = positive(0, 6, 10).float(), positive(1, 6, 10).float()
+    if case == "agree":
+        student = teacher.clone()
+    elif case == "equal images":
+        student = student[:1].expand(6, -1).clone()
+    elif case == "one image":
+        student, teacher = student[:1], teacher[:1]
+    else:
+        (student if "student" in case else teacher).zero_()
+    student.requires_grad_()
+    loss = srd_loss(student, teacher)
+    loss.backward()
+    assert loss.isfinite() and student.grad.isfinite().all() and student.grad.abs().max() < 1e4
+    assert (loss < -80) == (case in ("agree", "one image"))
 
 
 @pytest.mark.parametrize("shapes", [((3, 7, 7), (20, 7, 7)), ((20, 3, 3), (30, 3, 3)), ((3, 8, 8), (5, 4, 4))])
