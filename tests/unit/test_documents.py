@@ -78,8 +78,8 @@ def test_a_page_is_short_and_begins_with_what_it_is_for(path):
 
 
 def missing_rows(page, text, names):
-    """Return a sentence for each name without a row, `name` in its first cell."""
-    rows = re.findall(r"^\| `([a-z-]+)` \|", text, re.MULTILINE)
+    """Return a sentence for each name without a row; `name` is a cell of its own."""
+    rows = re.findall(r"\| `([a-z_-]+)` \|", text)
     return [f"{page} has no row for '{name}'" for name in names if name not in rows]
 
 
