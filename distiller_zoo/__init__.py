@@ -8,12 +8,14 @@ from distiller_zoo.base import Distiller, at_least_float32, warmed_up
 from distiller_zoo.cc import CC, cc_loss
 from distiller_zoo.cka import linear_cka, minibatch_cka
 from distiller_zoo.crd import CRD, nce_loss
+from distiller_zoo.cskd import CSKD, cskd_loss
 from distiller_zoo.dist import DIST, dist_loss
 from distiller_zoo.dkd import DKD, dkd_loss
 from distiller_zoo.dpk import DPK
 from distiller_zoo.hint import Hint, hint_loss
 from distiller_zoo.ickd import ICKD, ickd_loss
 from distiller_zoo.kd import KD, kd_loss
+from distiller_zoo.mlkd import batch_correlation_loss, class_correlation_loss
 from distiller_zoo.nkd import NKD, nkd_loss
 from distiller_zoo.nst import NST, nst_loss
 from distiller_zoo.ofd import ofd_loss, ofd_margin
@@ -29,10 +31,10 @@ from distiller_zoo.wsld import WSLD, wsld_loss
 from inputs import unknown
 
 __all__ = [
-    "Distiller", "at_least_float32", "at_loss", "cc_loss", "create_distiller", "dist_loss", "distiller_dict",
-    "dkd_loss", "hcl_loss", "hint_loss", "ickd_loss", "kd_loss", "linear_cka", "minibatch_cka", "nce_loss",
-    "nkd_loss", "nst_loss", "ofd_loss", "ofd_margin", "pkt_loss", "rkd_loss", "rld_loss", "sp_loss", "srd_loss",
-    "vid_loss", "warmed_up", "wsld_loss",
+    "Distiller", "at_least_float32", "at_loss", "batch_correlation_loss", "cc_loss", "class_correlation_loss",
+    "create_distiller", "cskd_loss", "dist_loss", "distiller_dict", "dkd_loss", "hcl_loss", "hint_loss", "ickd_loss",
+    "kd_loss", "linear_cka", "minibatch_cka", "nce_loss", "nkd_loss", "nst_loss", "ofd_loss", "ofd_margin",
+    "pkt_loss", "rkd_loss", "rld_loss", "sp_loss", "srd_loss", "vid_loss", "warmed_up", "wsld_loss",
 ]  # fmt: skip
 
 distiller_dict: dict[str, Callable[..., Distiller]] = {
@@ -55,6 +57,7 @@ distiller_dict: dict[str, Callable[..., Distiller]] = {
     "wsld": WSLD,
     "ickd": ICKD,
     "srd": SRD,
+    "cskd": CSKD,
 }
 
 

@@ -24,6 +24,7 @@
 #   WSLD   --distill wsld --experiments_name wsld+ctkd    -r 1 -a 0 -b 2.25
 #   ICKD   --distill ickd --experiments_name ickd+ctkd    -r 0.1 -a 0.9 -b 2.5
 #   SRD    --distill srd --experiments_name srd+ctkd      -r 0.1 -a 0.9 -b 2 --srd_exponent 4
+#   CSKD   --distill cskd --experiments_name cskd+ctkd    -r 0.1 -a 0.9 -b 0.9
 # With a fixed temperature of 4:
 #   KD     --have_mlp 0 --experiments_name kd
 #   PKT    --have_mlp 0 --distill pkt --experiments_name pkt
@@ -44,6 +45,7 @@
 #   WSLD   --have_mlp 0 --distill wsld --experiments_name wsld
 #   ICKD   --have_mlp 0 --distill ickd --experiments_name ickd
 #   SRD    --have_mlp 0 --distill srd --experiments_name srd
+#   CSKD   --have_mlp 0 --distill cskd --experiments_name cskd
 #   WSLD, its authors'          --have_mlp 0 --distill wsld --kd_T 2 -b 2.5 --experiments_name wsld-2
 #   NKD at its published tau    --have_mlp 0 --distill nkd --kd_T 1 --experiments_name nkd-1
 #   DPK, half of the patches    --have_mlp 0 --distill dpk --dpk_schedule fixed:0.5 --experiments_name dpk-half

@@ -1,0 +1,61 @@
+"""CSKD: compare softened predictions by cosines, class by class (Ham et al. 2023, arXiv 2311.14307)."""
+
+from torch import Tensor
+
+from distiller_zoo.base import Distiller, length
+from distiller_zoo.mlkd import softened
+from models import Output
+from temperature import Tau, as_tau
+
+EPS = 1e-8  # added to the product of two lengths, as published
+
+
+def cskd_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float | Tensor | Tau) -> Tensor:
+    """Return 2 tau^2 (1 - mean |cosine|) of both networks' probabilities of a class over the batch, a scalar.
+
+    The factor gets no gradient, since a temperature that maximises the loss, such as CTKD's, would only raise it.
+
+    Args:
+        student_logits: [B, C].
+        teacher_logits: [B, C].
+        tau: as in `kd_loss`; with one for each sample, the factor has their mean, as in the paper.
+    """
+    tau = as_tau(tau)
+    factor = tau.student.mean() * tau.teacher.mean() if tau.scale is None else tau.scale.mean()
+    q, p = softened(student_logits, teacher_logits, tau)
+    return 2 * factor.detach() * (1 - _cosines(q, p, 0).abs().mean())
+
+
+def class_cosine_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float | Tensor | Tau) -> Tensor:
+    """Return 1 - mean cosine of the rows of both networks' correlations between classes, qT q and pT p, a scalar.
+
+    Its arguments are those of `cskd_loss`; it has no factor tau^2.
+    """
+    q, p = softened(student_logits, teacher_logits, tau)
+    return 1 - _cosines(q.T @ q, p.T @ p, 1).mean()
+
+
+def batch_cosine_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float | Tensor | Tau) -> Tensor:
+    """Return the same of the correlations between images, q qT and p pT, a scalar."""
+    q, p = softened(student_logits, teacher_logits, tau)
+    return 1 - _cosines(q @ q.T, p @ p.T, 1).mean()
+
+
+def _cosines(a: Tensor, b: Tensor, dim: int) -> Tensor:
+    """Return the cosines between vectors along `dim` of two matrices."""
+    return (a * b).sum(dim) / (length(a, dim) * length(b, dim) + EPS)
+
+
+class CSKD(Distiller):
+    """The sum of `cskd_loss`, `class_cosine_loss` and `batch_cosine_loss`, beside the KD term.
+
+    OURS: one view of each image, and weights as MLKD's. The authors' training has two views and 480 epochs.
+    """
+
+    weights = (0.1, 0.9, 0.9)
+    needs = "logits"
+    uses_tau = True
+
+    def forward(self, student: Output, teacher: Output, target: Tensor, tau: Tau, index: Tensor) -> dict[str, Tensor]:
+        losses = {"cskd": cskd_loss, "cskd_class": class_cosine_loss, "cskd_batch": batch_cosine_loss}
+        return {name: loss(student.logits, teacher.logits, tau) for name, loss in losses.items()}

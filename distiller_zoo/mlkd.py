@@ -1,0 +1,94 @@
+"""MLKD: match predictions at several temperatures, by image, by class and by batch, in two views of each image.
+
+Jin, Wang and Lin, CVPR 2023, "Multi-Level Logit Distillation".
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distiller_zoo.base import at_least_float32
+from distiller_zoo.kd import kd_loss
+from temperature import Tau, as_tau
+
+FACTORS = (0.5, 0.75, 1.0, 1.25, 1.5)  # of tau: 2, 3, 4, 5 and 6 at the published temperature of 4
+FORMS = ("paper", "released")
+
+
+def class_correlation_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float | Tensor | Tau) -> Tensor:
+    """Return the squared difference of both networks' correlations between classes, a scalar.
+
+    With softened probabilities q and p, [B, C]: |qT q - pT p|^2 / C, without a factor tau^2.
+
+    Args:
+        student_logits: [B, C].
+        teacher_logits: [B, C].
+        tau: as in `kd_loss`.
+    """
+    q, p = softened(student_logits, teacher_logits, tau)
+    return (q.T @ q - p.T @ p).square().sum() / q.shape[1]
+
+
+def batch_correlation_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float | Tensor | Tau) -> Tensor:
+    """Return the squared difference of both networks' correlations between images, |q qT - p pT|^2 / B, a scalar.
+
+    Its arguments are those of `class_correlation_loss`.
+    """
+    q, p = softened(student_logits, teacher_logits, tau)
+    return (q @ q.T - p @ p.T).square().sum() / len(q)
+
+
+def softened(student_logits: Tensor, teacher_logits: Tensor, tau: float | Tensor | Tau) -> tuple[Tensor, Tensor]:
+    """Return both networks' softened probabilities [B, C]; the arguments are those of `kd_loss`."""
+    tau = as_tau(tau)
+    student = F.softmax(at_least_float32(student_logits) / tau.student, dim=1)
+    return student, F.softmax(at_least_float32(teacher_logits) / tau.teacher, dim=1)
+
+
+def temperatures(tau: Tau) -> list[Tau]:
+    """Return tau times each of FACTORS; a scale of its own grows with the factor's square, as tau^2 does."""
+    return [
+        Tau(tau.student * factor, tau.teacher * factor, None if tau.scale is None else tau.scale * factor**2)
+        for factor in FACTORS
+    ]
+
+
+def chosen(confidence: Tensor) -> Tensor:
+    """Return the share of values [N] that are not above their median, a scalar."""
+    return (confidence <= confidence.median()).to(confidence.dtype).mean()
+
+
+def mlkd_losses(
+    student: Tensor, teacher: Tensor, tau: Tau, second: tuple[Tensor, Tensor] | None, form: str = "paper"
+) -> dict[str, Tensor]:
+    """Return MLKD's three terms, scalars: by image (KD), by class and by batch.
+
+    "paper": each is the sum over the five temperatures and both views.
+
+    "released", what the published code computes. Its masks, of the images (classes) of which the teacher is not surer
+    than of the median one, select nothing, but weaken a whole term by their share of about one half; KD of the second
+    view uses the first view's logits at the lowest and at the highest temperature; the other terms of the second view
+    are left out.
+
+    Args:
+        student: the student's logits [B, C] of the first view.
+        teacher: the teacher's logits [B, C] of the first view.
+        tau: the middle temperature.
+        second: both networks' logits of the second view; None: there is none.
+        form: one of FORMS.
+    """
+    taus, views = temperatures(tau), [(student, teacher)] + ([second] if second else [])
+    if form == "paper":
+        return {
+            name: torch.stack([loss(*view, each) for view in views for each in taus]).sum()
+            for name, loss in (("mlkd", kd_loss), ("class", class_correlation_loss), ("batch", batch_correlation_loss))
+        }
+    probabilities = F.softmax(at_least_float32(teacher), dim=1)
+    images, classes = chosen(probabilities.amax(1)), chosen(probabilities.sum(0))
+    by_image = images * torch.stack([kd_loss(student, teacher, each) for each in taus]).sum()
+    if second:
+        ends = [kd_loss(student, teacher, each) for each in (taus[0], taus[-1])]
+        by_image = by_image + torch.stack([*ends, *(kd_loss(*second, each) for each in taus[1:-1])]).sum()
+    by_class = torch.stack([class_correlation_loss(student, teacher, each) for each in taus]).sum()
+    by_batch = torch.stack([batch_correlation_loss(student, teacher, each) for each in taus]).sum()
+    return {"mlkd": by_image, "class": classes * by_class, "batch": images * by_batch}
