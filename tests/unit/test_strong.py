@@ -1,0 +1,73 @@
+"""The strong augmentation of second views."""
+
+import pytest
+import torch
+from torchvision.transforms.v2 import functional
+
+from dataset.strong import Draws, cut_out, draw, operations, strongly_augmented
+
+IMAGES = torch.randint(20, 220, (5, 3, 32, 32), generator=torch.Generator().manual_seed(0)).float()
+HALF = torch.full((5,), 0.5)
+BYTES = IMAGES.byte()
+NAMES = ["identity", "autocontrast", "equalise", "brightness", "colour", "contrast", "sharpness", "posterise",
+         "solarise", "rotate", "shear x", "shear y", "shift x", "shift y"]  # fmt: skip
+TORCHVISION = {  # the same operations at a strength of a half
+    "autocontrast": functional.autocontrast,
+    "equalise": functional.equalize,
+    "brightness": lambda x: functional.adjust_brightness(x, 0.5),
+    "colour": lambda x: functional.adjust_saturation(x, 0.5),
+    "contrast": lambda x: functional.adjust_contrast(x, 0.5),
+    "sharpness": lambda x: functional.adjust_sharpness(x, 0.5),
+    "posterise": lambda x: functional.posterize(x, 6),
+    "solarise": lambda x: functional.solarize(x, 128),
+}
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_colours_are_changed_as_torchvision_does(name):
+    ours = operations[NAMES.index(name)](IMAGES, HALF)
+    assert (ours - TORCHVISION[name](BYTES).float()).abs().max() <= 1.5  # which rounds
+    assert not torch.equal(ours, IMAGES)
+
+
+@pytest.mark.parametrize("name", ["rotate", "shear x", "shear y", "shift x", "shift y"])
+def test_shapes_are_changed_by_the_strength_and_in_the_middle_not_at_all(name):
+    apply = operations[NAMES.index(name)]
+    assert torch.equal(apply(IMAGES, HALF), IMAGES)
+    low, high = apply(IMAGES, torch.zeros(5)), apply(IMAGES, torch.ones(5))
+    assert not torch.equal(low, IMAGES) and not torch.equal(low, high)
+    assert ((low == 0).float().mean() > 0.02) and low.max() <= 255
+
+
+def test_a_shift_moves_whole_pixels():
+    strength = torch.full((5,), 0.5 + 0.5 * 8 / (0.3 * 32))
+    assert torch.equal(operations[NAMES.index("shift x")](IMAGES, strength)[..., :-8], IMAGES[..., 8:])
+    assert torch.equal(operations[NAMES.index("shift y")](IMAGES, strength)[..., :-8, :], IMAGES[..., 8:, :])
+
+
+def test_every_operation_depends_on_its_image_alone():
+    draws = draw(5, torch.Generator().manual_seed(1))
+    together = strongly_augmented(IMAGES, draws)
+    for i in range(5):
+        alone = strongly_augmented(IMAGES[i : i + 1], draws.take(slice(i, i + 1)))
+        torch.testing.assert_close(alone, together[i : i + 1], rtol=0, atol=1e-3)
+    assert together.shape == IMAGES.shape and together.min() >= 0 and together.max() <= 255
+
+
+def test_operations_and_strengths_are_drawn_evenly():
+    draws = draw(7000, torch.Generator().manual_seed(0))
+    assert len(operations) == 14 == len(NAMES)
+    assert (draws.operation.flatten().bincount(minlength=14) - 1000).abs().max() < 150
+    assert abs(draws.strength.mean() - 0.5) < 0.02 and draws.cutout.shape == (7000, 3)
+
+
+def test_the_square_has_up_to_half_the_side_and_may_reach_over_the_edge():
+    square = torch.tensor([[1.0, 0.5, 0.5], [0.5, 0.5, 0.5], [1.0, 0.0, 0.0], [0.0, 0.5, 0.5], [1.0, 1.0, 0.5]])
+    changed = (cut_out(IMAGES - 1000, square) != IMAGES - 1000).all(1).flatten(1).sum(1)
+    assert changed.tolist() == [16 * 16, 8 * 8, 8 * 8, 0, 8 * 16]
+
+
+def test_draws_of_some_images_are_theirs():
+    draws = draw(6, torch.Generator().manual_seed(0))
+    assert all(torch.equal(ours, all_[2:4]) for ours, all_ in zip(draws.take(slice(2, 4)), draws, strict=True))
+    assert isinstance(draws.take(slice(2, 4)), Draws)
