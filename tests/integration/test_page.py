@@ -23,6 +23,19 @@ from report.tables import Link, Table, in_markdown
 from temperature import temperature_dict
 
 
+@pytest.fixture(autouse=True)
+def stand_ins(request, monkeypatch):
+    """Write figures without drawing them, which takes most of the time, unless a test asks for `pictures`."""
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setattr("report.figures.svg", lambda drawing, name, about: f'<svg role="img" id="{name}"></svg>\n')
+        monkeypatch.setattr("report.figures.pdf", lambda drawing, about, maker: f"%PDF /Producer ({maker})".encode())
+
+
+@pytest.fixture
+def pictures():
+    """Draw figures as users get them."""
+
+
 @pytest.fixture
 def results(tmp_path):
     """Write full runs of one pair and short runs of another into two folders, one of which has a description."""
@@ -60,7 +73,7 @@ class Page(HTMLParser):
         self.texts.append(data)
 
 
-def test_both_pages_show_the_same_and_lead_to_the_logs(results, monkeypatch, capsys):
+def test_both_pages_show_the_same_and_lead_to_the_logs(pictures, results, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["compare.py", "--pages", str(results)])
     compare.main()
     assert "index.html" in capsys.readouterr().out
@@ -111,7 +124,7 @@ def test_other_data_than_the_published_stand_last(results):
     assert shown.index("## full") < shown.index("## A &lt;few") < shown.index("## a\n")
 
 
-def test_pictures_of_a_pair(results):
+def test_pictures_of_a_pair(pictures, results):
     write_run(results / "full/alone", history(69.0), distill=None)
     records = [record | {"tau_teacher_mean": 5.0} for record in history(71.0, tau=True)]
     write_run(results / "full/dtkd", records, temperature="dtkd")
@@ -230,7 +243,7 @@ def test_a_text_in_markdown_is_no_markup(text, shown):
 HOSTILE = ("<script>alert(1)</script>", "[x](javascript:alert(1))", '"><img src=x onerror=alert(1)>', "a`*b*`|$c$ ]]>")
 
 
-def test_what_runs_say_is_no_markup(results):
+def test_what_runs_say_is_no_markup(pictures, results):
     for i, text in enumerate(HOSTILE):
         told = {"dataset": text, "teacher": text, "machine": {"processor": text, "gpus": [text, text]}, "further": text}
         write_run(results / f"<i>{i}/one", history(70.0), **told, model=text, distill=text)
@@ -413,7 +426,7 @@ def test_methods_within_the_noise_of_kd_are_thin(results):
 
 
 @pytest.mark.parametrize(("taus", "scale"), [((9.0, 3.0), "log"), ((4.0, 3.0), "linear"), ((9.0, -1.0), "linear")])
-def test_a_tau_that_falls_fast_has_a_logarithmic_axis(tmp_path, taus, scale):
+def test_a_tau_that_falls_fast_has_a_logarithmic_axis(pictures, tmp_path, taus, scale):
     first, *rest = history(70.0, epochs=5, tau=True)
     records = [record | {"tau_mean": tau} for tau, record in zip((taus[0], *taus[1:] * 4), (first, *rest), strict=True)]
     write_run(tmp_path / "a", records, temperature="ctkd-global", epochs=5)
