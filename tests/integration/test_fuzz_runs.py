@@ -106,12 +106,12 @@ def outside(place, root):
     return {path for path in place.rglob("*") if path not in made and path.parent not in made}
 
 
-@pytest.mark.parametrize("part", [0, 1, *(pytest.param(part, marks=pytest.mark.full) for part in range(2, 6))])
+@pytest.mark.parametrize("part", [0, 1, *(pytest.param(part, marks=pytest.mark.full) for part in range(2, 12))])
 def test_odd_runs_stop_no_report_and_reach_no_other_place(place, part, capsys, monkeypatch):
     monkeypatch.setattr(Figure, "pdf", lambda _, maker: f"/Producer ({maker})".encode())  # drawing PDFs is slow
     root = Path("save/student_model")
     args, more = reproduce.parse_args()
-    for seed in range(50 * part, 50 * (part + 1)):
+    for seed in range(25 * part, 25 * (part + 1)):
         draw = random.Random(seed)
         odd_run(ODD.folder(1), draw)
         before = outside(place, place / root)
@@ -119,7 +119,7 @@ def test_odd_runs_stop_no_report_and_reach_no_other_place(place, part, capsys, m
             runs = find_runs(["save"])
             told = [report(runs), report(runs, markdown=True), *reproduce.listed(args, more)]
             page.write_pages(root)
-            if seed % 50 == 0:
+            if seed % 25 == 0:
                 plot_compare([run for run in runs if run.history], place / "curves.png")
                 (place / "curves.png").unlink()
         except Exception as error:
