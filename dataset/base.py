@@ -7,6 +7,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from inputs import UserError
+
 
 class Batch:
     """One step's images, on the device of the run.
@@ -19,6 +21,7 @@ class Batch:
         view: [B] int64, which augmentation of each image; None if augmentations are not numbered.
         count: images in the whole batch if this is one process's shard of it; else None.
         soft_target: [B, classes] float32, the classes' probabilities of mixed images, for the cross entropy; else None.
+        second: makes the second, strongly augmented view of the images; None if there is none.
     """
 
     def __init__(
@@ -29,11 +32,13 @@ class Batch:
         view: Tensor | None = None,
         count: int | None = None,
         soft_target: Tensor | None = None,
+        second: Callable[[], Tensor] | None = None,
     ) -> None:
         self._images: Tensor | None = images if isinstance(images, Tensor) else None
         self._make = None if isinstance(images, Tensor) else images
         self.target, self.index, self.view, self.count = target, index, view, count
-        self.soft_target = soft_target
+        self.soft_target, self._make_second = soft_target, second
+        self._second: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.target)
@@ -45,6 +50,18 @@ class Batch:
             assert self._make is not None and self.view is not None
             self._images = self._make(self.index, self.view)
         return self._images
+
+    @property
+    def second(self) -> Tensor:
+        """Return the second view of the images, [B, 3, H, W]. Raises UserError if there is none."""
+        if self._second is None:
+            if self._make_second is None:
+                raise UserError(
+                    "this method needs a second view of each image, which only data sets in memory have, without"
+                    " --mixup and --cutmix: choose another data set or method"
+                )
+            self._second = self._make_second()
+        return self._second
 
     @property
     def numbers(self) -> tuple[Tensor, ...]:
@@ -62,14 +79,15 @@ class Batch:
         """Return a batch of the same tensors, images not made yet. Raises ValueError if it was given the images."""
         if self._make is None:
             raise ValueError("this batch was given images, so they cannot be made again")
-        return Batch(self._make, self.target, self.index, self.view, self.count)
+        return Batch(self._make, self.target, self.index, self.view, self.count, second=self._make_second)
 
     def without_first(self, rows: int, processes: int = 1) -> "Batch":
         """Return the batch without its first `rows` images in each of the `processes` that share it."""
         view = None if self.view is None else self.view[rows:]
         count = None if self.count is None else self.count - rows * processes
         soft_target = None if self.soft_target is None else self.soft_target[rows:]
-        return Batch(self.images[rows:], self.target[rows:], self.index[rows:], view, count, soft_target)
+        second = None if self._make_second is None else lambda: self.second[rows:]
+        return Batch(self.images[rows:], self.target[rows:], self.index[rows:], view, count, soft_target, second)
 
 
 class Epoch:
@@ -89,10 +107,10 @@ class Epoch:
         """Return the epoch's image numbers and views in this process, [2, N] int64 on the CPU; None without views."""
         return None
 
-    def generator(self) -> torch.Generator:
-        """Return the epoch's random generator, which depends only on seed and epoch."""
+    def generator(self, use: str = "") -> torch.Generator:
+        """Return one of the epoch's random generators, which depends only on seed, epoch and its use."""
         # torch uses only the lower 32 bits of a CPU seed, so seed and epoch are hashed to 32 bits
-        mixed = random.Random(f"seed {self.loader.seed} epoch {self.number}").getrandbits(32)
+        mixed = random.Random(f"seed {self.loader.seed} epoch {self.number}{use}").getrandbits(32)
         return torch.Generator().manual_seed(mixed)
 
 

@@ -3,7 +3,7 @@
 import copy
 import hashlib
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import torch
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dataset.base import Batch, Epoch, shard
+from dataset.strong import Draws, draw, strongly_augmented
 from inputs import check_fits
 
 
@@ -175,16 +176,30 @@ class MemoryEpoch(Epoch):
         if not self._drawn.numel():  # nothing is left
             return
         order, views = self._drawn.to(loader.target.device)  # the only copy to the device in an epoch
-        columns = (column.split(loader.batch_size) for column in (loader.target[order], order, views))
+        places = torch.arange(len(order))  # on the CPU
+        columns = (column.split(loader.batch_size) for column in (loader.target[order], order, views, places))
         for whole in zip(*columns, strict=True):
             count = len(whole[0]) if loader.world_size > 1 else None
-            target, index, view = (shard(column, loader.rank, loader.world_size) for column in whole)
+            target, index, view, own = (shard(column, loader.rank, loader.world_size) for column in whole)
+            second = partial(self._second_view, own)
             if self.partner is None:
-                yield Batch(loader.view_of, target, index, view, count)
+                yield Batch(loader.view_of, target, index, view, count, second=second)
             else:
                 partner = self.partner[index]
                 images = loader.view_of(index, view).lerp_(loader.view_of(partner, view), self.weight)
-                yield Batch(images, loader.target[partner], partner, None, count)
+                yield Batch(images, loader.target[partner], partner, None, count, second=second)
+
+    def _second_view(self, places: Tensor) -> Tensor:
+        """Return the second view [B, 3, H, W] of the images at some places [B] of the epoch's order.
+
+        It is another crop and flip, and strong augmentation. Two blended images are blended before it.
+        """
+        loader, (view, draws) = self.loader, self._second_draws
+        index, view = (column[places].to(loader.target.device) for column in (self._drawn[0], view))
+        images = crop(loader.images, index, view, loader.pad).float()
+        if self.partner is not None:
+            images.lerp_(crop(loader.images, self.partner[index], view, loader.pad).float(), self.weight)
+        return loader._normalise(strongly_augmented(images, draws.take(places)))
 
     def drawn(self) -> Tensor | None:
         """Return numbers and views of the images in this process's batches, [2, M] int64, CPU; None with blending."""
@@ -202,3 +217,11 @@ class MemoryEpoch(Epoch):
         view = torch.randint(count_views(self.loader.pad), (self.loader.num_samples,), generator=generator)
         drawn = torch.stack([order, view if self.loader.flip else view - view % 2])
         return drawn[:, self.start * self.loader.batch_size :]
+
+    @cached_property
+    def _second_draws(self) -> tuple[Tensor, Draws]:
+        """Return what is random in the second views of the images in `_drawn`: their own views, and the rest."""
+        loader, generator = self.loader, self.generator("second")
+        view = torch.randint(count_views(loader.pad), (loader.num_samples,), generator=generator)
+        draws, left = draw(loader.num_samples, generator), slice(self.start * loader.batch_size, None)
+        return (view if loader.flip else view - view % 2)[left], draws.take(left)

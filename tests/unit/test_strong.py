@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from common import fixed_batch, loader_of
 from torchvision.transforms.v2 import functional
 
 from dataset.strong import Draws, cut_out, draw, operations, strongly_augmented
+from inputs import UserError
 
 IMAGES = torch.randint(20, 220, (5, 3, 32, 32), generator=torch.Generator().manual_seed(0)).float()
 HALF = torch.full((5,), 0.5)
@@ -71,3 +73,38 @@ def test_draws_of_some_images_are_theirs():
     draws = draw(6, torch.Generator().manual_seed(0))
     assert all(torch.equal(ours, all_[2:4]) for ours, all_ in zip(draws.take(slice(2, 4)), draws, strict=True))
     assert isinstance(draws.take(slice(2, 4)), Draws)
+
+
+def second_views(epoch=1, start=0, seed=1, **more):
+    loader = loader_of(seed)
+    for name, value in more.items():
+        setattr(loader, name, value)
+    return [batch.second for batch in loader.epoch(epoch, start)]
+
+
+def test_second_views_depend_on_seed_and_epoch_alone_and_leave_the_first_as_they_are():
+    first, again = second_views(), second_views()
+    assert [len(each) for each in first] == [32, 32, 32]
+    assert all(torch.equal(*pair) for pair in zip(first, again, strict=True))
+    assert torch.equal(second_views(start=1)[0], first[1])
+    assert not torch.equal(second_views(2)[0], first[0]) and not torch.equal(second_views(seed=2)[0], first[0])
+    batches = list(loader_of().epoch(1))
+    assert not torch.equal(batches[0].second, batches[0].images)
+    assert torch.equal(next(iter(loader_of().epoch(1))).images, batches[0].images)
+
+
+def test_processes_share_second_views():
+    whole, shards = second_views()[0], [second_views(rank=rank, world_size=2)[0] for rank in (0, 1)]
+    assert torch.equal(torch.stack(shards, 1).flatten(0, 1), whole)
+
+
+def test_a_blend_has_a_second_view_and_a_batch_without_its_probe_too():
+    loader = loader_of()
+    blended = next(iter(loader.epoch(1, partner=torch.arange(96).roll(1), weight=0.7)))
+    assert blended.second.shape == blended.images.shape and not torch.equal(blended.second, second_views()[0])
+    assert torch.equal(next(iter(loader.epoch(1))).without_first(5).second, second_views()[0][5:])
+
+
+def test_data_without_second_views_says_so():
+    with pytest.raises(UserError, match="only data sets in memory have, without --mixup and --cutmix"):
+        _ = fixed_batch().second
