@@ -7,6 +7,7 @@ import helper.environment  # noqa: F401 (before PyTorch)
 
 # isort: split
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -189,8 +190,9 @@ def loss_in_words(options: StudentOptions) -> str:
 
 def distillation(options: StudentOptions, student: Model, teacher: Model, train_target: Tensor) -> Distillation:
     """Return student, temperature and distiller as a task; `train_target` [N] has the class of each training image."""
-    maps = distiller_dict[options.distill].needs == "maps"
-    ours, theirs = (feature_shapes(model, options.image_size, maps) for model in (student, teacher))
+    method = distiller_dict[options.distill]
+    shapes = partial(feature_shapes, image_size=options.image_size, maps=method.needs == "maps")
+    ours, theirs = shapes(student, also=method.also), shapes(teacher, also=method.also + method.teacher_also)
     known = as_dict(options) | {
         "student_shapes": ours,
         "teacher_shapes": theirs,

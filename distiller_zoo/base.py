@@ -1,5 +1,7 @@
 """The interface of distillers, which compare a student with its teacher."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,7 +23,12 @@ class Distiller(TakesOptions, nn.Module):
     """
 
     weights = (0.1, 0.9, 1.0)  # default gamma, alpha and beta
+    pair_beta: Mapping[tuple[str, str], float] = MappingProxyType({})  # beta by (teacher, student)
     needs = "maps"  # of the teacher's output: "logits", "pooled" (also the last feature) or "maps" (all features)
+    also: tuple[
+        str, ...
+    ] = ()  # what else it needs of both networks' outputs, if `needs` is "maps": see `Model.forward`
+    teacher_also: tuple[str, ...] = ()  # the same, of the teacher's output alone
     uses_target = False  # whether `forward` uses the classes, so that images of mixed classes are refused
     uses_tau = False  # whether `forward` uses tau, in addition to the KD term
 

@@ -1,6 +1,6 @@
 """The training loop, independent of the method: methods are in temperature/ and distiller_zoo/."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 import torch
@@ -22,7 +22,7 @@ class Teacher(Protocol):
     """Returns a teacher's output for a batch: `OnlineTeacher` or `CachedTeacher` in helper/teacher_cache.py."""
 
     def prepare(self, batches: Epoch) -> None: ...  # called before an epoch
-    def __call__(self, batch: Batch) -> Output: ...
+    def __call__(self, batch: Batch, also: Collection[str] = ()) -> Output: ...
 
 
 def train_step(
@@ -48,7 +48,7 @@ def train_step(
     """
     batch = task.before_step(batch)
     with torch.no_grad():
-        teacher_output = teacher(batch) if teacher else None
+        teacher_output = teacher(batch, task.teacher_also) if teacher else None
     output = (forward or task)(batch, teacher_output)
     optimizer.zero_grad(set_to_none=True)
     output.loss.backward()  # reverses CTKD's gradient, see temperature/ctkd.py

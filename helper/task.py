@@ -1,7 +1,8 @@
 """What a run trains: a student, alone or with temperature and distiller, and its loss."""
 
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -59,6 +60,11 @@ class Task(nn.Module):
             target = batch.soft_target
             target = target if batch.count is None else distributed.all_gather_grad(target, batch.count)
         return F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
+
+    @property
+    def teacher_also(self) -> Collection[str]:
+        """Return what it needs of the teacher's output besides features and logits; see `Model.forward`."""
+        return ()
 
     @property
     def phase(self) -> Hashable | None:
@@ -153,6 +159,10 @@ class Distillation(Task):
         self.probe = None
 
     @property
+    def teacher_also(self) -> Collection[str]:
+        return {*self.distiller.also, *self.distiller.teacher_also}
+
+    @property
     def phase(self) -> Hashable | None:
         return self.temperature.phase
 
@@ -177,8 +187,8 @@ class Distillation(Task):
     def forward(self, batch: Batch, teacher: Output | None) -> StepOutput:
         assert teacher is not None
         with self.autocast():
-            student = self.student(batch.images, is_feat=True)
-        student = Output(student.features, at_least_float32(student.logits))
+            student = self.student(batch.images, is_feat=True, also=self.distiller.also)
+        student = replace(student, logits=at_least_float32(student.logits))
         student, teacher, target, index = _whole_batch(student, teacher, batch)
         tau = self.temperature(student.logits, teacher.logits, target, index)
         check_tau(tau, type(self.temperature).__name__, len(target))
@@ -245,8 +255,17 @@ def _whole_batch(student: Output, teacher: Output, batch: Batch) -> tuple[Output
     """Return outputs, classes and image numbers of the whole batch, gathered from the shards of all processes."""
     if batch.count is None:
         return student, teacher, batch.target, batch.index
-    columns = (student.logits, teacher.logits, batch.target, batch.index)
-    ours, theirs, target, index = (distributed.all_gather_grad(column, batch.count) for column in columns)
-    student = Output(distributed.GatheredFeatures(student.features, batch.count), ours)
-    teacher = Output(distributed.GatheredFeatures(teacher.features, batch.count), theirs)
+    student, teacher = (_gathered(output, batch.count) for output in (student, teacher))
+    target, index = (distributed.all_gather_grad(column, batch.count) for column in (batch.target, batch.index))
     return student, teacher, target, index
+
+
+def _gathered(output: Output, count: int) -> Output:
+    """Return a network's output for the whole batch of `count` images."""
+    maps = output.class_maps
+    return Output(
+        distributed.GatheredFeatures(output.features, count),
+        distributed.all_gather_grad(output.logits, count),
+        distributed.GatheredFeatures(output.preact, count),
+        None if maps is None else distributed.all_gather_grad(maps, count),
+    )

@@ -154,8 +154,9 @@ def fold_batch_norm(model: Model) -> Model:
 
     Features and logits do not change, up to rounding. A network that cannot be traced is left unchanged.
     """
+    also = () if type(model).trace is Model.trace else ("preact",)
     try:
-        graph = torch.fx.Tracer().trace(model, concrete_args={"is_feat": True})
+        graph = torch.fx.Tracer().trace(model, concrete_args={"is_feat": True, "also": also})
     except Exception:  # the tracer can raise nearly anything if control flow depends on the input
         return model
     calls, named = [node for node in graph.nodes if node.op == "call_module"], dict(model.named_modules())

@@ -4,6 +4,8 @@ import json
 import random
 import shutil
 import time
+from collections.abc import Collection
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -43,11 +45,11 @@ class OnlineTeacher:
     def prepare(self, batches: Epoch) -> None:
         """Do nothing: the teacher runs in each step."""
 
-    def __call__(self, batch: Batch) -> Output:
-        """Return features and logits [B, C] of the images; logits in float32."""
+    def __call__(self, batch: Batch, also: Collection[str] = ()) -> Output:
+        """Return features and logits [B, C] of the images, and what else is asked for; logits in float32."""
         with autocast(batch.images.device, self.precision):
-            said = self.model(batch.images, is_feat=True)
-        return Output(said.features, at_least_float32(said.logits))
+            said = self.model(batch.images, is_feat=True, also=also)
+        return replace(said, logits=at_least_float32(said.logits))
 
 
 def check_table_dir(folder: Path) -> None:
@@ -155,13 +157,13 @@ class CachedTeacher:
             print(f"\nstopped; the table keeps {self.file.read:,} answers: the same command goes on from there")
             raise
 
-    def __call__(self, batch: Batch) -> Output:
+    def __call__(self, batch: Batch, also: Collection[str] = ()) -> Output:
         """Return logits [B, C] and, if the table holds them, the pooled features [B, D], in float32.
 
         For blended images the teacher runs instead: a blend is not a view of one image.
         """
         if batch.view is None:
-            return self.online(batch)
+            return self.online(batch, also)
         rows = batch.index * self.views + batch.view
         if self.on_device is None:
             said = self.file.values.index_select(0, self.file.position.index_select(0, rows))

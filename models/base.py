@@ -1,43 +1,93 @@
 """The interface that all networks of the zoo share."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inputs import UserError, printable
 
 
-class Output(NamedTuple):
-    """A network's output for a batch."""
+@dataclass(frozen=True, eq=False)
+class Output:
+    """A network's output for a batch. Like the pair of RepDistiller, it unpacks: `features, logits = output`."""
 
     features: Sequence[Tensor]  # stem, stages ([B, C, H, W] each), and the pooled vector [B, D] last
     logits: Tensor  # [B, classes]
+    preact: Sequence[Tensor] = ()  # if asked for: the stages' maps before their ReLU, [B, C, H, W] each
+    class_maps: Tensor | None = None  # if asked for: [B, classes, H, W], see `Model.forward`
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.features, self.logits))
 
 
 class Model(nn.Module):
     """A classifier that also returns its features.
 
-    A subclass defines `extract`, and `classifier` as an attribute or a property: the linear layer that turns the
-    pooled vector into logits.
+    A subclass defines `extract` or `trace`, and `classifier` as an attribute or a property: the linear layer that turns
+    the pooled vector into logits.
     """
 
     classifier: nn.Linear
+    bn_before_relu: tuple[str, ...] = ()  # names of the batch norms whose output is in `preact`, if each stage has one
 
     def extract(self, x: Tensor) -> list[Tensor]:
         """Return the features of images x [B, 3, H, W]: the stem, every stage, and last the pooled vector [B, D]."""
-        raise NotImplementedError
+        return self.trace(x)[0]
+
+    def trace(self, x: Tensor, preact: list[Tensor] | None = None) -> tuple[list[Tensor], Tensor | None]:
+        """Return the features of images x [B, 3, H, W] and the map whose average over positions is the pooled vector.
+
+        That map is None if the pooled vector is no average.
+
+        Args:
+            x: the images.
+            preact: a list to which the map of every stage before its ReLU is appended; if a stage ends without ReLU,
+                the stage's map.
+
+        Raises:
+            UserError: the network defines only `extract`.
+        """
+        raise UserError(
+            f"the network {type(self).__name__} gives neither maps before the ReLU nor class maps, which this distiller"
+            " needs: define its `trace`, or choose another network or distiller"
+        )
 
     def head(self, pooled: Tensor) -> Tensor:
         """Return logits [B, classes] from the pooled vector [B, D]; override it if dropout precedes the last layer."""
         return self.classifier(pooled)
 
-    def forward(self, x: Tensor, is_feat: bool = False) -> Tensor | Output:
-        """Return logits [B, classes] of images x [B, 3, H, W]; with `is_feat`, an Output of features and logits."""
-        features = self.extract(x)
-        logits = self.head(features[-1])
-        return Output(features, logits) if is_feat else logits
+    def forward(self, x: Tensor, is_feat: bool = False, also: Collection[str] = ()) -> Tensor | Output:
+        """Return logits [B, classes] of images x [B, 3, H, W]; with `is_feat`, an Output of features and logits.
+
+        Args:
+            x: the images.
+            is_feat: whether to return an Output.
+            also: what else it has, "preact" or "class_maps": the last layer's weight, without bias, applied at every
+                position of the map that is averaged.
+
+        Raises:
+            UserError: the network does not give this.
+        """
+        if not also:
+            features = self.extract(x)
+            logits = self.head(features[-1])
+            return Output(features, logits) if is_feat else logits
+        preact: list[Tensor] | None = [] if "preact" in also else None
+        features, last = self.trace(x, preact)
+        class_maps = self._class_maps(last) if "class_maps" in also else None
+        return Output(features, self.head(features[-1]), preact or (), class_maps)
+
+    def _class_maps(self, last: Tensor | None) -> Tensor:
+        if last is None:
+            raise UserError(
+                f"the network {type(self).__name__} has no class maps, for the input of its last layer is no average of"
+                " a map: choose another network or distiller"
+            )
+        return F.conv2d(last, self.classifier.weight[:, :, None, None])
 
 
 def feature_widths(model: Model, image_size: int = 32, maps: bool = False) -> list[int]:
@@ -46,24 +96,28 @@ def feature_widths(model: Model, image_size: int = 32, maps: bool = False) -> li
 
 
 @torch.no_grad()
-def feature_shapes(model: Model, image_size: int = 32, maps: bool = False) -> list[list[int]]:
+def feature_shapes(
+    model: Model, image_size: int = 32, maps: bool = False, also: Collection[str] = ()
+) -> list[list[int]]:
     """Return the shapes of one image's features: [C, H, W] of stem and stages, [D] of the pooled vector.
 
     Args:
         model: the network; its training mode is restored.
         image_size: side of a square image that the model accepts, in pixels.
         maps: whether the maps of stem and stages are needed.
+        also: what else is needed, see `Model.forward`.
 
     Raises:
-        UserError: the network does not follow `Model` (without `maps` only its pooled vector is checked), or does not
-            take images of this size.
+        UserError: the network does not follow `Model` (without `maps` only its pooled vector is checked), does not give
+            what else is needed, or does not take images of this size.
     """
     name, classifier = type(model).__name__, getattr(model, "classifier", None)
     if not isinstance(classifier, nn.Linear):
         raise UserError(f"the network {name} has no `classifier`: make its last linear layer known by that name")
-    training = model.training
+    training, image = model.training, classifier.weight.new_zeros(1, 3, image_size, image_size)
     try:
-        features = model.eval().extract(classifier.weight.new_zeros(1, 3, image_size, image_size))
+        features = model.eval().extract(image)
+        preact = model(image, is_feat=True, also=also).preact if also else ()
     except (AssertionError, RuntimeError) as error:
         raise UserError(
             f"the network {name} does not take images of {image_size} pixels a side ({printable(str(error))}): choose"
@@ -82,6 +136,11 @@ def feature_shapes(model: Model, image_size: int = 32, maps: bool = False) -> li
         raise UserError(
             f"the network {name} has no maps of a stem and one stage or more, which this distiller compares, but"
             f" {_in_words(shapes)}: have `extract` return them, [B, C, H, W] each, before the pooled vector"
+        )
+    if "preact" in also and [list(each.shape) for each in preact] != shapes[1:-1]:
+        raise UserError(
+            f"the maps before the ReLU of the network {name} have other shapes than its stages: have `trace` append one"
+            " for each stage"
         )
     return [shape[1:] for shape in shapes]
 

@@ -10,37 +10,44 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 from torchvision.models import get_model_weights, mobilenetv2, resnet, shufflenetv2, vgg
 
 from inputs import UserError
 from models.base import Model
 from models.download import fetch
-from models.layers import conv1x1, conv3x3, depthwise3x3
+from models.layers import channel_shuffle, conv1x1, conv3x3, depthwise3x3
 
 
 class ResNet(Model, resnet.ResNet):
     """He et al. 2016 (`BasicBlock`, `Bottleneck`), Zagoruyko and Komodakis 2016 (wide), Xie et al. 2017 (grouped)."""
+
+    def __init__(self, block: type[resnet.BasicBlock | resnet.Bottleneck], counts: list[int], **more: int) -> None:
+        super().__init__(block, counts, **more)
+        last = "bn3" if block is resnet.Bottleneck else "bn2"
+        self.bn_before_relu = tuple(f"layer{i}.{count - 1}.{last}" for i, count in enumerate(counts, 1))
 
     @property
     def classifier(self) -> nn.Linear:
         """Return the last linear layer."""
         return self.fc
 
-    def extract(self, x: Tensor) -> list[Tensor]:
-        """Return stem, four stages and the pooled vector for images x [B, 3, H, W]."""
+    def trace(self, x: Tensor, preact: list[Tensor] | None = None) -> tuple[list[Tensor], Tensor]:
+        """Return stem, four stages and the pooled vector for images x [B, 3, H, W], and the last stage."""
         features = [self.relu(self.bn1(self.conv1(x)))]
         x = self.maxpool(features[0])
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = stage(x)
+            x = _recorded(stage, x, preact)
             features.append(x)
-        return [*features, x.mean((2, 3))]
+        return [*features, x.mean((2, 3))], x
 
 
 class MobileNetV2(Model, mobilenetv2.MobileNetV2):
     """Sandler et al. 2018. A stage ends, without activation, where the resolution falls; the last has 1280 channels."""
 
     ends = (0, 3, 6, 13, 18)  # the blocks that end the stem and the stages
+    bn_before_relu = ("features.3.conv.3", "features.6.conv.3", "features.13.conv.3", "features.18.1")
 
     @property
     def classifier(self) -> nn.Linear:
@@ -51,9 +58,9 @@ class MobileNetV2(Model, mobilenetv2.MobileNetV2):
         """Apply dropout and the last layer."""
         return self._modules["classifier"](pooled)
 
-    def extract(self, x: Tensor) -> list[Tensor]:
-        """Return stem, four stages and the pooled vector for images x [B, 3, H, W]."""
-        return _passed(self.features, x, self.ends)
+    def trace(self, x: Tensor, preact: list[Tensor] | None = None) -> tuple[list[Tensor], Tensor]:
+        """Return stem, four stages and the pooled vector for images x [B, 3, H, W], and the last stage."""
+        return _pooled(_passed(self.features, x, self.ends, preact))
 
 
 class ShuffleV2(Model, shufflenetv2.ShuffleNetV2):
@@ -64,13 +71,13 @@ class ShuffleV2(Model, shufflenetv2.ShuffleNetV2):
         """Return the last linear layer."""
         return self.fc
 
-    def extract(self, x: Tensor) -> list[Tensor]:
-        """Return stem, three stages and the pooled vector for images x [B, 3, H, W]."""
+    def trace(self, x: Tensor, preact: list[Tensor] | None = None) -> tuple[list[Tensor], Tensor]:
+        """Return stem, three stages and the pooled vector for images x [B, 3, H, W], and the last stage."""
         features = [self.conv1(x)]
-        features.append(self.stage2(self.maxpool(features[0])))
-        features.append(self.stage3(features[1]))
-        features.append(self.conv5(self.stage4(features[2])))
-        return [*features, features[-1].mean((2, 3))]
+        features.append(_recorded(self.stage2, self.maxpool(features[0]), preact))
+        features.append(_recorded(self.stage3, features[1], preact))
+        features.append(_recorded(self.conv5, self.stage4(features[2]), preact))
+        return _pooled(features)
 
 
 class VGG(Model, vgg.VGG):
@@ -88,18 +95,19 @@ class VGG(Model, vgg.VGG):
         """Apply dropout and the last layer."""
         return self._modules["classifier"][-2:](pooled)
 
-    def extract(self, x: Tensor) -> list[Tensor]:
-        """Return stem, five stages and the vector [B, 4096] for images x [B, 3, H, W]."""
+    def trace(self, x: Tensor, preact: list[Tensor] | None = None) -> tuple[list[Tensor], None]:
+        """Return stem, five stages and the vector [B, 4096] for images x [B, 3, H, W]; it is no average of a map."""
         ends = [1, *(i - 1 for i, layer in enumerate(self.features) if isinstance(layer, nn.MaxPool2d))]
-        *features, _ = _passed(self.features, x, ends)
+        features = _passed(self.features, x, ends, preact)
         x = self.avgpool(self.features[-1](features[-1])).flatten(1)
-        return [*features, self._modules["classifier"][:-2](x)]
+        return [*features, self._modules["classifier"][:-2](x)], None
 
 
 class MobileNetV1(Model):
     """Howard et al. 2017. A stage ends where the resolution falls."""
 
     ends = (0, 1, 3, 5, 11, 13)  # the blocks that end the stem and the stages
+    bn_before_relu = ("model.1.4", "model.3.4", "model.5.4", "model.11.4", "model.13.4")
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -117,19 +125,60 @@ class MobileNetV1(Model):
         """Return the last linear layer."""
         return self.fc
 
-    def extract(self, x: Tensor) -> list[Tensor]:
-        """Return stem, five stages and the pooled vector for images x [B, 3, H, W]."""
-        return _passed(self.model, x, self.ends)
+    def trace(self, x: Tensor, preact: list[Tensor] | None = None) -> tuple[list[Tensor], Tensor]:
+        """Return stem, five stages and the pooled vector for images x [B, 3, H, W], and the last stage."""
+        return _pooled(_passed(self.model, x, self.ends, preact))
 
 
-def _passed(blocks: Sequence[nn.Module], x: Tensor, ends: Sequence[int]) -> list[Tensor]:
-    """Return the outputs of the blocks at `ends`, and the last one averaged over positions."""
+def _passed(blocks: Sequence[nn.Module], x: Tensor, ends: Sequence[int], preact: list[Tensor] | None) -> list[Tensor]:
+    """Return the outputs of the blocks at `ends`, the first of which ends the stem."""
     features = []
     for i, block in enumerate(blocks):
-        x = block(x)
-        if i in ends:
+        is_end = i in ends
+        x = _recorded(block, x, preact if is_end and features else None)
+        if is_end:
             features.append(x)
-    return [*features, features[-1].mean((2, 3))]
+    return features
+
+
+def _pooled(features: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+    """Return the maps with the average of the last one over positions, and that map."""
+    return [*features, features[-1].mean((2, 3))], features[-1]
+
+
+def _recorded(block: nn.Module, x: Tensor, preact: list[Tensor] | None) -> Tensor:
+    """Return a block's output for x; append its map before the last ReLU, if there is one, to `preact` if given.
+
+    torchvision's ReLUs work in place, so here they get a copy.
+    """
+    if preact is None:
+        return block(x)
+    if isinstance(block, nn.Sequential):
+        *blocks, last = block
+        for each in blocks:
+            x = each(x)
+        return _recorded(last, x, preact)
+    if isinstance(block, nn.ReLU | nn.ReLU6):
+        preact.append(x)
+        return block(x.clone())
+    if isinstance(block, resnet.BasicBlock | resnet.Bottleneck):
+        preact.append(_sum(block, x))
+        return block.relu(preact[-1].clone())
+    if isinstance(block, shufflenetv2.InvertedResidual):
+        kept, out = x.chunk(2, dim=1)
+        out = _recorded(block.branch2, out, preact)
+        preact[-1] = torch.cat([kept, preact[-1]], dim=1)
+        return channel_shuffle(torch.cat([kept, out], dim=1), 2)
+    preact.append(block(x))  # mobilenetv2.InvertedResidual has no last ReLU
+    return preact[-1]
+
+
+def _sum(block: resnet.BasicBlock | resnet.Bottleneck, x: Tensor) -> Tensor:
+    """Return the sum of a residual block's branch and shortcut."""
+    out = block.bn2(block.conv2(block.relu(block.bn1(block.conv1(x)))))
+    if isinstance(block, resnet.Bottleneck):
+        out = block.bn3(block.conv3(block.relu(out)))
+    return out + (x if block.downsample is None else block.downsample(x))
 
 
 _bottlenecks = partial(ResNet, resnet.Bottleneck, [3, 4, 6, 3])

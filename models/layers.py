@@ -5,6 +5,24 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 
+class Stage(nn.Sequential):
+    """Blocks in a row, like nn.Sequential; the last one can record its map before the ReLU."""
+
+    def forward(self, x: Tensor, preact: list[Tensor] | None = None) -> Tensor:
+        """Return the last block's output; its map before the ReLU is appended to `preact` if that is given."""
+        *blocks, last = self
+        for block in blocks:
+            x = block(x)
+        return last(x) if preact is None else last(x, preact)
+
+
+def recorded(x: Tensor, preact: list[Tensor] | None) -> Tensor:
+    """Return x, after appending it to `preact` if that is given."""
+    if preact is not None:
+        preact.append(x)
+    return x
+
+
 def conv1x1(in_channels: int, out_channels: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
     """Return a 1x1 convolution without bias: [B, in_channels, H, W] to [B, out_channels, H / stride, W / stride]."""
     return nn.Conv2d(in_channels, out_channels, 1, stride, groups=groups, bias=False)
@@ -27,13 +45,13 @@ def channel_shuffle(x: Tensor, groups: int) -> Tensor:
 
 def make_stage(
     block: Callable[[int, int, int], nn.Module], in_channels: int, out_channels: int, count: int, stride: int
-) -> nn.Sequential:
+) -> Stage:
     """Return `count` blocks made by `block(in_channels, out_channels, stride)`; the first one changes the shape.
 
     Maps [B, in_channels, H, W] to [B, out_channels, H / stride, W / stride].
     """
     rest = (block(out_channels, out_channels, 1) for _ in range(count - 1))
-    return nn.Sequential(block(in_channels, out_channels, stride), *rest)
+    return Stage(block(in_channels, out_channels, stride), *rest)
 
 
 def init_convs(network: nn.Module) -> None:

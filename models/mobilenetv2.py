@@ -13,7 +13,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from models.base import Model
-from models.layers import conv1x1, conv3x3, depthwise3x3, init_convs, init_linear, make_stage
+from models.layers import conv1x1, conv3x3, depthwise3x3, init_convs, init_linear, make_stage, recorded
 
 
 class InvertedResidual(nn.Module):
@@ -48,6 +48,8 @@ class _Classifier(nn.Linear):
 class MobileNetV2(Model):
     """Half the paper's width, expansion factor 6."""
 
+    bn_before_relu = ("blocks.1.1.conv.7", "blocks.2.2.conv.7", "blocks.4.2.conv.7", "blocks.6.0.conv.7")  # and no ReLU
+
     def __init__(self, num_classes: int):
         super().__init__()
         block = partial(InvertedResidual, expansion=6)
@@ -71,12 +73,13 @@ class MobileNetV2(Model):
         """Return the last layer, inside the Sequential that gives it its published name `classifier.0`."""
         return self._modules["classifier"][0]
 
-    def extract(self, x: Tensor) -> list[Tensor]:
-        """Return the features listed at the top of this file, for images x [B, 3, H, W]."""
+    def trace(self, x: Tensor, preact: list[Tensor] | None = None) -> tuple[list[Tensor], Tensor]:
+        """Return the features listed at the top of this file and the last map; see `Model.trace`."""
         x = self.conv1(x)
         features = [x]
         for i, stage in enumerate(self.blocks):
             x = stage(x)
             if i in (1, 2, 4, 6):  # the last stage at this resolution
-                features.append(x)
-        return [*features, self.conv2(x).mean((2, 3))]
+                features.append(recorded(x, preact))  # there is no ReLU
+        last = self.conv2(x)
+        return [*features, last.mean((2, 3))], last

@@ -28,6 +28,7 @@ class Renormalised(Model):
     ) -> None:
         super().__init__()
         self.net = net
+        self.bn_before_relu = tuple(f"net.{name}" for name in net.bn_before_relu)
         mean, std, own_mean, own_std = (torch.tensor(each).view(3, 1, 1) for each in (*given, *own))
         self.register_buffer("scale", std / own_std)
         self.register_buffer("shift", (mean - own_mean) / own_std)
@@ -40,6 +41,10 @@ class Renormalised(Model):
     def extract(self, x: Tensor) -> list[Tensor]:
         """Return the network's features of images x [B, 3, H, W]."""
         return self.net.extract(x * self.scale + self.shift)
+
+    def trace(self, x: Tensor, preact: list[Tensor] | None = None) -> tuple[list[Tensor], Tensor | None]:
+        """Return the network's features and last map."""
+        return self.net.trace(x * self.scale + self.shift, preact)
 
     def head(self, pooled: Tensor) -> Tensor:
         """Return the network's logits from its pooled vector."""

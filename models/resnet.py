@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.base import Model
-from models.layers import conv1x1, conv3x3, init_convs, make_stage
+from models.layers import conv1x1, conv3x3, init_convs, make_stage, recorded
 
 
 class BasicBlock(nn.Module):
@@ -30,11 +30,11 @@ class BasicBlock(nn.Module):
         if stride != 1 or in_channels != out_channels:
             self.downsample = nn.Sequential(conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, preact: list[Tensor] | None = None) -> Tensor:
         """Map [B, in_channels, H, W] to [B, out_channels, H / stride, W / stride]."""
         out = F.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
-        return F.relu(out + self.downsample(x))
+        return F.relu(recorded(out + self.downsample(x), preact))
 
 
 class ResNet(Model):
@@ -49,6 +49,7 @@ class ResNet(Model):
         self.layer2 = make_stage(BasicBlock, widths[1], widths[2], count, stride=2)
         self.layer3 = make_stage(BasicBlock, widths[2], widths[3], count, stride=2)
         self.fc = nn.Linear(widths[3], num_classes)
+        self.bn_before_relu = tuple(f"layer{stage}.{count - 1}.bn2" for stage in (1, 2, 3))
         init_convs(self)
 
     @property
@@ -56,12 +57,12 @@ class ResNet(Model):
         """Return the last linear layer."""
         return self.fc
 
-    def extract(self, x: Tensor) -> list[Tensor]:
-        """Return the features listed at the top of this file, for images x [B, 3, H, W]."""
+    def trace(self, x: Tensor, preact: list[Tensor] | None = None) -> tuple[list[Tensor], Tensor]:
+        """Return the features listed at the top of this file and the last map; see `Model.trace`."""
         features = [F.relu(self.bn1(self.conv1(x)))]
         for stage in (self.layer1, self.layer2, self.layer3):
-            features.append(stage(features[-1]))
-        return [*features, features[-1].mean((2, 3))]
+            features.append(stage(features[-1], preact))
+        return [*features, features[-1].mean((2, 3))], features[-1]
 
 
 resnet8 = partial(ResNet, 8)

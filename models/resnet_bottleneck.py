@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.base import Model
-from models.layers import conv1x1, conv3x3, init_convs, make_stage
+from models.layers import conv1x1, conv3x3, init_convs, make_stage, recorded
 
 
 class Bottleneck(nn.Module):
@@ -29,16 +29,18 @@ class Bottleneck(nn.Module):
         if stride != 1 or in_channels != out_channels:
             self.shortcut = nn.Sequential(conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, preact: list[Tensor] | None = None) -> Tensor:
         """Map [B, in_channels, H, W] to [B, out_channels, H / stride, W / stride]."""
         out = F.relu(self.bn1(self.conv1(x)))
         out = F.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
-        return F.relu(out + self.shortcut(x))
+        return F.relu(recorded(out + self.shortcut(x), preact))
 
 
 class ResNet50(Model):
     """Stages of 3, 4, 6 and 3 bottlenecks."""
+
+    bn_before_relu = ("layer1.2.bn3", "layer2.3.bn3", "layer3.5.bn3", "layer4.2.bn3")
 
     def __init__(self, num_classes: int):
         super().__init__()
@@ -56,9 +58,9 @@ class ResNet50(Model):
         """Return the last linear layer."""
         return self.linear
 
-    def extract(self, x: Tensor) -> list[Tensor]:
-        """Return the features listed at the top of this file, for images x [B, 3, H, W]."""
+    def trace(self, x: Tensor, preact: list[Tensor] | None = None) -> tuple[list[Tensor], Tensor]:
+        """Return the features listed at the top of this file and the last map; see `Model.trace`."""
         features = [F.relu(self.bn1(self.conv1(x)))]
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            features.append(stage(features[-1]))
-        return [*features, features[-1].mean((2, 3))]
+            features.append(stage(features[-1], preact))
+        return [*features, features[-1].mean((2, 3))], features[-1]

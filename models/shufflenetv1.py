@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.base import Model
-from models.layers import channel_shuffle, conv1x1, depthwise3x3, make_stage
+from models.layers import channel_shuffle, conv1x1, depthwise3x3, make_stage, recorded
 
 GROUPS = 3
 STEM = 24  # channels, too few to be grouped
@@ -35,15 +35,15 @@ class ShuffleUnit(nn.Module):
         self.conv3 = conv1x1(width, out_channels, groups=GROUPS)
         self.bn3 = nn.BatchNorm2d(out_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, preact: list[Tensor] | None = None) -> Tensor:
         """Map [B, in_channels, H, W] to [B, out_channels, H / stride, W / stride]."""
         out = F.relu(self.bn1(self.conv1(x)))
         out = channel_shuffle(out, self.groups)
         out = F.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
         if self.stride == 2:
-            return F.relu(torch.cat([out, F.avg_pool2d(x, 3, stride=2, padding=1)], dim=1))
-        return F.relu(out + x)
+            return F.relu(recorded(torch.cat([out, F.avg_pool2d(x, 3, stride=2, padding=1)], dim=1), preact))
+        return F.relu(recorded(out + x, preact))
 
 
 class ShuffleV1(Model):
@@ -63,9 +63,9 @@ class ShuffleV1(Model):
         """Return the last linear layer."""
         return self.linear
 
-    def extract(self, x: Tensor) -> list[Tensor]:
-        """Return the features listed at the top of this file, for images x [B, 3, H, W]."""
+    def trace(self, x: Tensor, preact: list[Tensor] | None = None) -> tuple[list[Tensor], Tensor]:
+        """Return the features listed at the top of this file and the last map; see `Model.trace`."""
         features = [F.relu(self.bn1(self.conv1(x)))]
         for stage in (self.layer1, self.layer2, self.layer3):
-            features.append(stage(features[-1]))
-        return [*features, features[-1].mean((2, 3))]
+            features.append(stage(features[-1], preact))
+        return [*features, features[-1].mean((2, 3))], features[-1]

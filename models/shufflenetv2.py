@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.base import Model
-from models.layers import channel_shuffle, conv1x1, depthwise3x3
+from models.layers import Stage, channel_shuffle, conv1x1, depthwise3x3
 
 
 class BasicUnit(nn.Module):
@@ -29,13 +29,15 @@ class BasicUnit(nn.Module):
         self.conv3 = conv1x1(half, half)
         self.bn3 = nn.BatchNorm2d(half)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, preact: list[Tensor] | None = None) -> Tensor:
         """Map [B, channels, H, W] to the same shape."""
         kept, out = x.chunk(2, dim=1)
         out = F.relu(self.bn1(self.conv1(out)))
         out = self.bn2(self.conv2(out))
-        out = F.relu(self.bn3(self.conv3(out)))
-        return channel_shuffle(torch.cat([kept, out], dim=1), 2)
+        out = self.bn3(self.conv3(out))
+        if preact is not None:  # before the shuffle too, as published
+            preact.append(torch.cat([kept, out], dim=1))
+        return channel_shuffle(torch.cat([kept, F.relu(out)], dim=1), 2)
 
 
 class DownUnit(nn.Module):
@@ -65,9 +67,9 @@ class DownUnit(nn.Module):
         return channel_shuffle(torch.cat([short, out], dim=1), 2)
 
 
-def _stage(in_channels: int, out_channels: int, count: int) -> nn.Sequential:
+def _stage(in_channels: int, out_channels: int, count: int) -> Stage:
     rest = (BasicUnit(out_channels) for _ in range(count - 1))
-    return nn.Sequential(DownUnit(in_channels, out_channels), *rest)
+    return Stage(DownUnit(in_channels, out_channels), *rest)
 
 
 class ShuffleV2(Model):
@@ -89,9 +91,10 @@ class ShuffleV2(Model):
         """Return the last linear layer."""
         return self.linear
 
-    def extract(self, x: Tensor) -> list[Tensor]:
-        """Return the features listed at the top of this file, for images x [B, 3, H, W]."""
+    def trace(self, x: Tensor, preact: list[Tensor] | None = None) -> tuple[list[Tensor], Tensor]:
+        """Return the features listed at the top of this file and the last map; see `Model.trace`."""
         features = [F.relu(self.bn1(self.conv1(x)))]
         for stage in (self.layer1, self.layer2, self.layer3):
-            features.append(stage(features[-1]))
-        return [*features, F.relu(self.bn2(self.conv2(features[-1]))).mean((2, 3))]
+            features.append(stage(features[-1], preact))
+        last = F.relu(self.bn2(self.conv2(features[-1])))
+        return [*features, last.mean((2, 3))], last

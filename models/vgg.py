@@ -14,15 +14,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.base import Model
-from models.layers import init_convs, init_linear
+from models.layers import Stage, init_convs, init_linear, recorded
 
 
-def _block(in_channels: int, out_channels: int, count: int) -> nn.Sequential:
+class _ReLU(nn.ReLU):
+    def forward(self, x: Tensor, preact: list[Tensor] | None = None) -> Tensor:
+        return super().forward(recorded(x, preact))
+
+
+def _block(in_channels: int, out_channels: int, count: int) -> Stage:
     layers = []
     for i in range(count):
         conv = nn.Conv2d(in_channels if i == 0 else out_channels, out_channels, 3, padding=1)
-        layers += [conv, nn.BatchNorm2d(out_channels), nn.ReLU()]
-    return nn.Sequential(*layers)
+        layers += [conv, nn.BatchNorm2d(out_channels), _ReLU()]
+    return Stage(*layers)
 
 
 class VGG(Model):
@@ -36,16 +41,17 @@ class VGG(Model):
         self.block3 = _block(256, 512, counts[3])
         self.block4 = _block(512, 512, counts[4])
         self.classifier = nn.Linear(512, num_classes)
+        self.bn_before_relu = tuple(f"block{block}.{3 * counts[block] - 2}" for block in (1, 2, 3, 4))
         init_convs(self)
         init_linear(self.classifier)
 
-    def extract(self, x: Tensor) -> list[Tensor]:
-        """Return the features listed at the top of this file, for images x [B, 3, H, W]."""
+    def trace(self, x: Tensor, preact: list[Tensor] | None = None) -> tuple[list[Tensor], Tensor]:
+        """Return the features listed at the top of this file and the last map; see `Model.trace`."""
         features = [self.block0(x)]
         for block in (self.block1, self.block2, self.block3):
-            features.append(block(F.max_pool2d(features[-1], 2)))
-        features.append(self.block4(features[-1]))
-        return [*features, features[-1].mean((2, 3))]
+            features.append(block(F.max_pool2d(features[-1], 2), preact))
+        features.append(self.block4(features[-1], preact))
+        return [*features, features[-1].mean((2, 3))], features[-1]
 
 
 vgg8 = partial(VGG, (1, 1, 1, 1, 1))

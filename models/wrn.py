@@ -8,14 +8,13 @@ Parameter names are the published ones. Features of 32x32 images: stem [B, 16, 3
 batch norm and ReLU, the pooled [B, 64 W].
 """
 
-from collections import OrderedDict
 from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.base import Model
-from models.layers import conv1x1, conv3x3, init_convs, make_stage
+from models.layers import conv1x1, conv3x3, init_convs, make_stage, recorded
 
 
 class PreActivationBlock(nn.Module):
@@ -31,31 +30,42 @@ class PreActivationBlock(nn.Module):
         if in_channels != out_channels:
             self.convShortcut = conv1x1(in_channels, out_channels, stride)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, preact: list[Tensor] | None = None) -> Tensor:
         """Map [B, in_channels, H, W] to [B, out_channels, H / stride, W / stride]."""
-        active = F.relu(self.bn1(x))
+        active = F.relu(recorded(self.bn1(x), preact))
         out = self.conv2(F.relu(self.bn2(self.conv1(active))))
         # an identity shortcut takes x itself; a convolution takes the input of conv1
         shortcut = x if self.convShortcut is None else self.convShortcut(active)
         return out + shortcut
 
 
-def _stage(in_channels: int, out_channels: int, count: int, stride: int) -> nn.Sequential:
-    blocks = make_stage(PreActivationBlock, in_channels, out_channels, count, stride)
-    return nn.Sequential(OrderedDict(layer=blocks))  # for published names such as block1.layer.0
+class _Stage(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int, count: int, stride: int):
+        super().__init__()
+        # named for published names such as block1.layer.0
+        self.layer = make_stage(PreActivationBlock, in_channels, out_channels, count, stride)
+
+    def forward(self, x: Tensor, preact: list[Tensor] | None = None) -> Tensor:
+        first, *rest = self.layer
+        x = first(x, preact)
+        for block in rest:
+            x = block(x)
+        return x
 
 
 class WideResNet(Model):
     """A wide residual network of the given depth and widening factor."""
+
+    bn_before_relu = ("block2.layer.0.bn1", "block3.layer.0.bn1", "bn1")
 
     def __init__(self, depth: int, widen: int, num_classes: int):
         super().__init__()
         count = (depth - 4) // 6  # blocks per stage, each of two convolutions
         widths = (16, 16 * widen, 32 * widen, 64 * widen)
         self.conv1 = conv3x3(3, widths[0])
-        self.block1 = _stage(widths[0], widths[1], count, stride=1)
-        self.block2 = _stage(widths[1], widths[2], count, stride=2)
-        self.block3 = _stage(widths[2], widths[3], count, stride=2)
+        self.block1 = _Stage(widths[0], widths[1], count, stride=1)
+        self.block2 = _Stage(widths[1], widths[2], count, stride=2)
+        self.block3 = _Stage(widths[2], widths[3], count, stride=2)
         self.bn1 = nn.BatchNorm2d(widths[3])
         self.fc = nn.Linear(widths[3], num_classes)
         init_convs(self)
@@ -66,12 +76,14 @@ class WideResNet(Model):
         """Return the last linear layer."""
         return self.fc
 
-    def extract(self, x: Tensor) -> list[Tensor]:
-        """Return the features listed at the top of this file, for images x [B, 3, H, W]."""
+    def trace(self, x: Tensor, preact: list[Tensor] | None = None) -> tuple[list[Tensor], Tensor]:
+        """Return the features listed at the top of this file and the last map; see `Model.trace`."""
         features = [self.conv1(x)]
-        for stage in (self.block1, self.block2, self.block3):
-            features.append(stage(features[-1]))
-        return [*features, F.relu(self.bn1(features[-1])).mean((2, 3))]
+        features.append(self.block1(features[0]))
+        for stage in (self.block2, self.block3):
+            features.append(stage(features[-1], preact))  # the stage before ends in this one's first batch norm
+        last = F.relu(recorded(self.bn1(features[-1]), preact))
+        return [*features, last.mean((2, 3))], last
 
 
 wrn_16_1 = partial(WideResNet, 16, 1)

@@ -292,7 +292,7 @@ class LossOptions:
                          " dtkd and --distill kd DTKD's beta)", later=True, before=0.0),
     ]  # fmt: skip
     kd_warmup: Annotated[int | None, KD_WARMUP]
-    beta: Annotated[float, own_weight("weight of the distiller's term", "-b")]
+    beta: Annotated[float | None, own_weight("weight of the distiller's term", "-b")]
     dkd_weights: Annotated[
         str,
         neutral(f"of DKD; mdistiller's are a beta for each pair, and a warm-up of {DKD_WARMUP} of 240 epochs",

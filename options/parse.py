@@ -237,14 +237,15 @@ def _resolve_student(options: dict[str, Any]) -> None:
     own = temperature_dict[options["temperature"]].weights if options["distill"] == "kd" else None
     weights = (*own, 0.0) if own else distiller.weights
     for key, default in zip(("gamma", "alpha", "beta"), weights, strict=True):
-        options[key] = default if options[key] is None else options[key]
+        if options[key] is None and not (key == "beta" and distiller.pair_beta):  # which `resolve_pair` fills in
+            options[key] = default
     if options["logit_stand"] and options["temperature"] == "standardised":
         raise UserError("--temperature standardised is on z-scored logits already: leave --logit_stand out")
     if options["tau_control"] != "none" and options["temperature"] == "fixed" and not options["logit_stand"]:
         raise UserError("--tau_control is for a --temperature that differs from sample to sample: leave it out")
     if options["dkd_weights"] != "ctkd" and options["distill"] != "dkd":
         raise UserError("--dkd_weights belongs to --distill dkd: leave it out, or add --distill dkd")
-    if options["beta"] > 0 == distiller.weights[2]:
+    if options["beta"] and distiller.weights[2] == 0:
         raise UserError(f"--beta {options['beta']:g} does nothing in --distill {options['distill']}: give -b 0")
     if options["beta"] == 0 < distiller.weights[2]:
         raise UserError(
@@ -259,14 +260,15 @@ def _resolve_student(options: dict[str, Any]) -> None:
 
 
 def resolve_pair(given: StudentOptions, teacher: str) -> StudentOptions:
-    """Return the options with those that depend on the teacher filled in: the weights and warm-ups of DKD and DTKD.
+    """Return the options with those that depend on the teacher filled in: weights, and warm-ups of DKD and DTKD.
 
     Raises:
         UserError: --dkd_weights mdistiller for a pair without published weights, or a warm-up of nothing.
     """
     pair, options = (teacher, given.model_s), as_dict(given)
-    methods = (distiller_dict[given.distill], temperature_dict[given.temperature])
-    for defaults in (*(method.complete(options, pair) for method in methods), {"fixed_alpha": 0.0, "kd_warmup": 0}):
+    distiller, temperature = distiller_dict[given.distill], temperature_dict[given.temperature]
+    common = {"beta": distiller.pair_beta.get(pair, distiller.weights[2]), "fixed_alpha": 0.0, "kd_warmup": 0}
+    for defaults in (distiller.complete(options, pair), temperature.complete(options, pair), common):
         options |= {key: value for key, value in defaults.items() if options[key] is None}
     if options["kd_warmup"] and options["alpha"] == options["fixed_alpha"] == 0:
         raise UserError(

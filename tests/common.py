@@ -19,6 +19,7 @@ from helper import checkpoint, signals
 from helper.row_store import RowStore
 from inputs import UserError
 from models import Model, model_dict
+from models.layers import recorded
 from options.parse import parse_student, parse_teacher, resolve_pair
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,10 +45,10 @@ class Tiny(Model):
         self.stem, self.stage = nn.Conv2d(3, width, 3, 2, 1), nn.Conv2d(width, 2 * width, 3, 2, 1)
         self.classifier = nn.Linear(2 * width, num_classes)
 
-    def extract(self, x):
+    def trace(self, x, preact=None):
         stem = self.stem(x).relu()
-        stage = self.stage(stem).relu()
-        return [stem, stage, stage.mean((2, 3))]
+        stage = recorded(self.stage(stem), preact).relu()
+        return [stem, stage, stage.mean((2, 3))], stage
 
 
 class Normed(Tiny):
@@ -57,10 +58,10 @@ class Normed(Tiny):
         super().__init__(num_classes, width)
         self.bn1, self.bn2 = nn.BatchNorm2d(width), nn.BatchNorm2d(2 * width)
 
-    def extract(self, x):
+    def trace(self, x, preact=None):
         stem = self.bn1(self.stem(x)).relu()
-        stage = self.bn2(self.stage(stem)).relu()
-        return [stem, stage, stage.mean((2, 3))]
+        stage = recorded(self.bn2(self.stage(stem)), preact).relu()
+        return [stem, stage, stage.mean((2, 3))], stage
 
 
 def pairwise(*factors):

@@ -148,7 +148,11 @@ def test_a_network_sees_its_own_normalisation():
     wrapped = Renormalised(net, given, own)
     with torch.no_grad():
         torch.testing.assert_close(wrapped(as_given), net(as_own))
-        assert len(wrapped(as_given, is_feat=True).features) == len(net(as_own, is_feat=True).features)
+        ours, theirs = [], []
+        torch.testing.assert_close(wrapped.trace(as_given, ours), net.trace(as_own, theirs))
+        torch.testing.assert_close(ours, theirs)
+    names = [wrapped.get_submodule(name) for name in wrapped.bn_before_relu]
+    assert names == [net.get_submodule(name) for name in net.bn_before_relu]
 
 
 def test_a_teachers_normalisation_is_read_from_its_file_or_given(tmp_path, capsys):

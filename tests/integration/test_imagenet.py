@@ -5,6 +5,7 @@ from urllib.error import URLError
 import pytest
 import torch
 import torchvision
+from common import error_of
 from torch import nn
 
 from helper import checkpoint
@@ -59,6 +60,25 @@ def test_the_networks_are_torchvisions(network):
     torch.testing.assert_close(model.classifier(features[-1]), logits)
     assert isinstance(model, Model) and model.classifier.out_features == 10
     assert feature_widths(model, 64) == [feature.shape[1] for feature in features]
+
+
+@torch.no_grad()
+def test_maps_before_the_relu(network):
+    name, model = network
+    images = torch.randn(2, 3, 64, 64)
+    plain, more = model(images, is_feat=True), model(images, is_feat=True, also=["preact"])
+    assert all(torch.equal(*pair) for pair in zip(plain.features, more.features, strict=True))
+    stages = list(zip(more.preact, plain.features[1:-1], strict=True))
+    assert all(preact.shape == feature.shape for preact, feature in stages)
+    if name not in ("MobileNetV2_Imagenet", "ShuffleV2_Imagenet"):  # which end without ReLU, or in a shuffle
+        assert all(preact.min() < 0 and torch.equal(preact.relu(), feature) for preact, feature in stages)
+    norms = [model.get_submodule(norm).num_features for norm in model.bn_before_relu]
+    assert norms in ([], [feature.shape[1] for _, feature in stages])
+    if "vgg" in name:
+        assert "has no class maps" in error_of(model, images, also=["class_maps"])
+    else:
+        averages = model(images, also=["class_maps"]).class_maps.mean((2, 3))
+        torch.testing.assert_close(averages + model.classifier.bias, plain.logits, rtol=1e-3, atol=1e-4)
 
 
 @torch.no_grad()

@@ -1,5 +1,7 @@
 """Speed features change no step: lower precision, their combinations, the batches of validation."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from common import Tiny, fixed_batch, make
@@ -17,12 +19,12 @@ def test_the_distillers_see_no_more_than_they_say():
     """They need logits, or also the pooled feature; the teacher's other features may be missing."""
     for distill, cls in distiller_dict.items():
         expert, batch = Tiny(width=12), fixed_batch()
-        said = OnlineTeacher(expert.eval())(batch)
+        said = OnlineTeacher(expert.eval())(batch, cls.also + cls.teacher_also)
         kept = {"logits": [], "pooled": said.features[-1:], "maps": said.features}[cls.needs]
         losses = []
         for features in (said.features, kept):
             torch.manual_seed(0)
-            losses.append(make(distill=distill)(batch, said._replace(features=features)).loss.item())
+            losses.append(make(distill=distill)(batch, replace(said, features=features)).loss.item())
         assert losses[0] == losses[1]
 
 
@@ -49,7 +51,7 @@ def test_in_bf16_losses_and_temperatures_are_float32(distill):
     module.start_epoch(1)
     seen = []
     module.student.stage.register_forward_hook(lambda *_: seen.append(_[-1].dtype))
-    step = module(batch, OnlineTeacher(expert, "bf16")(batch))
+    step = module(batch, OnlineTeacher(expert, "bf16")(batch, module.teacher_also))
     assert seen == [torch.bfloat16]
     told = (step.loss, step.logits, step.tau.student, *step.losses.values())
     assert {value.dtype for value in told} == {torch.float32}

@@ -3,11 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from common import FAMILIES, Tiny, fixed_batch, make
+from common import FAMILIES, Tiny, error_of, fixed_batch, make
 from torch import nn
 
 from inputs import UserError
-from models import Model, Output, create_model, feature_widths, model_dict
+from models import Model, Output, create_model, feature_shapes, feature_widths, model_dict
+from models.layers import recorded
 
 
 @pytest.fixture(scope="module", params=model_dict)
@@ -34,6 +35,16 @@ def test_classifier_is_the_last_layer(model, images):
     assert isinstance(output, Output)
     assert torch.equal(model.classifier(output.features[-1]), output.logits)
     assert torch.equal(model(images), output.logits)
+
+
+@torch.no_grad()
+def test_what_else_is_asked_for_changes_nothing_else(model, images):
+    plain, more = model(images, is_feat=True), model(images, is_feat=True, also=("preact", "class_maps"))
+    assert (plain.preact, plain.class_maps) == ((), None)
+    assert all(torch.equal(*pair) for pair in zip([*plain], [*more], strict=True) if torch.is_tensor(pair[0]))
+    assert all(torch.equal(*pair) for pair in zip(plain.features, more.features, strict=True))
+    assert [each.shape for each in more.preact] == [feature.shape for feature in plain.features[1:-1]]
+    torch.testing.assert_close(more.class_maps.mean((2, 3)) + model.classifier.bias, plain.logits, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
@@ -115,6 +126,42 @@ class Odd(Tiny):
 
     def extract(self, x):
         return self.change(super().extract(x))
+
+
+class Own(Model):
+    """A network that defines only `extract`."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.classifier = Tiny(), nn.Linear(16, 10)
+
+    def extract(self, x):
+        return self.net.extract(x)
+
+
+class Misshapen(Tiny):
+    """A network that records the wrong maps."""
+
+    def trace(self, x, preact=None):
+        return super().trace(recorded(x, preact), preact)
+
+
+@pytest.mark.parametrize(
+    ("model", "also", "says"),
+    [
+        (Own(), ["preact"], "the network Own gives neither maps before the ReLU nor class maps"),
+        (Own(), ["class_maps"], "define its `trace`, or choose another network or distiller"),
+        (
+            Misshapen(),
+            ["preact"],
+            "the maps before the ReLU of the network Misshapen have other shapes than its stages",
+        ),
+    ],
+)
+def test_what_a_network_cannot_give_is_said(model, also, says):
+    assert feature_shapes(model, maps=True) == [[8, 16, 16], [16, 8, 8], [16]]
+    assert says in error_of(feature_shapes, model, also=also)
+    assert model.training
 
 
 ONLY_POOLED = {"pooled": lambda f: f[-1:], "stem": lambda f: [f[0], f[-1]], "flat": lambda f: [f[0].flatten(1), *f[1:]]}

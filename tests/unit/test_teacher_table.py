@@ -35,12 +35,13 @@ def test_a_folded_teacher_says_the_same(name):
     model(torch.randn(8, 3, 32, 32))  # makes running statistics other than 0 and 1
     norms = sum(isinstance(module, nn.BatchNorm2d) for module in model.eval().modules())
     images = torch.randn(4, 3, 32, 32)
-    plain = model(images, is_feat=True)
+    plain = model(images, is_feat=True, also=("preact", "class_maps"))
     folded = fold_batch_norm(copy.deepcopy(model))
     left = sum(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
     assert left == (norms // 2 + 1 if name.startswith("wrn") else 0)  # no convolution before pre-activation norms
-    said = folded(images, is_feat=True)
-    for ours, theirs in zip([*said.features, said.logits], [*plain.features, plain.logits], strict=True):
+    said = folded(images, is_feat=True, also=("preact", "class_maps"))
+    compared = [[*each.features, each.logits, *each.preact, each.class_maps] for each in (said, plain)]
+    for ours, theirs in zip(*compared, strict=True):
         assert (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max()
 
 
