@@ -103,8 +103,8 @@ def _measure(options: CommonOptions, images: int, classes: int, device: torch.de
     if device.type == "cpu":
         size = min(size, max(2, PIXELS // side**2))
     index = torch.arange(size, device=device) % images
-    shape = (size, 3, side, side)
-    batch = Batch(torch.randn(shape, device=device), target[index], index, None)
+    noise = torch.randn(size, 3, side, side, device=device)
+    batch = Batch(noise, target[index], index, None, second=noise.clone)
     optimizer = make_optimizer(task, 1e-4, 0.9, 0.0, options.plain)
     metrics, step = Metrics(), make_step(task, device, options)
     task.start_epoch(1)

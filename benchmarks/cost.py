@@ -85,7 +85,7 @@ def random_batch(size: int, device: torch.device) -> Batch:
     """Return a batch of noise; a step costs the same as with images."""
     index = torch.randperm(NUM_SAMPLES, device=device)[:size]
     images = torch.randn(size, 3, 32, 32, device=device)
-    return Batch(images, index % NUM_CLASSES, index, None)
+    return Batch(images, index % NUM_CLASSES, index, None, second=lambda: images.flip(3))
 
 
 def measure(args: argparse.Namespace) -> dict[str, dict[str, float]]:

@@ -15,7 +15,7 @@ from distiller_zoo.dpk import DPK
 from distiller_zoo.hint import Hint, hint_loss
 from distiller_zoo.ickd import ICKD, ickd_loss
 from distiller_zoo.kd import KD, kd_loss
-from distiller_zoo.mlkd import batch_correlation_loss, class_correlation_loss
+from distiller_zoo.mlkd import MLKD, batch_correlation_loss, class_correlation_loss
 from distiller_zoo.nkd import NKD, nkd_loss
 from distiller_zoo.nst import NST, nst_loss
 from distiller_zoo.ofd import ofd_loss, ofd_margin
@@ -57,6 +57,7 @@ distiller_dict: dict[str, Callable[..., Distiller]] = {
     "wsld": WSLD,
     "ickd": ICKD,
     "srd": SRD,
+    "mlkd": MLKD,
     "cskd": CSKD,
 }
 

@@ -30,6 +30,7 @@ class Distiller(TakesOptions, nn.Module):
     ] = ()  # what else it needs of both networks' outputs, if `needs` is "maps": see `Model.forward`
     teacher_also: tuple[str, ...] = ()  # the same, of the teacher's output alone
     uses_target = False  # whether `forward` uses the classes, so that images of mixed classes are refused
+    second_view = False  # whether it needs both networks' logits of a second view of the images, see `Output.second`
     uses_tau = False  # whether `forward` uses tau, in addition to the KD term
 
     @classmethod

@@ -3,12 +3,16 @@
 Jin, Wang and Lin, CVPR 2023, "Multi-Level Logit Distillation".
 """
 
+from typing import Annotated, Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distiller_zoo.base import at_least_float32
+from distiller_zoo.base import Distiller, at_least_float32
 from distiller_zoo.kd import kd_loss
+from inputs import CPU, Option, UserError
+from models import Output
 from temperature import Tau, as_tau
 
 FACTORS = (0.5, 0.75, 1.0, 1.25, 1.5)  # of tau: 2, 3, 4, 5 and 6 at the published temperature of 4
@@ -92,3 +96,50 @@ def mlkd_losses(
     by_class = torch.stack([class_correlation_loss(student, teacher, each) for each in taus]).sum()
     by_batch = torch.stack([batch_correlation_loss(student, teacher, each) for each in taus]).sum()
     return {"mlkd": by_image, "class": classes * by_class, "batch": images * by_batch}
+
+
+class MLKD(Distiller):
+    """`mlkd_losses` of two views of each image, or of one; the cross entropy has the same views.
+
+    The second view is another crop and flip with strong augmentation, see dataset/strong.py.
+
+    Args:
+        mlkd_form: "paper" or "released", see `mlkd_losses`.
+        mlkd_views: 2, or 1 for a control without strong augmentation.
+
+    Raises:
+        UserError: an unknown form, or a number outside its bounds.
+    """
+
+    weights = (0.1, 0.0, 0.9)
+    needs = "logits"
+    uses_tau = True
+
+    def __init__(
+        self,
+        mlkd_form: Annotated[
+            str, Option("all terms of all views, as in the paper, or what the released code computes", choices=FORMS)
+        ] = "paper",
+        mlkd_views: Annotated[int, Option("views of each image, the second strongly augmented", 1, 2)] = 2,
+    ) -> None:
+        super().__init__()
+        self.form, self.second_view = mlkd_form, mlkd_views == 2
+
+    @classmethod
+    def check(cls, options: dict[str, Any], device: torch.device = CPU) -> None:
+        """Raise UserError for data whose images have no second view."""
+        if options["mlkd_views"] == 1:
+            return
+        if options["dataset"] == "imagenet":
+            raise UserError("--distill mlkd has a second view of small images only: give --mlkd_views 1 for imagenet")
+        for key in ("mixup", "cutmix"):
+            if options[key]:
+                raise UserError(
+                    f"--distill mlkd has no second view of mixed images: give --mlkd_views 1, or no --{key}"
+                )
+
+    def forward(self, student: Output, teacher: Output, target: Tensor, tau: Tau, index: Tensor) -> dict[str, Tensor]:
+        second = None
+        if student.second and teacher.second:
+            second = student.second.logits, teacher.second.logits
+        return mlkd_losses(student.logits, teacher.logits, tau, second, self.form)

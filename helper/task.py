@@ -160,11 +160,12 @@ class Distillation(Task):
 
     @property
     def teacher_also(self) -> Collection[str]:
-        return {*self.distiller.also, *self.distiller.teacher_also}
+        second = ["second"] if self.distiller.second_view else []
+        return {*self.distiller.also, *self.distiller.teacher_also, *second}
 
     @property
     def phase(self) -> Hashable | None:
-        return self.temperature.phase
+        return None if self.distiller.second_view else self.temperature.phase  # its images are not made in the step
 
     def mixing(self) -> Mixing:
         return self.temperature.mixing()
@@ -188,12 +189,16 @@ class Distillation(Task):
         assert teacher is not None
         with self.autocast():
             student = self.student(batch.images, is_feat=True, also=self.distiller.also)
-        student = replace(student, logits=at_least_float32(student.logits))
+            second = Output([], at_least_float32(self.student(batch.second))) if self.distiller.second_view else None
+        student = replace(student, logits=at_least_float32(student.logits), second=second)
         student, teacher, target, index = _whole_batch(student, teacher, batch)
         tau = self.temperature(student.logits, teacher.logits, target, index)
         check_tau(tau, type(self.temperature).__name__, len(target))
         losses = {"ce": self.cross_entropy(student.logits, target, batch)}
         loss = self.gamma * losses["ce"]
+        if student.second:
+            losses["ce_second"] = self.cross_entropy(student.second.logits, target, batch)
+            loss = loss + self.gamma * losses["ce_second"]
         if self.alpha:
             losses["kd"] = kd_loss(student.logits, teacher.logits, tau)
             loss = loss + self.warmup * self.alpha * losses["kd"]
@@ -268,4 +273,5 @@ def _gathered(output: Output, count: int) -> Output:
         distributed.all_gather_grad(output.logits, count),
         distributed.GatheredFeatures(output.preact, count),
         None if maps is None else distributed.all_gather_grad(maps, count),
+        _gathered(output.second, count) if output.second else None,
     )

@@ -47,9 +47,15 @@ class OnlineTeacher:
 
     def __call__(self, batch: Batch, also: Collection[str] = ()) -> Output:
         """Return features and logits [B, C] of the images, and what else is asked for; logits in float32."""
+        second = self.second(batch) if "second" in also else None
         with autocast(batch.images.device, self.precision):
-            said = self.model(batch.images, is_feat=True, also=also)
-        return replace(said, logits=at_least_float32(said.logits))
+            said = self.model(batch.images, is_feat=True, also=[name for name in also if name != "second"])
+        return replace(said, logits=at_least_float32(said.logits), second=second)
+
+    def second(self, batch: Batch) -> Output:
+        """Return the logits [B, C] of the second view of the images."""
+        with autocast(batch.images.device, self.precision):
+            return Output([], at_least_float32(self.model(batch.second)))
 
 
 def check_table_dir(folder: Path) -> None:
@@ -164,6 +170,7 @@ class CachedTeacher:
         """
         if batch.view is None:
             return self.online(batch, also)
+        second = self.online.second(batch) if "second" in also else None  # its views are too many for a table
         rows = batch.index * self.views + batch.view
         if self.on_device is None:
             said = self.file.values.index_select(0, self.file.position.index_select(0, rows))
@@ -171,8 +178,8 @@ class CachedTeacher:
             said = self.on_device.index_select(0, rows)
         said = said.float()
         if self.content == "logits":
-            return Output([], said)
-        return Output([said], self.online.model.classifier(said))
+            return Output([], said, second=second)
+        return Output([said], self.online.model.classifier(said), second=second)
 
     @torch.no_grad()
     def _ask(self, rows: Tensor) -> bool:

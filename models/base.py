@@ -19,6 +19,7 @@ class Output:
     logits: Tensor  # [B, classes]
     preact: Sequence[Tensor] = ()  # if asked for: the stages' maps before their ReLU, [B, C, H, W] each
     class_maps: Tensor | None = None  # if asked for: [B, classes, H, W], see `Model.forward`
+    second: "Output | None" = None  # if asked for: that for a second view of the images
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.features, self.logits))

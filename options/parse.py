@@ -361,7 +361,6 @@ def _check_mixing(options: dict[str, Any]) -> None:
 def _check_together(options: dict[str, Any]) -> None:
     """Raise UserError for numbers that do not go together."""
     _check_files(options)
-    _check_files(options)
     _check_mixing(options)
     if options["seed"] + options["trials"] > 2**63:
         raise UserError(f"the seeds of --trials must be below 2^63 as well, not from {options['seed']} on")

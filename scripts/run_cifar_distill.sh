@@ -24,6 +24,7 @@
 #   WSLD   --distill wsld --experiments_name wsld+ctkd    -r 1 -a 0 -b 2.25
 #   ICKD   --distill ickd --experiments_name ickd+ctkd    -r 0.1 -a 0.9 -b 2.5
 #   SRD    --distill srd --experiments_name srd+ctkd      -r 0.1 -a 0.9 -b 2 --srd_exponent 4
+#   MLKD   --distill mlkd --experiments_name mlkd+ctkd    -r 0.1 -a 0 -b 0.9
 #   CSKD   --distill cskd --experiments_name cskd+ctkd    -r 0.1 -a 0.9 -b 0.9
 # With a fixed temperature of 4:
 #   KD     --have_mlp 0 --experiments_name kd
@@ -45,9 +46,12 @@
 #   WSLD   --have_mlp 0 --distill wsld --experiments_name wsld
 #   ICKD   --have_mlp 0 --distill ickd --experiments_name ickd
 #   SRD    --have_mlp 0 --distill srd --experiments_name srd
+#   MLKD   --have_mlp 0 --distill mlkd --experiments_name mlkd
 #   CSKD   --have_mlp 0 --distill cskd --experiments_name cskd
 #   WSLD, its authors'          --have_mlp 0 --distill wsld --kd_T 2 -b 2.5 --experiments_name wsld-2
 #   NKD at its published tau    --have_mlp 0 --distill nkd --kd_T 1 --experiments_name nkd-1
+#   MLKD as released            --have_mlp 0 --distill mlkd --mlkd_form released --experiments_name mlkd-released
+#   MLKD, one view              --have_mlp 0 --distill mlkd --mlkd_views 1 --experiments_name mlkd-weak
 #   DPK, half of the patches    --have_mlp 0 --distill dpk --dpk_schedule fixed:0.5 --experiments_name dpk-half
 #   DPK, from all to none       --have_mlp 0 --distill dpk --dpk_schedule linear --experiments_name dpk-linear
 #   DPK without prior           --have_mlp 0 --distill dpk --dpk_schedule fixed:0 --experiments_name dpk-none

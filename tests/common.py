@@ -141,7 +141,7 @@ def fixed_batch(classes=10, size=16):
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(size, 3, 32, 32, generator=generator)
     index = torch.randperm(64, generator=generator)[:size]
-    return Batch(images, index % classes, index, None)
+    return Batch(images, index % classes, index, None, second=lambda: images.flip(3))
 
 
 def check_same_end(folder, other):

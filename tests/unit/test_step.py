@@ -64,7 +64,8 @@ def test_no_distiller_waits_for_the_device(temperature, distill):
     """A meta tensor has no values, so reading one back fails."""
     module = make(temperature, distill).to("meta")
     batch = fixed_batch()
-    batch = Batch(*(tensor.to("meta") for tensor in (batch.images, batch.target, batch.index)))
+    images = batch.images.to("meta")
+    batch = Batch(images, batch.target.to("meta"), batch.index.to("meta"), second=lambda: images)
     module.start_epoch(1)
     module.before_step(batch)
     step = module(batch, Tiny(width=12).to("meta").requires_grad_(False)(batch.images, is_feat=True))
@@ -196,7 +197,7 @@ def test_the_loss_is_its_weighted_parts(distill):
     module, batch = make(distill=distill), fixed_batch()
     module.gamma, module.alpha, module.beta = 0.3, 0.6, 20.0
     step = module(batch, Tiny(width=12)(batch.images, is_feat=True))
-    weights = {"ce": 0.3, "kd": 0.6}
+    weights = {"ce": 0.3, "ce_second": 0.3, "kd": 0.6}
     expected = sum(weights.get(name, 20.0) * term.item() for name, term in step.losses.items())
     assert step.loss.item() == pytest.approx(expected, rel=1e-5)
     assert {"ce", "kd"} < step.losses.keys() or distill == "kd"

@@ -2,11 +2,14 @@
 
 import pytest
 import torch
-from common import fixed_batch, loader_of
+from common import Tiny, error_of, fixed_batch, loader_of, make
 from torchvision.transforms.v2 import functional
 
+from dataset.base import Batch
 from dataset.strong import Draws, cut_out, draw, operations, strongly_augmented
+from helper.teacher_cache import OnlineTeacher
 from inputs import UserError
+from options.parse import parse_student
 
 IMAGES = torch.randint(20, 220, (5, 3, 32, 32), generator=torch.Generator().manual_seed(0)).float()
 HALF = torch.full((5,), 0.5)
@@ -107,4 +110,26 @@ def test_a_blend_has_a_second_view_and_a_batch_without_its_probe_too():
 
 def test_data_without_second_views_says_so():
     with pytest.raises(UserError, match="only data sets in memory have, without --mixup and --cutmix"):
-        _ = fixed_batch().second
+        _ = Batch(IMAGES, torch.arange(5), torch.arange(5)).second
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [("--dataset imagenet", "--mlkd_views 1 for imagenet"), ("--dataset digits --mixup 0.2", "or no --mixup")],
+)
+def test_mlkd_says_which_data_have_no_second_view(more, message):
+    assert message in error_of(parse_student, f"--distill mlkd {more}".split())
+    parse_student(f"--distill mlkd --mlkd_views 1 {more}".split())
+
+
+def test_a_second_view_reaches_student_and_teacher_and_has_a_cross_entropy():
+    task, batch = make("fixed", "mlkd"), fixed_batch()
+    expert = OnlineTeacher(Tiny(width=12).eval().requires_grad_(False))
+    step = task(batch, expert(batch, task.teacher_also))
+    assert {"ce", "ce_second", "mlkd", "class", "batch"} == step.losses.keys()
+    other = fixed_batch()
+    other._make_second = lambda: torch.zeros_like(batch.images)
+    changed = task(other, expert(batch, task.teacher_also)), task(batch, expert(other, task.teacher_also))
+    assert [each.losses["mlkd"] == step.losses["mlkd"] for each in changed] == [False, False]
+    assert [each.losses["ce_second"] == step.losses["ce_second"] for each in changed] == [False, True]
+    assert task.phase is None and make("fixed", "kd").phase is not None
