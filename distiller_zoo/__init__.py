@@ -15,6 +15,7 @@ from distiller_zoo.dpk import DPK
 from distiller_zoo.hint import Hint, hint_loss
 from distiller_zoo.ickd import ICKD, ickd_loss
 from distiller_zoo.kd import KD, kd_loss
+from distiller_zoo.kdsvd import KDSVD, kdsvd_loss
 from distiller_zoo.mlkd import MLKD, batch_correlation_loss, class_correlation_loss
 from distiller_zoo.nkd import NKD, nkd_loss
 from distiller_zoo.nst import NST, nst_loss
@@ -33,8 +34,8 @@ from inputs import unknown
 __all__ = [
     "Distiller", "at_least_float32", "at_loss", "batch_correlation_loss", "cc_loss", "class_correlation_loss",
     "create_distiller", "cskd_loss", "dist_loss", "distiller_dict", "dkd_loss", "hcl_loss", "hint_loss", "ickd_loss",
-    "kd_loss", "linear_cka", "minibatch_cka", "nce_loss", "nkd_loss", "nst_loss", "ofd_loss", "ofd_margin",
-    "pkt_loss", "rkd_loss", "rld_loss", "sp_loss", "srd_loss", "vid_loss", "warmed_up", "wsld_loss",
+    "kd_loss", "kdsvd_loss", "linear_cka", "minibatch_cka", "nce_loss", "nkd_loss", "nst_loss", "ofd_loss",
+    "ofd_margin", "pkt_loss", "rkd_loss", "rld_loss", "sp_loss", "srd_loss", "vid_loss", "warmed_up", "wsld_loss",
 ]  # fmt: skip
 
 distiller_dict: dict[str, Callable[..., Distiller]] = {
@@ -59,6 +60,7 @@ distiller_dict: dict[str, Callable[..., Distiller]] = {
     "srd": SRD,
     "mlkd": MLKD,
     "cskd": CSKD,
+    "kdsvd": KDSVD,
 }
 
 

@@ -31,6 +31,7 @@ class Distiller(TakesOptions, nn.Module):
     teacher_also: tuple[str, ...] = ()  # the same, of the teacher's output alone
     uses_target = False  # whether `forward` uses the classes, so that images of mixed classes are refused
     second_view = False  # whether it needs both networks' logits of a second view of the images, see `Output.second`
+    is_recordable = True  # whether a CUDA graph can hold its step
     uses_tau = False  # whether `forward` uses tau, in addition to the KD term
 
     @classmethod

@@ -165,7 +165,9 @@ class Distillation(Task):
 
     @property
     def phase(self) -> Hashable | None:
-        return None if self.distiller.second_view else self.temperature.phase  # its images are not made in the step
+        if self.distiller.second_view or not self.distiller.is_recordable:  # a second view is not made in the step
+            return None
+        return self.temperature.phase
 
     def mixing(self) -> Mixing:
         return self.temperature.mixing()

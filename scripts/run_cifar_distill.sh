@@ -25,6 +25,7 @@
 #   ICKD   --distill ickd --experiments_name ickd+ctkd    -r 0.1 -a 0.9 -b 2.5
 #   SRD    --distill srd --experiments_name srd+ctkd      -r 0.1 -a 0.9 -b 2 --srd_exponent 4
 #   MLKD   --distill mlkd --experiments_name mlkd+ctkd    -r 0.1 -a 0 -b 0.9
+#   KDSVD  --distill kdsvd --experiments_name kdsvd+ctkd  -r 0.1 -a 0.9 -b 1
 #   CSKD   --distill cskd --experiments_name cskd+ctkd    -r 0.1 -a 0.9 -b 0.9
 # With a fixed temperature of 4:
 #   KD     --have_mlp 0 --experiments_name kd
@@ -46,6 +47,7 @@
 #   WSLD   --have_mlp 0 --distill wsld --experiments_name wsld
 #   ICKD   --have_mlp 0 --distill ickd --experiments_name ickd
 #   SRD    --have_mlp 0 --distill srd --experiments_name srd
+#   KDSVD  --have_mlp 0 --distill kdsvd --experiments_name kdsvd
 #   MLKD   --have_mlp 0 --distill mlkd --experiments_name mlkd
 #   CSKD   --have_mlp 0 --distill cskd --experiments_name cskd
 #   WSLD, its authors'          --have_mlp 0 --distill wsld --kd_T 2 -b 2.5 --experiments_name wsld-2

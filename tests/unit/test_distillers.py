@@ -180,7 +180,16 @@ def test_a_distiller_compares_the_layers_it_says(distill, uses):
     (Row 9 of RLKD's bugs: VID has no KD term of its own.)
     """
     compared = {"pkt": (3,), "sp": (2,), "vid": (1, 2), "crd": (3,), "srrl": (3,), "dkd": ("logits",), "dpk": (1, 2)}
-    compared |= {"at": (1, 2), "rkd": (3,), "hint": (2,), "nst": (1, 2), "cc": (3,), "ickd": (2,), "srd": (3,)}
+    compared |= {
+        "at": (1, 2),
+        "rkd": (3,),
+        "hint": (2,),
+        "nst": (1, 2),
+        "cc": (3,),
+        "ickd": (2,),
+        "srd": (3,),
+        "kdsvd": (1, 2),
+    }
     compared |= dict.fromkeys(("dist", "rld", "nkd", "wsld", "cskd", "mlkd"), ("logits",))
     torch.manual_seed(0)
     shapes, widths = [(6, 4, 8, 8), (6, 5, 8, 8), (6, 7, 4, 4), (6, 9)], [4, 5, 7, 9]
