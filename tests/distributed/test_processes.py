@@ -360,6 +360,7 @@ def wait_for(path, seconds=120):
         time.sleep(0.05)
 
 
+@pytest.mark.full  # as the test of two machines, on one
 def test_a_lost_worker_is_started_again_and_the_end_is_the_same(run_of_two, tmp_path):
     line = f"self SIGKILL train_teacher.py {LINE} --run_dir {tmp_path / 'run'} --overwrite"
     done = run(command("tests/distributed/at_a_step.py", line, "--max-restarts=1", *two()))
@@ -453,7 +454,7 @@ def descendants(pid):
     return [*children, *(each for child in children for each in descendants(child))]
 
 
-@pytest.mark.parametrize("whom", ["group", "torchrun", "everyone"])
+@pytest.mark.parametrize("whom", ["group", "torchrun", pytest.param("everyone", marks=pytest.mark.full)])
 def test_workers_that_decode_do_not_die_before_the_training_has_saved(whom, tmp_path):
     """Ctrl-C and torchrun signal whole process groups, Slurm all processes."""
     for split, count in (("train", 192), ("val", 4)):
