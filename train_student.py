@@ -200,6 +200,7 @@ def distillation(options: StudentOptions, student: Model, teacher: Model, train_
         "teacher_widths": [shape[0] for shape in theirs],
         "num_classes": student.classifier.out_features,
         "teacher_classifier": teacher.classifier,
+        "teacher_norms": teacher.norms_before_relu(),
         "train_target": train_target,
     }
     temperature, distill = options.temperature, options.distill

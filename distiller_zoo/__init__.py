@@ -19,9 +19,9 @@ from distiller_zoo.kdsvd import KDSVD, kdsvd_loss
 from distiller_zoo.mlkd import MLKD, batch_correlation_loss, class_correlation_loss
 from distiller_zoo.nkd import NKD, nkd_loss
 from distiller_zoo.nst import NST, nst_loss
-from distiller_zoo.ofd import ofd_loss, ofd_margin
+from distiller_zoo.ofd import OFD, ofd_loss, ofd_margin
 from distiller_zoo.pkt import PKT, pkt_loss
-from distiller_zoo.reviewkd import hcl_loss
+from distiller_zoo.reviewkd import ReviewKD, hcl_loss
 from distiller_zoo.rkd import RKD, rkd_loss
 from distiller_zoo.rld import RLD, rld_loss
 from distiller_zoo.sp import SP, sp_loss
@@ -61,6 +61,8 @@ distiller_dict: dict[str, Callable[..., Distiller]] = {
     "mlkd": MLKD,
     "cskd": CSKD,
     "kdsvd": KDSVD,
+    "reviewkd": ReviewKD,
+    "ofd": OFD,
 }
 
 

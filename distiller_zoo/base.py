@@ -18,8 +18,9 @@ class Distiller(TakesOptions, nn.Module):
 
     Constructor arguments are passed by name: options, `student_widths` and `teacher_widths` (the channels of each
     feature: stem, stages, pooled vector), `student_shapes` and `teacher_shapes` (the same with heights and widths: [C,
-    H, W], and [D] of the pooled vector), `teacher_classifier` (the teacher's last layer), `train_target` (the class of
-    each training image, [N]) and `num_classes`.
+    H, W], and [D] of the pooled vector), `teacher_classifier` (the teacher's last layer), `teacher_norms` (weight and
+    bias [C] of the batch norm before the ReLU of each of the teacher's stages, if all have one), `train_target` (the
+    class of each training image, [N]) and `num_classes`.
     """
 
     weights = (0.1, 0.9, 1.0)  # default gamma, alpha and beta

@@ -1,15 +1,19 @@
-"""OFD: the overhaul of feature distillation (Heo et al., ICCV 2019, arXiv 1904.01866), as plain functions.
+"""OFD: the overhaul of feature distillation (Heo et al., ICCV 2019, arXiv 1904.01866).
 
-It compares maps before their ReLU. There is no `--distill ofd` yet, since the networks here return maps after it.
+It compares the stages' maps before their ReLU. The released code normalises the teacher by each batch, because its
+`train()` does not leave the teacher in evaluation mode; here the teacher is in evaluation mode.
 """
 
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from distiller_zoo.base import at_least_float32
-from distiller_zoo.maps import same_size
+from distiller_zoo.base import Distiller, at_least_float32, batch_normed
+from distiller_zoo.maps import pair_stages, same_size
+from inputs import UserError
+from models import Output
+from temperature import Tau
 
 LEAST_SHARE = 0.001  # of a channel's values below 0; for channels with fewer, the margin is 3 standard deviations
 
@@ -49,3 +53,64 @@ def ofd_loss(p_s: Tensor, p_t: Tensor, margin: Tensor) -> Tensor:
     target = torch.maximum(p_t, margin.view(1, -1, 1, 1))
     counts = (p_s > target) | (p_t > 0)
     return torch.where(counts, (p_s - target).square(), 0).sum() / len(p_s)
+
+
+class Connector(nn.Sequential):
+    """Maps a stage of the student to the teacher's width, by 1x1 convolution and batch norm, and compares.
+
+    Args:
+        student_width: channels of the student's stage.
+        margin: of the channels of the teacher's stage [C], see `ofd_margin`.
+    """
+
+    margin: Tensor
+
+    def __init__(self, student_width: int, margin: Tensor) -> None:
+        convolution = nn.Conv2d(student_width, len(margin), 1, bias=False)
+        nn.init.normal_(convolution.weight, std=math.sqrt(2 / len(margin)))
+        super().__init__(convolution, nn.BatchNorm2d(len(margin)))
+        self.register_buffer("margin", margin, persistent=False)
+
+    def forward(self, p_s: Tensor, p_t: Tensor) -> Tensor:
+        """Return `ofd_loss` of maps before the ReLU [B, C, H, W] and [B, D, I, J]."""
+        convolution, norm = self
+        return ofd_loss(batch_normed(norm, convolution(at_least_float32(p_s))), p_t, self.margin)
+
+
+class OFD(Distiller):
+    """The sum of `ofd_loss` over the stages, each with a trainable connector; see `pair_stages`.
+
+    The last stage has the weight 1, each stage before it half of the next one's.
+
+    Args:
+        student_widths: channels of each of the student's features: stem, stages, pooled vector.
+        teacher_widths: the same for the teacher.
+        teacher_norms: weight and bias [C] of the batch norm before the ReLU of each of the teacher's stages.
+
+    Raises:
+        UserError: the teacher has no such batch norms.
+    """
+
+    weights = (0.1, 0.9, 0.001)
+    also = ("preact",)
+
+    def __init__(
+        self, student_widths: list[int], teacher_widths: list[int], teacher_norms: list[tuple[Tensor, Tensor]]
+    ) -> None:
+        super().__init__()
+        widths, stages = student_widths[1:-1], len(teacher_widths) - 2
+        if len(teacher_norms) != stages:
+            raise UserError(
+                "--distill ofd needs a batch norm before the ReLU of each of the teacher's stages, which this teacher"
+                " does not have: choose another teacher or distiller"
+            )
+        self.pairs = pair_stages(len(widths), stages)
+        margins = [ofd_margin(*(at_least_float32(each.detach()) for each in norm)) for norm in teacher_norms]
+        self.connectors = nn.ModuleList(
+            Connector(width, margins[stage]) for width, stage in zip(widths, self.pairs, strict=True)
+        )
+
+    def forward(self, student: Output, teacher: Output, target: Tensor, tau: Tau, index: Tensor) -> dict[str, Tensor]:
+        losses = [self.connectors[i](student.preact[i], teacher.preact[stage]) for i, stage in enumerate(self.pairs)]
+        weighted = [loss / 2 ** (len(losses) - i) for i, loss in enumerate(losses, 1)]
+        return {"ofd": torch.stack(weighted).sum()}

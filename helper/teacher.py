@@ -149,6 +149,14 @@ def scale_of(found: FoundTeacher, data: Dataset, options: StudentOptions) -> tup
     return options.teacher_mean or mean, options.teacher_std or std
 
 
+class Folded(nn.Identity):
+    """A batch norm that was folded into the convolution before it; keeps its weight and bias, which OFD needs."""
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.weight, self.bias = norm.weight, norm.bias
+
+
 def fold_batch_norm(model: Model) -> Model:
     """Fold each batch norm into the convolution before it, and return the network, which is in evaluation mode.
 
@@ -169,7 +177,7 @@ def fold_batch_norm(model: Model) -> Model:
         modules = named[conv.target], named[norm.target]
         if isinstance(modules[0], nn.Conv2d) and isinstance(modules[1], nn.BatchNorm2d):
             model.set_submodule(conv.target, fuse_conv_bn_eval(*modules))
-            model.set_submodule(norm.target, nn.Identity())
+            model.set_submodule(norm.target, Folded(modules[1]))
     return model
 
 

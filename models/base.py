@@ -57,6 +57,11 @@ class Model(nn.Module):
             " needs: define its `trace`, or choose another network or distiller"
         )
 
+    def norms_before_relu(self) -> list[tuple[Tensor, Tensor]]:
+        """Return weight and bias [C] of each batch norm in `bn_before_relu`."""
+        names = self.bn_before_relu
+        return [(self.get_parameter(f"{name}.weight"), self.get_parameter(f"{name}.bias")) for name in names]
+
     def head(self, pooled: Tensor) -> Tensor:
         """Return logits [B, classes] from the pooled vector [B, D]; override it if dropout precedes the last layer."""
         return self.classifier(pooled)

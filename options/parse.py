@@ -47,8 +47,7 @@ PUBLISHED_NAMES = {
     "similarity": "sp", "attention": "at", "correlation": "cc", "fitnet": "hint", "mobilenetv1": "MobileNetV1_Imagenet",
 }  # fmt: skip
 NOT_HERE = {  # distillers that are not implemented, by their names in RepDistiller and mdistiller
-    "abound": "AB", "factor": "FT", "fsp": "FSP", "kdsvd": "KDSVD", "ofd": "OFD", "reviewkd": "ReviewKD",
-    "mlkd": "MLKD",
+    "abound": "AB", "factor": "FT", "fsp": "FSP", "kdsvd": "KDSVD", "mlkd": "MLKD",
 }  # fmt: skip
 DECIDE_DEFAULTS = {"dataset", "model", "model_s", "distill", "temperature", "epochs"}  # of other options
 
@@ -365,7 +364,7 @@ def _check_together(options: dict[str, Any]) -> None:
     if options["seed"] + options["trials"] > 2**63:
         raise UserError(f"the seeds of --trials must be below 2^63 as well, not from {options['seed']} on")
     curriculum = ("lambda_epochs",) if str(options.get("temperature")).startswith("ctkd") else ()
-    for key in ("kd_warmup", "dkd_warmup", *("rld_warmup",) * (options.get("distill") == "rld"), *curriculum):
+    for key in ("kd_warmup", "dkd_warmup", f"{options.get('distill')}_warmup", *curriculum):
         if (options.get(key) or 0) > 100 * options["epochs"]:
             raise UserError(
                 f"--{key} {options[key]:g} is more than a hundred times --epochs {options['epochs']}, so what grows"

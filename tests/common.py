@@ -37,6 +37,9 @@ FAMILIES = [  # all networks; those that differ only in depth have the mark `ful
 ]
 
 
+ALSO = ("preact", "class_maps")  # what a network gives besides features and logits
+
+
 class Tiny(Model):
     """The smallest network with a stem, a stage and a pooled vector."""
 
@@ -53,6 +56,8 @@ class Tiny(Model):
 
 class Normed(Tiny):
     """A small network with batch norm after its convolutions, in the published order."""
+
+    bn_before_relu = ("bn2",)
 
     def __init__(self, num_classes=10, width=8):
         super().__init__(num_classes, width)
@@ -133,7 +138,7 @@ def make(temperature="fixed", distill="kd", student=None, expert=None, classes=1
     torch.manual_seed(0)
     target = torch.arange(64) % classes if target is None else target
     return train_student.distillation(
-        resolve_pair(options, "resnet56"), student or Tiny(classes), expert or Tiny(classes, width=12), target
+        resolve_pair(options, "resnet56"), student or Tiny(classes), expert or Normed(classes, width=12), target
     )
 
 

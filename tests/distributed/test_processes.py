@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing
-from common import Tiny, check_same_end, distil, in_turn, make, product_of, read_log, train
+from common import Normed, Tiny, check_same_end, distil, in_turn, make, product_of, read_log, train
 from PIL import Image
 from torch import nn
 
@@ -75,9 +75,9 @@ def noted_epoch(task, teacher, batches):
 
 
 def trained(distill, temperature):
-    """Train small networks without batch norm; return losses, digests after each step, and the final state."""
+    """Train a small network without batch norm; return losses, digests after each step, and the final state."""
     torch.manual_seed(0)
-    expert = Tiny(width=12).double().eval()
+    expert = Normed(width=12).double().eval()
     module = make(temperature, distill, Tiny(), expert, target=torch.arange(IMAGES) % 10).double()
     getattr(module.temperature, "agent", nn.Identity()).float()  # its inputs are always float32
     return noted_epoch(module, OnlineTeacher(expert), loader(kind=Wide)) | {"state": module.state_dict()}

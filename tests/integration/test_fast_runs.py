@@ -102,7 +102,7 @@ def small_run(distill, temperature, recorded, extra=()):
     options = parse_student(["--temperature", temperature, "--distill", distill, *own])
     torch.manual_seed(0)
     loader = loader_of(subset=28, batch_size=8)
-    expert = Tiny(width=12).eval().requires_grad_(False)
+    expert = Normed(width=12).eval().requires_grad_(False)
     task = train_student.distillation(resolve_pair(options, "resnet56"), Tiny(), expert, loader.target)
     optimizer, metrics = make_optimizer(task, 0.01, 0.9, 5e-4), Metrics()
     step, logs = Emulated(8) if recorded else train_step, []

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from common import FAMILIES, ONE_OF_EACH_FAMILY, Tiny, fixed_batch, in_turn, make, product_of
+from common import ALSO, FAMILIES, ONE_OF_EACH_FAMILY, Normed, Tiny, fixed_batch, in_turn, make, product_of
 from torch import nn
 
 import train_student
@@ -37,7 +37,7 @@ def check_gradients(module):
 )
 def test_every_temperature_with_every_distiller_learns(temperature, distill, classes):
     torch.manual_seed(1)
-    student, expert = Tiny(classes), Tiny(classes, width=12).eval().requires_grad_(False)
+    student, expert = Tiny(classes), Normed(classes, width=12).eval().requires_grad_(False)
     before = {key: value.clone() for key, value in expert.state_dict().items()}
     module, batch = make(temperature, distill, student, expert, classes), fixed_batch(classes)
     heads = {name: p.detach().clone() for name, p in module.distiller.named_parameters()}
@@ -68,7 +68,7 @@ def test_no_distiller_waits_for_the_device(temperature, distill):
     batch = Batch(images, batch.target.to("meta"), batch.index.to("meta"), second=lambda: images)
     module.start_epoch(1)
     module.before_step(batch)
-    step = module(batch, Tiny(width=12).to("meta").requires_grad_(False)(batch.images, is_feat=True))
+    step = module(batch, Tiny(width=12).to("meta").requires_grad_(False)(batch.images, is_feat=True, also=ALSO))
     step.loss.backward()
     module.after_step()
     assert step.loss.is_meta
@@ -91,7 +91,7 @@ def network(name, classes):
 def said(name, classes):
     expert = network(name, classes).eval().requires_grad_(False)
     with torch.no_grad():
-        return expert, expert(fixed_batch(classes, 4).images, is_feat=True)
+        return expert, expert(fixed_batch(classes, 4).images, is_feat=True, also=ALSO)
 
 
 @pytest.mark.parametrize(
@@ -158,24 +158,26 @@ def test_the_flags_reach_the_distiller():
 
 @functools.lru_cache
 def shapes(name):
-    """Return a network's outputs for four images, and its classifier, all as meta tensors."""
+    """Return a network's outputs for four images, and the network, all as meta tensors."""
     with torch.device("meta"):
         model = create_model(name, 10).eval()
-        return model(torch.empty(4, 3, 32, 32), is_feat=True), model.classifier
+        return model(torch.empty(4, 3, 32, 32), is_feat=True, also=ALSO), model
 
 
 @pytest.mark.parametrize("student", ["resnet8", "vgg8", "ShuffleV2", "MobileNetV2"])
 @pytest.mark.parametrize("teacher", FAMILIES)
 def test_every_teacher_can_be_learned_from_by_every_head(teacher, student):
     """Only shapes are checked."""
-    (ours, _), (theirs, classifier) = shapes(student), shapes(teacher)
-    known = {"teacher_classifier": classifier}
+    (ours, _), (theirs, network) = shapes(student), shapes(teacher)
+    norms = network.norms_before_relu()
+    known = {"teacher_classifier": network.classifier, "teacher_norms": norms}
     for role, output in (("student", ours), ("teacher", theirs)):
         known[f"{role}_shapes"] = [list(feature.shape[1:]) for feature in output.features]
         known[f"{role}_widths"] = [feature.shape[1] for feature in output.features]
     known |= {"nce_k": 5, "epochs": 1, "train_target": torch.arange(20) % 10}
     patches = {"dpk_patch": 3, "dpk_stages": 0}
     simple = [(name, {}) for name in ("vid", "srrl", "crd", "dpk", "at", "rkd", "nst", "cc", "ickd", "srd")]
+    simple += [(name, {}) for name in ("reviewkd", "ofd") if norms or name != "ofd"]
     for name, own in (*simple, ("dpk", patches), *(("hint", {"hint_layer": layer}) for layer in range(4))):
         with torch.device("meta"):
             head = create_distiller(name, **kwargs_for(distiller_dict[name], known | own)).to("meta")
@@ -196,7 +198,7 @@ def test_the_loss_is_its_weighted_parts(distill):
     """Row 8 of RLKD's bugs: PKT's weight is multiplied, not added."""
     module, batch = make(distill=distill), fixed_batch()
     module.gamma, module.alpha, module.beta = 0.3, 0.6, 20.0
-    step = module(batch, Tiny(width=12)(batch.images, is_feat=True))
+    step = module(batch, Tiny(width=12)(batch.images, is_feat=True, also=ALSO))
     weights = {"ce": 0.3, "ce_second": 0.3, "kd": 0.6}
     expected = sum(weights.get(name, 20.0) * term.item() for name, term in step.losses.items())
     assert step.loss.item() == pytest.approx(expected, rel=1e-5)
