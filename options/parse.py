@@ -47,7 +47,7 @@ PUBLISHED_NAMES = {
     "similarity": "sp", "attention": "at", "correlation": "cc", "fitnet": "hint", "mobilenetv1": "MobileNetV1_Imagenet",
 }  # fmt: skip
 NOT_HERE = {  # distillers that are not implemented, by their names in RepDistiller and mdistiller
-    "abound": "AB", "factor": "FT", "fsp": "FSP", "kdsvd": "KDSVD", "mlkd": "MLKD",
+    "abound": "AB", "factor": "FT", "fsp": "FSP", "kdsvd": "KDSVD",
 }  # fmt: skip
 DECIDE_DEFAULTS = {"dataset", "model", "model_s", "distill", "temperature", "epochs"}  # of other options
 

@@ -4,7 +4,7 @@
 # Data: --data_dir DIR or CIFAR100_DIR=DIR, the folder that holds cifar-100-python/.
 # Teacher: sh scripts/run_cifar_vanilla.sh trains it; --train_teacher does so here where it is missing.
 # Loss weights: each method's published ones (DPK's are ours), which stand below; -r, -a and -b give others.
-# AT, RKD, FitNet, NST and CC have RepDistiller's -b; its own runs have -r 1 -a 0.
+# AT, RKD, FitNet, NST and CC have RepDistiller's -b, ReviewKD and OFD their authors'; those runs have -r 1 -a 0.
 # Later flags win, so these give the other rows. With CTKD's global temperature:
 #   PKT    --distill pkt --experiments_name pkt+ctkd      -r 0.1 -a 0.9 -b 30000
 #   SP     --distill sp --experiments_name sp+ctkd        -r 0.1 -a 0.9 -b 3000
@@ -27,6 +27,8 @@
 #   MLKD   --distill mlkd --experiments_name mlkd+ctkd    -r 0.1 -a 0 -b 0.9
 #   KDSVD  --distill kdsvd --experiments_name kdsvd+ctkd  -r 0.1 -a 0.9 -b 1
 #   CSKD   --distill cskd --experiments_name cskd+ctkd    -r 0.1 -a 0.9 -b 0.9
+#   ReviewKD  --distill reviewkd --experiments_name reviewkd+ctkd    -r 0.1 -a 0.9 -b 0.6 --reviewkd_warmup 20
+#   OFD    --distill ofd --experiments_name ofd+ctkd      -r 0.1 -a 0.9 -b 0.001
 # With a fixed temperature of 4:
 #   KD     --have_mlp 0 --experiments_name kd
 #   PKT    --have_mlp 0 --distill pkt --experiments_name pkt
@@ -50,6 +52,8 @@
 #   KDSVD  --have_mlp 0 --distill kdsvd --experiments_name kdsvd
 #   MLKD   --have_mlp 0 --distill mlkd --experiments_name mlkd
 #   CSKD   --have_mlp 0 --distill cskd --experiments_name cskd
+#   ReviewKD  --have_mlp 0 --distill reviewkd --experiments_name reviewkd
+#   OFD    --have_mlp 0 --distill ofd --experiments_name ofd
 #   WSLD, its authors'          --have_mlp 0 --distill wsld --kd_T 2 -b 2.5 --experiments_name wsld-2
 #   NKD at its published tau    --have_mlp 0 --distill nkd --kd_T 1 --experiments_name nkd-1
 #   MLKD as released            --have_mlp 0 --distill mlkd --mlkd_form released --experiments_name mlkd-released

@@ -287,6 +287,7 @@ def test_what_a_short_run_of_a_teacher_scales_is_said():
         ("--distill CRD", "--distill crd"), ("--distill attention", "--distill at"), ("--distill AT", "--distill at"),
         ("--distill correlation", "--distill cc"), ("--distill FITNET", "--distill hint"),
         ("--distill RKD", "--distill rkd"), ("--distill NST", "--distill nst"),
+        ("--distill REVIEWKD", "--distill reviewkd"), ("--distill OFD", "--distill ofd"),
         ("--model_s MOBILENETV2", "--model_s MobileNetV2"),
         ("--dataset imagenet --model_s MobileNetV1", "--dataset imagenet --model_s MobileNetV1_Imagenet"),
     ],
@@ -295,11 +296,21 @@ def test_names_of_the_original_codes_are_taken(published, ours):
     assert student(published) == student(ours)
 
 
+def test_reviewkds_weight_is_that_of_the_pair():
+    def beta(flags, teacher):
+        return resolve_pair(student("--distill reviewkd " + flags), teacher).beta
+
+    assert beta("--model_s resnet20", "resnet56") == 0.6
+    assert beta("--model_s ShuffleV2", "resnet32x4") == 8
+    assert beta("--model_s vgg8", "vgg13") == 1  # not published
+    assert beta("--model_s resnet20 -b 3", "resnet56") == 3
+    assert student("--distill reviewkd --epochs 24").method["reviewkd_warmup"] == 2
+
+
 @pytest.mark.parametrize(
     "name",
-    ["kdsvd", "fsp", "abound", "factor",  # RepDistiller's
-     "KDSVD", "MLKD"],
-)  # fmt: skip
+    ["kdsvd", "fsp", "abound", "factor", "KDSVD"],  # RepDistiller's, and mdistiller's
+)
 def test_distillers_of_the_original_codes_that_are_missing_are_said_to_be(name):
     with pytest.raises(UserError, match=f"--distill {name}, [A-Za-z]+, is not here yet; there are: kd, pkt, sp"):
         student(f"--distill {name}")
@@ -338,6 +349,8 @@ NINES = "9" * 30
         (f"--fixed_alpha 1 --kd_warmup {NINES}", "--kd_warmup must be 100,000 or less"),
         ("--kd_warmup 24001", "--kd_warmup 24001 is more than a hundred times --epochs 240"),
         ("--distill rld --rld_warmup 501 --epochs 5", "--rld_warmup 501 is more than a hundred times --epochs 5"),
+        ("--distill reviewkd --reviewkd_warmup 501 --epochs 5", "--reviewkd_warmup 501 is more than a hundred times"),
+        ("--distill reviewkd -b 0", "--beta 0 leaves nothing of --distill reviewkd"),
         ("--distill dkd --dkd_warmup 501 --epochs 5", "--dkd_warmup 501 is more than a hundred times --epochs 5"),
         ("--have_mlp 1 --decay_loops 5e6", "--lambda_epochs 5e\\+06 is more than a hundred times --epochs 240"),
         ("--alpha 1e-320", "--alpha must be 0, or 1e-06 or more, not 1e-320"),
