@@ -162,7 +162,7 @@ def fold_batch_norm(model: Model) -> Model:
 
     Features and logits do not change, up to rounding. A network that cannot be traced is left unchanged.
     """
-    also = () if type(model).trace is Model.trace else ("preact",)
+    also = ("preact",) if model.defines_trace() else ()  # what is asked for must not change either
     try:
         graph = torch.fx.Tracer().trace(model, concrete_args={"is_feat": True, "also": also})
     except Exception:  # the tracer can raise nearly anything if control flow depends on the input

@@ -52,7 +52,15 @@ class Model(nn.Module):
         Raises:
             UserError: the network defines only `extract`.
         """
-        raise UserError(
+        raise self._gives_no_more()
+
+    @classmethod
+    def defines_trace(cls) -> bool:
+        """Return whether the network defines `trace`, and no subclass changes `extract` alone."""
+        return "trace" in next(vars(each) for each in cls.__mro__ if vars(each).keys() & {"extract", "trace"})
+
+    def _gives_no_more(self) -> UserError:
+        return UserError(
             f"the network {type(self).__name__} gives neither maps before the ReLU nor class maps, which this distiller"
             " needs: define its `trace`, or choose another network or distiller"
         )
@@ -82,6 +90,8 @@ class Model(nn.Module):
             features = self.extract(x)
             logits = self.head(features[-1])
             return Output(features, logits) if is_feat else logits
+        if not self.defines_trace():
+            raise self._gives_no_more()
         preact: list[Tensor] | None = [] if "preact" in also else None
         features, last = self.trace(x, preact)
         class_maps = self._class_maps(last) if "class_maps" in also else None

@@ -139,6 +139,13 @@ class Own(Model):
         return self.net.extract(x)
 
 
+class Changed(Tiny):
+    """A network whose `trace` is not what it computes."""
+
+    def extract(self, x):
+        return super().extract(2 * x)
+
+
 class Misshapen(Tiny):
     """A network that records the wrong maps."""
 
@@ -150,6 +157,7 @@ class Misshapen(Tiny):
     ("model", "also", "says"),
     [
         (Own(), ["preact"], "the network Own gives neither maps before the ReLU nor class maps"),
+        (Changed(), ["preact"], "the network Changed gives neither"),
         (Own(), ["class_maps"], "define its `trace`, or choose another network or distiller"),
         (
             Misshapen(),
