@@ -1,6 +1,7 @@
 """Properties of the distillers' losses; golden/ compares them with the published implementations."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -172,7 +173,7 @@ def test_dkd_warms_up_linearly_where_asked():
     assert [after(epoch, dkd_warmup=20) / full for epoch in (1, 10, 20, 50)] == close([0.05, 0.5, 1, 1])
 
 
-@pytest.mark.parametrize("uses", [None, 0, 1, 2, 3, "logits"])
+@pytest.mark.parametrize("uses", [None, 0, 1, 2, 3, "logits", "class_maps"])
 @pytest.mark.parametrize("distill", distiller_dict)
 def test_a_distiller_compares_the_layers_it_says(distill, uses):
     """Which of the student's outputs get a gradient from its own terms; the teacher's get none.
@@ -191,10 +192,15 @@ def test_a_distiller_compares_the_layers_it_says(distill, uses):
         "kdsvd": (1, 2),
     }
     compared |= dict.fromkeys(("dist", "rld", "nkd", "wsld", "cskd", "mlkd"), ("logits",))
+    compared |= {"simkd": (2,), "cat_kd": ("class_maps",), "sdd": ("logits", "class_maps")}
     torch.manual_seed(0)
     shapes, widths = [(6, 4, 8, 8), (6, 5, 8, 8), (6, 7, 4, 4), (6, 9)], [4, 5, 7, 9]
     student, teacher = (Output([torch.rand(shape) for shape in shapes], torch.rand(6, 10)) for _ in range(2))
-    leaf = torch.zeros(1) if uses is None else student.logits if uses == "logits" else student.features[uses]
+    student, teacher = (
+        replace(output, class_maps=torch.rand(6, 10, 4, 4), last_map=torch.rand(6, 7, 4, 4))
+        for output in (student, teacher)
+    )
+    leaf = torch.zeros(1) if uses is None else student.features[uses] if uses in range(4) else getattr(student, uses)
     leaf.requires_grad_()
     known = {"student_widths": widths, "teacher_widths": widths, "num_classes": 10, "nce_k": 8, "train_target": UNEVEN}
     known |= {"teacher_classifier": torch.nn.Linear(9, 10), "epochs": 1, "dpk_schedule": "fixed:0.5"}
