@@ -173,12 +173,20 @@ def build_trainer(
     device = data.train.target.device
     student = create_model(options.model_s, data.num_classes, options.dataset)
     train_teacher.initialise(run, student, options)
-    student = nn.SyncBatchNorm.convert_sync_batchnorm(student) if options.sync_bn else student
+    own = num_parameters(student)
     task = place(distillation(options, student, model, data.train.target), device, options.plain)
-    if extra := sum(parameter.numel() for parameter in task.distiller.parameters()):
-        own = sum(parameter.numel() for parameter in student.parameters())
-        print(f"{options.distill} adds {extra:,} parameters, for training only, to the student's {own:,}")
+    if options.sync_bn:
+        nn.SyncBatchNorm.convert_sync_batchnorm(task.student)
+    if (trained := num_parameters(task.student)) != own:
+        print(f"with {options.distill} the student has {trained:,} parameters instead of {own:,}, also at test time")
+    if extra := num_parameters(task.distiller):
+        print(f"{options.distill} adds {extra:,} parameters, for training only, to the student's {trained:,}")
     return train_teacher.resumed_trainer(run, task, teacher, data, options, pass_turn, table)
+
+
+def num_parameters(module: nn.Module) -> int:
+    """Return the number of a module's parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def loss_in_words(options: StudentOptions) -> str:
@@ -191,6 +199,7 @@ def loss_in_words(options: StudentOptions) -> str:
 def distillation(options: StudentOptions, student: Model, teacher: Model, train_target: Tensor) -> Distillation:
     """Return student, temperature and distiller as a task; `train_target` [N] has the class of each training image."""
     method = distiller_dict[options.distill]
+    student = method.wrap_student(student, teacher, as_dict(options))
     shapes = partial(feature_shapes, image_size=options.image_size, maps=method.needs == "maps")
     ours, theirs = shapes(student, also=method.also), shapes(teacher, also=method.also + method.teacher_also)
     known = as_dict(options) | {

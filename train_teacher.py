@@ -134,7 +134,7 @@ def resumed_trainer(
     Raises:
         UserError: the run's `last.pth` does not fit.
     """
-    run.describe(data)
+    run.describe(data, task.student)
     optimizer, metrics = make_optimizer(task, **kwargs_for(make_optimizer, as_dict(options))), Metrics()
     run.resume(task, optimizer, metrics, len(data.train))
     step = make_step(task, data.train.target.device, options)

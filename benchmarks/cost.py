@@ -38,7 +38,7 @@ from models import Model, create_model
 from options.parse import parse_student, resolve_pair
 from options.parser import Parser
 from temperature import temperature_dict
-from train_student import distillation
+from train_student import distillation, num_parameters
 
 NUM_SAMPLES, NUM_CLASSES = 50_000, 100  # of CIFAR-100: the size of CRD's memory
 WARM_UP = 3  # uncounted rounds
@@ -62,7 +62,8 @@ class Candidate:
         self.module.start_epoch(EPOCH)
         self.optimizer = make_optimizer(self.module, 1e-3, 0.9, 5e-4)
         parts = self.module.distiller, self.module.temperature
-        self.parameters = sum(p.numel() for part in parts for p in part.parameters())
+        added = num_parameters(self.module.student) - num_parameters(student)
+        self.parameters = added + sum(map(num_parameters, parts))
         self.metrics = Metrics()
         self.seconds: list[float] = []
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from distiller_zoo.at import AT, at_loss
 from distiller_zoo.base import Distiller, at_least_float32, warmed_up
+from distiller_zoo.cat_kd import CATKD, cat_loss
 from distiller_zoo.cc import CC, cc_loss
 from distiller_zoo.cka import linear_cka, minibatch_cka
 from distiller_zoo.crd import CRD, nce_loss
@@ -24,6 +25,8 @@ from distiller_zoo.pkt import PKT, pkt_loss
 from distiller_zoo.reviewkd import ReviewKD, hcl_loss
 from distiller_zoo.rkd import RKD, rkd_loss
 from distiller_zoo.rld import RLD, rld_loss
+from distiller_zoo.sdd import SDD, sdd_dkd_loss, sdd_kd_loss, sdd_logits
+from distiller_zoo.simkd import SimKD, simkd_loss
 from distiller_zoo.sp import SP, sp_loss
 from distiller_zoo.srd import SRD, srd_loss
 from distiller_zoo.srrl import SRRL
@@ -32,10 +35,11 @@ from distiller_zoo.wsld import WSLD, wsld_loss
 from inputs import unknown
 
 __all__ = [
-    "Distiller", "at_least_float32", "at_loss", "batch_correlation_loss", "cc_loss", "class_correlation_loss",
-    "create_distiller", "cskd_loss", "dist_loss", "distiller_dict", "dkd_loss", "hcl_loss", "hint_loss", "ickd_loss",
-    "kd_loss", "kdsvd_loss", "linear_cka", "minibatch_cka", "nce_loss", "nkd_loss", "nst_loss", "ofd_loss",
-    "ofd_margin", "pkt_loss", "rkd_loss", "rld_loss", "sp_loss", "srd_loss", "vid_loss", "warmed_up", "wsld_loss",
+    "Distiller", "at_least_float32", "at_loss", "batch_correlation_loss", "cat_loss", "cc_loss",
+    "class_correlation_loss", "create_distiller", "cskd_loss", "dist_loss", "distiller_dict", "dkd_loss", "hcl_loss",
+    "hint_loss", "ickd_loss", "kd_loss", "kdsvd_loss", "linear_cka", "minibatch_cka", "nce_loss", "nkd_loss",
+    "nst_loss", "ofd_loss", "ofd_margin", "pkt_loss", "rkd_loss", "rld_loss", "sdd_dkd_loss", "sdd_kd_loss",
+    "sdd_logits", "simkd_loss", "sp_loss", "srd_loss", "vid_loss", "warmed_up", "wsld_loss",
 ]  # fmt: skip
 
 distiller_dict: dict[str, Callable[..., Distiller]] = {
@@ -63,6 +67,9 @@ distiller_dict: dict[str, Callable[..., Distiller]] = {
     "kdsvd": KDSVD,
     "reviewkd": ReviewKD,
     "ofd": OFD,
+    "simkd": SimKD,
+    "cat_kd": CATKD,
+    "sdd": SDD,
 }
 
 

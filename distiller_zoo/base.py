@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inputs import CPU, TakesOptions
-from models import Output
+from models import Model, Output
 from temperature import Tau
 
 
@@ -23,7 +23,8 @@ class Distiller(TakesOptions, nn.Module):
     class of each training image, [N]) and `num_classes`.
     """
 
-    weights = (0.1, 0.9, 1.0)  # default gamma, alpha and beta
+    # default gamma, alpha and beta; None: `complete` gives it
+    weights: tuple[float | None, float, float | None] = (0.1, 0.9, 1.0)
     pair_beta: Mapping[tuple[str, str], float] = MappingProxyType({})  # beta by (teacher, student)
     needs = "maps"  # of the teacher's output: "logits", "pooled" (also the last feature) or "maps" (all features)
     also: tuple[
@@ -46,6 +47,17 @@ class Distiller(TakesOptions, nn.Module):
         In `options` they are None if not given. Raises UserError for a pair that the distiller does not support.
         """
         return {}
+
+    @classmethod
+    def wrap_student(cls, student: Model, teacher: Model, options: dict[str, Any]) -> Model:
+        """Return the network to train and test in place of `student`, which it may change; by default that itself.
+
+        Args:
+            student: with its initial weights.
+            teacher: frozen, in evaluation mode.
+            options: of the run.
+        """
+        return student
 
     def start_epoch(self, epoch: int) -> None:
         """Advance a warm-up; called before each epoch, counted from 1."""

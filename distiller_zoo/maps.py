@@ -19,11 +19,11 @@ def pair_stages(student_stages: int, teacher_stages: int) -> list[int]:
 def same_size(g_s: Tensor, g_t: Tensor) -> tuple[Tensor, Tensor]:
     """Return maps [B, C, H, W] and [B, D, I, J], the larger averaged to the smaller's size."""
     size = min(g_s.shape[2:], g_t.shape[2:])
-    return pooled(g_s, size), pooled(g_t, size)
+    return averaged(g_s, size), averaged(g_t, size)
 
 
-def pooled(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return maps [B, C, H, W] averaged to a size."""
+def averaged(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return maps [B, C, *size] from [B, C, H, W], averaged over equal regions; smaller maps are repeated."""
     if maps.shape[2:] == size:
         return maps
     factors = [have // want for have, want in zip(maps.shape[2:], size, strict=True)]

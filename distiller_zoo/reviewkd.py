@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distiller_zoo.base import Distiller, at_least_float32, batch_normed, warmed_up
-from distiller_zoo.maps import pair_stages, pooled
+from distiller_zoo.maps import averaged, pair_stages
 from inputs import EPOCHS, Option
 from models import Output
 from temperature import Tau
@@ -49,7 +49,7 @@ def hcl_loss(g_s: Tensor, g_t: Tensor) -> Tensor:
     losses = [F.mse_loss(g_s, g_t)]
     for size in SIZES:
         if size < g_s.shape[2]:
-            losses.append(F.mse_loss(*(pooled(each, (size, size)) for each in (g_s, g_t))))
+            losses.append(F.mse_loss(*(averaged(each, (size, size)) for each in (g_s, g_t))))
     weights = [0.5**i for i in range(len(losses))]
     return torch.stack([weight * loss for weight, loss in zip(weights, losses, strict=True)]).sum() / sum(weights)
 

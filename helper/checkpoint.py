@@ -17,6 +17,7 @@ from helper.structure import Checked, Misfit, check_numbers, check_stored, fitte
 from inputs import UserError, open_regular, printable
 from models import Model, create_model, imagenet_dict, networks
 from models.outside import is_outside
+from models.projected import has_projector, is_projected
 from models.state_dict import find_weights, without_prefixes
 
 
@@ -185,9 +186,12 @@ def identify(
         UserError: the weights belong to another network, or to none.
     """
     hint = name or guess or model_of_folder(path.parent)
-    hint = hint if name or hint in networks(dataset) or is_outside(hint or "") else None
+    hint = hint if name or hint in networks(dataset) or is_outside(hint or "") or is_projected(hint) else None
     if hint and not (why := _differences(weights, expected_weights(hint, dataset))):
         return hint
+    if has_projector(weights):
+        why = f", which is no {hint} ({why[0]})" if hint else " and does not say of which network"
+        raise UserError(f"{path} holds a student of SimKD with its projector{why}: {advice}")
     found = {}
     for other in networks(dataset):
         found[other] = _differences(weights, _expected_shapes(other, dataset))

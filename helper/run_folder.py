@@ -32,6 +32,7 @@ from helper.run_files import Record, read_config, read_log
 from helper.structure import Checked, Maybe, Misfit, fitted, load_optimizer, module_pattern, optimizer_pattern
 from helper.task import Task
 from inputs import UserError
+from models import Model
 from models.outside import file_name
 from options.flags import student_parser, teacher_parser
 from options.identity import added_options, decisive, differing, differing_keys, hash_version
@@ -415,10 +416,10 @@ class RunFolder:
         kept += [f"{self.step} steps of {'the next' if kept else 'the first'}"] if self.step else []
         return f"{self.folder} keeps {' and '.join(kept)}"
 
-    def describe(self, data: Dataset) -> None:
-        """Take from the data set what is saved with the weights, so that they can be used alone."""
+    def describe(self, data: Dataset, student: Model) -> None:
+        """Take from the data set and the network what is saved with the weights, so that they can be used alone."""
         c, like = self.config, (list(data.class_names), list(data.mean), list(data.std))
-        self.info = checkpoint.Info(c["model"], c["dataset"], c["options"]["image_size"], *like)
+        self.info = checkpoint.Info(student.known_as(c["model"]), c["dataset"], c["options"]["image_size"], *like)
 
     def _save_weights(self, name: str, student: nn.Module, record: Record) -> None:
         """Write weights under the key `model`, the format of published teachers, with what is needed to use them."""

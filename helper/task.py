@@ -269,11 +269,15 @@ def _whole_batch(student: Output, teacher: Output, batch: Batch) -> tuple[Output
 
 def _gathered(output: Output, count: int) -> Output:
     """Return a network's output for the whole batch of `count` images."""
-    maps = output.class_maps
+
+    def whole(maps: Tensor | None) -> Tensor | None:
+        return None if maps is None else distributed.all_gather_grad(maps, count)
+
     return Output(
         distributed.GatheredFeatures(output.features, count),
         distributed.all_gather_grad(output.logits, count),
         distributed.GatheredFeatures(output.preact, count),
-        None if maps is None else distributed.all_gather_grad(maps, count),
+        whole(output.class_maps),
+        whole(output.last_map),
         _gathered(output.second, count) if output.second else None,
     )

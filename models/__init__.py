@@ -3,10 +3,13 @@
 from collections.abc import Callable
 from functools import partial
 
+from torch import nn
+
 from inputs import unknown
 from models.base import Model, Output, feature_shapes, feature_widths
 from models.mobilenetv2 import MobileNetV2
 from models.outside import create_outside, is_outside
+from models.projected import Projected, is_projected, parse_name
 from models.resnet import (
     resnet8,
     resnet8x4,
@@ -91,8 +94,13 @@ def networks(dataset: str | None = None) -> dict[str, Callable[[int], Model]]:
 def create_model(name: str, num_classes: int, dataset: str | None = None) -> Model:
     """Return a freshly initialised network from images [B, 3, H, W] to logits [B, num_classes].
 
-    Raises UserError for a name that is not in `networks(dataset)`, nor of a network of timm or Hugging Face.
+    Raises UserError for a name that is not in `networks(dataset)`, nor of a network of timm or Hugging Face, nor of a
+    student of SimKD.
     """
+    if is_projected(name):
+        student, teacher_shape, *how = parse_name(name)
+        classifier = nn.Linear(teacher_shape[0], num_classes)
+        return Projected(create_model(student, num_classes, dataset), teacher_shape, *how, classifier)
     if is_outside(name):
         return create_outside(name, num_classes)
     known = networks(dataset)

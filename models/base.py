@@ -19,6 +19,7 @@ class Output:
     logits: Tensor  # [B, classes]
     preact: Sequence[Tensor] = ()  # if asked for: the stages' maps before their ReLU, [B, C, H, W] each
     class_maps: Tensor | None = None  # if asked for: [B, classes, H, W], see `Model.forward`
+    last_map: Tensor | None = None  # if asked for: [B, D, H, W], the map whose average is the pooled vector
     second: "Output | None" = None  # if asked for: that for a second view of the images
 
     def __iter__(self) -> Iterator[Any]:
@@ -70,6 +71,10 @@ class Model(nn.Module):
         names = self.bn_before_relu
         return [(self.get_parameter(f"{name}.weight"), self.get_parameter(f"{name}.bias")) for name in names]
 
+    def known_as(self, name: str) -> str:
+        """Return the name under which `create_model` makes this network; `name` is that of the network in the zoo."""
+        return name
+
     def head(self, pooled: Tensor) -> Tensor:
         """Return logits [B, classes] from the pooled vector [B, D]; override it if dropout precedes the last layer."""
         return self.classifier(pooled)
@@ -80,8 +85,8 @@ class Model(nn.Module):
         Args:
             x: the images.
             is_feat: whether to return an Output.
-            also: what else it has, "preact" or "class_maps": the last layer's weight, without bias, applied at every
-                position of the map that is averaged.
+            also: what else it has: "preact"; "last_map", the map that is averaged; "class_maps", the last layer's
+                weight, without bias, applied at every position of that map.
 
         Raises:
             UserError: the network does not give this.
@@ -94,16 +99,20 @@ class Model(nn.Module):
             raise self._gives_no_more()
         preact: list[Tensor] | None = [] if "preact" in also else None
         features, last = self.trace(x, preact)
-        class_maps = self._class_maps(last) if "class_maps" in also else None
-        return Output(features, self.head(features[-1]), preact or (), class_maps)
+        class_maps = self._class_maps(self._present(last)) if "class_maps" in also else None
+        last_map = self._present(last) if "last_map" in also else None
+        return Output(features, self.head(features[-1]), preact or (), class_maps, last_map)
 
-    def _class_maps(self, last: Tensor | None) -> Tensor:
+    def _class_maps(self, last: Tensor) -> Tensor:
+        return F.conv2d(last, self.classifier.weight[:, :, None, None])
+
+    def _present(self, last: Tensor | None) -> Tensor:
         if last is None:
             raise UserError(
                 f"the network {type(self).__name__} has no class maps, for the input of its last layer is no average of"
                 " a map: choose another network or distiller"
             )
-        return F.conv2d(last, self.classifier.weight[:, :, None, None])
+        return last
 
 
 def feature_widths(model: Model, image_size: int = 32, maps: bool = False) -> list[int]:

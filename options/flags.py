@@ -284,7 +284,7 @@ class LossOptions:
     """distillation: loss = gamma * CE + warm-up * (alpha * KD + fixed_alpha * KD at kd_T) + beta * distiller's loss"""
 
     distill: Annotated[str, name_of("", lambda: distiller_dict)] = "kd"
-    gamma: Annotated[float, own_weight("weight of the cross entropy", "-r")]
+    gamma: Annotated[float | None, own_weight("weight of the cross entropy", "-r")]
     alpha: Annotated[float | None, own_weight("weight of the KD term", "-a")]
     fixed_alpha: Annotated[
         float | None,

@@ -45,6 +45,7 @@ DECAYS = (150 / 240, 180 / 240, 210 / 240)  # where the published schedule of 24
 # of distillers are in capitals, which are accepted too.)
 PUBLISHED_NAMES = {
     "similarity": "sp", "attention": "at", "correlation": "cc", "fitnet": "hint", "mobilenetv1": "MobileNetV1_Imagenet",
+    "cat-kd": "cat_kd",
 }  # fmt: skip
 NOT_HERE = {  # distillers that are not implemented, by their names in RepDistiller and mdistiller
     "abound": "AB", "factor": "FT", "fsp": "FSP", "kdsvd": "KDSVD",
@@ -230,11 +231,14 @@ def _resolve_student(options: dict[str, Any]) -> None:
     if options["temperature"] not in temperature_dict:
         raise unknown("temperature", options["temperature"], temperature_dict)
     distiller = distiller_dict[options["distill"]]
-    if options["gamma"] is None and options["alpha"] == 0 and distiller.weights[0] < 1 and options["distill"] != "kd":
-        print(f"note: the cross entropy's weight is {distiller.weights[0]:g}, as in CTKD; RepDistiller's commands leave"
+    gamma = distiller.weights[0]
+    if options["gamma"] is None and options["alpha"] == 0 and gamma and gamma < 1 and options["distill"] != "kd":
+        print(f"note: the cross entropy's weight is {gamma:g}, as in CTKD; RepDistiller's commands leave"
               " -r out and mean -r 1")  # fmt: skip
     own = temperature_dict[options["temperature"]].weights if options["distill"] == "kd" else None
     weights = (*own, 0.0) if own else distiller.weights
+    if weights[1] == 0 and options["temperature"] != "fixed" and not distiller.uses_tau:
+        weights = (weights[0], distiller_dict["kd"].weights[1], weights[2])  # so that tau acts on something
     for key, default in zip(("gamma", "alpha", "beta"), weights, strict=True):
         if options[key] is None and not (key == "beta" and distiller.pair_beta):  # which `resolve_pair` fills in
             options[key] = default
@@ -246,10 +250,11 @@ def _resolve_student(options: dict[str, Any]) -> None:
         raise UserError("--dkd_weights belongs to --distill dkd: leave it out, or add --distill dkd")
     if options["beta"] and distiller.weights[2] == 0:
         raise UserError(f"--beta {options['beta']:g} does nothing in --distill {options['distill']}: give -b 0")
-    if options["beta"] == 0 < distiller.weights[2]:
+    if options["beta"] == 0 and distiller.weights[2] != 0:
+        is_fixed = distiller.weights[2] is not None and not distiller.pair_beta
+        default = f" for {distiller.weights[2]:g}, its default" if is_fixed else ""
         raise UserError(
-            f"--beta 0 leaves nothing of --distill {options['distill']}: leave -b out for {distiller.weights[2]:g},"
-            " its default, or give --distill kd"
+            f"--beta 0 leaves nothing of --distill {options['distill']}: leave -b out{default}, or give --distill kd"
         )
     if options["alpha"] == 0 and options["temperature"] != "fixed" and not distiller.uses_tau:
         raise UserError(

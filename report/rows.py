@@ -23,6 +23,7 @@ SHORT = "short"  # a table of our own, for machines without a GPU
 METHODS = {  # name in the tables: --distill
     "KD": "kd", "KD+DTKD": "kd", "PKT": "pkt", "SP": "sp", "VID": "vid", "CRD": "crd", "SRRL": "srrl", "DKD": "dkd",
     "AT": "at", "RKD": "rkd", "FitNet": "hint", "NST": "nst", "CC": "cc", "ICKD": "ickd",
+    "SimKD": "simkd", "CAT-KD": "cat_kd",
 }  # fmt: skip
 POLICIES = {
     "CTKD global": "ctkd-global", "CTKD (RLKD authors' run)": "ctkd-global", "RLKD": "rlkd", "DTKD": "dtkd",

@@ -29,6 +29,9 @@
 #   CSKD   --distill cskd --experiments_name cskd+ctkd    -r 0.1 -a 0.9 -b 0.9
 #   ReviewKD  --distill reviewkd --experiments_name reviewkd+ctkd    -r 0.1 -a 0.9 -b 0.6 --reviewkd_warmup 20
 #   OFD    --distill ofd --experiments_name ofd+ctkd      -r 0.1 -a 0.9 -b 0.001
+#   SimKD  --distill simkd --experiments_name simkd+ctkd  -r 0 -a 0.9 -b 1 --simkd_factor 2
+#   CAT-KD  --distill cat_kd --experiments_name cat_kd+ctkd  -r 1 -a 0.9 -b 0.7 --cat_resolution 2 --cat_normalise no
+#   SDD    --distill sdd --experiments_name sdd+ctkd      -r 0.1 -a 0 -b 0.9 --sdd_loss kd --sdd_scales 1,2 --sdd_warmup 20
 # With a fixed temperature of 4:
 #   KD     --have_mlp 0 --experiments_name kd
 #   PKT    --have_mlp 0 --distill pkt --experiments_name pkt
@@ -54,6 +57,11 @@
 #   CSKD   --have_mlp 0 --distill cskd --experiments_name cskd
 #   ReviewKD  --have_mlp 0 --distill reviewkd --experiments_name reviewkd
 #   OFD    --have_mlp 0 --distill ofd --experiments_name ofd
+#   SimKD  --have_mlp 0 --distill simkd --experiments_name simkd
+#   CAT-KD  --have_mlp 0 --distill cat_kd --experiments_name cat_kd
+#   CAT-KD without a bias       --have_mlp 0 --distill cat_kd --cat_without_bias --experiments_name cat_kd-bias
+#   SDD    --have_mlp 0 --distill sdd --experiments_name sdd
+#   SDD of DKD                  --have_mlp 0 --distill sdd --sdd_loss dkd --experiments_name sdd-dkd
 #   WSLD, its authors'          --have_mlp 0 --distill wsld --kd_T 2 -b 2.5 --experiments_name wsld-2
 #   NKD at its published tau    --have_mlp 0 --distill nkd --kd_T 1 --experiments_name nkd-1
 #   MLKD as released            --have_mlp 0 --distill mlkd --mlkd_form released --experiments_name mlkd-released

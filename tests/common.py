@@ -37,7 +37,7 @@ FAMILIES = [  # all networks; those that differ only in depth have the mark `ful
 ]
 
 
-ALSO = ("preact", "class_maps")  # what a network gives besides features and logits
+ALSO = ("preact", "class_maps", "last_map")  # what a network gives besides features and logits
 
 
 class Tiny(Model):

@@ -80,6 +80,9 @@ def trained(distill, temperature):
     expert = Normed(width=12).double().eval()
     module = make(temperature, distill, Tiny(), expert, target=torch.arange(IMAGES) % 10).double()
     getattr(module.temperature, "agent", nn.Identity()).float()  # its inputs are always float32
+    for name, layer in list(module.student.named_modules()):
+        if isinstance(layer, nn.BatchNorm2d):  # of SimKD's projector
+            module.student.set_submodule(name, nn.Identity())
     return noted_epoch(module, OnlineTeacher(expert), loader(kind=Wide)) | {"state": module.state_dict()}
 
 

@@ -172,7 +172,7 @@ def test_dkd_warms_up_linearly_where_asked():
     assert [after(epoch, dkd_warmup=20) / full for epoch in (1, 10, 20, 50)] == close([0.05, 0.5, 1, 1])
 
 
-@pytest.mark.parametrize("uses", [None, 0, 1, 2, 3, "logits", "preact"])
+@pytest.mark.parametrize("uses", [None, 0, 1, 2, 3, "logits", "preact", "class_maps"])
 @pytest.mark.parametrize("distill", distiller_dict)
 def test_a_distiller_compares_the_layers_it_says(distill, uses):
     """Which of the student's outputs get a gradient from its own terms; the teacher's get none.
@@ -192,14 +192,22 @@ def test_a_distiller_compares_the_layers_it_says(distill, uses):
     }
     compared |= dict.fromkeys(("dist", "rld", "nkd", "wsld", "cskd", "mlkd"), ("logits",))
     compared |= {"reviewkd": (1, 2, 3), "ofd": ("preact",)}
+    compared |= {"simkd": (2,), "cat_kd": ("class_maps",), "sdd": ("logits", "class_maps")}
     torch.manual_seed(0)
     shapes, widths = [(6, 4, 8, 8), (6, 5, 8, 8), (6, 7, 4, 4), (6, 9)], [4, 5, 7, 9]
     student, teacher = (
-        Output([torch.rand(shape) for shape in shapes], torch.rand(6, 10), [torch.rand(shape) for shape in shapes[1:3]])
+        Output(
+            [torch.rand(shape) for shape in shapes],
+            torch.rand(6, 10),
+            preact=[torch.rand(shape) for shape in shapes[1:3]],
+            class_maps=torch.rand(6, 10, 4, 4),
+            last_map=torch.rand(6, 7, 4, 4),
+        )
         for _ in range(2)
     )
     leaves = {None: torch.zeros(1), "logits": student.logits, "preact": student.preact[0]}
-    leaf = (leaves | dict(enumerate(student.features)))[uses].requires_grad_()
+    leaves |= {"class_maps": student.class_maps, **dict(enumerate(student.features))}
+    leaf = leaves[uses].requires_grad_()
     known = {"student_widths": widths, "teacher_widths": widths, "num_classes": 10, "nce_k": 8, "train_target": UNEVEN}
     known |= {"teacher_classifier": torch.nn.Linear(9, 10), "epochs": 1, "dpk_schedule": "fixed:0.5"}
     known |= dict.fromkeys(("student_shapes", "teacher_shapes"), [list(shape[1:]) for shape in shapes])

@@ -24,12 +24,13 @@ from temperature import temperature_dict
 
 
 def check_gradients(module):
-    """Check that all parameters have a gradient, except those of RLKD's agent."""
-    agent = set(module.temperature.agent.parameters()) if hasattr(module.temperature, "agent") else set()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in set(module.parameters()) - agent)
-    assert all(p.grad is None for p in agent)
+    """Check that all parameters have a gradient, except those of RLKD's agent and of SimKD's last layer."""
+    other = set(module.temperature.agent.parameters()) if hasattr(module.temperature, "agent") else set()
+    other |= {p for p in module.parameters() if not p.requires_grad}
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in set(module.parameters()) - other)
+    assert all(p.grad is None for p in other)
     for part in (module.temperature, module.distiller, module.student.classifier):
-        assert all(p.grad.abs().sum() > 0 for p in set(part.parameters()) - agent)
+        assert all(p.grad.abs().sum() > 0 for p in set(part.parameters()) - other)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +69,8 @@ def test_no_distiller_waits_for_the_device(temperature, distill):
     batch = Batch(images, batch.target.to("meta"), batch.index.to("meta"), second=lambda: images)
     module.start_epoch(1)
     module.before_step(batch)
-    step = module(batch, Tiny(width=12).to("meta").requires_grad_(False)(batch.images, is_feat=True, also=ALSO))
+    expert = Tiny(width=12).to("meta").requires_grad_(False)
+    step = module(batch, expert(batch.images, is_feat=True, also=module.teacher_also))
     step.loss.backward()
     module.after_step()
     assert step.loss.is_meta
@@ -198,7 +200,7 @@ def test_the_loss_is_its_weighted_parts(distill):
     """Row 8 of RLKD's bugs: PKT's weight is multiplied, not added."""
     module, batch = make(distill=distill), fixed_batch()
     module.gamma, module.alpha, module.beta = 0.3, 0.6, 20.0
-    step = module(batch, Tiny(width=12)(batch.images, is_feat=True, also=ALSO))
+    step = module(batch, Tiny(width=12)(batch.images, is_feat=True, also=module.teacher_also))
     weights = {"ce": 0.3, "ce_second": 0.3, "kd": 0.6}
     expected = sum(weights.get(name, 20.0) * term.item() for name, term in step.losses.items())
     assert step.loss.item() == pytest.approx(expected, rel=1e-5)

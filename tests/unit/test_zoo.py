@@ -7,6 +7,7 @@ from golden.reference import close, draw, positive
 
 from distiller_zoo import (
     at_loss,
+    cat_loss,
     cc_loss,
     create_distiller,
     dist_loss,
@@ -20,6 +21,9 @@ from distiller_zoo import (
     ofd_margin,
     rkd_loss,
     rld_loss,
+    sdd_dkd_loss,
+    sdd_kd_loss,
+    simkd_loss,
     srd_loss,
     wsld_loss,
 )
@@ -36,6 +40,9 @@ ON_MAPS = {
     "nst": nst_loss,
     "hint": hint_loss,
     "ickd": ickd_loss,
+    "simkd": simkd_loss,
+    "cat": cat_loss,
+    "cat unit": lambda s, t: cat_loss(s, t, normalise=True),
 }
 ON_VECTORS = {"rkd": rkd_loss, **{f"cc {k}": lambda s, t, k=k: cc_loss(s, t, k) for k in
                                   ("neighbours", "bilinear", "gaussian")}}  # fmt: skip
@@ -95,7 +102,7 @@ def test_a_batch_of_one_is_accepted(name):
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("scale", [1e-15, 1e12])
 def test_extreme_features_give_finite_numbers(name, scale):
-    if name in ("hint", "hcl", "ofd", "cc neighbours", "cc bilinear"):  # which depend on scale
+    if name in ("hint", "hcl", "ofd", "simkd", "cat", "cc neighbours", "cc bilinear"):  # which depend on scale
         scale = min(scale, 1e5)
     gradient(name, scale * features(name, 0), scale * features(name, 1))
 
@@ -190,6 +197,12 @@ def test_a_hint_from_beyond_the_last_stage_is_refused(stages, role):
 
 # --- logits, with tau inside
 
+
+def regions(logits):
+    """Return logits of a whole image and two regions, [3, B, C]."""
+    return torch.stack([logits, logits.roll(1, 1), logits * 2])
+
+
 TARGET = torch.tensor([0, 5, 2, 2, 7, 9])
 ON_LOGITS = {
     "dist": lambda s, t, tau, target=TARGET: dist_loss(s, t, tau),
@@ -197,6 +210,8 @@ ON_LOGITS = {
     "wsld": lambda s, t, tau, target=TARGET: wsld_loss(s, t, target, tau),
     "rld": lambda s, t, tau, target=TARGET: rld_loss(s, t, target, tau),
     "rld same tau": lambda s, t, tau, target=TARGET: rld_loss(s, t, target, tau, tau),
+    "sdd": lambda s, t, tau, target=TARGET: sdd_kd_loss(regions(s), regions(t), target, tau),
+    "sdd dkd": lambda s, t, tau, target=TARGET: sdd_dkd_loss(regions(s), regions(t), target, tau),
 }
 on_logits = pytest.mark.parametrize("name", ON_LOGITS)
 
@@ -218,7 +233,7 @@ def test_each_network_has_its_own_tau_and_the_terms_their_factor(name):
     ours = ON_LOGITS[name](student, teacher, tau).item()
     one = Tau(torch.tensor(1.0), torch.tensor(1.0), torch.tensor(5.0))
     divided = ON_LOGITS[name](student / 2, teacher / 3, one).item()
-    if name in ("dist", "rld same tau"):
+    if name in ("dist", "rld same tau", "sdd", "sdd dkd"):
         assert ours == close(divided)
     elif name == "rld":  # the sample confidence is at a temperature of its own
         apart = [
@@ -245,7 +260,7 @@ def test_nkd_and_wsld_by_hand_with_a_tau_for_each_sample_and_network():
     assert wsld_loss(student, teacher, TARGET, tau).item() == close(wsld.item() / 6)
 
 
-@pytest.mark.parametrize("name", ["nkd", "wsld", "rld", "rld same tau", "dist inter"])
+@pytest.mark.parametrize("name", ["nkd", "wsld", "rld", "rld same tau", "dist inter", "sdd", "sdd dkd"])
 def test_every_sample_keeps_its_own_tau(name):
     call = ON_LOGITS.get(name, lambda s, t, tau, target: dist_loss(s, t, tau, 1, 0))
     student, teacher, tau = draw(6, 10, 0), draw(6, 10, 1), torch.linspace(1, 10, 6, dtype=torch.float64)
@@ -284,7 +299,7 @@ def test_extreme_logits_have_finite_losses_and_gradients(name, tau, kind):
     assert "equal" not in kind or student.grad.abs().max() < 20 * max(1, tau.item())
 
 
-@pytest.mark.parametrize("name", ["dist", "rld", "rld same tau"])
+@pytest.mark.parametrize("name", ["dist", "rld", "rld same tau", "sdd", "sdd dkd"])
 @pytest.mark.parametrize("scale", [1.0, 1000.0])
 def test_a_student_that_equals_a_teacher_that_is_right_has_no_loss(name, scale):
     teacher = (scale * draw(6, 10, 0)).requires_grad_()

@@ -1,0 +1,126 @@
+"""A student whose last map is projected to a teacher's, with the teacher's last layer: what SimKD trains and tests.
+
+Chen et al., CVPR 2022, "Knowledge Distillation with the Reused Teacher Classifier", arXiv 2203.14001.
+"""
+
+import copy
+import re
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from inputs import UserError
+from models.base import Model
+from models.layers import conv1x1, conv3x3
+
+PREFIX = "simkd:"  # of the names under which `create_model` knows these networks
+FORM = re.compile(PREFIX + r"(.+):([1-9]\d{0,3})x([1-9]\d{0,3})x([1-9]\d{0,3}):([1-9]\d?):([1-9]\d{0,3})")
+
+
+class Projected(Model):
+    """A network without the layers behind its last map, a projector of that map, and the teacher's last layer.
+
+    The map is averaged to the size of the teacher's if it is larger. The projector, named as in the published code, is
+    convolutions of 1x1, 3x3 and 1x1, each with batch norm and ReLU. The last layer is frozen.
+
+    Args:
+        net: the student, which is copied.
+        teacher_shape: [C, H, W] of the map that the teacher's last layer averages.
+        factor: C divided by the width of the 3x3 convolution.
+        image_size: side of square images that the student accepts, in pixels.
+        classifier: the teacher's last layer, which is copied.
+    """
+
+    def __init__(
+        self, net: Model, teacher_shape: list[int], factor: int, image_size: int, classifier: nn.Linear
+    ) -> None:
+        super().__init__()
+        self.net = copy.deepcopy(net)
+        student_width, *size = _keep_last_map(self.net, image_size)
+        teacher_width, *teacher_size = teacher_shape
+        width = max(teacher_width // factor, 1)
+        self.form = f"{teacher_width}x{teacher_size[0]}x{teacher_size[1]}:{factor}:{image_size}"
+        self.pool = _pool(size, min(size, teacher_size))
+        self.transfer = nn.Sequential(
+            *(conv1x1(student_width, width), nn.BatchNorm2d(width), nn.ReLU()),
+            *(conv3x3(width, width), nn.BatchNorm2d(width), nn.ReLU()),
+            *(conv1x1(width, teacher_width), nn.BatchNorm2d(teacher_width)),
+        )
+        self.classifier = copy.deepcopy(classifier).to(self.transfer[0].weight).requires_grad_(False)
+
+    @property
+    def bn_before_relu(self) -> tuple[str, ...]:
+        """Return the names of the batch norms before the ReLU of each stage; see `Model`."""
+        own = self.net.bn_before_relu
+        return (*(f"net.{name}" for name in own[:-1]), "transfer.7") if own else ()
+
+    def trace(self, x: Tensor, preact: list[Tensor] | None = None) -> tuple[list[Tensor], Tensor]:
+        """Return the student's features with the projected map and its average as the last two, and that map."""
+        *maps, last, _ = self.net.extract(x) if preact is None else self.net.trace(x, preact)[0]
+        projected = self.transfer(self.pool(last))
+        if preact is not None:
+            preact[-1] = projected
+        projected = F.relu(projected)
+        return [*maps, projected, projected.mean((2, 3))], projected
+
+    def known_as(self, name: str) -> str:
+        """Return the name under which `create_model` makes this network: `simkd:NAME:CxHxW:FACTOR:SIZE`."""
+        return f"{PREFIX}{name}:{self.form}"
+
+
+def parse_name(name: str) -> tuple[str, list[int], int, int]:
+    """Return the student's name, the shape of the teacher's map, the factor and the image size in a name.
+
+    Raises:
+        UserError: it is not of the form that `Projected.known_as` gives.
+    """
+    found = FORM.fullmatch(name)
+    if found is None:
+        raise UserError(f"{name!r} names no student of SimKD: give a file that a run of --distill simkd saved")
+    student, *numbers = found.groups()
+    *teacher_shape, factor, image_size = map(int, numbers)
+    return student, teacher_shape, factor, image_size
+
+
+def is_projected(name: str | None) -> bool:
+    """Return whether a name is that of such a network."""
+    return name is not None and name.startswith(PREFIX)
+
+
+def has_projector(weights: Mapping[str, Tensor]) -> bool:
+    """Return whether weights are those of such a network."""
+    return {"transfer.0.weight", "classifier.weight"} <= weights.keys()
+
+
+def _pool(size: list[int], smaller: list[int]) -> nn.Module:
+    """Return the layer that averages maps of a size [H, W] to a smaller one."""
+    if size == smaller:
+        return nn.Identity()
+    factors = [have // want for have, want in zip(size, smaller, strict=True)]
+    if [factor * want for factor, want in zip(factors, smaller, strict=True)] == size:
+        return nn.AvgPool2d(factors)  # its gradient is deterministic on GPUs
+    return nn.AdaptiveAvgPool2d(smaller)
+
+
+def _keep_last_map(net: Model, image_size: int) -> list[int]:
+    """Replace the layers of a network behind its last map by the identity; return the map's shape [C, H, W].
+
+    Their parameters are those that the map does not depend on. A layer's own parameters that it holds beside other
+    layers are frozen instead.
+    """
+    probe = copy.deepcopy(net).to("meta").requires_grad_(True).eval()
+    with torch.enable_grad():
+        last = probe.extract(torch.empty(1, 3, image_size, image_size, device="meta"))[-2]
+        gradients = torch.autograd.grad(last.sum(), list(probe.parameters()), allow_unused=True)
+    behind = {id(each) for each, gradient in zip(net.parameters(), gradients, strict=True) if gradient is None}
+    for module in list(net.modules()):
+        for name, layer in list(module.named_children()):
+            own = {id(parameter) for parameter in layer.parameters()}
+            if own and own <= behind and not list(layer.children()):
+                setattr(module, name, nn.Identity())
+    for parameter in net.parameters():
+        if id(parameter) in behind:
+            parameter.requires_grad_(False)
+    return list(last.shape[1:])
