@@ -43,7 +43,7 @@ from options.identity import added_options, decisive, differing, neutral_options
 from options.parse import given, parse_student, parse_teacher, resolve_pair
 from options.parser import Parser
 from report.comparison import REPORTS
-from report.rows import SHORT, TABLES, Row, left_out, rows
+from report.rows import SHORT, TABLES, Row, assumptions, left_out, rows
 from report.runs import warn
 from report.statistics import mean_and_spread
 from report.tables import Table
@@ -109,6 +109,8 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
         parser.error("--trials trains several --seeds side by side: give --seeds 3, say")
     args.tables = args.tables or list(TABLES)
     here = [row for name in args.tables for row in rows(name)]
+    if not (here or args.list):
+        parser.error(f"no row of {', '.join(args.tables)} can be made here: --list says why")
     known = {f"{row.teacher}:{row.model}" for row in here if row.teacher}
     if unknown := [pair for pair in args.pairs or () if pair not in known]:
         parser.error(f"these tables have no pair {unknown[0]}; they have: {', '.join(sorted(known))}; and tables go"
@@ -237,8 +239,10 @@ def listed(args: argparse.Namespace, more: list[str]) -> Iterator[str]:
             top1 = "–" if row.top1 is None else f"{row.top1:.2f}"
             hours = "–" if None in left or not left else in_hours(sum(left))
             cells.append([name, row.pair, row.method, told, str(len(last)), mean_and_spread(last), top1, hours])
-        notes += [f"{name}: {', '.join(methods)} are not implemented here" for methods in [left_out(name)] if methods]
-        notes += [f"{name}: published is {reported(name)}"]
+        notes += [f"{name}: {line}" for line in left_out(name)]
+        if here:
+            notes += [f"{name}: assumed: {text}" for text in assumptions(name)]
+            notes += [f"{name}: published is {reported(name)}"]
     yield Table(HEADING, cells).text()
     yield ""
     yield total(list(times.values()))
@@ -250,10 +254,11 @@ def reported(table: str) -> str:
     """Return what the numbers of a table are, such as last or best epoch."""
     if table == SHORT:
         return "of 240 epochs, for resnet8 read off a chart"
-    source, _ = TABLES[table]
-    told = {record["certainty"] for record in published.tables()["records"] if record["source_id"] == source}
-    reports = REPORTS[published.tables()["sources"][source]["reports"]]
-    return "; ".join([reports, *sorted(word for word in told if word.startswith("approximate"))])
+    dataset, *sources = TABLES[table]
+    reports = {REPORTS[published.tables()["sources"][source]["reports"]] for source in sources}
+    records = [record for record in published.tables()["records"] if record["source_id"] in sources]
+    told = {record["certainty"] for record in records if record["dataset"] == dataset}
+    return "; ".join([*sorted(reports), *sorted(word for word in told if word.startswith("approximate"))])
 
 
 def jobs_of(args: argparse.Namespace, more: list[str]) -> list[Job]:

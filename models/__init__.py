@@ -71,6 +71,8 @@ imagenet_dict: dict[str, Callable[[int], Model]] = {
         "ResNet18",
         "ResNet34",
         "ResNet50",
+        "ResNet101",
+        "ResNet152",
         "wrn_50_2",
         "resnext50_32x4d",
         "MobileNetV1_Imagenet",

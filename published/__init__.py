@@ -14,6 +14,8 @@ POLICIES = {
     "ctkd-global": ("CTKD global", "CTKD (RLKD authors' run)"),
     "dtkd": ("DTKD",),
     "rlkd": ("RLKD",),
+    "ttm": ("TTM",),
+    "wttm": ("WTTM",),
     "standardised": ("z-score standardised",),
     "ctkd-global" + ON_Z_SCORES: ("CTKD global on z-scored logits",),
 }
@@ -64,22 +66,24 @@ def lookup(
 
 
 def source(record: Record) -> dict[str, Any]:
-    """Return a record's source: name, where, reports, kd_term, protocol, settings."""
+    """Return a record's source, whose fields README.md explains."""
     return tables()["sources"][record["source_id"]]
 
 
-def settings(record: Record, known: dict[str, Any] | None = None) -> dict[str, Any]:
+def settings(record: Record, assumed: bool = False) -> dict[str, Any]:
     """Return the options, by name, of a run that follows the record's protocol; empty if the protocol is unknown.
 
     Args:
         record: one cell of a published table.
-        known: used instead of the `settings` of the record's source.
+        assumed: where the protocol is not fully known, return what is assumed instead.
     """
-    known = source(record)["settings"] if known is None else known
-    if record["dataset"] not in known:
+    dataset, known = record["dataset"], source(record)["settings"]
+    if assumed:
+        known = source(record).get("assumed", {}).get(dataset, known)
+    if dataset not in known:
         return {}
-    keys = (record["dataset"], record["student"], record["method"], record["temperature_policy"])
-    return {name: value for key in keys for name, value in known.get(key, {}).items()}
+    keys = (dataset, record["student"], record["method"], record["temperature_policy"])
+    return {name: value for key in keys for name, value in known.get(key, {}).items()} | record.get("settings", {})
 
 
 def _alone(dataset: str, model: str | None) -> list[Record]:
@@ -100,11 +104,11 @@ def _alone(dataset: str, model: str | None) -> list[Record]:
 def _methods(distill: str, temperature: str, kd_term: bool | None) -> set[str]:
     """Return the names under which the tables list a distiller, in lower case."""
     if distill == "kd":
-        return {"kd", f"kd+{temperature}", "kd+lskd", "ctkd+lskd"}
-    distill = METHODS.get(distill, distill)
-    names = {f"kd+{distill}"}
+        return {"kd", temperature, f"kd+{temperature}", "kd+lskd", "ctkd+lskd"}
+    distill = METHODS.get(distill, distill.replace("_", "-"))
+    names = {f"kd+{distill}", f"{distill}+lskd"}
     if kd_term is not False:
-        names.add(f"{distill}+kd")
+        names |= {f"{distill}+kd", f"{distill}+{temperature}"}
     if kd_term is not True:
         names.add(distill)
     return names
@@ -112,7 +116,7 @@ def _methods(distill: str, temperature: str, kd_term: bool | None) -> set[str]:
 
 def _policies(temperature: str, kd_T: float | None) -> tuple[str, ...]:
     if temperature == "fixed":
-        return ("none",) if kd_T is None else ("none", f"fixed ({kd_T:g})")
+        return "none", "multi-level", *(() if kd_T is None else (f"fixed ({kd_T:g})",))
     return POLICIES.get(temperature, ())
 
 

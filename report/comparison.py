@@ -138,6 +138,8 @@ def source_note(record: published.Record) -> str:
     text += f" Protocol: {source['protocol']}."
     if record["certainty"] != "certain":
         text += f" The number is {record['certainty']}."
+    if "last" in record:
+        text += f" The last epoch's is {record['last']:.2f}."
     return text + (f" Note: {record['note']}." if "note" in record else "")
 
 

@@ -4,52 +4,61 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import published
+from distiller_zoo.dkd import PAIR_BETA
 from models import networks
 from options.flags import LEARNING_RATE, LEARNING_RATES
 
-TABLES = {  # name: source and data set in tables.json
-    "ctkd": ("S00", "CIFAR-100"),
-    "ctkd-plug-in": ("S01", "CIFAR-100"),
-    "ctkd-figure": ("S03", "CIFAR-100"),
-    "dtkd": ("S04", "CIFAR-100"),
-    "rlkd": ("S09", "CIFAR-100"),
-    "rlkd-plug-in": ("S08", "CIFAR-100"),
-    "repdistiller": ("S05", "CIFAR-100"),
-    "mdistiller": ("S14", "CIFAR-100"),
-    "ctkd-imagenet": ("S02", "ImageNet-1k"),
-    "mdistiller-imagenet": ("S14", "ImageNet-1k"),
+TABLES = {  # name: data set and sources in tables.json
+    "ctkd": ("CIFAR-100", "S00"),
+    "ctkd-plug-in": ("CIFAR-100", "S01"),
+    "ctkd-figure": ("CIFAR-100", "S03"),
+    "dtkd": ("CIFAR-100", "S04"),
+    "rlkd": ("CIFAR-100", "S09"),
+    "rlkd-plug-in": ("CIFAR-100", "S08"),
+    "repdistiller": ("CIFAR-100", "S05"),
+    "mdistiller": ("CIFAR-100", "S14"),
+    "lskd": ("CIFAR-100", "S06"),
+    "lskd-logs": ("CIFAR-100", "S07", "E08"),
+    "dist": ("CIFAR-100", "E01"),
+    "wttm": ("CIFAR-100", "E02"),
+    "ickd": ("CIFAR-100", "E03"),
+    "sdd": ("CIFAR-100", "E04"),
+    "simkd": ("CIFAR-100", "E05"),
+    "ofd": ("CIFAR-100", "E09"),
+    "ctkd-imagenet": ("ImageNet-1k", "S02"),
+    "mdistiller-imagenet": ("ImageNet-1k", "S14"),
+    "lskd-imagenet": ("ImageNet-1k", "S06"),
+    "dist-imagenet": ("ImageNet-1k", "E01"),
+    "wttm-imagenet": ("ImageNet-1k", "S10", "E02"),
+    "sdd-imagenet": ("ImageNet-1k", "E04"),
+    "nkd-imagenet": ("ImageNet-1k", "E06"),
+    "torchdistill-imagenet": ("ImageNet-1k", "S15", "E07"),
 }
 SHORT = "short"  # a table of our own, for machines without a GPU
 METHODS = {  # name in the tables: --distill
     "KD": "kd", "KD+DTKD": "kd", "PKT": "pkt", "SP": "sp", "VID": "vid", "CRD": "crd", "SRRL": "srrl", "DKD": "dkd",
     "AT": "at", "RKD": "rkd", "FitNet": "hint", "NST": "nst", "CC": "cc", "ICKD": "ickd",
-    "SimKD": "simkd", "CAT-KD": "cat_kd",
+    "SimKD": "simkd", "CAT-KD": "cat_kd", "ReviewKD": "reviewkd", "OFD": "ofd", "MLKD": "mlkd",
+    "DIST": "dist", "NKD": "nkd", "SRD": "srd",
+    "TTM": "kd", "WTTM": "kd", "CRD+WTTM": "crd", "KD+LSKD": "kd", "CTKD+LSKD": "kd", "DKD+LSKD": "dkd",
+    "DKD+CTKD": "dkd",
 }  # fmt: skip
-POLICIES = {
-    "CTKD global": "ctkd-global", "CTKD (RLKD authors' run)": "ctkd-global", "RLKD": "rlkd", "DTKD": "dtkd",
-}  # fmt: skip
-EPOCHS = {"cifar100": (240,), "imagenet": (120, 100)}  # of the published protocols
-# Settings of the released scripts for ImageNet, as `settings` in tables.json; it is not known whether the tables used
-# them.
-IMAGENET = {
-    "S02": {
-        "ImageNet-1k": {
-            "epochs": 120, "batch_size": 256, "learning_rate": 0.1, "lr_decay_epochs": [30, 60, 90],
-            "weight_decay": 1e-4, "gamma": 1, "alpha": 1, "num_workers": 8,
-        },
-        "DKD": {"gamma": 1, "alpha": 0, "beta": 1, "dkd_alpha": 1, "dkd_beta": 1},
-        "CTKD global": {"lambda_epochs": 5},
-    },
-    "S14": {
-        "ImageNet-1k": {
-            "epochs": 100, "batch_size": 512, "learning_rate": 0.2, "lr_decay_epochs": [30, 60, 90],
-            "weight_decay": 1e-4, "gamma": 0.5, "alpha": 0.5, "num_workers": 8,
-        },
-        "DKD": {"gamma": 1, "alpha": 0, "beta": 1, "dkd_alpha": 1, "dkd_warmup": 1},
-        "ResNet18": {"dkd_beta": 0.5},
-        "MobileNetV1": {"dkd_beta": 2},
-    },
-}  # fmt: skip
+POLICIES = {  # name in the tables: --temperature
+    theirs: ours.removesuffix(published.ON_Z_SCORES) for ours, names in published.POLICIES.items() for theirs in names
+}
+UNKNOWN = "protocol unknown"
+OTHER_NKD = "its NKD, which keeps the target among the other classes, is another loss"
+WHY_NOT = {  # source, and method or temperature as it names them: why no run here can be that row
+    ("S06", "CTKD global"): UNKNOWN,
+    ("E01", "KD"): UNKNOWN,
+    ("E04", "NKD"): OTHER_NKD,
+    ("E04", "SDD-NKD"): OTHER_NKD,
+    ("E08", "DKD+LSKD"): "how its weight acts on DKD's two parts is unknown",
+}
+OF_MDISTILLER = {"S14", "S06", "E04"}  # sources with mdistiller's weights of DKD, and its settings on ImageNet
+NAMED = ("base_tau", "sdd_loss")  # options of a source that are part of a row's name
+EPOCHS = {"cifar100": {240: 64}, "imagenet": {120: 256, 100: 512}}  # of the published protocols: usual batch size
+LONGEST_ALONE = 240  # epochs of a network alone on CIFAR-100, also where its distillation takes longer
 ALONE = (  # the settings of a protocol that also hold for a network trained alone
     "epochs", "batch_size", "learning_rate", "lr_decay_epochs", "lr_decay_rate", "momentum", "weight_decay",
     "num_workers",
@@ -93,7 +102,10 @@ class Row(NamedTuple):
         told = ["--dataset", self.dataset, "--seed", str(seed)] + ["--trials", str(trials)] * (trials > 1)
         for key, value in self.options.items():
             flag = "--lr" if key == "learning_rate" else f"--{key}"  # used as given
-            told += [flag, ",".join(map(str, value)) if isinstance(value, list) else str(value)]
+            if isinstance(value, bool):
+                told += [flag] * value
+            else:
+                told += [flag, ",".join(map(str, value)) if isinstance(value, list) else str(value)]
         if self.teacher is None:
             return ["train_teacher.py", "--model", self.model, "--run_dir", str(self.folder(seed)), *told]
         name = self.method if trials > 1 else self.folder(seed).name
@@ -117,8 +129,11 @@ class Row(NamedTuple):
         return "" if self.options["epochs"] in EPOCHS.get(self.dataset, ()) else f"_{self.options['epochs']}-epochs"
 
     def _alone(self, model: str, seed: int) -> Path:
-        data = "" if self.dataset == "cifar100" else f"_{self.dataset}_{self.options['epochs']}-epochs"
-        return Path("save/models", f"{model}_vanilla{data or self._length}" + f"_seed-{seed}" * (seed > 1))
+        if self.dataset == "cifar100":
+            data = "" if self.options["epochs"] > LONGEST_ALONE else self._length
+        else:
+            data = f"_{self.dataset}_{self.options['epochs']}-epochs{_batch(self.dataset, self.options)}"
+        return Path("save/models", f"{model}_vanilla{data}" + f"_seed-{seed}" * (seed > 1))
 
 
 def rows(table: str) -> list[Row]:
@@ -131,7 +146,7 @@ def rows(table: str) -> list[Row]:
         records = [{} for _ in SHORT_PAIRS for _ in SHORT_METHODS]
         distilled = [_short(*pair, name) for pair in SHORT_PAIRS for name in SHORT_METHODS]
     else:
-        records = [record for record in _records(table) if _is_here(record)]
+        records = [record for record in _records(table) if not _why_not(record)]
         distilled = [_row(record) for record in records]
     alone: dict[str, Row] = {}
     for role, accuracy in (("teacher", "teacher_acc"), ("model", "student_acc")):
@@ -139,47 +154,105 @@ def rows(table: str) -> list[Row]:
             if role == "model" or row.dataset == "cifar100":  # ImageNet's teachers are torchvision's
                 model = getattr(row, role)
                 known = {key: value for key, value in row.options.items() if key in ALONE}
-                known |= {"learning_rate": _learning_rate(model)} if row.dataset == "cifar100" else {}
+                if row.dataset == "cifar100":
+                    known |= {"learning_rate": _learning_rate(model), "epochs": min(known["epochs"], LONGEST_ALONE)}
                 top1 = record.get(accuracy) if record else _alone(model)
                 alone.setdefault(model, Row(row.dataset, model, None, "alone", known, top1))
     return [*alone.values(), *distilled]
 
 
 def left_out(table: str) -> list[str]:
-    """Return the methods of a table that are not implemented here."""
-    return sorted({record["method"] for record in _records(table) if not _is_here(record)})
+    """Return a line for each reason why numbers of a table have no row, with their count and methods."""
+    reasons: dict[str, list[str]] = {}
+    for record in _records(table):
+        if reason := _why_not(record):
+            method, policy = record["method"], record["temperature_policy"]
+            by_policy = (record["source_id"], policy) in WHY_NOT
+            reasons.setdefault(reason, []).append(f"{method} ({policy})" if by_policy else method)
+    return [f"{len(of)} left out, {reason}: {', '.join(sorted(set(of)))}" for reason, of in sorted(reasons.items())]
+
+
+def assumptions(table: str) -> list[str]:
+    """Return what the runs of a table assume where its protocol is not fully known, a text per source."""
+    sources = [published.source(record) for record in _records(table) if not _why_not(record)]
+    found = (source.get("assumption", {}).get(TABLES[table][0]) for source in sources)
+    return list(dict.fromkeys(filter(None, found)))
 
 
 def _records(table: str) -> list[published.Record]:
-    wanted = TABLES.get(table)
-    return [record for record in published.tables()["records"] if (record["source_id"], record["dataset"]) == wanted]
+    dataset, *sources = TABLES.get(table, ("",))
+    records = published.tables()["records"]
+    return [record for record in records if record["dataset"] == dataset and record["source_id"] in sources]
 
 
-def _is_here(record: published.Record) -> bool:
-    return record["method"] in METHODS or record["method"].removesuffix("+KD") in METHODS
+def _why_not(record: published.Record) -> str | None:
+    """Return why no run here is the row of a record; None if one is."""
+    for name in (record["method"], record["temperature_policy"]):
+        if reason := WHY_NOT.get((record["source_id"], name)):
+            return reason
+    if _distill(record) is None:
+        return "not implemented here"
+    for role in ("teacher", "student"):
+        if _named(record[role], _dataset(record)) is None:
+            return f"no network {record[role]} here"
+    if not published.settings(record, assumed=True):
+        return UNKNOWN
+    if _has_mdistillers_beta(record) and (record["teacher"], record["student"]) not in PAIR_BETA:
+        return "no beta is published for the pair"
+    return None
 
 
 def _row(record: published.Record) -> Row:
     """Return the run that reproduces a record."""
-    dataset = next(ours for ours, theirs in published.DATASETS.items() if theirs == record["dataset"])
+    dataset, source, policy = _dataset(record), record["source_id"], record["temperature_policy"]
     teacher, model = (_named(record[role], dataset) for role in ("teacher", "student"))
-    method, policy = record["method"], record["temperature_policy"]
-    distill = METHODS.get(method) or METHODS[method.removesuffix("+KD")]
-    options = {"distill": distill, "temperature": POLICIES.get(policy, "fixed")}
-    name = distill + "+kd" * method.endswith("+KD")
+    options = {"distill": _distill(record), "temperature": POLICIES.get(policy, "fixed")}
     if policy.startswith("fixed ("):
         options["kd_T"] = float(policy.removeprefix("fixed (").removesuffix(")"))
-        name += f"_tau-{options['kd_T']:g}"
-    elif policy != "none":
-        name += f"_{options['temperature']}"
-    options |= published.settings(record, IMAGENET[record["source_id"]] if dataset == "imagenet" else None)
-    options.pop("dtkd_detach", None)  # a flag without a value, and not set
-    if record["source_id"] == "S14":
+    options |= published.settings(record, assumed=True)
+    name = _name(options)
+    if source in OF_MDISTILLER and (dataset == "imagenet" or options["distill"] == "dkd"):
         name += "_mdistiller"
-        options |= {"dkd_weights": "mdistiller"} if distill == "dkd" and dataset == "cifar100" else {}
+    elif source == "E05":  # KD with a weight of 1, not 0.9
+        name += "_simkd"
+    if _has_mdistillers_beta(record):
+        options["dkd_weights"] = "mdistiller"
     if dataset == "cifar100" and options["learning_rate"] != _learning_rate(model):
         name += f"_lr-{options['learning_rate']:g}"
-    return Row(dataset, model, teacher, name, options, record["top1"])
+    return Row(dataset, model, teacher, name + _batch(dataset, options), options, record["top1"])
+
+
+def _name(options: dict[str, Any]) -> str:
+    """Return the name of a distiller and a temperature, like `crd+kd_ctkd-global`."""
+    name = options["distill"]
+    if name != "kd" and options.get("alpha"):
+        name += "+kd"
+    if options["temperature"] != "fixed":
+        name += f"_{options['temperature']}"
+    elif "kd_T" in options:
+        name += f"_tau-{options['kd_T']:g}"
+    if options.get("logit_stand"):
+        name += "_z-scores"
+    return name + "".join(f"_{key}-{options[key]}" for key in NAMED if key in options)
+
+
+def _batch(dataset: str, options: dict[str, Any]) -> str:
+    """Return a suffix with the batch size if it is not the usual one."""
+    usual = EPOCHS.get(dataset, {}).get(options["epochs"])
+    return "" if usual in (None, options["batch_size"]) else f"_batch-{options['batch_size']}"
+
+
+def _dataset(record: published.Record) -> str:
+    return next(ours for ours, theirs in published.DATASETS.items() if theirs == record["dataset"])
+
+
+def _distill(record: published.Record) -> str | None:
+    return METHODS.get(record["method"]) or METHODS.get(record["method"].removesuffix("+KD"))
+
+
+def _has_mdistillers_beta(record: published.Record) -> bool:
+    is_here = record["source_id"] in OF_MDISTILLER and record["dataset"] == "CIFAR-100"
+    return is_here and _distill(record) == "dkd"
 
 
 def _short(teacher: str, model: str, name: str) -> Row:
@@ -189,9 +262,10 @@ def _short(teacher: str, model: str, name: str) -> Row:
     return Row("cifar100", model, teacher, name, options, records[0]["top1"] if records else None)
 
 
-def _named(name: str, dataset: str) -> str:
-    """Return this project's name of a published network."""
-    return next(ours for ours in networks(dataset) if ours.lower().removesuffix("_imagenet") == name.lower())
+def _named(name: str, dataset: str) -> str | None:
+    """Return this project's name of a published network; None if it is not here."""
+    known = networks(dataset)
+    return next((ours for ours in known if ours.lower().removesuffix("_imagenet") == name.lower()), None)
 
 
 def _alone(model: str) -> float | None:

@@ -9,10 +9,12 @@
 #   SP     --distill sp --experiments_name sp+ctkd        -b 3000
 #   VID    --distill vid --experiments_name vid+ctkd      -b 1
 #   CRD    --distill crd --experiments_name crd+ctkd      -b 0.8
+#   RKD    --distill rkd --experiments_name rkd+ctkd      -b 1
 #   SRRL   --distill srrl --experiments_name srrl+ctkd    -b 1
 #   DKD    --distill dkd --experiments_name dkd+ctkd      -r 1 -a 0 -b 1 --dkd_alpha 1 --dkd_beta 1
 # With a fixed temperature of 4:
 #   KD     --have_mlp 0 --experiments_name kd
+#   RKD    --have_mlp 0 --distill rkd --experiments_name rkd    -b 1
 # mdistiller's protocol, 100 epochs, batch 512, tau 1:
 #   KD     --have_mlp 0 --experiments_name kd-mdistiller -r 0.5 -a 0.5 --kd_T 1 --epochs 100 --batch_size 512 \
 #          --learning_rate 0.2

@@ -211,7 +211,7 @@ def test_a_page_counts_the_runs_behind_the_tables():
 
 
 def test_imagenets_runner_documents_both_protocols():
-    assert len(IMAGENET_ROWS) == 10
+    assert len(IMAGENET_ROWS) == 12
     assert sum("--epochs 100" in flags for _, flags in IMAGENET_ROWS) == 2
 
 

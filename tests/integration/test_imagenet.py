@@ -19,6 +19,8 @@ SHAPES = {  # for 64x64 images: the stem's and the last map's
     "ResNet18": ([64, 32, 32], [512, 2, 2], 512),
     "ResNet34": ([64, 32, 32], [512, 2, 2], 512),
     "ResNet50": ([64, 32, 32], [2048, 2, 2], 2048),
+    "ResNet101": ([64, 32, 32], [2048, 2, 2], 2048),
+    "ResNet152": ([64, 32, 32], [2048, 2, 2], 2048),
     "wrn_50_2": ([64, 32, 32], [2048, 2, 2], 2048),
     "resnext50_32x4d": ([64, 32, 32], [2048, 2, 2], 2048),
     "MobileNetV1_Imagenet": ([32, 32, 32], [1024, 2, 2], 1024),
@@ -46,9 +48,10 @@ def test_the_networks_are_torchvisions(network):
     images = torch.randn(2, 3, 64, 64)
     features, logits = model(images, is_feat=True)
     if name in WEIGHTS:
-        theirs = torchvision.models.get_model(WEIGHTS[name], num_classes=10).eval()
+        with torch.device("meta"):
+            theirs = torchvision.models.get_model(WEIGHTS[name], num_classes=10).eval()
         assert list(model.state_dict()) == list(theirs.state_dict())
-        theirs.load_state_dict(model.state_dict())
+        theirs.load_state_dict(model.state_dict(), assign=True)
         torch.testing.assert_close(theirs(images), logits, rtol=1e-4, atol=1e-5)
     else:
         assert list(model.state_dict())[:2] == ["model.0.0.weight", "model.0.1.weight"]

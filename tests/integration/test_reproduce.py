@@ -43,7 +43,7 @@ def place(tmp_path, monkeypatch):
         (tmp_path / path.name).symlink_to(path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(reproduce, "rows", lambda table: TABLE)
-    monkeypatch.setattr(reproduce, "left_out", lambda table: ["AB"])
+    monkeypatch.setattr(reproduce, "left_out", lambda table: ["1 left out: AB"])
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     warn.cache_clear()  # another test may have warned about the same relative path
     return tmp_path
@@ -70,7 +70,7 @@ def test_runs_are_made_once_and_listed(place, monkeypatch, capfd):
         seconds = json.loads(log.read_text())["seconds"]  # of the first seed's epoch: the second's time
         assert "1 done, 1 missing" in row and row.endswith(f"{published}  {in_hours(seconds):>4}")
     assert re.fullmatch(r"\d+ s are left", left)
-    assert missing == "ctkd: AB are not implemented here"
+    assert missing == "ctkd: 1 left out: AB"
     assert reported == "ctkd: published is last or best epoch, not stated which" and "results/README.md" in where
     call(monkeypatch, "ctkd --seeds 2 --dry_run")
     assert capfd.readouterr().out.count("--seed 2") == 2
