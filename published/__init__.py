@@ -82,7 +82,15 @@ def settings(record: Record, assumed: bool = False) -> dict[str, Any]:
         known = source(record).get("assumed", {}).get(dataset, known)
     if dataset not in known:
         return {}
-    keys = (dataset, record["student"], record["method"], record["temperature_policy"])
+    student, method = record["student"], record["method"]
+    keys = (
+        dataset,
+        student,
+        method,
+        record["temperature_policy"],
+        f"{method}, {student}",
+        f"{method}, {record['table']}",
+    )
     return {name: value for key in keys for name, value in known.get(key, {}).items()} | record.get("settings", {})
 
 

@@ -1,5 +1,6 @@
 """List the runs behind the published tables, which `reproduce.py` trains."""
 
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,8 +39,8 @@ SHORT = "short"  # a table of our own, for machines without a GPU
 METHODS = {  # name in the tables: --distill
     "KD": "kd", "KD+DTKD": "kd", "PKT": "pkt", "SP": "sp", "VID": "vid", "CRD": "crd", "SRRL": "srrl", "DKD": "dkd",
     "AT": "at", "RKD": "rkd", "FitNet": "hint", "NST": "nst", "CC": "cc", "ICKD": "ickd",
-    "SimKD": "simkd", "CAT-KD": "cat_kd", "ReviewKD": "reviewkd", "OFD": "ofd", "MLKD": "mlkd",
-    "DIST": "dist", "NKD": "nkd", "SRD": "srd",
+    "SimKD": "simkd", "CAT-KD": "cat_kd", "ReviewKD": "reviewkd", "OFD": "ofd", "MLKD": "mlkd", "MLKD+LSKD": "mlkd",
+    "DIST": "dist", "NKD": "nkd", "SRD": "srd", "SDD-KD": "sdd", "SDD-DKD": "sdd",
     "TTM": "kd", "WTTM": "kd", "CRD+WTTM": "crd", "KD+LSKD": "kd", "CTKD+LSKD": "kd", "DKD+LSKD": "dkd",
     "DKD+CTKD": "dkd",
 }  # fmt: skip
@@ -47,13 +48,16 @@ POLICIES = {  # name in the tables: --temperature
     theirs: ours.removesuffix(published.ON_Z_SCORES) for ours, names in published.POLICIES.items() for theirs in names
 }
 UNKNOWN = "protocol unknown"
+ITS_WEIGHT = "how the weight in the logs' names acts is unknown"
 OTHER_NKD = "its NKD, which keeps the target among the other classes, is another loss"
-WHY_NOT = {  # source, and method or temperature as it names them: why no run here can be that row
+WHY_NOT = {  # source or data set, and method or temperature as it names them: why no run here can be that row
     ("S06", "CTKD global"): UNKNOWN,
     ("E01", "KD"): UNKNOWN,
     ("E04", "NKD"): OTHER_NKD,
     ("E04", "SDD-NKD"): OTHER_NKD,
-    ("E08", "DKD+LSKD"): "how its weight acts on DKD's two parts is unknown",
+    ("E08", "DKD+LSKD"): ITS_WEIGHT,
+    ("E08", "MLKD+LSKD"): ITS_WEIGHT,
+    ("ImageNet-1k", "MLKD"): "no second view of large images here",
 }
 OF_MDISTILLER = {"S14", "S06", "E04"}  # sources with mdistiller's weights of DKD, and its settings on ImageNet
 NAMED = ("base_tau", "sdd_loss")  # options of a source that are part of a row's name
@@ -187,9 +191,9 @@ def _records(table: str) -> list[published.Record]:
 
 def _why_not(record: published.Record) -> str | None:
     """Return why no run here is the row of a record; None if one is."""
-    for name in (record["method"], record["temperature_policy"]):
-        if reason := WHY_NOT.get((record["source_id"], name)):
-            return reason
+    for key in product((record["source_id"], record["dataset"]), (record["method"], record["temperature_policy"])):
+        if key in WHY_NOT:
+            return WHY_NOT[key]
     if _distill(record) is None:
         return "not implemented here"
     for role in ("teacher", "student"):
