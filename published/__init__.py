@@ -8,7 +8,7 @@ from typing import Any
 Record = dict[str, Any]  # one cell of a published table
 
 DATASETS = {"cifar100": "CIFAR-100", "imagenet": "ImageNet-1k"}  # our name: published name
-METHODS = {"hint": "fitnet", "cat_kd": "cat-kd"}  # our name of a distiller: published name, where they differ
+METHODS = {"hint": "fitnet"}  # our name of a distiller: published name, where they differ
 ON_Z_SCORES = " on z-scores"  # suffix of a temperature's name with --logit_stand
 POLICIES = {
     "ctkd-global": ("CTKD global", "CTKD (RLKD authors' run)"),
