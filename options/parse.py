@@ -48,7 +48,7 @@ PUBLISHED_NAMES = {
     "cat-kd": "cat_kd",
 }  # fmt: skip
 NOT_HERE = {  # distillers that are not implemented, by their names in RepDistiller and mdistiller
-    "abound": "AB", "factor": "FT", "fsp": "FSP", "kdsvd": "KDSVD",
+    "abound": "AB", "factor": "FT", "fsp": "FSP",
 }  # fmt: skip
 DECIDE_DEFAULTS = {"dataset", "model", "model_s", "distill", "temperature", "epochs"}  # of other options
 

@@ -309,7 +309,7 @@ def test_reviewkds_weight_is_that_of_the_pair():
 
 @pytest.mark.parametrize(
     "name",
-    ["kdsvd", "fsp", "abound", "factor", "KDSVD"],  # RepDistiller's, and mdistiller's
+    ["fsp", "abound", "factor"],  # RepDistiller's, and mdistiller's
 )
 def test_distillers_of_the_original_codes_that_are_missing_are_said_to_be(name):
     with pytest.raises(UserError, match=f"--distill {name}, [A-Za-z]+, is not here yet; there are: kd, pkt, sp"):
