@@ -66,7 +66,7 @@ def test_an_interrupted_composite_ends_bit_identical(composite, teacher, tmp_pat
 
 def test_the_composite_teaches(composite, tmp_path):
     line = f"--path-t {composite} --model_s resnet8 --epochs 1 --distill"
-    for distill in ("simkd", "ickd"):
+    for distill in ("simkd", "ofd"):
         folder = distil(f"{line} {distill} --run_dir {tmp_path / distill}")
         assert read_log(folder)[-1]["loss"] > 0
     assert checkpoint.load_network(tmp_path / "simkd/resnet8_last.pth").name == "simkd:resnet8:64x8x8:2:32"

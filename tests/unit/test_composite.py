@@ -116,6 +116,19 @@ def test_a_teacher_without_class_maps_is_refused(distill):
     )
 
 
+class Pooled(Tiny):
+    """A network that returns its pooled vector only."""
+
+    def extract(self, x):
+        return super().extract(x)[-1:]
+
+
+def test_simkd_refuses_a_student_without_maps():
+    assert "the network Pooled has no maps of a stem and one stage or more" in error_of(
+        make, distill="simkd", student=Pooled()
+    )
+
+
 def test_the_logits_of_a_region_are_those_of_the_last_layer_on_its_average():
     g, layer = positive(0, 3, 6, 8, 8), nn.Linear(6, 10).double()
     class_maps = F.conv2d(g, layer.weight[:, :, None, None])

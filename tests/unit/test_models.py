@@ -175,7 +175,7 @@ def test_what_a_network_cannot_give_is_said(model, also, says):
 ONLY_POOLED = {"pooled": lambda f: f[-1:], "stem": lambda f: [f[0], f[-1]], "flat": lambda f: [f[0].flatten(1), *f[1:]]}
 
 
-@pytest.mark.parametrize("distill", ["sp", "vid", "dpk", "simkd"])
+@pytest.mark.parametrize("distill", ["sp", "vid", "dpk"])
 @pytest.mark.parametrize("features", ONLY_POOLED)
 @pytest.mark.parametrize("role", ["student", "expert"])
 def test_a_network_without_maps_is_refused_where_they_are_compared(distill, features, role):
