@@ -51,7 +51,7 @@ class SimKD(Distiller):
     def wrap_student(cls, student: Model, teacher: Model, options: dict[str, Any]) -> Model:
         classifier, size = teacher.classifier, options["image_size"]
         feature_shapes(student, size, maps=True)  # raise errors
-        feature_shapes(teacher, size, also=cls.teacher_also)
+        feature_shapes(teacher, size, maps=True, also=cls.teacher_also)
         with torch.no_grad():
             _, last_map = teacher.trace(classifier.weight.new_zeros(1, 3, size, size))
         return Projected(student, list(last_map.shape[1:]), options["simkd_factor"], size, classifier)

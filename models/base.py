@@ -1,7 +1,8 @@
 """The interface that all networks of the zoo share."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -139,17 +140,22 @@ def feature_shapes(
     name, classifier = type(model).__name__, getattr(model, "classifier", None)
     if not isinstance(classifier, nn.Linear):
         raise UserError(f"the network {name} has no `classifier`: make its last linear layer known by that name")
-    training, image = model.training, classifier.weight.new_zeros(1, 3, image_size, image_size)
-    try:
-        features = model.eval().extract(image)
-        preact = model(image, is_feat=True, also=also).preact if also else ()
-    except (AssertionError, RuntimeError) as error:
-        raise UserError(
-            f"the network {name} does not take images of {image_size} pixels a side ({printable(str(error))}): choose"
-            " another --image_size or network"
-        ) from error
-    finally:
-        model.train(training)
+    image = classifier.weight.new_zeros(1, 3, image_size, image_size)
+
+    def of_image(function: Callable[[Tensor], Any]) -> Any:
+        training = model.training
+        model.eval()
+        try:
+            return function(image)
+        except (AssertionError, RuntimeError) as error:
+            raise UserError(
+                f"the network {name} does not take images of {image_size} pixels a side ({printable(str(error))}):"
+                " choose another --image_size or network"
+            ) from error
+        finally:
+            model.train(training)
+
+    features = of_image(model.extract)
     are_tensors = isinstance(features, list | tuple) and all(isinstance(feature, Tensor) for feature in features)
     shapes = [list(feature.shape) for feature in features] if are_tensors else []
     if not shapes or shapes[-1] != [1, classifier.in_features]:
@@ -162,7 +168,8 @@ def feature_shapes(
             f"the network {name} has no maps of a stem and one stage or more, which this distiller compares, but"
             f" {_in_words(shapes)}: have `extract` return them, [B, C, H, W] each, before the pooled vector"
         )
-    if "preact" in also and [list(each.shape) for each in preact] != shapes[1:-1]:
+    more = of_image(partial(model, also=also)) if also else None
+    if more and "preact" in also and [list(each.shape) for each in more.preact] != shapes[1:-1]:
         raise UserError(
             f"the maps before the ReLU of the network {name} have other shapes than its stages: have `trace` append one"
             " for each stage"

@@ -50,7 +50,8 @@ def test_in_bf16_losses_and_temperatures_are_float32(distill):
     module.precision = "bf16"
     module.start_epoch(1)
     seen = []
-    getattr(module.student, "net", module.student).stage.register_forward_hook(lambda *_: seen.append(_[-1].dtype))
+    convolution = next(layer for layer in module.student.modules() if isinstance(layer, torch.nn.Conv2d))
+    convolution.register_forward_hook(lambda *_: seen.append(_[-1].dtype))
     step = module(batch, OnlineTeacher(expert, "bf16")(batch, module.teacher_also))
     assert set(seen) == {torch.bfloat16}
     told = (step.loss, step.logits, step.tau.student, *step.losses.values())
