@@ -120,12 +120,16 @@ def differences(runs: Sequence[Run], record: published.Record) -> list[str]:
 
 def find_published(run: Run) -> list[published.Record]:
     """Return the published numbers for a run's configuration, the preferred one first."""
-    distill = run.option("distill")
+    distill, factor = run.option("distill"), run.option("simkd_factor")
+    if distill == "sdd":
+        distill = f"sdd-{run.option('sdd_loss')}"
+    elif distill == "simkd" and factor != 2:
+        distill = f"simkd (f={factor})"
     return published.lookup(
         run.dataset,
         run.option("teacher"),
         run.option("model"),
-        f"sdd-{run.option('sdd_loss')}" if distill == "sdd" else distill,
+        distill,
         str(run.option("temperature")) + published.ON_Z_SCORES * bool(run.option("logit_stand")) + run.control,
         run.option("kd_T"),
         kd_term=bool(run.option("alpha")),

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import published
+from distiller_zoo import distiller_dict
 from distiller_zoo.dkd import PAIR_BETA
 from models import networks
 from options.flags import LEARNING_RATE, LEARNING_RATES
@@ -39,7 +40,8 @@ SHORT = "short"  # a table of our own, for machines without a GPU
 METHODS = {  # name in the tables: --distill
     "KD": "kd", "KD+DTKD": "kd", "PKT": "pkt", "SP": "sp", "VID": "vid", "CRD": "crd", "SRRL": "srrl", "DKD": "dkd",
     "AT": "at", "RKD": "rkd", "FitNet": "hint", "NST": "nst", "CC": "cc", "ICKD": "ickd",
-    "SimKD": "simkd", "CAT-KD": "cat_kd", "ReviewKD": "reviewkd", "OFD": "ofd", "MLKD": "mlkd", "MLKD+LSKD": "mlkd",
+    "SimKD": "simkd", "SimKD (f=8)": "simkd", "SimKD (f=4)": "simkd", "CAT-KD": "cat_kd",
+    "ReviewKD": "reviewkd", "OFD": "ofd", "MLKD": "mlkd", "MLKD+LSKD": "mlkd",
     "DIST": "dist", "NKD": "nkd", "SRD": "srd", "SDD-KD": "sdd", "SDD-DKD": "sdd",
     "TTM": "kd", "WTTM": "kd", "CRD+WTTM": "crd", "KD+LSKD": "kd", "CTKD+LSKD": "kd", "DKD+LSKD": "dkd",
     "DKD+CTKD": "dkd",
@@ -60,7 +62,7 @@ WHY_NOT = {  # source or data set, and method or temperature as it names them: w
     ("ImageNet-1k", "MLKD"): "no second view of large images here",
 }
 OF_MDISTILLER = {"S14", "S06", "E04"}  # sources with mdistiller's weights of DKD, and its settings on ImageNet
-NAMED = ("base_tau", "sdd_loss")  # options of a source that are part of a row's name
+NAMED = ("base_tau", "sdd_loss", "simkd_factor")  # options of a source that are part of a row's name
 EPOCHS = {"cifar100": {240: 64}, "imagenet": {120: 256, 100: 512}}  # of the published protocols: usual batch size
 LONGEST_ALONE = 240  # epochs of a network alone on CIFAR-100, also where its distillation takes longer
 ALONE = (  # the settings of a protocol that also hold for a network trained alone
@@ -196,13 +198,15 @@ def _why_not(record: published.Record) -> str | None:
             return WHY_NOT[key]
     if _distill(record) is None:
         return "not implemented here"
-    for role in ("teacher", "student"):
-        if _named(record[role], _dataset(record)) is None:
-            return f"no network {record[role]} here"
+    roles = ("teacher", "student")
+    pair = tuple(_named(record[role], _dataset(record)) for role in roles)
+    if None in pair:
+        return f"no network {record[roles[pair.index(None)]]} here"
     if not published.settings(record, assumed=True):
         return UNKNOWN
-    if _has_mdistillers_beta(record) and (record["teacher"], record["student"]) not in PAIR_BETA:
-        return "no beta is published for the pair"
+    by_pair = PAIR_BETA if _has_mdistillers_beta(record) else distiller_dict[_distill(record)].pair_beta
+    if by_pair and pair not in by_pair:
+        return "no weight is published for the pair"
     return None
 
 
@@ -217,9 +221,9 @@ def _row(record: published.Record) -> Row:
     name = _name(options)
     if source in OF_MDISTILLER and (dataset == "imagenet" or options["distill"] == "dkd"):
         name += "_mdistiller"
-    elif source == "E05":  # KD with a weight of 1, not 0.9
+    elif source == "E05" and options["alpha"]:  # KD has a weight of 1, not 0.9
         name += "_simkd"
-    if _has_mdistillers_beta(record):
+    if options["distill"] == "dkd" and _has_mdistillers_beta(record):
         options["dkd_weights"] = "mdistiller"
     if dataset == "cifar100" and options["learning_rate"] != _learning_rate(model):
         name += f"_lr-{options['learning_rate']:g}"
@@ -237,7 +241,8 @@ def _name(options: dict[str, Any]) -> str:
         name += f"_tau-{options['kd_T']:g}"
     if options.get("logit_stand"):
         name += "_z-scores"
-    return name + "".join(f"_{key}-{options[key]}" for key in NAMED if key in options)
+    own = options["distill"] + "_"
+    return name + "".join(f"_{key.removeprefix(own)}-{options[key]}" for key in NAMED if key in options)
 
 
 def _batch(dataset: str, options: dict[str, Any]) -> str:
@@ -256,7 +261,7 @@ def _distill(record: published.Record) -> str | None:
 
 def _has_mdistillers_beta(record: published.Record) -> bool:
     is_here = record["source_id"] in OF_MDISTILLER and record["dataset"] == "CIFAR-100"
-    return is_here and _distill(record) == "dkd"
+    return is_here and record["method"] in ("DKD", "SDD-DKD")
 
 
 def _short(teacher: str, model: str, name: str) -> Row:

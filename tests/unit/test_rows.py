@@ -93,6 +93,12 @@ ALONE, BESIDE = {"gamma": 1, "alpha": 0}, {"gamma": 1, "alpha": 1}
         ("lskd", "vgg13 → vgg8", "dkd_tau-4_mdistiller", 74.68, ALONE | {"dkd_weights": "mdistiller", "beta": 1}),
         ("lskd", "vgg13 → vgg8", "mlkd_lr-0.025", 75.18, {"epochs": 240, "learning_rate": 0.025, "distill": "mlkd"}),
         ("lskd", "resnet32x4 → ShuffleV2", "mlkd", 78.44, {"epochs": 960, "learning_rate": 0.01}),
+        ("lskd", "vgg13 → vgg8", "cat_kd", 74.65, ALONE | {"distill": "cat_kd"}),
+        ("lskd", "vgg13 → vgg8", "simkd", 74.89, {"distill": "simkd", "gamma": 0, "alpha": 0}),
+        ("simkd", "resnet32x4 → resnet8x4", "simkd", 78.08, {"gamma": 0, "alpha": 0}),
+        ("simkd", "resnet32x4 → vgg8", "simkd_factor-4", 75.62, {"gamma": 0, "alpha": 0, "simkd_factor": 4}),
+        ("sdd", "vgg13 → MobileNetV2", "sdd_tau-4_loss-dkd", 70.25, {"alpha": 0, "sdd_loss": "dkd", "kd_T": 4}),
+        ("lskd-imagenet", "ResNet34 → ResNet18", "reviewkd_mdistiller_batch-256", 71.61, ALONE),
         ("lskd-logs", "vgg13 → vgg8", "kd_standardised_base_tau-3", 74.69, {"base_tau": 3, "alpha": 9, "gamma": 0.1}),
         ("dist", "resnet56 → resnet20", "dist_tau-4", 71.75, ALONE | {"distill": "dist", "beta": 2, "kd_T": 4}),
         ("wttm", "vgg13 → vgg8", "kd_ttm", 74.33, {"temperature": "ttm", "gamma": 1, "alpha": 45}),
@@ -122,20 +128,18 @@ def test_a_flag_without_a_value_is_given_or_not():
 def test_what_is_left_out_is_told_with_the_reason():
     assert left_out("repdistiller") == ["32 left out, not implemented here: AB, FSP, FT"]
     assert "8 left out, protocol unknown: KD (CTKD global)" in left_out("lskd")
-    assert any(line.startswith("8 left out, no network ShuffleV2x1.5 here: AT+KD, ") for line in left_out("simkd"))
-    assert "5 left out, no beta is published for the pair: DKD" in left_out("lskd")
+    assert any(line.startswith("10 left out, no network ShuffleV2x1.5 here: AT+KD, ") for line in left_out("simkd"))
+    assert "18 left out, no weight is published for the pair: CAT-KD, DKD, ReviewKD" in left_out("lskd")
     assert any(line.endswith("is another loss: NKD, SDD-NKD") for line in left_out("sdd-imagenet"))
     assert rows("wttm-imagenet") == [] and left_out(SHORT) == [] == assumptions("wttm-imagenet")
 
 
 def test_a_method_needs_a_line_to_have_its_rows(monkeypatch):
-    """RKD stands for methods that are not here."""
-    for name in ("OFD", "CAT-KD", "SDD-KD", "FT"):
+    counts = {"OFD": {"lskd": 14, "lskd-imagenet": 2}, "SDD-KD": {"sdd": 6}, "FT": {"repdistiller": 13}}
+    for name, tables in counts.items():
         monkeypatch.delitem(METHODS, name, raising=False)
-    for name, tables in (("OFD", {"lskd": 14, "lskd-imagenet": 2}), ("CAT-KD", {"lskd": 14, "lskd-imagenet": 2}),
-                         ("SDD-KD", {"sdd": 6}), ("FT", {"repdistiller": 13})):  # fmt: skip
         before = {table: len([row for row in rows(table) if row.teacher]) for table in tables}
-        monkeypatch.setitem(METHODS, name, "rkd")
+        monkeypatch.setitem(METHODS, name, "rkd")  # stands for a method that is not here
         for table, count in tables.items():
             assert len([row for row in rows(table) if row.teacher]) == before[table] + count
     assert left_out("ofd") == ["4 left out, no network wrn_28_4 here: OFD"]
