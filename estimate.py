@@ -19,15 +19,16 @@ import train_teacher
 from dataset.base import Batch
 from helper.device import place, prepare_device
 from helper.errors import run_main
+from helper.first_stage import FirstTask
 from helper.logger import in_hours
 from helper.metrics import Metrics
-from helper.task import Vanilla
+from helper.task import Task, Vanilla
 from helper.teacher import fold_batch_norm
 from helper.teacher_cache import OnlineTeacher
 from helper.trainer import make_optimizer, make_step
 from inputs import UserError
 from models import create_model
-from options.flags import CommonOptions, StudentOptions
+from options.flags import CommonOptions, StudentOptions, first_epochs
 from options.parse import PARSERS, resolve_pair
 
 SIZES = {"cifar100": (50_000, 10_000, 100), "imagenet": (1_281_167, 50_000, 1000)}  # training, test images, classes
@@ -36,7 +37,9 @@ ENOUGH = 5.0  # seconds of a measurement after which it ends early
 PIXELS = 64 * 32**2  # of a batch on a CPU; a step with a larger one takes longer in proportion
 
 
-measured: dict[tuple, tuple[float, float]] = {}  # by what decides them, so that runs that cost the same share them
+measured: dict[
+    tuple, tuple[float, float, float]
+] = {}  # by what decides them, so that runs that cost the same share them
 
 
 class Estimate(NamedTuple):
@@ -46,11 +49,17 @@ class Estimate(NamedTuple):
     steps: int  # in an epoch
     test: float  # seconds after each epoch
     epochs: int
+    first_step: float = 0.0  # seconds, in the first stage
+    first_epochs: int = 0  # of that
+
+    def epoch(self, is_first: bool = False) -> float:
+        """Return the time of an epoch, of the first stage if `is_first`."""
+        return self.first_step * self.steps if is_first else self.step * self.steps + self.test
 
     @property
     def seconds(self) -> float:
         """Return the time of the whole training."""
-        return (self.step * self.steps + self.test) * self.epochs
+        return self.epoch(True) * self.first_epochs + self.epoch() * self.epochs
 
 
 def estimate(options: CommonOptions) -> Estimate:
@@ -69,12 +78,14 @@ def estimate(options: CommonOptions) -> Estimate:
     images = options.train_subset or images
     methods = (options.distill, options.temperature, options.model_t) if is_student else ()
     name = options.model_s if is_student else options.model
-    key = (name, methods, options.dataset, options.image_size, options.batch_size, options.precision, options.plain)
+    key = (name, methods, options.dataset, options.image_size, options.batch_size, options.precision, options.plain,
+           first_epochs(options) > 0)  # fmt: skip
     if key not in measured:
         with torch.random.fork_rng(devices=[]):
             measured[key] = _measure(options, images, classes, device)
-    step, test = measured[key]
-    return Estimate(step, -(-images // options.batch_size), test * tests, options.epochs)
+    first, step, test = measured[key]
+    steps = -(-images // options.batch_size)
+    return Estimate(step, steps, test * tests, options.epochs, first, first_epochs(options))
 
 
 def _sizes(options: CommonOptions, device: torch.device) -> tuple[int, int, int]:
@@ -85,8 +96,8 @@ def _sizes(options: CommonOptions, device: torch.device) -> tuple[int, int, int]
     return data.train.num_samples, data.val.num_samples, data.num_classes
 
 
-def _measure(options: CommonOptions, images: int, classes: int, device: torch.device) -> tuple[float, float]:
-    """Return the seconds of a training step, and of testing one image."""
+def _measure(options: CommonOptions, images: int, classes: int, device: torch.device) -> tuple[float, float, float]:
+    """Return the seconds of a step of the first stage (0 without one), of a training step, and of testing one image."""
     teacher, target = None, torch.arange(images, device=device) % classes
     if isinstance(options, StudentOptions):
         student = create_model(options.model_s, classes, options.dataset)
@@ -98,21 +109,32 @@ def _measure(options: CommonOptions, images: int, classes: int, device: torch.de
         task = Vanilla(
             create_model(options.model, classes, options.dataset), options.precision, options.label_smoothing
         )
-    task = place(task, device, options.plain).train()
+    task = place(task, device, options.plain)
     side, size = options.image_size, options.batch_size
     if device.type == "cpu":
         size = min(size, max(2, PIXELS // side**2))
     index = torch.arange(size, device=device) % images
     noise = torch.randn(size, 3, side, side, device=device)
     batch = Batch(noise, target[index], index, None, second=noise.clone)
-    optimizer = make_optimizer(task, 1e-4, 0.9, 0.0, options.plain)
-    metrics, step = Metrics(), make_step(task, device, options)
-    task.start_epoch(1)
-    train = _seconds(lambda: step(task, teacher, batch, optimizer, metrics), device)
+    first = 0.0
+    if first_epochs(options):
+        stage = FirstTask(task, side)
+        with stage.learning():
+            first = _step_seconds(stage, teacher, batch, options)
+    train = _step_seconds(task, teacher, batch, options)
     task.eval()
     with torch.no_grad():
         test = _seconds(lambda: task.student(batch.images), device)
-    return train * options.batch_size / size, test / size
+    return first * options.batch_size / size, train * options.batch_size / size, test / size
+
+
+def _step_seconds(task: Task, teacher: OnlineTeacher | None, batch: Batch, options: CommonOptions) -> float:
+    """Return the seconds of a training step."""
+    device = batch.target.device
+    optimizer = make_optimizer(task.train(), 1e-4, 0.9, 0.0, options.plain)
+    metrics, step = Metrics(), make_step(task, device, options)
+    task.start_epoch(1)
+    return _seconds(lambda: step(task, teacher, batch, optimizer, metrics), device)
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
@@ -141,7 +163,10 @@ def main() -> None:
     options = PARSERS[script](argv)
     found, threads = estimate(options), torch.get_num_threads()
     print(
-        f"about {in_hours(found.seconds * options.trials)}: {found.epochs} epochs of {found.steps} steps of"
+        f"about {in_hours(found.seconds * options.trials)}: "
+        + f"{found.first_epochs} epochs of a first stage, in steps of {1000 * found.first_step:.1f} ms, and "
+        * bool(found.first_epochs)
+        + f"{found.epochs} epochs of {found.steps} steps of"
         f" {1000 * found.step:.1f} ms and a test of {found.test:.1f} s, measured on random images with"
         f" {threads} thread{'s' if threads > 1 else ''}" + f"; {options.trials} seeds" * (options.trials > 1)
     )

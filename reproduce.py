@@ -36,9 +36,9 @@ from helper import signals
 from helper.errors import InUse, RunError, run_main
 from helper.files import PATIENCE, TRIES, is_locked, open_to_append
 from helper.logger import in_hours
-from helper.run_files import read_config, read_log
+from helper.run_files import read_config, read_log, read_whole_log
 from inputs import Option, UserError
-from options.flags import CommonOptions, as_dict, student_parser, teacher_parser
+from options.flags import CommonOptions, as_dict, first_epochs, student_parser, teacher_parser
 from options.identity import added_options, decisive, differing, neutral_options
 from options.parse import given, parse_student, parse_teacher, resolve_pair
 from options.parser import Parser
@@ -143,17 +143,18 @@ def state(folder: Path, model: str) -> tuple[str, float | None]:
     """Return a run's state, and its top-1 in percent if it is done.
 
     The state is `missing`, `running`, `done`, `17 epochs`, `damaged` (its log) or `given`, a checkpoint from elsewhere.
+    Epochs of a first stage are not counted.
     """
     if not os.path.exists(folder / "config.json") and any(folder.glob("ckpt_epoch_*.pth")):
         return "given", None
     if is_locked(folder / ".lock"):
         return "running", None
-    records, log = read_log(folder), folder / "log.jsonl"
+    whole, records, log = read_whole_log(folder), read_log(folder), folder / "log.jsonl"
     if records and os.path.exists(folder / f"{model}_last.pth"):  # written last
         return "done", records[-1]["top1"]
     with suppress(OSError):
         told = log.stat()
-        if not records and (told.st_size or not stat.S_ISREG(told.st_mode)):
+        if not whole and (told.st_size or not stat.S_ISREG(told.st_mode)):
             return "damaged", None
     return (f"{len(records)} epochs" if records or os.path.exists(folder / "last.pth") else "missing"), None
 
@@ -185,22 +186,27 @@ def options_of(job: Job, more: list[str]) -> CommonOptions:
 def seconds_left(job: Job, more: list[str], measure: bool) -> float | None:
     """Return the seconds that a job still takes; None if unknown.
 
-    An epoch takes as long as those in the job's own log, else as in the log of another seed. If there is none and
-    `measure` is set, some steps are measured.
+    An epoch takes as long as those of its stage in the job's own log, else as in the log of another seed. If there is
+    none and `measure` is set, some steps are measured.
     """
-    logs = [read_log(job.row.folder(seed)) for seed in range(1, 4)]
+    logs = [read_whole_log(job.row.folder(seed)) for seed in range(1, 4)]
     if not any(logs) and not measure:
         return None
     options, left = options_of(job, more), 0.0
+    lengths = {True: first_epochs(options), False: options.epochs}  # of the first stage, and of the run itself
     for seed in range(job.seed, job.seed + job.trials):
         if state(job.row.folder(seed), job.row.model)[0] in MADE:
             continue
-        own = read_log(job.row.folder(seed))
-        seconds = [record["seconds"] for record in own or next(filter(None, logs), []) if "seconds" in record]
-        if not seconds and not measure:
-            return None
-        epoch = fmean(seconds) if seconds else estimate(options).seconds / options.epochs
-        left += epoch * (options.epochs - len(own))
+        own = read_whole_log(job.row.folder(seed))
+        for is_first, length in lengths.items():
+            done, *others = ([record for record in log if ("stage" in record) == is_first] for log in (own, *logs))
+            if len(done) == length:
+                continue
+            seconds = [record["seconds"] for record in done or next(filter(None, others), []) if "seconds" in record]
+            if not seconds and not measure:
+                return None
+            epoch = fmean(seconds) if seconds else estimate(options).epoch(is_first)
+            left += epoch * (length - len(done))
     return left
 
 

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 import train_teacher
 from dataset import Dataset, tell_unreadable
-from distiller_zoo import create_distiller, distiller_dict
+from distiller_zoo import TwoStage, create_distiller, distiller_dict
 from helper import distributed
 from helper.device import device_of, place, seed_everything, start_together
 from helper.errors import run_main
+from helper.first_stage import FirstTrainer
 from helper.logger import EpochTable
 from helper.loops import evaluate
 from helper.run_folder import RunFolder, init_hash
@@ -181,7 +182,11 @@ def build_trainer(
         print(f"with {options.distill} the student has {trained:,} parameters instead of {own:,}, also at test time")
     if extra := num_parameters(task.distiller):
         print(f"{options.distill} adds {extra:,} parameters, for training only, to the student's {trained:,}")
-    return train_teacher.resumed_trainer(run, task, teacher, data, options, pass_turn, table)
+    make_first = None
+    if isinstance(task.distiller, TwoStage) and task.distiller.init_epochs:
+        live = OnlineTeacher(model, options.teacher_precision)  # a table has no maps
+        make_first = partial(FirstTrainer, run, task, live, data, options, pass_turn, table)
+    return train_teacher.resumed_trainer(run, task, teacher, data, options, pass_turn, table, make_first)
 
 
 def num_parameters(module: nn.Module) -> int:
@@ -200,8 +205,10 @@ def distillation(options: StudentOptions, student: Model, teacher: Model, train_
     """Return student, temperature and distiller as a task; `train_target` [N] has the class of each training image."""
     method = distiller_dict[options.distill]
     student = method.wrap_student(student, teacher, as_dict(options))
-    shapes = partial(feature_shapes, image_size=options.image_size, maps=method.needs == "maps")
-    ours, theirs = shapes(student, also=method.also), shapes(teacher, also=method.also + method.teacher_also)
+    maps = method.needs == "maps" or method.has_first_stage
+    shapes = partial(feature_shapes, image_size=options.image_size, maps=maps)
+    also = method.also + method.first_also
+    ours, theirs = shapes(student, also=also), shapes(teacher, also=also + method.teacher_also)
     known = as_dict(options) | {
         "student_shapes": ours,
         "teacher_shapes": theirs,
@@ -221,7 +228,7 @@ def distillation(options: StudentOptions, student: Model, teacher: Model, train_
     return Distillation(
         student,
         tau,
-        create_distiller(distill, **kwargs_for(distiller_dict[distill], known)),
+        create_distiller(distill, **kwargs_for(method, known)),
         **{key: getattr(options, key) for key in (*weights, "precision", "label_smoothing")},
     )
 

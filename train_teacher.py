@@ -17,6 +17,7 @@ from dataset import Dataset, create_dataset, identify_data, tell_unreadable
 from helper import checkpoint, distributed
 from helper.device import device_of, place, seed_everything, start_together
 from helper.errors import run_main
+from helper.first_stage import FirstTrainer
 from helper.logger import EpochTable
 from helper.loops import Teacher
 from helper.metrics import Metrics
@@ -128,18 +129,22 @@ def resumed_trainer(
     options: CommonOptions,
     pass_turn: Callable[[], None] | None,
     table: EpochTable,
+    make_first: Callable[[torch.optim.Optimizer], FirstTrainer] | None = None,
 ) -> Trainer:
     """Return the trainer of a run, resumed; the arguments are those of `Trainer`, on the device.
+
+    `make_first` makes the trainer of the run's first stage, if it has one, from the optimizer of its own epochs.
 
     Raises:
         UserError: the run's `last.pth` does not fit.
     """
     run.describe(data, task.student)
     optimizer, metrics = make_optimizer(task, **kwargs_for(make_optimizer, as_dict(options))), Metrics()
-    run.resume(task, optimizer, metrics, len(data.train))
+    first = make_first(optimizer) if make_first else None
+    run.resume(task, optimizer, metrics, len(data.train), first.state() if first else None)
     step = make_step(task, data.train.target.device, options)
     data = data._replace(train=data.train.with_seed(options.seed))
-    return Trainer(run, task, teacher, optimizer, metrics, data, options, step, pass_turn, table)
+    return Trainer(run, task, teacher, optimizer, metrics, data, options, step, pass_turn, table, first)
 
 
 def main() -> None:

@@ -96,7 +96,9 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     teacher = fold_batch_norm(create_model(args.model_t, NUM_CLASSES).eval())
     teacher = place(teacher, device).requires_grad_(False)
     if args.what == "distillers":
-        choices = {distill: (distill, args.temperature) for distill in distiller_dict}
+        # without those whose loss belongs to a first stage: their steps are KD's
+        names = [name for name, distiller in distiller_dict.items() if distiller.weights[2] != 0 or name == "kd"]
+        choices = {distill: (distill, args.temperature) for distill in names}
     else:
         choices = {temperature: (args.distill, temperature) for temperature in temperature_dict}
     candidates = {name: Candidate(*choice, args, teacher, device) for name, choice in choices.items()}

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from distiller_zoo.ab import AB, ab_loss
 from distiller_zoo.at import AT, at_loss
 from distiller_zoo.base import Distiller, at_least_float32, warmed_up
 from distiller_zoo.cat_kd import CATKD, cat_loss
@@ -13,6 +14,8 @@ from distiller_zoo.cskd import CSKD, cskd_loss
 from distiller_zoo.dist import DIST, dist_loss
 from distiller_zoo.dkd import DKD, dkd_loss
 from distiller_zoo.dpk import DPK
+from distiller_zoo.fsp import FSP, fsp_loss, fsp_matrix
+from distiller_zoo.ft import FT, ft_loss
 from distiller_zoo.hint import Hint, hint_loss
 from distiller_zoo.ickd import ICKD, ickd_loss
 from distiller_zoo.kd import KD, kd_loss
@@ -30,16 +33,18 @@ from distiller_zoo.simkd import SimKD, simkd_loss
 from distiller_zoo.sp import SP, sp_loss
 from distiller_zoo.srd import SRD, srd_loss
 from distiller_zoo.srrl import SRRL
+from distiller_zoo.two_stage import TwoStage
 from distiller_zoo.vid import VID, vid_loss
 from distiller_zoo.wsld import WSLD, wsld_loss
 from inputs import unknown
 
 __all__ = [
-    "Distiller", "at_least_float32", "at_loss", "batch_correlation_loss", "cat_loss", "cc_loss",
-    "class_correlation_loss", "create_distiller", "cskd_loss", "dist_loss", "distiller_dict", "dkd_loss", "hcl_loss",
-    "hint_loss", "ickd_loss", "kd_loss", "kdsvd_loss", "linear_cka", "minibatch_cka", "nce_loss", "nkd_loss",
-    "nst_loss", "ofd_loss", "ofd_margin", "pkt_loss", "rkd_loss", "rld_loss", "sdd_dkd_loss", "sdd_kd_loss",
-    "sdd_logits", "simkd_loss", "sp_loss", "srd_loss", "vid_loss", "warmed_up", "wsld_loss",
+    "Distiller", "TwoStage", "ab_loss", "at_least_float32", "at_loss", "batch_correlation_loss", "cat_loss", "cc_loss",
+    "class_correlation_loss", "create_distiller", "cskd_loss", "dist_loss", "distiller_dict", "dkd_loss", "fsp_loss",
+    "fsp_matrix", "ft_loss", "hcl_loss", "hint_loss", "ickd_loss", "kd_loss", "kdsvd_loss", "linear_cka",
+    "minibatch_cka", "nce_loss", "nkd_loss", "nst_loss", "ofd_loss", "ofd_margin", "pkt_loss", "rkd_loss", "rld_loss",
+    "sdd_dkd_loss", "sdd_kd_loss", "sdd_logits", "simkd_loss", "sp_loss", "srd_loss", "vid_loss", "warmed_up",
+    "wsld_loss",
 ]  # fmt: skip
 
 distiller_dict: dict[str, Callable[..., Distiller]] = {
@@ -70,6 +75,9 @@ distiller_dict: dict[str, Callable[..., Distiller]] = {
     "simkd": SimKD,
     "cat_kd": CATKD,
     "sdd": SDD,
+    "ft": FT,
+    "ab": AB,
+    "fsp": FSP,
 }
 
 

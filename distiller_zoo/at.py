@@ -28,14 +28,15 @@ def at_loss(g_s: Tensor, g_t: Tensor, form: str = "mean") -> Tensor:
             weight of 1000 belongs; "paper", as in torchdistill and the paper: the length of the difference, averaged
             over images.
     """
-    difference = _attention(*same_size(g_s, g_t))
+    difference = attention_difference(g_s, g_t)
     if form == "mean":
         return difference.square().mean()
     return length(difference, dim=1).mean()
 
 
-def _attention(*maps: Tensor) -> Tensor:
-    """Return the difference of both attention maps, [B, H * W]."""
+def attention_difference(g_s: Tensor, g_t: Tensor) -> Tensor:
+    """Return the difference of the two networks' attention maps, [B, H * W]; see `at_loss`."""
+    maps = same_size(g_s, g_t)
     unit = [to_unit_scale(each)[0] for each in maps]  # attention does not depend on scale
     student, teacher = (F.normalize(each.square().mean(1).flatten(1), dim=1) for each in unit)
     return student - teacher

@@ -31,6 +31,8 @@ class Distiller(TakesOptions, nn.Module):
         str, ...
     ] = ()  # what else it needs of both networks' outputs, if `needs` is "maps": see `Model.forward`
     teacher_also: tuple[str, ...] = ()  # the same, of the teacher's output alone
+    has_first_stage = False  # whether it trains something before the run's epochs, see `TwoStage`
+    first_also: tuple[str, ...] = ()  # as `also`, in the first stage
     uses_target = False  # whether `forward` uses the classes, so that images of mixed classes are refused
     second_view = False  # whether it needs both networks' logits of a second view of the images, see `Output.second`
     is_recordable = True  # whether a CUDA graph can hold its step

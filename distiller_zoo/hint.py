@@ -27,7 +27,7 @@ def hint_loss(prediction: Tensor, g_t: Tensor) -> Tensor:
 
 
 class Regressor(nn.Module):
-    """Predicts the teacher's map from the student's: convolution, batch norm, ReLU.
+    """Predicts the teacher's map from the student's: convolution, batch norm and, if `rectified`, ReLU.
 
     The convolution brings the map to the teacher's size [H_t, W_t], as in RepDistiller:
 
@@ -40,10 +40,12 @@ class Regressor(nn.Module):
     Args:
         student_shape: [C, H, W] of the student's map.
         teacher_shape: [C, H, W] of the teacher's map.
+        rectified: whether the prediction has no negative numbers.
     """
 
-    def __init__(self, student_shape: list[int], teacher_shape: list[int]) -> None:
+    def __init__(self, student_shape: list[int], teacher_shape: list[int], rectified: bool = True) -> None:
         super().__init__()
+        self.rectified = rectified
         (width_s, *size_s), (width_t, *size_t) = student_shape, teacher_shape
         sizes = list(zip(size_s, size_t, strict=True))
         self.conv: nn.Module
@@ -59,7 +61,8 @@ class Regressor(nn.Module):
         self.bn = nn.BatchNorm2d(width_t)
 
     def forward(self, g_s: Tensor) -> Tensor:
-        return batch_normed(self.bn, self.conv(at_least_float32(g_s))).relu()
+        prediction = batch_normed(self.bn, self.conv(at_least_float32(g_s)))
+        return prediction.relu() if self.rectified else prediction
 
 
 class Hint(Distiller):

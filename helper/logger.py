@@ -41,9 +41,10 @@ class RunLog:
             self._add_events(record)
 
     def _add_events(self, record: Record) -> None:
+        stage = "first_stage/" if "stage" in record else ""
         for name, value in record.items():
-            if name != "epoch":
-                self.events.log_value(name, value, int(record["epoch"]))
+            if name not in ("epoch", "stage"):
+                self.events.log_value(stage + name, value, int(record["epoch"]))
 
 
 class _Events(tensorboard_logger.Logger):
@@ -58,6 +59,7 @@ def _json_line(record: Record) -> str:
 
 # heading, key of the record, width, decimals
 _COLUMNS = [
+    ("stage", "stage", 5, 0),
     ("epoch", "epoch", 5, 0),
     ("lr", "learning_rate", 8, 5),
     ("loss", "loss", 8, 4),
@@ -76,14 +78,14 @@ class EpochTable:
     """The table on the screen, one line per epoch."""
 
     def __init__(self) -> None:
-        self.begun = False
+        self.stage: float | None = None  # of the last line; 0 for the run's own epochs
 
     def add(self, record: Record, label: str = "") -> None:
-        """Print an epoch, after the headings if it is the first one."""
-        if not self.begun:
+        """Print an epoch, after the headings if it is the first one of its stage."""
+        if self.stage != (stage := record.get("stage", 0)):
             headings = (f"{heading:>{width}}" for heading, key, width, _ in _COLUMNS if key in record)
             print(" " * len(label) + "  ".join(headings))
-            self.begun = True
+            self.stage = stage
         print(label + _line(record), flush=True)
 
 

@@ -55,7 +55,8 @@ class Metrics:
         t["steps"] += 1
         t["sums"] += values * size
         torch.minimum(t["first_bad"], torch.where(values.isfinite(), math.inf, t["steps"]), out=t["first_bad"])
-        t["correct"] += (step.logits.detach().argmax(1) == step.target).sum()
+        if step.logits is not None:
+            t["correct"] += (step.logits.detach().argmax(1) == step.target).sum()
         if tau:
             t["tau"] += torch.stack([each.mean() for each in tau]) * size
             torch.minimum(t["tau_min"], tau[0].min(), out=t["tau_min"])

@@ -8,7 +8,9 @@ from typing import Any
 
 from inputs import UserError, open_regular, printable
 
-Record = dict[str, float]  # an epoch of a log: `epoch`, a whole number from 1 on, and any other numbers
+# An epoch of a log: `epoch`, a whole number from 1 on, and any other numbers. Those of a first stage, before the run's
+# own epochs, have `stage`.
+Record = dict[str, float]
 
 LARGEST = 1e19  # accepted number: above any seed, and small enough that sums and figures do not overflow
 MOST_EPOCHS = 10_000_000
@@ -52,12 +54,17 @@ def number(value: Any) -> float | None:
 
 
 def read_log(folder: Path) -> list[Record]:
-    """Return the epochs in the `log.jsonl` of a run's folder; none if it is missing or has a damaged line."""
+    """Return a run's own epochs in its `log.jsonl`; none if that is missing or has a damaged line."""
+    return [record for record in read_whole_log(folder) if "stage" not in record]
+
+
+def read_whole_log(folder: Path) -> list[Record]:
+    """Return the epochs of the first stage, if there is one, and the run's own; none as `read_log`."""
     try:
         records = list(records_of(folder))
     except (OSError, UserError):
         return []
-    return records if all(record and "top1" in record for record in records) else []
+    return records if all(record and ("top1" in record or "stage" in record) for record in records) else []
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy
 import torch
@@ -42,13 +42,21 @@ from temperature import temperature_dict
 # What identifies a run, besides its options
 IDENTITY = ("kind", "model", "teacher", "teacher_sha256", "data_sha256", "init_sha256")
 
-VERSION = 2  # of the format of last.pth
+VERSION = 3  # of the format of last.pth; 2 knew no first stage
 # Buffers that version 1 of last.pth did not store with the weights, because each epoch resets them.
 SUMS_OF_AN_EPOCH = ("warmup", "count", "total", "squares", "ratio", "epoch_hsic", "epoch_ratio", "epoch_steps")
 
 ANEW = "add --overwrite to start anew"
 
 ALIKE = ("skip_validation", "teacher_table", "fill_teacher_table", "dry_run", "overwrite")  # equal in all processes
+
+
+class FirstStage(NamedTuple):
+    """The state of a first stage, see helper/first_stage.py."""
+
+    epochs: int  # its length
+    optimizer: torch.optim.Optimizer
+    metrics: Metrics
 
 
 class RunFolder:
@@ -75,7 +83,8 @@ class RunFolder:
         self.config = config | {"processes": distributed.world_size()}
         self.overwrite = overwrite
         self.info: checkpoint.Info | None = None  # saved with the weights
-        self.history: list[Record] = []
+        self.first: list[Record] = []  # epochs of the first stage, if it has one
+        self.history: list[Record] = []  # the run's own epochs
         self.step, self.seconds = 0, 0.0  # steps made of the next epoch, and the time they took
         self.trained: Record | None = None  # means of the next epoch once all its steps were made
         self.path = folder / "config.json"
@@ -270,7 +279,14 @@ class RunFolder:
         drops = ", ".join(map(str, config["options"]["lr_decay_epochs"]))
         print(f"extending the run from {epochs} to {more} epochs; the learning rate still drops after {drops}")
 
-    def resume(self, task: Task, optimizer: torch.optim.Optimizer, metrics: Metrics, steps: float = math.inf) -> None:
+    def resume(
+        self,
+        task: Task,
+        optimizer: torch.optim.Optimizer,
+        metrics: Metrics,
+        steps: float = math.inf,
+        first: FirstStage | None = None,
+    ) -> None:
         """Restore the run's state, random numbers and log from `last.pth`, if there is one.
 
         Args:
@@ -278,21 +294,30 @@ class RunFolder:
             optimizer: of the task.
             metrics: sums of an epoch.
             steps: per epoch.
+            first: the first stage, if the run has one.
 
         Raises:
             UserError: something in `last.pth` does not fit; then nothing was changed.
         """
-        state = distributed.on_rank0(lambda: self._read_state(task, optimizer, steps))
+        state = distributed.on_rank0(lambda: self._read_state(task, optimizer, steps, first))
         if state is not None:
+            if stage := _unfinished(first, state):
+                optimizer, metrics = stage.optimizer, stage.metrics
+            elif state["step"]:
+                task.start_epoch(len(state["history"]) + 1)
             self._restore(state, task, optimizer, metrics)
+            done, of = (len(self.first), f"the first stage's {stage.epochs}") if stage else (
+                len(self.history), self.config["epochs"])  # fmt: skip
             part = f" and {self.step} steps of the next" if self.step else ""
-            print(f"resuming after epoch {len(self.history)} of {self.config['epochs']}{part}")
+            print(f"resuming after epoch {done} of {of}{part}")
             if (before := state.get("processes") or 1) != distributed.world_size():
                 now = "one process" if distributed.world_size() == 1 else f"{distributed.world_size()} processes"
                 print(f"note: {now} instead of {before}: batch norm uses other shares from here on")
-        self.log = RunLog(self.folder, self.history) if distributed.is_rank0() else None
+        self.log = RunLog(self.folder, [*self.first, *self.history]) if distributed.is_rank0() else None
 
-    def _read_state(self, task: Task, optimizer: torch.optim.Optimizer, steps: float) -> dict[str, Any] | None:
+    def _read_state(
+        self, task: Task, optimizer: torch.optim.Optimizer, steps: float, first: FirstStage | None
+    ) -> dict[str, Any] | None:
         path = self.folder / "last.pth"
         if not path.exists():
             return None
@@ -301,12 +326,23 @@ class RunFolder:
             state = upgraded(state, task)
             if isinstance(state, dict) and isinstance(newer := state.get("version"), int) and newer > VERSION:
                 raise Misfit(f"it is of version {newer}, which is newer than this code")
-            return fitted(state, self._state_pattern(task, optimizer, steps), "state")
+            return fitted(state, self._state_pattern(task, optimizer, steps, first, _unfinished(first, state)), "state")
         except Misfit as misfit:
             raise UserError(f"{path} does not fit this run ({misfit}): {ANEW}") from misfit
 
-    def _state_pattern(self, task: Task, optimizer: torch.optim.Optimizer, steps: float) -> Checked:
-        """Return the pattern of a valid `last.pth`, see helper/structure.py and `save`."""
+    def _state_pattern(
+        self,
+        task: Task,
+        optimizer: torch.optim.Optimizer,
+        steps: float,
+        first: FirstStage | None,
+        unfinished: FirstStage | None,
+    ) -> Checked:
+        """Return the pattern of a valid `last.pth`, see helper/structure.py and `save`.
+
+        `first` is the run's first stage, and `unfinished` too if the state is within it.
+        """
+        length = first.epochs if first else 0
         device, epochs, record = next(task.parameters()).device, self.config.get("epochs", math.inf), {str: float}
         random_state = Checked(torch.get_rng_state(), lambda state: _is_random_state(state, "cpu"), "is no such state")
         gpu_states = Checked(
@@ -317,7 +353,8 @@ class RunFolder:
         state = {
             "version": int,
             "module": module_pattern(task),
-            "optimizer": optimizer_pattern(optimizer),
+            "optimizer": optimizer_pattern(unfinished.optimizer if unfinished else optimizer),
+            "first": Maybe(Checked([record], _is_numbered, "are no epochs from 1 on")),
             "history": Checked([record], _is_history, "are no epochs from 1 on"),
             "step": Checked(int, lambda step: 0 <= step <= steps, f"is not from 0 to {steps}"),
             "seconds": float,
@@ -328,17 +365,27 @@ class RunFolder:
             "processes": Maybe(int),
         }
         whole = Checked(state, _is_whole, "holds no whole state within an epoch")
-        fits = Checked(
+        staged = Checked(
             whole,
+            lambda state: (
+                not (state["history"] or "trained" in state) if unfinished else len(state.get("first", [])) == length
+            ),
+            f"has other epochs of a first stage than the {length} of this run",
+        )
+        fits = Checked(
+            staged,
             lambda state: len(state["history"]) + bool(state["step"]) <= epochs,
             f"has more epochs than the {epochs} of this run",
         )
-        return Checked(fits, _sums_go_on, "sums other losses in its unfinished epoch than in those before")
+        records = "first" if unfinished else "history"
+        return Checked(
+            fits,
+            lambda state: _sums_go_on(state, records),
+            "sums other losses in its unfinished epoch than in those before",
+        )
 
     def _restore(self, state: dict[str, Any], task: Task, optimizer: torch.optim.Optimizer, metrics: Metrics) -> None:
         device = next(task.parameters()).device
-        if state["step"]:
-            task.start_epoch(len(state["history"]) + 1)
         try:
             task.load_state_dict(state["module"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:  # from an extra state without a pattern
@@ -351,11 +398,17 @@ class RunFolder:
         load_optimizer(optimizer, state["optimizer"])
         if "metrics" in state:
             metrics.load_state(state["metrics"], device)
-        self.history, self.step, self.seconds = state["history"], state["step"], state["seconds"]
-        self.trained = state.get("trained")
+        self.first, self.history = state.get("first", []), state["history"]
+        self.step, self.seconds, self.trained = state["step"], state["seconds"], state.get("trained")
         torch.set_rng_state(state["rng_cpu"])
         if state["rng_cuda"] and device.type == "cuda":
             torch.cuda.set_rng_state(state["rng_cuda"][0], device)
+
+    def save_first(self, record: Record, task: Task, optimizer: torch.optim.Optimizer) -> None:
+        """Save a finished epoch of the first stage, the state first; `optimizer` is that of the next epoch."""
+        self.save(task, optimizer, first=[*self.first, record])
+        if distributed.is_rank0():
+            self.log.append(record)
 
     def save_epoch(self, record: Record, task: Task, optimizer: torch.optim.Optimizer) -> None:
         """Save a finished epoch: the best weights, then `last.pth`, then the log, which is derived from it."""
@@ -378,23 +431,27 @@ class RunFolder:
         seconds: float = 0.0,
         metrics: dict[str, Any] | None = None,
         trained: Record | None = None,
+        first: list[Record] | None = None,
     ) -> None:
         """Write `last.pth`, for `resume`.
 
         Args:
             task: the modules that are trained.
             optimizer: of the task.
-            history: the log's epochs; None: unchanged.
+            history: the run's own epochs; None: unchanged.
             step: steps made of the next epoch.
             seconds: time these took.
             metrics: their sums.
             trained: the means of the epoch, in place of the sums, if only its test is left.
+            first: epochs of the first stage; None: unchanged.
         """
         device, history = next(task.parameters()).device, self.history if history is None else history
+        first = self.first if first is None else first
         state = {
             "version": VERSION,
             "module": task.state_dict(),
             "optimizer": optimizer.state_dict(),
+            "first": first,
             "history": history,
             "step": step,
             "seconds": seconds,
@@ -406,13 +463,15 @@ class RunFolder:
         }
         if distributed.is_rank0():
             checkpoint.save(state, self.folder / "last.pth")
-        self.history, self.step, self.seconds, self.trained = history, step, seconds, trained
+        self.first, self.history = first, history
+        self.step, self.seconds, self.trained = step, seconds, trained
 
     def kept(self) -> str:
         """Return which epochs and steps of the run are saved, in words."""
-        if not self.history and not self.step:
+        if not self.first and not self.history and not self.step:
             return "no epoch was finished yet"
-        kept = [f"the state after epoch {len(self.history)}"] if self.history else []
+        done = f"{len(self.history)}" if self.history else f"{len(self.first)} of the first stage"
+        kept = [f"the state after epoch {done}"] if self.first or self.history else []
         kept += [f"{self.step} steps of {'the next' if kept else 'the first'}"] if self.step else []
         return f"{self.folder} keeps {' and '.join(kept)}"
 
@@ -484,9 +543,18 @@ def _lock(file: IO) -> None:
     return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+def _unfinished(first: FirstStage | None, state: Any) -> FirstStage | None:
+    """Return the first stage if a state, which may be anything, is within it."""
+    done = state.get("first") if isinstance(state, dict) else None
+    return first if first and len(done if isinstance(done, list) else []) < first.epochs else None
+
+
+def _is_numbered(records: list[Record]) -> bool:
+    return [record.get("epoch") for record in records] == list(range(1, len(records) + 1))
+
+
 def _is_history(history: list[Record]) -> bool:
-    numbered = [record.get("epoch") for record in history] == list(range(1, len(history) + 1))
-    return numbered and all(0 <= record.get("top1", -1) <= 100 for record in history)
+    return _is_numbered(history) and all(0 <= record.get("top1", -1) <= 100 for record in history)
 
 
 def _is_whole(state: dict[str, Any]) -> bool:
@@ -530,12 +598,12 @@ def upgraded(state: Any, task: Task) -> Any:
     return {"version": VERSION, "step": 0, "seconds": 0.0} | upgraded | moved | {"module": module}
 
 
-def _sums_go_on(state: dict[str, Any]) -> bool:
+def _sums_go_on(state: dict[str, Any], records: str) -> bool:
     """Return whether a resumed epoch sums the losses of the epoch before it; in the first, `Metrics` checks this."""
     metrics = state.get("metrics")
-    if metrics is None or not state["history"]:
+    if metrics is None or not state.get(records):
         return True
-    before = state["history"][-1]
+    before = state[records][-1]
     losses = [name for name in before if name == "loss" or name.startswith("loss_")]
     return losses == metrics["names"] and ("tau_mean" in before) == ("tau" in metrics["tensors"])
 

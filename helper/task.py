@@ -26,7 +26,7 @@ class StepOutput(NamedTuple):
 
     loss: Tensor  # a scalar, with gradient
     losses: dict[str, Tensor]  # its terms before weighting
-    logits: Tensor  # [B, C], the student's
+    logits: Tensor | None  # [B, C], the student's; None if they do not learn
     target: Tensor  # [B], the classes
     tau: Tau | None  # None without distillation
 
@@ -34,7 +34,8 @@ class StepOutput(NamedTuple):
         """Return the same numbers without gradient, which frees the graph."""
         tau = self.tau.detached() if self.tau else None
         losses = {name: term.detach() for name, term in self.losses.items()}
-        return StepOutput(self.loss.detach(), losses, self.logits.detach(), self.target, tau)
+        logits = None if self.logits is None else self.logits.detach()
+        return StepOutput(self.loss.detach(), losses, logits, self.target, tau)
 
 
 class Task(nn.Module):
@@ -193,7 +194,7 @@ class Distillation(Task):
             student = self.student(batch.images, is_feat=True, also=self.distiller.also)
             second = Output([], at_least_float32(self.student(batch.second))) if self.distiller.second_view else None
         student = replace(student, logits=at_least_float32(student.logits), second=second)
-        student, teacher, target, index = _whole_batch(student, teacher, batch)
+        student, teacher, target, index = whole_batch(student, teacher, batch)
         tau = self.temperature(student.logits, teacher.logits, target, index)
         check_tau(tau, type(self.temperature).__name__, len(target))
         losses = {"ce": self.cross_entropy(student.logits, target, batch)}
@@ -258,7 +259,7 @@ class Distillation(Task):
         self.probe = None if probe is None else (probe[0].to(self.warmup.device), probe[1].to(self.warmup.device))
 
 
-def _whole_batch(student: Output, teacher: Output, batch: Batch) -> tuple[Output, Output, Tensor, Tensor]:
+def whole_batch(student: Output, teacher: Output, batch: Batch) -> tuple[Output, Output, Tensor, Tensor]:
     """Return outputs, classes and image numbers of the whole batch, gathered from the shards of all processes."""
     if batch.count is None:
         return student, teacher, batch.target, batch.index

@@ -87,7 +87,10 @@ class Trainer:
         step: makes a step, see `helper.loops.train_one_epoch`.
         pass_turn: called after every TURN steps and before each test if several runs take turns.
         table: on the screen; shared by the runs that take turns.
+        first: trains the run's first stage, if it has one.
     """
+
+    epoch_name, advice = "epoch", "a lower --learning_rate or other loss weights"  # in messages
 
     def __init__(
         self,
@@ -101,10 +104,12 @@ class Trainer:
         step: Step = train_step,
         pass_turn: Callable[[], None] | None = None,
         table: EpochTable | None = None,
+        first: "Trainer | None" = None,
     ) -> None:
         self.run, self.task, self.teacher, self.optimizer = run, task, teacher, optimizer
         self.metrics, self.data, self.options, self.step = metrics, data, options, step
         self.pass_turn, self.table = pass_turn, table or EpochTable()
+        self.first, self.saved = first, task  # the task whose state is saved
         self.label = ""  # before its rows of the table, if several runs share that
         self.bar = tqdm(disable=True)  # of the epoch
         self.started = 0.0  # when the epoch began, on time.perf_counter's clock
@@ -119,7 +124,11 @@ class Trainer:
             Interrupted: the process was asked to end; the state is saved.
             RunError: the state cannot be written.
         """
-        for epoch in range(len(self.run.history) + 1, self.options.epochs + 1):
+        if self.first:
+            self.first.label = self.label
+            self.first.fit()
+            self.first = None  # its recordings take memory
+        for epoch in range(len(self.history) + 1, self.options.epochs + 1):
             with self._explained(epoch):
                 trained = self.train(epoch)
                 tested = self.evaluate(trained)
@@ -130,6 +139,11 @@ class Trainer:
             self.table.add(record, self.label)
         self.run.finish(self.task.student)
 
+    @property
+    def history(self) -> list[Record]:
+        """Return the records of the finished epochs."""
+        return self.run.history
+
     def train(self, epoch: int) -> Record:
         """Train an epoch, or the rest of a resumed one, and return its means."""
         if distributed.any_rank(signals.asked()):
@@ -139,11 +153,11 @@ class Trainer:
         set_learning_rate(self.optimizer, self._learning_rate(epoch))
         if run.trained is not None:
             return run.trained
-        self.left = self._seconds_left(epoch) if run.history else 0.0
+        self.left = self._seconds_left(epoch) if self.history else 0.0
         hidden = distributed.hide_progress()
         with tqdm(
             None,
-            f"epoch {epoch}/{self.options.epochs}",
+            f"{self.epoch_name} {epoch}/{self.options.epochs}",
             len(data),
             False,
             unit="batch",
@@ -161,14 +175,18 @@ class Trainer:
         if self.pass_turn:  # only before the test: runs that take turns share the loader
             self.pass_turn()
         tested = evaluate(self.task.student, self.data.val, on_batch=self._on_test_batch)
-        finite = torch.stack([parameter.isfinite().all() for parameter in self.task.parameters()]).all()
-        if not finite or math.isnan(tested["test_loss"]):
-            raise Diverged("the weights are not finite after the last step")
+        self._check_weights(tested["test_loss"])
         return tested
+
+    def _check_weights(self, test_loss: float = 0.0) -> None:
+        """Raise Diverged if a weight or the test loss is not finite."""
+        finite = torch.stack([parameter.isfinite().all() for parameter in self.task.parameters()]).all()
+        if not finite or math.isnan(test_loss):
+            raise Diverged("the weights are not finite after the last step")
 
     def _seconds_left(self, epoch: int, *more: Record) -> float:
         """Return the estimated time after an epoch to the end of the run, by the last epochs' durations."""
-        seconds = [record["seconds"] for record in [*self.run.history, *more][-RECENT:] if "seconds" in record]
+        seconds = [record["seconds"] for record in [*self.history, *more][-RECENT:] if "seconds" in record]
         return fmean(seconds) * (self.options.epochs - epoch) if seconds else math.nan
 
     def _learning_rate(self, epoch: int) -> float:
@@ -207,7 +225,7 @@ class Trainer:
 
     def _save(self, step: int, **state: Any) -> None:
         seconds = time.perf_counter() - self.started
-        self.run.save(self.task, self.optimizer, step=step, seconds=seconds, **state)
+        self.run.save(self.saved, self.optimizer, step=step, seconds=seconds, **state)
 
     @contextmanager
     def _explained(self, epoch: int) -> Iterator[None]:
@@ -216,8 +234,7 @@ class Trainer:
             yield
         except Diverged as error:  # before ValueError, which it is too
             raise Diverged(
-                f"{error} of epoch {epoch}; {self.run.kept()}: start anew with a lower --learning_rate or other loss"
-                " weights"
+                f"{error} of {self.epoch_name} {epoch}; {self.run.kept()}: start anew with {self.advice}"
             ) from error
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):

@@ -6,7 +6,7 @@ from functools import partial
 from torch import nn
 
 from inputs import unknown
-from models.base import Model, Output, feature_shapes, feature_widths
+from models.base import Model, Output, feature_shapes, feature_widths, map_parameters
 from models.mobilenetv2 import MobileNetV2
 from models.outside import create_outside, is_outside
 from models.projected import Projected, is_projected, parse_name
@@ -29,7 +29,8 @@ from models.vgg import vgg8, vgg11, vgg13, vgg16, vgg19
 from models.wrn import wrn_16_1, wrn_16_2, wrn_40_1, wrn_40_2
 
 __all__ = [
-    "Model", "Output", "create_model", "feature_shapes", "feature_widths", "imagenet_dict", "model_dict", "networks",
+    "Model", "Output", "create_model", "feature_shapes", "feature_widths", "imagenet_dict", "map_parameters",
+    "model_dict", "networks",
 ]  # fmt: skip
 
 model_dict: dict[str, Callable[[int], Model]] = {

@@ -177,6 +177,21 @@ def feature_shapes(
     return [shape[1:] for shape in shapes]
 
 
+def map_parameters(model: Model, image_size: int = 32) -> list[nn.Parameter]:
+    """Return the parameters that the maps of stem and stages depend on: all but those of the network's head.
+
+    Args:
+        model: the network; its training mode is restored.
+        image_size: side of a square image that the model accepts, in pixels.
+    """
+    training, parameters = model.training, list(model.parameters())
+    image = model.classifier.weight.new_zeros(1, 3, image_size, image_size)
+    total = torch.stack([feature.sum() for feature in model.eval().extract(image)[:-1]]).sum()
+    model.train(training)
+    gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+    return [parameter for parameter, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
+
+
 def _in_words(shapes: list[list[int]]) -> str:
     """Return the shapes of one image's features as text."""
     return ", ".join(str(["B", *shape[1:]]).replace("'", "") for shape in shapes) or "no list of tensors"

@@ -354,6 +354,13 @@ def as_options(values: dict[str, Any]) -> Any:
     return StudentOptions(**{name: value for name, value in values.items() if name in own}, method=method)
 
 
+def first_epochs(options: CommonOptions) -> int:
+    """Return the epochs of a run's first stage, before its own epochs; 0 without one."""
+    if not isinstance(options, StudentOptions) or not distiller_dict[options.distill].has_first_stage:
+        return 0
+    return options.method["init_epochs"]
+
+
 class _Help(argparse.HelpFormatter):
     """Shows a flag's type, and its default if that is informative."""
 

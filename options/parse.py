@@ -44,11 +44,8 @@ DECAYS = (150 / 240, 180 / 240, 210 / 240)  # where the published schedule of 24
 # Names in other code: a distiller's in RepDistiller and CTKD, an ImageNet network's in mdistiller. (mdistiller's names
 # of distillers are in capitals, which are accepted too.)
 PUBLISHED_NAMES = {
-    "similarity": "sp", "attention": "at", "correlation": "cc", "fitnet": "hint", "mobilenetv1": "MobileNetV1_Imagenet",
-    "cat-kd": "cat_kd",
-}  # fmt: skip
-NOT_HERE = {  # distillers that are not implemented, by their names in RepDistiller and mdistiller
-    "abound": "AB", "factor": "FT", "fsp": "FSP",
+    "similarity": "sp", "attention": "at", "correlation": "cc", "fitnet": "hint", "factor": "ft", "abound": "ab",
+    "cat-kd": "cat_kd", "mobilenetv1": "MobileNetV1_Imagenet",
 }  # fmt: skip
 DECIDE_DEFAULTS = {"dataset", "model", "model_s", "distill", "temperature", "epochs"}  # of other options
 
@@ -211,8 +208,6 @@ def _known(kind: str, name: str, known: Iterable[str]) -> str:
         return found
     if kind == "distiller" and name.lower() == "dtkd":
         raise UserError(f"--distill {name} is a temperature here: give --temperature dtkd instead")
-    if kind == "distiller" and name.lower() in NOT_HERE:
-        raise UserError(f"--distill {name}, {NOT_HERE[name.lower()]}, is not here yet; there are: {', '.join(known)}")
     raise unknown(kind, name, known)
 
 
@@ -248,7 +243,11 @@ def _resolve_student(options: dict[str, Any]) -> None:
         raise UserError("--tau_control is for a --temperature that differs from sample to sample: leave it out")
     if options["dkd_weights"] != "ctkd" and options["distill"] != "dkd":
         raise UserError("--dkd_weights belongs to --distill dkd: leave it out, or add --distill dkd")
-    if options["beta"] and distiller.weights[2] == 0:
+    if options["beta"] and distiller.weights[2] == 0 and distiller.has_first_stage:
+        print(f"note: --beta {options['beta']:g} has no effect, as in RepDistiller: the loss of --distill"
+              f" {options['distill']} belongs to the first stage only")  # fmt: skip
+        options["beta"] = 0.0
+    elif options["beta"] and distiller.weights[2] == 0:
         raise UserError(f"--beta {options['beta']:g} does nothing in --distill {options['distill']}: give -b 0")
     if options["beta"] == 0 and distiller.weights[2] != 0:
         is_fixed = distiller.weights[2] is not None and not distiller.pair_beta
@@ -377,7 +376,8 @@ def _check_together(options: dict[str, Any]) -> None:
             )
     if options.get("distill") == "dkd" and options["dkd_alpha"] == options["dkd_beta"] == 0:
         raise UserError("--dkd_alpha and --dkd_beta are both 0, so nothing would be left of DKD: give one of them")
-    if "alpha" in options and options["alpha"] == options["beta"] == (options["fixed_alpha"] or 0) == 0:
+    is_plain = "alpha" in options and options["alpha"] == options["beta"] == (options["fixed_alpha"] or 0) == 0
+    if is_plain and not distiller_dict[options["distill"]].has_first_stage:
         raise UserError("--alpha and --beta are both 0, so nothing would be distilled: train_teacher.py trains alone")
 
 

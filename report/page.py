@@ -238,7 +238,7 @@ def _run_row(root: Path, group: Sequence[Run], label: str) -> list[str | list[Li
     for run in group:
         place = run.folder.relative_to(root)
         links += [Link(f"seed {run.option('seed')}", f"{place}/log.jsonl"), Link("config", f"{place}/config.json")]
-    seconds = [sum(record.get("seconds", 0.0) for record in run.history) for run in group]
+    seconds = [sum(record.get("seconds", 0.0) for record in (*run.first, *run.history)) for run in group]
     machines = ", ".join(dict.fromkeys(map(_machine, group)))
     return [group[0].pair, label, _weights(group[0]), links, f"{fmean(seconds) / 3600:.2f}", machines]
 

@@ -39,8 +39,8 @@ TABLES = {  # name: data set and sources in tables.json
 SHORT = "short"  # a table of our own, for machines without a GPU
 METHODS = {  # name in the tables: --distill
     "KD": "kd", "KD+DTKD": "kd", "PKT": "pkt", "SP": "sp", "VID": "vid", "CRD": "crd", "SRRL": "srrl", "DKD": "dkd",
-    "AT": "at", "RKD": "rkd", "FitNet": "hint", "NST": "nst", "CC": "cc", "ICKD": "ickd",
-    "SimKD": "simkd", "SimKD (f=8)": "simkd", "SimKD (f=4)": "simkd", "CAT-KD": "cat_kd",
+    "AT": "at", "RKD": "rkd", "FitNet": "hint", "NST": "nst", "CC": "cc", "ICKD": "ickd", "FT": "ft", "AB": "ab",
+    "FSP": "fsp", "SimKD": "simkd", "SimKD (f=8)": "simkd", "SimKD (f=4)": "simkd", "CAT-KD": "cat_kd",
     "ReviewKD": "reviewkd", "OFD": "ofd", "MLKD": "mlkd", "MLKD+LSKD": "mlkd",
     "DIST": "dist", "NKD": "nkd", "SRD": "srd", "SDD-KD": "sdd", "SDD-DKD": "sdd",
     "TTM": "kd", "WTTM": "kd", "CRD+WTTM": "crd", "KD+LSKD": "kd", "CTKD+LSKD": "kd", "DKD+LSKD": "dkd",

@@ -25,6 +25,7 @@ class Run:
     config: dict[str, Any]  # the content of config.json, see helper.run_files.FIELDS
     history: list[Record]  # one record per epoch, from log.jsonl
     damaged: int = 0  # lines of log.jsonl that are no record
+    first: Sequence[Record] = ()  # the epochs of a first stage, before those of `history`
 
     def option(self, name: str) -> Any:
         """Return the run's value of an option; None if it has none."""
@@ -215,12 +216,14 @@ def _read_run(folder: Path) -> Run | None:
     except (OSError, ValueError) as error:
         return warn(f"{folder} is left out: {error}")
     # of an epoch that was run again, the last record counts
-    history = {record["epoch"]: record for record in records if record}
+    first = {record["epoch"]: record for record in records if record and "stage" in record}
+    history = {record["epoch"]: record for record in records if record and "stage" not in record}
     damaged = [line for line, record in enumerate(records, 1) if not record]
     if damaged:
         more = f" and {len(damaged) - 1} more" if damaged[1:] else ""
         warn(f"{folder / 'log.jsonl'}: line {damaged[0]}{more} is left out, no whole record of an epoch")
-    return Run(folder, config, [history[epoch] for epoch in sorted(history)], len(damaged))
+    of_first, own = ([found[epoch] for epoch in sorted(found)] for found in (first, history))
+    return Run(folder, config, own, len(damaged), of_first)
 
 
 @cache

@@ -15,6 +15,7 @@ import train_student
 import train_teacher
 from dataset import create_dataset
 from dataset.base import Batch
+from distiller_zoo import distiller_dict
 from helper import checkpoint, signals
 from helper.row_store import RowStore
 from inputs import UserError
@@ -37,6 +38,8 @@ FAMILIES = [  # all networks; those that differ only in depth have the mark `ful
 ]
 
 
+# Distillers with a loss of their own in a run's epochs, and KD, which is what the epochs of the others are.
+OWN_LOSS = [name for name, distiller in distiller_dict.items() if distiller.weights[2] != 0 or name == "kd"]
 ALSO = ("preact", "class_maps", "last_map")  # what a network gives besides features and logits
 
 

@@ -55,6 +55,8 @@ MUTANTS = {
                          "for batch in tqdm(list(loader)[:-1], description,", "unit/test_step.py"),
     "random state": Mutant("helper/run_folder.py", "torch.set_rng_state(state[\"rng_cpu\"])", "pass",
                            "unit/test_resume.py"),
+    "border": Mutant("helper/first_stage.py", "self.main_optimizer if is_last else self.optimizer", "self.optimizer",
+                     "unit/test_two_stage.py"),
     "best": Mutant("helper/run_folder.py", "record[\"top1\"] > max(", "record[\"top1\"] < max(",
                    "unit/test_resume.py"),
     "best always": Mutant("helper/run_folder.py", "record[\"top1\"] > max(", "record[\"top1\"] or max(",

@@ -1,5 +1,6 @@
 """Several processes that train one network together: gloo, on the CPU."""
 
+import copy
 import hashlib
 import os
 import pickle
@@ -13,13 +14,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing
-from common import Normed, Tiny, check_same_end, distil, in_turn, make, product_of, read_log, train
+from common import OWN_LOSS, Normed, Tiny, check_same_end, distil, in_turn, make, product_of, read_log, train
 from PIL import Image
 from torch import nn
 
 from dataset.memory import MemoryLoader
 from distiller_zoo import distiller_dict
 from helper import checkpoint, distributed
+from helper.first_stage import FirstTask
 from helper.loops import evaluate, train_one_epoch
 from helper.metrics import Metrics
 from helper.run_folder import RunFolder
@@ -33,7 +35,7 @@ from temperature import temperature_dict
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = 52  # in batches of 16: the last one has 4, which three processes cannot split evenly
-PAIRS = product_of(distiller_dict, temperature_dict, few=in_turn)
+PAIRS = product_of(OWN_LOSS, temperature_dict, few=in_turn)
 
 
 class Wide(MemoryLoader):
@@ -60,7 +62,7 @@ def digest(module):
     return known.hexdigest()
 
 
-def noted_epoch(task, teacher, batches):
+def noted_epoch(task, teacher, batches, step=None):
     """Train an epoch with the steps of the command line; return losses, digests after each step, and the record."""
     losses, digests = [], []
 
@@ -69,7 +71,8 @@ def noted_epoch(task, teacher, batches):
         losses.append(output.loss.item())
         digests.append(digest(task))
 
-    step, optimizer = make_step(task, torch.device("cpu"), {}), make_optimizer(task, 0.05, 0.9, 5e-4)
+    step = step or make_step(task, torch.device("cpu"), {})
+    optimizer = make_optimizer(task, 0.05, 0.9, 5e-4)
     record = train_one_epoch(task, teacher, batches, optimizer, Metrics(), 1, on_step=note, step=step)
     return {"losses": losses, "digests": digests, "record": record}
 
@@ -84,6 +87,18 @@ def trained(distill, temperature):
         if isinstance(layer, nn.BatchNorm2d):  # of SimKD's projector
             module.student.set_submodule(name, nn.Identity())
     return noted_epoch(module, OnlineTeacher(expert), loader(kind=Wide)) | {"state": module.state_dict()}
+
+
+def first_stage(distill):
+    """Train an epoch of the first stage of small networks, and one of their own; return what `trained` does of both."""
+    torch.manual_seed(0)
+    expert = Tiny(width=8 if distill == "fsp" else 12).double().eval()
+    main = make("fixed", distill, Tiny(), expert, target=torch.arange(IMAGES) % 10).double()
+    task, step = FirstTask(main, 32), make_step(main, torch.device("cpu"), {})  # before the first stage, as in a run
+    known = OnlineTeacher(expert), loader(kind=Wide)
+    with task.learning():
+        first = noted_epoch(task, *known) | {"state": copy.deepcopy(main.state_dict())}
+    return first, noted_epoch(main, *known, step) | {"state": main.state_dict()}
 
 
 def real_networks():
@@ -142,10 +157,19 @@ def together():
 @pytest.mark.parametrize("size", [2, 3])
 @pytest.mark.parametrize(("distill", "temperature"), PAIRS)
 def test_processes_with_shares_of_a_batch_are_one_process_with_all_of_it(size, distill, temperature, together):
-    """Losses and updated weights agree; after each step every bit is the same on all ranks."""
     if (size, temperature) == (3, "rlkd"):
         pytest.skip("three processes have a probe of nine images instead of eight")
-    ranks, alone = together(size, trained, distill, temperature), trained(distill, temperature)
+    check_agreement(together(size, trained, distill, temperature), trained(distill, temperature))
+
+
+@pytest.mark.parametrize("distill", [name for name, distiller in distiller_dict.items() if distiller.has_first_stage])
+def test_processes_share_a_first_stage(distill, together):
+    for ranks, alone in zip(zip(*together(2, first_stage, distill), strict=True), first_stage(distill), strict=True):
+        check_agreement(ranks, alone)
+
+
+def check_agreement(ranks, alone):
+    """Check that losses and updated weights agree, and that after each step every bit is the same on all ranks."""
     assert len(alone["losses"]) == 4
     for each in ranks:
         assert each["digests"] == ranks[0]["digests"]

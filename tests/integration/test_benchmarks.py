@@ -5,14 +5,14 @@ import os
 import sys
 
 import pytest
+from common import OWN_LOSS
 
 from benchmarks import bench, cka_bias, cost, growth, operations, sharing
-from distiller_zoo import distiller_dict
 from inputs import UserError
 from temperature import temperature_dict
 
 SMALL = "--model_t resnet8 --model_s resnet8 --batch_size 4 --rounds 2 --temperature fixed"
-KINDS = {"distillers": distiller_dict, "temperatures": temperature_dict}
+KINDS = {"distillers": OWN_LOSS, "temperatures": temperature_dict}
 
 
 def run(line, monkeypatch):
@@ -30,7 +30,7 @@ def test_the_cost_of_each_is_relative_to_the_first(what, monkeypatch, capsys):
     assert all(0 < each["low"] <= each["ratio"] <= each["high"] for each in result.values())
     learning = [name for name, each in result.items() if each["parameters"]]
     if what == "distillers":
-        assert learning == ["vid", "crd", "srrl", "dpk", "hint", "cc", "ickd", "srd", "reviewkd", "ofd", "simkd"]
+        assert learning == ["vid", "crd", "srrl", "dpk", "hint", "cc", "ickd", "srd", "reviewkd", "ofd", "simkd", "ft"]
         assert result["crd"]["parameters"] == 2 * (64 + 1) * 128
     else:
         assert learning == ["ctkd-global", "ctkd-instance", "rlkd"]

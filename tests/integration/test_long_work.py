@@ -105,6 +105,13 @@ def test_an_estimate_is_the_time_of_steps_and_tests(clock):
     assert found.seconds == pytest.approx(5 * (3 + 80 / 32))
 
 
+def test_an_estimate_has_the_first_stage(clock):
+    line = "--model_t resnet8 --model_s resnet8 --distill ft --init_epochs 4 --epochs 5"
+    found = estimate.estimate(parse_student((DATA + line).split()))
+    assert (found.first_step, found.first_epochs, found.steps) == (1.0, 4, 3)
+    assert found.seconds == pytest.approx(4 * 3 + 5 * (3 + 80 / 32))
+
+
 @pytest.mark.parametrize("more", ["", "--distill crd --temperature rlkd", "--distill dkd --temperature ctkd-instance"])
 def test_an_estimate_needs_no_data_and_leaves_random_numbers_alone(more, monkeypatch):
     monkeypatch.setattr(estimate, "measured", {})

@@ -128,6 +128,8 @@ def test_every_other_published_flag_is_accepted():
         ("--distill hint -r 0.1 -a 0.9 -b 100", (0.1, 0.9, 100)),
         ("--distill nst -r 0.1 -a 0.9 -b 50", (0.1, 0.9, 50)),
         ("--distill correlation -r 0.1 -a 0.9 -b 0.02", (0.1, 0.9, 0.02)),
+        ("--distill factor -r 0.1 -a 0.9 -b 200", (0.1, 0.9, 200)),
+        ("--distill fsp -r 0.1 -a 0.9 -b 50", (0.1, 0.9, 0)),
         ("--distill dist -r 1 -a 0 -b 2", (1, 0, 2)),
         ("--distill rld -r 1 -a 0 -b 1", (1, 0, 1)),
         ("--distill nkd -r 1 -a 0 -b 1", (1, 0, 1)),
@@ -288,6 +290,7 @@ def test_what_a_short_run_of_a_teacher_scales_is_said():
         ("--distill correlation", "--distill cc"), ("--distill FITNET", "--distill hint"),
         ("--distill RKD", "--distill rkd"), ("--distill NST", "--distill nst"),
         ("--distill REVIEWKD", "--distill reviewkd"), ("--distill OFD", "--distill ofd"),
+        ("--distill factor", "--distill ft"), ("--distill FSP", "--distill fsp"),
         ("--model_s MOBILENETV2", "--model_s MobileNetV2"),
         ("--dataset imagenet --model_s MobileNetV1", "--dataset imagenet --model_s MobileNetV1_Imagenet"),
     ],
@@ -305,15 +308,6 @@ def test_reviewkds_weight_is_that_of_the_pair():
     assert beta("--model_s vgg8", "vgg13") == 1  # not published
     assert beta("--model_s resnet20 -b 3", "resnet56") == 3
     assert student("--distill reviewkd --epochs 24").method["reviewkd_warmup"] == 2
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["fsp", "abound", "factor"],  # RepDistiller's, and mdistiller's
-)
-def test_distillers_of_the_original_codes_that_are_missing_are_said_to_be(name):
-    with pytest.raises(UserError, match=f"--distill {name}, [A-Za-z]+, is not here yet; there are: kd, pkt, sp"):
-        student(f"--distill {name}")
 
 
 def test_dtkd_is_a_temperature():

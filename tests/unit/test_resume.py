@@ -96,7 +96,7 @@ ODD = [  # path to a value, its new value, the error
     (("step",), True, "step is not a whole number"),
     (("seconds",), "x", "seconds is not a number"),
     (("version",), "x", "version is not a whole number"),
-    (("version",), 3, "it is of version 3, which is newer than this code"),
+    (("version",), 4, "it is of version 4, which is newer than this code"),
     (("trained",), {"loss": 1.0}, "no whole state within an epoch"),
     (("metrics",), None, "no whole state within an epoch"),
     (("metrics", "names"), ["loss"], "no whole state within an epoch"),
@@ -177,14 +177,20 @@ def first_form(state):
         "within": {"buffers": sums, "probe": probe},
         "meter": state.pop("metrics"),
     }
-    for key in ("version", "trained"):
+    for key in ("version", "trained", "first"):
         del state[key]
     return state | {"part": part}
 
 
-def test_a_state_of_the_first_form_goes_on_as_one_of_this_form(stopped, tmp_path):
+def second_form(state):
+    """Return the state in the format of `last.pth` before there were first stages."""
+    return {key: value for key, value in state.items() if key != "first"} | {"version": 2}
+
+
+@pytest.mark.parametrize("form", [first_form, second_form])
+def test_a_state_of_an_earlier_form_goes_on_as_one_of_this_form(form, stopped, tmp_path):
     ends = []
-    for state in (stopped, first_form(stopped)):
+    for state in (stopped, form(stopped)):
         folder = tmp_path / str(len(ends))
         folder.mkdir()
         torch.save(state, folder / "last.pth")

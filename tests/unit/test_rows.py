@@ -126,7 +126,7 @@ def test_a_flag_without_a_value_is_given_or_not():
 
 
 def test_what_is_left_out_is_told_with_the_reason():
-    assert left_out("repdistiller") == ["32 left out, not implemented here: AB, FSP, FT"]
+    assert left_out("repdistiller") == []
     assert "8 left out, protocol unknown: KD (CTKD global)" in left_out("lskd")
     assert any(line.startswith("10 left out, no network ShuffleV2x1.5 here: AT+KD, ") for line in left_out("simkd"))
     assert "18 left out, no weight is published for the pair: CAT-KD, DKD, ReviewKD" in left_out("lskd")

@@ -11,6 +11,8 @@ from distiller_zoo import (
     cc_loss,
     create_distiller,
     dist_loss,
+    fsp_loss,
+    ft_loss,
     hcl_loss,
     hint_loss,
     ickd_loss,
@@ -43,6 +45,8 @@ ON_MAPS = {
     "simkd": simkd_loss,
     "cat": cat_loss,
     "cat unit": lambda s, t: cat_loss(s, t, normalise=True),
+    "ft": ft_loss,
+    "fsp": lambda s, t: fsp_loss(s, s, t, t),
 }
 ON_VECTORS = {"rkd": rkd_loss, **{f"cc {k}": lambda s, t, k=k: cc_loss(s, t, k) for k in
                                   ("neighbours", "bilinear", "gaussian")}}  # fmt: skip
@@ -102,7 +106,7 @@ def test_a_batch_of_one_is_accepted(name):
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("scale", [1e-15, 1e12])
 def test_extreme_features_give_finite_numbers(name, scale):
-    if name in ("hint", "hcl", "ofd", "simkd", "cat", "cc neighbours", "cc bilinear"):  # which depend on scale
+    if name in ("hint", "fsp", "hcl", "ofd", "simkd", "cat", "cc neighbours", "cc bilinear"):  # which depend on scale
         scale = min(scale, 1e5)
     gradient(name, scale * features(name, 0), scale * features(name, 1))
 

@@ -1,0 +1,64 @@
+"""AB: match the activation boundaries (Heo et al., AAAI 2019, arXiv 1811.03233).
+
+As in RepDistiller, the student's maps learn this in the first stage only. The run's own epochs have cross entropy and
+KD; beta has no effect.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distiller_zoo.base import at_least_float32
+from distiller_zoo.hint import Regressor
+from distiller_zoo.maps import pair_stages, same_size
+from distiller_zoo.two_stage import FirstOnly
+from models import Output
+
+SCALE = 3 / 1000  # RepDistiller's factor of the whole loss
+
+
+def ab_loss(p_s: Tensor, p_t: Tensor, margin: float = 1.0) -> Tensor:
+    """Return how far the student is from being on as the teacher is, a scalar, with RepDistiller's factor of 3/1000.
+
+    Where the teacher is on (positive) the student should be above the margin, elsewhere below minus the margin. What it
+    lacks is squared, summed over channels and positions, and averaged over images.
+
+    Args:
+        p_s: the student's maps before the ReLU, in the teacher's width [B, C, H, W].
+        p_t: the teacher's maps before the ReLU [B, C, I, J]; the larger of both is averaged first.
+        margin: of the student's activations.
+    """
+    p_s, p_t = same_size(at_least_float32(p_s), at_least_float32(p_t))
+    lack = torch.where(p_t > 0, margin - p_s, margin + p_s).clamp(min=0)
+    return SCALE * lack.square().sum() / len(p_s)
+
+
+class AB(FirstOnly):
+    """In the first stage, `ab_loss` of all stages, weighted by 1 for the last, 1/2 for the one before it, and so on.
+
+    Stages are paired by `pair_stages`. A connector, the regressor of FitNet without its ReLU, brings the student's maps
+    to the teacher's shape unless they have it; it is not used afterwards.
+    """
+
+    first_also = ("preact",)
+
+    def __init__(self, student_shapes: list[list[int]], teacher_shapes: list[list[int]], **first_stage: Any) -> None:
+        super().__init__(**first_stage)
+        ours, theirs = student_shapes[1:-1], teacher_shapes[1:-1]
+        self.pairs = pair_stages(len(ours), len(theirs))
+        self.connectors = nn.ModuleList(
+            nn.Identity() if ours[i] == theirs[stage] else Regressor(ours[i], theirs[stage], rectified=False)
+            for i, stage in enumerate(self.pairs)
+        ).requires_grad_(False)
+
+    def first_modules(self) -> list[nn.Module]:
+        return [self.connectors]
+
+    def first_loss(self, student: Output | None, teacher: Output) -> dict[str, Tensor]:
+        assert student is not None
+        losses = [
+            ab_loss(connector(p_s), teacher.preact[stage]) * 0.5 ** (len(self.pairs) - 1 - i)
+            for i, (connector, p_s, stage) in enumerate(zip(self.connectors, student.preact, self.pairs, strict=True))
+        ]
+        return {"ab": torch.stack(losses).sum()}

@@ -1,0 +1,63 @@
+"""FSP: match how the maps change from stage to stage (Yim et al., CVPR 2017, "A gift from knowledge distillation").
+
+As in RepDistiller, the student's maps learn this in the first stage only. The run's own epochs have cross entropy and
+KD; beta has no effect.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distiller_zoo.base import at_least_float32
+from distiller_zoo.maps import same_size
+from distiller_zoo.two_stage import FirstOnly
+from inputs import UserError
+from models import Output
+
+
+def fsp_matrix(low: Tensor, high: Tensor) -> Tensor:
+    """Return the flow between two maps, [B, C, D]: the mean over positions of the products of their channels.
+
+    Args:
+        low: maps [B, C, H, W].
+        high: maps [B, D, I, J] of a later layer; the larger of both is averaged first.
+    """
+    low, high = (each.flatten(2) for each in same_size(at_least_float32(low), at_least_float32(high)))
+    return low @ high.mT / low.shape[2]
+
+
+def fsp_loss(low_s: Tensor, high_s: Tensor, low_t: Tensor, high_t: Tensor) -> Tensor:
+    """Return the mean squared difference of the two networks' flows, a scalar.
+
+    Args:
+        low_s: the student's maps [B, C, H, W].
+        high_s: the student's maps [B, D, I, J] of a later layer.
+        low_t: the teacher's maps, [B, C, ...].
+        high_t: the teacher's maps, [B, D, ...].
+    """
+    return F.mse_loss(fsp_matrix(low_s, high_s), fsp_matrix(low_t, high_t))
+
+
+class FSP(FirstOnly):
+    """In the first stage, the sum of `fsp_loss` over all neighbouring features, from the stem to the last stage.
+
+    Raises:
+        UserError: the networks' maps differ in number or widths.
+    """
+
+    def __init__(self, student_widths: list[int], teacher_widths: list[int], **first_stage: Any) -> None:
+        super().__init__(**first_stage)
+        if student_widths[:-1] != teacher_widths[:-1]:
+            raise UserError(
+                "--distill fsp needs two networks with the same widths of stem and stages, not"
+                f" {student_widths[:-1]} (the student's) and {teacher_widths[:-1]} (the teacher's): choose another"
+                " pair or --distill"
+            )
+
+    def first_loss(self, student: Output | None, teacher: Output) -> dict[str, Tensor]:
+        assert student is not None
+        g_s, g_t = student.features, teacher.features
+        pairs = range(len(g_s) - 2)
+        return {"fsp": torch.stack([fsp_loss(g_s[i], g_s[i + 1], g_t[i], g_t[i + 1]) for i in pairs]).sum()}
