@@ -48,6 +48,13 @@ def teacher(tmp_path_factory):
 
 
 @pytest.fixture
+def no_pictures(monkeypatch):
+    """Write figures without drawing them, which takes most of the time that pages take."""
+    monkeypatch.setattr("report.figures.svg", lambda drawing, name, about: f'<svg role="img" id="{name}"></svg>\n')
+    monkeypatch.setattr("report.figures.pdf", lambda drawing, about, maker: f"%PDF /Producer ({maker})".encode())
+
+
+@pytest.fixture
 def registries():
     """Restore the registries after each test, and forget the files that were loaded."""
     before = {kind: dict(registry) for kind, registry in REGISTRIES.items()}

@@ -24,11 +24,10 @@ from temperature import temperature_dict
 
 
 @pytest.fixture(autouse=True)
-def stand_ins(request, monkeypatch):
-    """Write figures without drawing them, which takes most of the time, unless a test asks for `pictures`."""
+def stand_ins(request):
+    """Draw no figures unless a test asks for `pictures`."""
     if "pictures" not in request.fixturenames:
-        monkeypatch.setattr("report.figures.svg", lambda drawing, name, about: f'<svg role="img" id="{name}"></svg>\n')
-        monkeypatch.setattr("report.figures.pdf", lambda drawing, about, maker: f"%PDF /Producer ({maker})".encode())
+        request.getfixturevalue("no_pictures")
 
 
 @pytest.fixture

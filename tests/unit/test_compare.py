@@ -93,7 +93,7 @@ def test_a_damaged_config_leaves_out_that_run_only(tmp_path, capsys):
     ({"further": [[[[]]]]}, None), ({"further": 10**400}, None), ({"further": math.nan}, None),
     ({"further": functools.reduce(lambda inner, _: [inner], range(50), 0)}, "nested too deeply"),
 ])  # fmt: skip
-def test_a_config_with_a_value_of_another_kind_leaves_out_that_run_only(tmp_path, capsys, told, why):
+def test_a_config_with_a_value_of_another_kind_leaves_out_that_run_only(tmp_path, capsys, told, why, no_pictures):
     write_run(tmp_path / "s/good", history(71.0))
     write_run(tmp_path / "s/odd", history(71.0), **{"seed": 2} | told)
     runs = find_runs([tmp_path])
@@ -158,7 +158,7 @@ def test_what_a_terminal_would_obey_is_not_shown(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 10**400, -1e300, True, "99", None, [99]])
-def test_what_is_no_number_of_a_log_does_not_count(tmp_path, value):
+def test_what_is_no_number_of_a_log_does_not_count(tmp_path, value, no_pictures):
     records = history(71.0, tau=True)
     records[10] |= {"top1": value, "tau_mean": value, "seconds": value}
     write_run(tmp_path / "s/run", records)
