@@ -38,7 +38,11 @@ def draw(count: int, generator: torch.Generator) -> Draws:
 
 def strongly_augmented(images: Tensor, draws: Draws) -> Tensor:
     """Return the augmented images, of the same shape; the draws are those of these images."""
-    images = images.clone()
+    with torch.autocast(images.device.type, enabled=False):  # a step in bf16 asks for its images within autocast
+        return _augmented(images.clone(), draws)
+
+
+def _augmented(images: Tensor, draws: Draws) -> Tensor:
     for operation, strength in zip(draws.operation.T, draws.strength.T, strict=True):
         for number, apply in enumerate(operations):
             rows = (operation == number).nonzero()[:, 0]  # on the CPU, so that no device is waited for

@@ -49,7 +49,8 @@ def _cosines(a: Tensor, b: Tensor, dim: int) -> Tensor:
 class CSKD(Distiller):
     """The sum of `cskd_loss`, `class_cosine_loss` and `batch_cosine_loss`, beside the KD term.
 
-    OURS: one view of each image, and weights as MLKD's. The authors' training has two views and 480 epochs.
+    OURS: one view of each image, MLKD's gamma and beta, and KD's alpha. The authors' training has two views and 480
+    epochs.
     """
 
     weights = (0.1, 0.9, 0.9)

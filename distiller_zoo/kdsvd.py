@@ -21,13 +21,17 @@ FORMS = ("rows", "channels")
 
 
 class _Eigenvectors(torch.autograd.Function):
-    """The eigenvectors of symmetric matrices [B, N, N], with finite gradients where eigenvalues are equal."""
+    """The eigenvectors of symmetric matrices [B, N, N], with finite gradients where eigenvalues are equal.
+
+    They are NaN if a matrix is not finite.
+    """
 
     @staticmethod
     def forward(ctx: Any, matrices: Tensor) -> Tensor:
-        values, vectors = torch.linalg.eigh(matrices)
+        is_finite = matrices.isfinite().all(2, keepdim=True).all(1, keepdim=True)
+        values, vectors = torch.linalg.eigh(torch.where(is_finite, matrices, 0))  # which raises for numbers not finite
         ctx.save_for_backward(values, vectors)
-        return vectors
+        return torch.where(is_finite, vectors, torch.nan)
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> Tensor:

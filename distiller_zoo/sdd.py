@@ -13,7 +13,7 @@ from distiller_zoo.base import Distiller, at_least_float32, warmed_up
 from distiller_zoo.dkd import PAIR_BETA, check_classes, dkd_loss
 from distiller_zoo.kd import kd_loss
 from distiller_zoo.maps import averaged
-from inputs import EPOCHS, Option
+from inputs import CPU, EPOCHS, Option, UserError
 from models import Output
 from temperature import Tau, as_tau
 
@@ -23,6 +23,9 @@ SCALES = ("1,2", "1,2,4")  # for teacher and student of one kind, and of two
 
 def sdd_logits(class_maps: Tensor, logits: Tensor, scales: tuple[int, ...] = (1, 2)) -> Tensor:
     """Return the logits of regions [R, B, C], those that the last layer gives for the average of its map there.
+
+    The bias is what the logits of the whole image have beside the average of their class maps; where dropout precedes
+    the last layer, that includes its noise, the same for all regions.
 
     The regions are the cells of grids with 1, 2, ... cells per side: 5 for the scales 1 and 2, 21 for 1, 2 and 4. The
     first is the whole image. On maps smaller than a grid, cells repeat.
@@ -138,6 +141,12 @@ class SDD(Distiller):
         self.loss, self.alpha, self.beta, self.warmup_epochs = sdd_loss, sdd_alpha, sdd_beta, sdd_warmup
         self.scales = tuple(map(int, sdd_scales.split(",")))
         self.register_buffer("warmup", torch.ones(()))
+
+    @classmethod
+    def check(cls, options: dict[str, Any], device: torch.device = CPU) -> None:
+        """Raise UserError if nothing would be left of the loss."""
+        if options["sdd_loss"] == "dkd" and options["sdd_alpha"] == options["sdd_beta"] == 0:
+            raise UserError("--sdd_alpha and --sdd_beta are both 0, so nothing would be left of SDD: give one of them")
 
     @classmethod
     def complete(cls, options: dict[str, Any], pair: tuple[str, str]) -> dict[str, Any]:

@@ -31,7 +31,10 @@ class TwoStage(Distiller):
     def __init__(
         self,
         init_epochs: Annotated[
-            int, Option("epochs of the first stage, before those of the run; 0: none", 0, EPOCHS, in_proportion=True)
+            int,
+            Option(
+                "epochs of the first stage, before those of the run; 0: none (ft only)", 0, EPOCHS, in_proportion=True
+            ),
         ] = 30,
         init_lr: Annotated[
             float | None,

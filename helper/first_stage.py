@@ -49,6 +49,7 @@ class FirstTask(Task):
         finally:
             for parameter, requires_grad in before.items():
                 parameter.requires_grad_(requires_grad)
+                parameter.grad = None
 
     def train(self, mode: bool = True) -> "FirstTask":
         """Set the training mode of what learns; all else is in evaluation mode."""
@@ -121,6 +122,9 @@ class FirstTrainer(Trainer):
     @property
     def history(self) -> list[Record]:
         return self.run.first
+
+    def _seconds_left(self, epoch: int, *more: Record) -> float:
+        return 0.0  # unknown: the run's own epochs take another time
 
     def fit(self) -> None:
         """Train the stage to its last epoch. Raises what `Trainer.fit` raises."""

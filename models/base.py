@@ -54,17 +54,22 @@ class Model(nn.Module):
         Raises:
             UserError: the network defines only `extract`.
         """
-        raise self._gives_no_more()
+        raise self._gives_no_more(["preact"] if preact is not None else ["last_map"])
 
     @classmethod
     def defines_trace(cls) -> bool:
         """Return whether the network defines `trace`, and no subclass changes `extract` alone."""
         return "trace" in next(vars(each) for each in cls.__mro__ if vars(each).keys() & {"extract", "trace"})
 
-    def _gives_no_more(self) -> UserError:
+    def _gives_no_more(self, also: Collection[str]) -> UserError:
+        names = {
+            "preact": "maps before the ReLU",
+            "class_maps": "class maps",
+            "last_map": "map that its last layer averages",
+        }
         return UserError(
-            f"the network {type(self).__name__} gives neither maps before the ReLU nor class maps, which this distiller"
-            " needs: define its `trace`, or choose another network or distiller"
+            f"the network {type(self).__name__} gives no {' and no '.join(names[name] for name in sorted(also))}, which"
+            " this distiller needs: define its `trace`, or choose another network or distiller"
         )
 
     def norms_before_relu(self) -> list[tuple[Tensor, Tensor]]:
@@ -97,7 +102,7 @@ class Model(nn.Module):
             logits = self.head(features[-1])
             return Output(features, logits) if is_feat else logits
         if not self.defines_trace():
-            raise self._gives_no_more()
+            raise self._gives_no_more(also)
         preact: list[Tensor] | None = [] if "preact" in also else None
         features, last = self.trace(x, preact)
         class_maps = self._class_maps(self._present(last)) if "class_maps" in also else None
@@ -110,8 +115,8 @@ class Model(nn.Module):
     def _present(self, last: Tensor | None) -> Tensor:
         if last is None:
             raise UserError(
-                f"the network {type(self).__name__} has no class maps, for the input of its last layer is no average of"
-                " a map: choose another network or distiller"
+                f"the last layer of the network {type(self).__name__} takes no average of a map, which this distiller"
+                " needs: choose another network or distiller"
             )
         return last
 
@@ -149,8 +154,8 @@ def feature_shapes(
             return function(image)
         except (AssertionError, RuntimeError) as error:
             raise UserError(
-                f"the network {name} does not take images of {image_size} pixels a side ({printable(str(error))}):"
-                " choose another --image_size or network"
+                f"the network {name} fails on images of {image_size} pixels a side ({printable(str(error))}): choose"
+                " another --image_size or network"
             ) from error
         finally:
             model.train(training)
@@ -178,13 +183,13 @@ def feature_shapes(
 
 
 def map_parameters(model: Model, image_size: int = 32) -> list[nn.Parameter]:
-    """Return the parameters that the maps of stem and stages depend on: all but those of the network's head.
+    """Return the trainable parameters that the maps of stem and stages depend on: all but those of the head.
 
     Args:
         model: the network; its training mode is restored.
         image_size: side of a square image that the model accepts, in pixels.
     """
-    training, parameters = model.training, list(model.parameters())
+    training, parameters = model.training, [each for each in model.parameters() if each.requires_grad]
     image = model.classifier.weight.new_zeros(1, 3, image_size, image_size)
     total = torch.stack([feature.sum() for feature in model.eval().extract(image)[:-1]]).sum()
     model.train(training)

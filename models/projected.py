@@ -107,20 +107,34 @@ def _pool(size: list[int], smaller: list[int]) -> nn.Module:
 def _keep_last_map(net: Model, image_size: int) -> list[int]:
     """Replace the layers of a network behind its last map by the identity; return the map's shape [C, H, W].
 
-    Their parameters are those that the map does not depend on. A layer's own parameters that it holds beside other
-    layers are frozen instead.
+    Their parameters are those that the map does not depend on. They are only frozen where that cannot be done: in a
+    layer that holds others too, and in a network that then fails.
     """
     probe = copy.deepcopy(net).to("meta").requires_grad_(True).eval()
     with torch.enable_grad():
         last = probe.extract(torch.empty(1, 3, image_size, image_size, device="meta"))[-2]
         gradients = torch.autograd.grad(last.sum(), list(probe.parameters()), allow_unused=True)
     behind = {id(each) for each, gradient in zip(net.parameters(), gradients, strict=True) if gradient is None}
+    for parameter in net.parameters():
+        if id(parameter) in behind:
+            parameter.requires_grad_(False)
+    replaced = []
     for module in list(net.modules()):
         for name, layer in list(module.named_children()):
             own = {id(parameter) for parameter in layer.parameters()}
             if own and own <= behind and not list(layer.children()):
+                replaced.append((module, name, layer))
                 setattr(module, name, nn.Identity())
-    for parameter in net.parameters():
-        if id(parameter) in behind:
-            parameter.requires_grad_(False)
+    if not _extracts(net, image_size):  # as where a layer that stays expects the width of one that does not
+        for module, name, layer in replaced:
+            setattr(module, name, layer)
     return list(last.shape[1:])
+
+
+def _extracts(net: Model, image_size: int) -> bool:
+    """Return whether a network still gives its features."""
+    try:
+        copy.deepcopy(net).to("meta").eval().extract(torch.empty(1, 3, image_size, image_size, device="meta"))
+    except RuntimeError:
+        return False
+    return True

@@ -232,7 +232,8 @@ def _resolve_student(options: dict[str, Any]) -> None:
               " -r out and mean -r 1")  # fmt: skip
     own = temperature_dict[options["temperature"]].weights if options["distill"] == "kd" else None
     weights = (*own, 0.0) if own else distiller.weights
-    if weights[1] == 0 and options["temperature"] != "fixed" and not distiller.uses_tau:
+    has_policy = options["temperature"] != "fixed" or options["logit_stand"]
+    if weights[1] == 0 and has_policy and not distiller.uses_tau:
         weights = (weights[0], distiller_dict["kd"].weights[1], weights[2])  # so that tau acts on something
     for key, default in zip(("gamma", "alpha", "beta"), weights, strict=True):
         if options[key] is None and not (key == "beta" and distiller.pair_beta):  # which `resolve_pair` fills in
@@ -255,9 +256,10 @@ def _resolve_student(options: dict[str, Any]) -> None:
         raise UserError(
             f"--beta 0 leaves nothing of --distill {options['distill']}: leave -b out{default}, or give --distill kd"
         )
-    if options["alpha"] == 0 and options["temperature"] != "fixed" and not distiller.uses_tau:
+    if options["alpha"] == 0 and has_policy and not distiller.uses_tau:
+        policy = "--logit_stand" if options["temperature"] == "fixed" else f"--temperature {options['temperature']}"
         raise UserError(
-            f"--alpha 0 leaves --temperature {options['temperature']} nothing to act on, since --distill"
+            f"--alpha 0 leaves {policy} nothing to act on, since --distill"
             f" {options['distill']} has no temperature of its own: give --alpha 0.9, or --temperature fixed"
         )
 

@@ -1,6 +1,7 @@
 """KDSVD's loss equals the published implementations', once the signs of the singular vectors are fixed."""
 
 import pytest
+import torch
 from golden.reference import cases, check_gradient, close, positive
 from golden.test_zoo_losses import golden, maps
 
@@ -49,3 +50,11 @@ def test_kdsvd_of_channels_needs_equal_widths():
 def test_the_neighbour_of_an_only_stage_is_the_stem():
     assert create_distiller("kdsvd", student_widths=[4, 5, 7], teacher_widths=[4, 5, 6, 7]).pairs == [(0, 0), (1, 2)]
     assert create_distiller("kdsvd", student_widths=[4, 5, 6, 7], teacher_widths=[4, 5, 7]).pairs == [(1, 1), (2, 1)]
+
+
+@pytest.mark.parametrize("value", [torch.nan, 1e20])
+def test_kdsvd_of_maps_that_are_not_finite_is_not_finite_either(value):
+    """So that the run ends with the sentence for that, not with LAPACK's."""
+    student, teacher = ([torch.rand(3, 4, 4, 4) for _ in range(2)] for _ in range(2))
+    student[0][1] = value
+    assert kdsvd_loss(student, teacher).isnan()

@@ -78,7 +78,7 @@ def test_maps_before_the_relu(network):
     norms = [model.get_submodule(norm).num_features for norm in model.bn_before_relu]
     assert norms in ([], [feature.shape[1] for _, feature in stages])
     if "vgg" in name:
-        assert "has no class maps" in error_of(model, images, also=["class_maps"])
+        assert "takes no average of a map" in error_of(model, images, also=["class_maps"])
     else:
         averages = model(images, also=["class_maps"]).class_maps.mean((2, 3))
         torch.testing.assert_close(averages + model.classifier.bias, plain.logits, rtol=1e-3, atol=1e-4)

@@ -11,6 +11,7 @@ from helper import checkpoint
 from helper.run_files import read_config
 from inputs import UserError
 from models import create_model, download, feature_widths, outside
+from models.projected import Projected
 from options.parse import parse_student, parse_teacher
 
 timm = pytest.importorskip("timm", reason="timm is not installed (requirements-networks.txt)")
@@ -53,6 +54,13 @@ def test_a_timm_teacher_and_a_timm_student(distill, tmp_path, monkeypatch):
     )
     assert read_config(folder)["teacher"] == "timm:mobilenetv3_small_050"
     assert len(read_log(folder)) == 1 and (folder / "timm_resnet10t_last.pth").exists()
+
+
+def test_simkd_keeps_the_layers_of_a_timm_student_that_it_cannot_leave_out():
+    for name in ("timm:mobilenetv2_050", "timm:resnet10t"):
+        student = Projected(create_model(name, 7), [24, 4, 4], 2, 64, torch.nn.Linear(24, 7))
+        features = student.eval()(torch.zeros(1, 3, 64, 64), is_feat=True).features
+        assert features[-1].shape == (1, 24)
 
 
 def test_pretrained_weights_are_kept_in_a_file_that_identifies_them(tmp_path, monkeypatch, capsys):
@@ -105,7 +113,7 @@ def test_names_that_cannot_be_used(line, why):
 
 
 def test_a_network_for_images_of_another_size(tmp_path):
-    with pytest.raises(UserError, match="does not take images of 32 pixels a side .*choose another --image_size"):
+    with pytest.raises(UserError, match="fails on images of 32 pixels a side .*choose another --image_size"):
         train(f"--model timm:vit_tiny_patch16_224 --epochs 1 --run_dir {tmp_path / 'run'}")
 
 

@@ -53,7 +53,12 @@ def check_logs_agree(ours, theirs, rel):
         )
 
 
-@pytest.mark.parametrize("distill", [name for name in OWN_LOSS if distiller_dict[name].needs != "maps"])
+WITH_TABLE = [name for name in OWN_LOSS if distiller_dict[name].needs != "maps"]
+SOME = ("kd", "crd", "srrl", "mlkd")  # of logits, memories, pooled features, and two views
+
+
+@pytest.mark.parametrize("distill", [name if name in SOME else pytest.param(name, marks=pytest.mark.full)
+                                     for name in WITH_TABLE])  # fmt: skip
 def test_a_run_with_a_table_is_the_run_without_it(distill, teacher, tmp_path):
     line = f"--path-t {teacher} --distill {distill} --nce_k 50 --temperature ctkd-global --epochs 2 --run_dir "
     live = distil(line + str(tmp_path / "live"))

@@ -597,7 +597,7 @@ def test_a_teacher_of_another_data_set_is_refused(tmp_path, teacher):
 
 def test_what_is_resumed_is_checked_against_the_steps_of_an_epoch(teacher, tmp_path, monkeypatch):
     told = []
-    monkeypatch.setattr(RunFolder, "resume", lambda self, task, optimizer, metrics, steps: told.append(steps))
+    monkeypatch.setattr(RunFolder, "resume", lambda self, task, optimizer, metrics, steps, first: told.append(steps))
     monkeypatch.setattr(RunFolder, "summary", lambda self: "")
     monkeypatch.setattr(Trainer, "fit", lambda self: None)
     train(f"--model resnet8 --epochs 1 --run_dir {tmp_path / 'alone'}")

@@ -97,7 +97,7 @@ class Own(Model):
 
 
 def test_a_network_without_maps_before_its_relu_can_only_be_reviewkds_student():
-    says = "the network Own gives neither maps before the ReLU nor class maps"
+    says = "the network Own gives no maps before the ReLU"
     for distill, role in (("ofd", "student"), ("ofd", "expert"), ("reviewkd", "expert")):
         assert says in error_of(make, distill=distill, **{role: Own()})
     expert, batch = Normed(width=12).eval(), fixed_batch()

@@ -111,7 +111,7 @@ class Flat(Tiny):
 def test_a_teacher_without_class_maps_is_refused(distill):
     says = error_of(make, distill=distill, expert=Flat())
     assert says == (
-        "the network Flat has no class maps, for the input of its last layer is no average of a map: choose another"
+        "the last layer of the network Flat takes no average of a map, which this distiller needs: choose another"
         " network or distiller"
     )
 

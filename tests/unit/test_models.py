@@ -156,8 +156,8 @@ class Misshapen(Tiny):
 @pytest.mark.parametrize(
     ("model", "also", "says"),
     [
-        (Own(), ["preact"], "the network Own gives neither maps before the ReLU nor class maps"),
-        (Changed(), ["preact"], "the network Changed gives neither"),
+        (Own(), ["preact"], "the network Own gives no maps before the ReLU, which"),
+        (Changed(), ["preact"], "the network Changed gives no maps before the ReLU"),
         (Own(), ["class_maps"], "define its `trace`, or choose another network or distiller"),
         (
             Misshapen(),

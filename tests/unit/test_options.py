@@ -478,6 +478,8 @@ def test_an_option_is_the_same_wherever_it_is_taken():
         ("--distill pkt -b 0", "--beta 0 leaves nothing of --distill pkt: leave -b out for 30000"),
         ("--distill sp -a 0 --have_mlp 1", "--alpha 0 leaves --temperature ctkd-global nothing to act on"),
         ("--temperature dtkd -a 0 --fixed_alpha 1", "--alpha 0 leaves --temperature dtkd nothing to act on"),
+        ("--distill cat_kd -a 0 --logit_stand", "--alpha 0 leaves --logit_stand nothing to act on"),
+        ("--distill sdd --sdd_loss dkd --sdd_alpha 0 --sdd_beta 0", "--sdd_alpha and --sdd_beta are both 0"),
         ("--temperature standardised --logit_stand", "is on z-scored logits already: leave --logit_stand out"),
         ("--temperature rlkd --epochs 5 --rl_warmup 6", "--rl_warmup must be from 1 to --epochs 5, not 6"),
         ("--temperature rlkd --epochs 5 --rl_epoch 6", "--rl_epoch 6 divides no epoch from --rl_warmup 1"),

@@ -133,3 +133,10 @@ def test_a_second_view_reaches_student_and_teacher_and_has_a_cross_entropy():
     assert [each.losses["mlkd"] == step.losses["mlkd"] for each in changed] == [False, False]
     assert [each.losses["ce_second"] == step.losses["ce_second"] for each in changed] == [False, True]
     assert task.phase is None and make("fixed", "kd").phase is not None
+
+
+def test_a_step_in_bf16_sees_the_same_second_view():
+    draws = draw(5, torch.Generator().manual_seed(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        lower = strongly_augmented(IMAGES, draws)
+    assert torch.equal(lower, strongly_augmented(IMAGES, draws))

@@ -347,6 +347,8 @@ def test_the_maps_depend_on_all_but_the_head(name, head):
     found = set(map_parameters(model))
     assert {key.split(".")[0] for key, p in model.named_parameters() if p not in found} == head
     assert model.training
+    first = next(model.parameters()).requires_grad_(False)
+    assert set(map_parameters(model)) == found - {first}
 
 
 # ---------------------------------------------------------------- options
