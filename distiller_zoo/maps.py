@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -23,10 +24,22 @@ def same_size(g_s: Tensor, g_t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def averaged(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return maps [B, C, *size] from [B, C, H, W], averaged over equal regions; smaller maps are repeated."""
+    """Return maps [B, C, *size] from [B, C, H, W], averaged over equal regions; smaller maps are repeated.
+
+    It is PyTorch's adaptive average, but with a deterministic gradient on GPUs.
+    """
     if maps.shape[2:] == size:
         return maps
     factors = [have // want for have, want in zip(maps.shape[2:], size, strict=True)]
     if [factor * want for factor, want in zip(factors, size, strict=True)] == list(maps.shape[2:]):
-        return F.avg_pool2d(maps, factors)  # equal to adaptive pooling, but with a deterministic gradient on GPUs
-    return F.adaptive_avg_pool2d(maps, size)
+        return F.avg_pool2d(maps, factors)
+    rows, columns = (_shares(*sizes, maps) for sizes in zip(maps.shape[2:], size, strict=True))
+    return rows @ maps @ columns.mT
+
+
+def _shares(have: int, want: int, like: Tensor) -> Tensor:
+    """Return the share of each of `have` positions in each of `want` averages of neighbours, [want, have]."""
+    cell, position = (torch.arange(count, device=like.device) for count in (want, have))
+    first, behind = cell * have // want, -(-(cell + 1) * have // want)
+    inside = ((position >= first[:, None]) & (position < behind[:, None])).to(like.dtype)
+    return inside / inside.sum(1, keepdim=True)

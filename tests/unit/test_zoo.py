@@ -30,6 +30,7 @@ from distiller_zoo import (
     wsld_loss,
 )
 from distiller_zoo.hint import Hint, Regressor
+from distiller_zoo.maps import averaged
 from inputs import UserError
 from models import Output
 from temperature import Tau
@@ -413,3 +414,9 @@ def test_ofd_lets_a_unit_be_off_wherever_the_teachers_is():
     p_t, margin = torch.tensor([[[[2.0, -0.5, -4.0]]]]), torch.tensor([-1.0])
     for p_s, loss in (([2.0, -0.5, -1.0], 0), ([2.0, -9.0, -9.0], 0), ([1.0, -9.0, -9.0], 1), ([2.0, 0.5, 1.0], 5)):
         assert ofd_loss(torch.tensor([[[p_s]]]), p_t, margin).item() == pytest.approx(loss)
+
+
+@pytest.mark.parametrize(("have", "want"), [((7, 7), (4, 4)), ((2, 2), (4, 4)), ((5, 3), (2, 4)), ((1, 1), (2, 2))])
+def test_maps_of_any_size_are_averaged_as_pytorch_does(have, want):
+    maps = torch.rand(2, 3, *have)
+    torch.testing.assert_close(averaged(maps, want), F.adaptive_avg_pool2d(maps, want))
