@@ -48,7 +48,7 @@ def train_step(
     """
     batch = task.before_step(batch)
     with torch.no_grad():
-        teacher_output = teacher(batch, task.teacher_also) if teacher else None
+        teacher_output = teacher(batch, task.teacher_also) if teacher and task.needs_teacher else None
     output = (forward or task)(batch, teacher_output)
     optimizer.zero_grad(set_to_none=True)
     output.loss.backward()  # reverses CTKD's gradient, see temperature/ctkd.py
@@ -94,7 +94,7 @@ def train_one_epoch(
         task.start_epoch(epoch)
         metrics.reset()
     batches = loader.epoch(epoch, start_step, *task.mixing())
-    if teacher:
+    if teacher and task.needs_teacher:
         teacher.prepare(batches)
     for number, batch in enumerate(batches, start_step + 1):
         output = step(task, teacher, batch, optimizer, metrics)

@@ -17,6 +17,7 @@ from helper.device import autocast
 from models import Model, Output
 from temperature import Mixing, Tau, Temperature
 from temperature.base import check_tau
+from temperature.fixed import Fixed
 
 PROBE = 24  # images on which an observing temperature measures the student's progress
 
@@ -66,6 +67,11 @@ class Task(nn.Module):
     def teacher_also(self) -> Collection[str]:
         """Return what it needs of the teacher's output besides features and logits; see `Model.forward`."""
         return ()
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Return whether the loss depends on the teacher, if there is one."""
+        return True
 
     @property
     def phase(self) -> Hashable | None:
@@ -160,6 +166,11 @@ class Distillation(Task):
         self.probe = None
 
     @property
+    def needs_teacher(self) -> bool:
+        """Return False for a network that learns alone after a first stage, as published for AB and FSP."""
+        return bool(self.alpha or self.fixed_alpha or self.beta) or not isinstance(self.temperature, Fixed)
+
+    @property
     def teacher_also(self) -> Collection[str]:
         second = ["second"] if self.distiller.second_view else []
         return {*self.distiller.also, *self.distiller.teacher_also, *second}
@@ -189,11 +200,12 @@ class Distillation(Task):
         return batch.without_first(size, world_size)
 
     def forward(self, batch: Batch, teacher: Output | None) -> StepOutput:
-        assert teacher is not None
         with self.autocast():
             student = self.student(batch.images, is_feat=True, also=self.distiller.also)
             second = Output([], at_least_float32(self.student(batch.second))) if self.distiller.second_view else None
         student = replace(student, logits=at_least_float32(student.logits), second=second)
+        if teacher is None:  # of which nothing is used
+            teacher = Output([], student.logits.detach())
         student, teacher, target, index = whole_batch(student, teacher, batch)
         tau = self.temperature(student.logits, teacher.logits, target, index)
         check_tau(tau, type(self.temperature).__name__, len(target))

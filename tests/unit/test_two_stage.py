@@ -17,8 +17,11 @@ from helper import checkpoint, signals
 from helper.errors import Diverged, Interrupted
 from helper.first_stage import FirstTask
 from helper.logger import EpochTable
+from helper.loops import train_step
+from helper.metrics import Metrics
 from helper.run_files import read_log
 from helper.teacher_cache import OnlineTeacher
+from helper.trainer import make_optimizer
 from helper.trials import Turns
 from models import Output, create_model, map_parameters
 from options.parse import parse_student, resolve_pair
@@ -242,6 +245,16 @@ def test_gradients_are_needed_as_before_after_a_stage():
         raise KeyError
     assert {name: p.requires_grad for name, p in main.named_parameters()} == before
     assert not any(p.requires_grad for p in main.distiller.paraphraser.parameters())
+
+
+@pytest.mark.parametrize(("temperature", "alpha", "is_asked"), [("fixed", 0, 0), ("fixed", 0.9, 1), ("dtkd", 0, 1)])
+def test_a_student_that_learns_alone_after_the_first_stage_asks_no_teacher(temperature, alpha, is_asked):
+    """As published for AB and FSP."""
+    task, asked = make(temperature, "ab", Normed(), Normed()), []
+    task.alpha, expert = alpha, OnlineTeacher(Normed().eval())
+    optimizer = make_optimizer(task, 0.01, 0.9, 0.0)
+    step = train_step(task, lambda *given: asked.append(1) or expert(*given), fixed_batch(), optimizer, Metrics())
+    assert len(asked) == is_asked and step.losses.keys() == {"ce"} | ({"kd"} if alpha else set())
 
 
 @pytest.mark.parametrize("distill", STAGED)
