@@ -72,7 +72,7 @@ def estimate(options: CommonOptions) -> Estimate:
     """
     is_student = isinstance(options, StudentOptions)
     if is_student and options.model_t is None:
-        raise UserError("the teacher's network is needed: give --model_t NAME")
+        raise UserError("no weights are read here, so the teacher's network is needed by name: give --model_t NAME")
     device = prepare_device(options.device, options.gpu_id, False, options.plain, options.precision)
     images, tests, classes = _sizes(options, device)
     images = options.train_subset or images

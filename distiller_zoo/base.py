@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inputs import CPU, TakesOptions
-from models import Model, Output
+from models import Model, Output, create_model
+from models.outside import is_outside
 from temperature import Tau
 
 
@@ -82,6 +83,17 @@ class Distiller(TakesOptions, nn.Module):
     def describe(self) -> dict[str, float]:
         """Return values for the epoch's log entry; called at its end."""
         return {}
+
+
+def networks_of(pair: tuple[str, str], options: dict[str, Any]) -> list[Model]:
+    """Return teacher and student by name, without weights, so that a pair can be refused before anything takes time.
+
+    Empty if a network is another library's.
+    """
+    if any(is_outside(name) for name in pair):
+        return []
+    with torch.device("meta"):
+        return [create_model(name, 10, options["dataset"]) for name in pair]
 
 
 def warmed_up(epoch: int, epochs: int) -> float:

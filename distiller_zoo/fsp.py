@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distiller_zoo.base import at_least_float32
+from distiller_zoo.base import at_least_float32, networks_of
 from distiller_zoo.maps import same_size
 from distiller_zoo.two_stage import FirstOnly
 from inputs import UserError
-from models import Output
+from models import Output, feature_widths
 
 
 def fsp_matrix(low: Tensor, high: Tensor) -> Tensor:
@@ -40,6 +40,14 @@ def fsp_loss(low_s: Tensor, high_s: Tensor, low_t: Tensor, high_t: Tensor) -> Te
     return F.mse_loss(fsp_matrix(low_s, high_s), fsp_matrix(low_t, high_t))
 
 
+def _check_widths(student: list[int], teacher: list[int]) -> None:
+    if student[:-1] != teacher[:-1]:
+        raise UserError(
+            f"--distill fsp needs two networks with the same widths of stem and stages, not {student[:-1]} (the"
+            f" student's) and {teacher[:-1]} (the teacher's): choose another pair or --distill"
+        )
+
+
 class FSP(FirstOnly):
     """In the first stage, the sum of `fsp_loss` over all neighbouring features, from the stem to the last stage.
 
@@ -49,12 +57,14 @@ class FSP(FirstOnly):
 
     def __init__(self, student_widths: list[int], teacher_widths: list[int], **first_stage: Any) -> None:
         super().__init__(**first_stage)
-        if student_widths[:-1] != teacher_widths[:-1]:
-            raise UserError(
-                "--distill fsp needs two networks with the same widths of stem and stages, not"
-                f" {student_widths[:-1]} (the student's) and {teacher_widths[:-1]} (the teacher's): choose another"
-                " pair or --distill"
-            )
+        _check_widths(student_widths, teacher_widths)
+
+    @classmethod
+    def complete(cls, options: dict[str, Any], pair: tuple[str, str]) -> dict[str, Any]:
+        if networks := networks_of(pair, options):
+            teacher, student = (feature_widths(each, options["image_size"]) for each in networks)
+            _check_widths(student, teacher)
+        return super().complete(options, pair)
 
     def first_loss(self, student: Output | None, teacher: Output) -> dict[str, Tensor]:
         assert student is not None

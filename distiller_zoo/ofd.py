@@ -5,14 +5,15 @@ It compares the stages' maps before their ReLU. The released code normalises the
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from distiller_zoo.base import Distiller, at_least_float32, batch_normed
+from distiller_zoo.base import Distiller, at_least_float32, batch_normed, networks_of
 from distiller_zoo.maps import pair_stages, same_size
 from inputs import UserError
-from models import Output
+from models import Output, feature_widths
 from temperature import Tau
 
 LEAST_SHARE = 0.001  # of a channel's values below 0; for channels with fewer, the margin is 3 standard deviations
@@ -77,6 +78,14 @@ class Connector(nn.Sequential):
         return ofd_loss(batch_normed(norm, convolution(at_least_float32(p_s))), p_t, self.margin)
 
 
+def _check_norms(norms: int, stages: int) -> None:
+    if norms != stages:
+        raise UserError(
+            "--distill ofd needs a batch norm before the ReLU of each of the teacher's stages, which this teacher does"
+            " not have: choose another teacher or distiller"
+        )
+
+
 class OFD(Distiller):
     """The sum of `ofd_loss` over the stages, each with a trainable connector; see `pair_stages`.
 
@@ -99,16 +108,19 @@ class OFD(Distiller):
     ) -> None:
         super().__init__()
         widths, stages = student_widths[1:-1], len(teacher_widths) - 2
-        if len(teacher_norms) != stages:
-            raise UserError(
-                "--distill ofd needs a batch norm before the ReLU of each of the teacher's stages, which this teacher"
-                " does not have: choose another teacher or distiller"
-            )
+        _check_norms(len(teacher_norms), stages)
         self.pairs = pair_stages(len(widths), stages)
         margins = [ofd_margin(*(at_least_float32(each.detach()) for each in norm)) for norm in teacher_norms]
         self.connectors = nn.ModuleList(
             Connector(width, margins[stage]) for width, stage in zip(widths, self.pairs, strict=True)
         )
+
+    @classmethod
+    def complete(cls, options: dict[str, Any], pair: tuple[str, str]) -> dict[str, Any]:
+        if networks := networks_of(pair, options):
+            teacher = networks[0]
+            _check_norms(len(teacher.bn_before_relu), len(feature_widths(teacher, options["image_size"])) - 2)
+        return super().complete(options, pair)
 
     def forward(self, student: Output, teacher: Output, target: Tensor, tau: Tau, index: Tensor) -> dict[str, Tensor]:
         losses = [self.connectors[i](student.preact[i], teacher.preact[stage]) for i, stage in enumerate(self.pairs)]

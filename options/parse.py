@@ -337,7 +337,7 @@ def proportions_in_words(given: CommonOptions) -> str | None:
         rise = f"over {options['lambda_epochs']:g} epochs, here to {reached:.2g}"
         kept.append(f"lambda's rise {rise} (--lambda_epochs)")
     told = [f"{how}: {'; '.join(what)}" for how, what in (("in proportion", scaled), ("not", kept)) if what]
-    return f"{epochs} epochs instead of 240; {'; '.join(told)}" if told and epochs < 240 else None
+    return f"{epochs} epoch{'s' * (epochs > 1)} instead of 240; {'; '.join(told)}" if told and epochs < 240 else None
 
 
 def _listed(numbers: list[int]) -> str:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from common import error_of
 
 import inputs
 from dataset.memory import MemoryLoader
@@ -277,7 +278,7 @@ def test_what_a_short_run_scales_is_said_with_the_flags(line, says):
 
 
 def test_what_a_short_run_of_a_teacher_scales_is_said():
-    told = "1 epochs instead of 240; in proportion: the learning rate's drops, after 1 (--lr_decay_epochs)"
+    told = "1 epoch instead of 240; in proportion: the learning rate's drops, after 1 (--lr_decay_epochs)"
     assert proportions_in_words(teacher("--epochs 1")) == told
 
 
@@ -536,3 +537,13 @@ def test_wrong_use_is_one_sentence(line, says):
         student(line)
     assert "\n" not in str(error.value)
     assert error.value.status == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "teacher", "message"),
+    [("fsp --model_s resnet8x4", "resnet56", "needs two networks with the same widths"),
+     ("ofd --model_s resnet8", "ShuffleV1", "needs a batch norm before the ReLU of each of the teacher's stages")],
+)  # fmt: skip
+def test_a_pair_is_refused_before_its_teacher_is_trained(line, teacher, message):
+    assert message in error_of(resolve_pair, parse_student(f"--distill {line}".split()), teacher)
+    assert resolve_pair(parse_student(f"--distill {line}".split()), "timm:resnet10t")  # seen when it is built
