@@ -257,7 +257,7 @@ def listed(args: argparse.Namespace, more: list[str]) -> Iterator[str]:
 
 
 def reported(table: str) -> str:
-    """Return what the numbers of a table are, such as last or best epoch."""
+    """Return as text which accuracy the published numbers of a table are: the last epoch's, the best epoch's, ..."""
     if table == SHORT:
         return "of 240 epochs, for resnet8 read off a chart"
     dataset, *sources = TABLES[table]

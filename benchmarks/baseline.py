@@ -40,12 +40,16 @@ def accuracy(logits: Tensor, target: Tensor) -> list[float]:
 
 
 class Baseline:
-    """KD with CTKD's global temperature: 0.1 cross entropy + 0.9 tau^2 KL, SGD.
+    """Trains KD with CTKD's global temperature in a conventional loop: 0.1 cross entropy + 0.9 tau^2 KL, by SGD.
 
     Args:
+        teacher: network, set to evaluation mode.
+        student: network to train.
         images: [N, H, W, 3] uint8.
         target: [N] int64.
+        batch_size: images in a training batch.
         workers: processes that decode.
+        device: of both networks.
     """
 
     def __init__(

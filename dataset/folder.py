@@ -26,8 +26,8 @@ BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of a TIFF fi
 def read_image(path: str, exif: bool = False) -> Image.Image:
     """Read an image as RGB with 8 bits per channel; with `exif` it is turned as its EXIF orientation says.
 
-    Pillow scales 16-bit colours to 8 bits, and drops transparency and extra channels. Grey images of more than 8 bits
-    it would clip at 255: they are scaled here, from the range of their unsigned integers.
+    Pillow scales 16-bit colours to 8 bits, and drops transparency and extra channels. It would clip grey images of more
+    than 8 bits at 255, so this function scales them from the range of their unsigned integers.
 
     Raises:
         UserError: the file is not a regular one, or white is undefined: values are floats or signed integers.

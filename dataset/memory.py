@@ -133,7 +133,7 @@ class MemoryLoader:
         return MemoryEpoch(self, number, start, partner, weight)
 
     def view_of(self, index: Tensor, view: Tensor) -> Tensor:
-        """Return images [B, 3, H, W] float32 of a training batch from its `index` and `view`, both [B]; see `crop`."""
+        """Return cropped and normalised images [B, 3, H, W] float32 by their numbers `index` and views `view`, both [B]."""
         return self._normalise(crop(self.images, index, view, self.pad))
 
     def _own(self) -> range:

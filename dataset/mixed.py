@@ -38,7 +38,7 @@ class MixedLoader:
 
     @property
     def unreadable(self) -> Iterable[str]:
-        """Return a text for each image that was left out so far."""
+        """Return a message for each image that was left out so far because it could not be read."""
         return getattr(self.loader, "unreadable", ())
 
     def __len__(self) -> int:

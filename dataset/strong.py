@@ -37,7 +37,7 @@ def draw(count: int, generator: torch.Generator) -> Draws:
 
 
 def strongly_augmented(images: Tensor, draws: Draws) -> Tensor:
-    """Return the augmented images, of the same shape; the draws are those of these images."""
+    """Return strongly augmented copies of images [B, 3, H, W], float32 from 0 to 255; `draws` has a row for each."""
     with torch.autocast(images.device.type, enabled=False):  # a step in bf16 asks for its images within autocast
         return _augmented(images.clone(), draws)
 

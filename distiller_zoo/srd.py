@@ -17,9 +17,9 @@ EPS = 1e-5  # of the normalisation, as in batch norm
 
 
 def srd_loss(f_s: Tensor, f_t: Tensor, exponent: float = 4.0) -> Tensor:
-    """Return log(sum |f_s - f_t|^exponent) of vectors normalised over the batch, a scalar.
+    """Return log(sum |f_s - f_t|^exponent), a scalar; the sum is over all images and elements.
 
-    Each element is normalised over the batch, as by batch norm without parameters. Where all normalised vectors agree,
+    Each element is first normalised over the batch, as by batch norm without parameters. Where all normalised vectors agree,
     the loss is a large negative number, with gradient 0.
 
     Args:

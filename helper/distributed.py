@@ -295,7 +295,7 @@ def broadcast_state(module: nn.Module) -> None:
 
 
 def hide_progress() -> bool | None:
-    """Return tqdm's `disable`: only rank 0 shows progress, and only on a terminal."""
+    """Return what tqdm takes as `disable`: True, or on rank 0 None, with which it shows progress on terminals only."""
     return None if is_rank0() else True
 
 

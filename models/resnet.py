@@ -38,7 +38,7 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(Model):
-    """A residual network of the given depth; `widths` are the channels of the stem and the three stages."""
+    """A residual network of depth 6n + 2; `widths` are the channels of the stem and the three stages of n blocks."""
 
     def __init__(self, depth: int, num_classes: int, widths: Sequence[int] = (16, 16, 32, 64)):
         super().__init__()

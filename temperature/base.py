@@ -140,9 +140,10 @@ class Temperature(TakesOptions, nn.Module):
         return {}
 
     def start_epoch(self, epoch: int) -> None:
-        """Advance the curriculum; called before each epoch, counted from 1.
+        """Advance the curriculum to `epoch`, counted from 1; the training loop calls this before each epoch.
 
-        A subclass with a curriculum calls this too, and in `forward` `warn_unless_started`.
+        A subclass with a curriculum calls `super().start_epoch(epoch)` here, and `self.warn_unless_started()` in
+        `forward`.
         """
         self.started = True
 

@@ -40,11 +40,11 @@ def idts_tau(student_logits: Tensor, teacher_logits: Tensor, tau: float = KD_T, 
 
 
 class IDTS(Temperature):
-    """`idts_tau` of each batch.
+    """Lowers the temperature of difficult samples, by `idts_tau`.
 
     Args:
         kd_T: the temperature of median difficulty.
-        idts_strength: how far tau moves from it.
+        idts_strength: c; tau is between kd_T exp(-c) and kd_T exp(c).
 
     Raises:
         UserError: a number is outside its bounds.

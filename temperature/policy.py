@@ -25,7 +25,7 @@ def phase(help: str, least: int = 1) -> Option:
 
 
 def entropy(log_probabilities: Tensor) -> Tensor:
-    """Return -sum p log p per sample [B] from log probabilities [B, C]; finite if a probability underflows (row 15)."""
+    """Return the entropy of each sample [B], in nats, from log probabilities [B, C]; a probability of 0 adds 0, not NaN."""
     return -(log_probabilities.exp() * log_probabilities).nan_to_num(0.0).sum(1)
 
 
@@ -149,9 +149,9 @@ class Policy(Temperature):
 class Random(Policy):
     """RLKD without its agent: actions from one normal distribution, by default that of an untrained agent.
 
-    The control for whether a learned policy differs from noise. With random_std 0, all samples share one temperature
-    while phases and blends stay: the control for per-sample temperatures. `fixed` at the mean, 5.5 before learning, has
-    no phases and no blends.
+    A control that shows whether a learned policy differs from noise. With random_std 0 all samples share one
+    temperature, but phases and blended images remain: this isolates the effect of per-sample temperatures. `fixed` with
+    a kd_T of 5.5, the mean here, also removes phases and blends.
 
     Args:
         random_mean: mean of the actions.
