@@ -133,7 +133,7 @@ class MemoryLoader:
         return MemoryEpoch(self, number, start, partner, weight)
 
     def view_of(self, index: Tensor, view: Tensor) -> Tensor:
-        """Return cropped and normalised images [B, 3, H, W] float32 by their numbers `index` and views `view`, both [B]."""
+        """Return cropped, normalised images [B, 3, H, W] float32 by their numbers `index` and `view`, both [B]."""
         return self._normalise(crop(self.images, index, view, self.pad))
 
     def _own(self) -> range:

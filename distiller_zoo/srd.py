@@ -19,8 +19,8 @@ EPS = 1e-5  # of the normalisation, as in batch norm
 def srd_loss(f_s: Tensor, f_t: Tensor, exponent: float = 4.0) -> Tensor:
     """Return log(sum |f_s - f_t|^exponent), a scalar; the sum is over all images and elements.
 
-    Each element is first normalised over the batch, as by batch norm without parameters. Where all normalised vectors agree,
-    the loss is a large negative number, with gradient 0.
+    Each element is first normalised over the batch, as by batch norm without parameters. Where all normalised vectors
+    agree, the loss is a large negative number, with gradient 0.
 
     Args:
         f_s: the student's pooled vectors, projected to the teacher's width, [B, D].

@@ -72,7 +72,7 @@ class CUDAGraphStep:
         outer.wait_stream(self.stream)
 
     def capture(self, step: Callable[[], StepOutput]) -> tuple[torch.cuda.CUDAGraph, StepOutput]:
-        """Return a recorded step and its output, which only a replay fills. Raises RunError if it cannot be recorded."""
+        """Return a recorded step and its output, which only a replay fills. Raises RunError if that fails."""
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, stream=self.stream):

@@ -258,7 +258,7 @@ class Distillation(Task):
         return {"probe?": (torch.empty(0, 3, 0, 0), torch.empty(0, dtype=torch.int64))}
 
     def fits_extra_state(self, state: dict[str, Any]) -> bool:
-        """Return whether a state that matches `extra_state_pattern` can be used: its probe has a class for each image."""
+        """Return whether a state that matches `extra_state_pattern` is usable: its probe has a class for each image."""
         if "probe" not in state:
             return True
         images, target = state["probe"]

@@ -64,8 +64,8 @@ def step_lr(learning_rate: float, epoch: int, milestones: list[int], rate: float
 def make_step(task: Task, device: torch.device, options: CommonOptions) -> Step:
     """Return the function that makes a training step.
 
-    With several processes it averages their gradients. A single process on a GPU replays a CUDA graph, unless --plain is
-    given.
+    With several processes it averages their gradients. A single process on a GPU replays a CUDA graph, unless --plain
+    is given.
     """
     if distributed.world_size() > 1:
         return partial(train_step, forward=distributed.ddp(task))

@@ -25,7 +25,7 @@ def phase(help: str, least: int = 1) -> Option:
 
 
 def entropy(log_probabilities: Tensor) -> Tensor:
-    """Return the entropy of each sample [B], in nats, from log probabilities [B, C]; a probability of 0 adds 0, not NaN."""
+    """Return the entropy of each sample [B], in nats, from log probabilities [B, C]; underflow adds 0, not NaN."""
     return -(log_probabilities.exp() * log_probabilities).nan_to_num(0.0).sum(1)
 
 
