@@ -188,7 +188,10 @@ def check_dataset(name: str) -> None:
 
 
 def identify_data(name: str, data_dir: str | None) -> str | None:
-    """Return a hash that identifies the data set; None if there is only one of this name, such as CIFAR-100."""
+    """Return a hash that identifies a data set of image files; None if its folders do not exist.
+
+    Also None for data sets whose name alone identifies their contents, such as CIFAR-100.
+    """
     if name not in FILES:
         return None
     if name == "tinyimagenet":

@@ -128,7 +128,7 @@ def load(
 
 
 def load_trees(train: Tree, val: Tree, num_workers: int, quiet: bool, skip_unreadable: bool) -> ImageSet:
-    """Load all images of two trees; the arguments are those of `load`."""
+    """Load all images of two trees; the other arguments are as in `load`."""
     _check_size(train, val)
     return ImageSet(
         *_decode(train, num_workers, quiet, skip_unreadable),

@@ -50,7 +50,10 @@ def _pixels(image: Image.Image) -> Tensor:
 
 
 class Images(TorchDataset):
-    """Images [3, S, S] uint8 by `Sample`, each with a text: empty, or which file cannot be read and why."""
+    """Images [3, S, S] uint8, indexed by `Sample`.
+
+    Each comes with a text, which is empty or says which file cannot be read and why.
+    """
 
     def __init__(self, tree: Tree, augment: bool) -> None:
         self.tree, self.cut = tree, random_cut if augment else middle_cut

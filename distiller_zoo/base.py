@@ -114,7 +114,7 @@ def length(x: Tensor, dim: int | tuple[int, ...] | None = None) -> Tensor:
 
 
 def unit(x: Tensor, dim: int = 1) -> Tensor:
-    """Return x scaled to length 1 over `dim`, and 0 where it is 0, there with the gradient of x itself."""
+    """Return x scaled to length 1 over `dim`; zero vectors stay zero and pass the gradient on unchanged."""
     size = length(x, dim).unsqueeze(dim)
     return x / torch.where(size == 0, 1, size)
 

@@ -107,7 +107,7 @@ def decouple(scaled: Tensor, target: Tensor, dim: int = 1) -> tuple[Tensor, Tens
 
 
 class DKD(Distiller):
-    """`dkd_loss`, which replaces the KD term, whose alpha is 0.
+    """`dkd_loss` in place of the KD term, so alpha is 0.
 
     Args:
         num_classes: of the data set.

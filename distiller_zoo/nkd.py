@@ -57,7 +57,7 @@ def nkd_loss(
 
 
 class NKD(Distiller):
-    """`nkd_loss`, which replaces the KD term, whose alpha is 0. The published temperature, on ImageNet, is 1.
+    """`nkd_loss` in place of the KD term, so alpha is 0. Its paper uses temperature 1, on ImageNet.
 
     Args:
         num_classes: of the data set.

@@ -70,7 +70,7 @@ def _log_softmax_of(scaled: Tensor, kept: Tensor) -> Tensor:
 
 
 class RLD(Distiller):
-    """`rld_loss`, which replaces the KD term, whose alpha is 0. tau acts in the masked correlation.
+    """`rld_loss` in place of the KD term, so alpha is 0. tau acts in the masked correlation.
 
     Args:
         num_classes: of the data set.

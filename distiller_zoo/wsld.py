@@ -48,7 +48,7 @@ def wsld_loss(
 
 
 class WSLD(Distiller):
-    """`wsld_loss`, which replaces the KD term, whose alpha is 0.
+    """`wsld_loss` in place of the KD term, so alpha is 0.
 
     The weight of 2.25 is published with a temperature of 4, in cls_KD; the authors' is 2.5 with a temperature of 2.
     """

@@ -109,7 +109,7 @@ def process_group(device: torch.device, timeout: float) -> Iterator[None]:
 
 @contextmanager
 def own_errors_said() -> Iterator[None]:
-    """Print an UserError that only this process raises; those of local rank 0 are printed anyway."""
+    """Print a UserError that only this process raises; those of local rank 0 are printed anyway."""
     try:
         yield
     except UserError as error:
@@ -158,7 +158,7 @@ def on_rank0(work: Callable[[], T]) -> T:
 
 
 def local_rank0_first(work: Callable[[], T]) -> T:
-    """Run on local rank 0 first, then on the others, which find its files; all raise an UserError of any rank."""
+    """Run on local rank 0 first, then on the others, which find its files; all raise a UserError of any rank."""
     if world_size() == 1:
         return work()
     result = error = None
@@ -177,7 +177,7 @@ def local_rank0_first(work: Callable[[], T]) -> T:
 
 
 def one_a_machine(work: Callable[[], T]) -> T | None:
-    """Run on local rank 0 of each machine and return None on the others; all raise an UserError of any rank."""
+    """Run on local rank 0 of each machine and return None on the others; all raise a UserError of any rank."""
     return local_rank0_first(lambda: work() if env_local_rank() == 0 else None)
 
 

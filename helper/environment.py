@@ -20,10 +20,10 @@ def limit_spinning() -> None:
 
 
 def end_quietly_on_ctrl_c() -> None:
-    """Let Ctrl-C end one of this project's scripts without a traceback until `run_main` handles it.
+    """Let Ctrl-C end one of this project's scripts without a traceback, until `run_main` takes over.
 
-    Importing PyTorch takes seconds. Programs that import this code as a library keep their own handler, and a script
-    started with the signal ignored keeps ignoring it.
+    This matters because importing PyTorch takes seconds. Programs that import this code as a library keep their own
+    handler, and a script started with the signal ignored keeps ignoring it.
     """
     script = getattr(sys.modules["__main__"], "__file__", None)
     is_usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -185,9 +185,10 @@ class Distillation(Task):
         return self.temperature.mixing()
 
     def before_step(self, batch: Batch) -> Batch:
-        """Select the samples to train on: once per epoch, an observing temperature keeps some as its probe.
+        """Return the samples to train on in this step.
 
-        (If they were trained on, the first rewards would measure that.)
+        In an epoch in which the temperature observes, the first batch gives up some samples as its probe. They are left
+        out of that step, because otherwise the first rewards would measure that they were trained on.
         """
         world_size = distributed.world_size()
         size = min(max(PROBE // world_size, 1), len(batch) // 2)  # of this process's shard

@@ -85,12 +85,12 @@ def parse_name(name: str) -> tuple[str, list[int], int, int]:
 
 
 def is_projected(name: str | None) -> bool:
-    """Return whether a name is that of such a network."""
+    """Return whether a name is that of a `Projected` network."""
     return name is not None and name.startswith(PREFIX)
 
 
 def has_projector(weights: Mapping[str, Tensor]) -> bool:
-    """Return whether weights are those of such a network."""
+    """Return whether weights are those of a `Projected` network."""
     return {"transfer.0.weight", "classifier.weight"} <= weights.keys()
 
 

@@ -85,9 +85,10 @@ def _is_state_dict(value: Any) -> bool:
 
 
 def without_prefixes(found: Found, is_known: Callable[[Weights], bool]) -> Found:
-    """Remove the prefixes WRAPPERS and OWNERS, also nested ones, from the names of weights.
+    """Remove the prefixes in WRAPPERS and OWNERS, including nested ones, from the names of weights.
 
-    Of names of which only some have a prefix, the student's are kept; without a student, those of a known network.
+    If no prefix is common to all names, only the weights under "student." are kept. If there are none, those under the
+    one prefix that holds a known network are kept; otherwise all are returned as they are.
 
     Args:
         found: weights with the names of their file.

@@ -122,8 +122,10 @@ class OptimizationOptions:
 
 
 def mixed_by(name: str) -> Option:
-    """Return the option of a mix's strength."""
-    return Option(f"parameter of {name}'s Beta distribution, as 0.2 or 1; 0: none", 1e-3, 1e3, or_zero=True, before=0.0)
+    """Return the option for the parameter of MixUp's or CutMix's Beta distribution."""
+    return Option(
+        f"parameter of {name}'s Beta distribution, such as 0.2 or 1; 0: none", 1e-3, 1e3, or_zero=True, before=0.0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
