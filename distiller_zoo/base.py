@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inputs import CPU, TakesOptions
+from inputs import CPU, EPOCHS, Option, TakesOptions
 from models import Model, Output, create_model
 from models.outside import is_outside
 from temperature import Tau
@@ -83,6 +83,27 @@ class Distiller(TakesOptions, nn.Module):
     def describe(self) -> dict[str, float]:
         """Return values for the epoch's log entry; called at its end."""
         return {}
+
+
+Warmup = Annotated[int, Option("epochs over which the loss grows to its full weight", 0, EPOCHS, in_proportion=True)]
+
+
+class Growing(Distiller):
+    """A distiller whose loss grows linearly to its full weight; `forward` multiplies it by `warmup`.
+
+    Args:
+        warmup_epochs: after which the weight is full; 0 for none.
+    """
+
+    warmup: Tensor
+
+    def __init__(self, warmup_epochs: int) -> None:
+        super().__init__()
+        self.warmup_epochs = warmup_epochs
+        self.register_buffer("warmup", torch.ones(()))
+
+    def start_epoch(self, epoch: int) -> None:
+        self.warmup.fill_(warmed_up(epoch, self.warmup_epochs))
 
 
 def networks_of(pair: tuple[str, str], options: dict[str, Any]) -> list[Model]:

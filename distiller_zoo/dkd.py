@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distiller_zoo.base import Distiller, at_least_float32, warmed_up
+from distiller_zoo.base import Growing, at_least_float32
 from distiller_zoo.kd import check_shapes, kl_divergence
 from inputs import EPOCHS, Option, UserError, in_proportion
 from models import Output
@@ -106,7 +106,7 @@ def decouple(scaled: Tensor, target: Tensor, dim: int = 1) -> tuple[Tensor, Tens
     return F.log_softmax(binary, dim=dim), F.log_softmax(rest, dim=dim)
 
 
-class DKD(Distiller):
+class DKD(Growing):
     """`dkd_loss` in place of the KD term, so alpha is 0.
 
     Args:
@@ -133,10 +133,9 @@ class DKD(Distiller):
         ] = 2.0,
         dkd_warmup: Annotated[int, GROWTH] = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(dkd_warmup)
         check_classes("dkd", num_classes)
-        self.alpha, self.beta, self.warmup_epochs = dkd_alpha, dkd_beta, dkd_warmup
-        self.register_buffer("warmup", torch.ones(()))
+        self.alpha, self.beta = dkd_alpha, dkd_beta
 
     @classmethod
     def complete(cls, options: dict[str, Any], pair: tuple[str, str]) -> dict[str, Any]:
@@ -153,9 +152,6 @@ class DKD(Distiller):
         if warmup is None:
             warmup = in_proportion(WARMUP, options["epochs"]) if published else 0
         return {"dkd_beta": beta, "dkd_warmup": warmup}
-
-    def start_epoch(self, epoch: int) -> None:
-        self.warmup.fill_(warmed_up(epoch, self.warmup_epochs))
 
     def forward(self, student: Output, teacher: Output, target: Tensor, tau: Tau, index: Tensor) -> dict[str, Tensor]:
         loss = dkd_loss(student.logits, teacher.logits, target, tau, self.alpha, self.beta)

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distiller_zoo.base import Distiller, at_least_float32, batch_normed, warmed_up
+from distiller_zoo.base import Growing, Warmup, at_least_float32, batch_normed
 from distiller_zoo.maps import averaged, pair_stages
-from inputs import EPOCHS, Option
+from inputs import Option
 from models import Output
 from temperature import Tau
 
@@ -100,7 +100,7 @@ def _resized(maps: Tensor, size: torch.Size) -> Tensor:
     return maps if maps.shape[2:] == size else F.interpolate(maps, size)  # repeats or drops positions
 
 
-class ReviewKD(Distiller):
+class ReviewKD(Growing):
     """The sum of `hcl_loss` over the levels, the pooled vectors and the stages as `pair_stages` pairs them.
 
     Pairs without a published beta get 1.
@@ -123,23 +123,16 @@ class ReviewKD(Distiller):
         self,
         student_widths: list[int],
         teacher_widths: list[int],
-        reviewkd_warmup: Annotated[
-            int, Option("epochs over which the loss grows to its full weight", 0, EPOCHS, in_proportion=True)
-        ] = WARMUP,
+        reviewkd_warmup: Warmup = WARMUP,
         reviewkd_preact: Annotated[bool, Option("use the student's maps before their ReLU")] = False,
     ) -> None:
-        super().__init__()
-        self.warmup_epochs = reviewkd_warmup
+        super().__init__(reviewkd_warmup)
         self.also = ("preact",) if reviewkd_preact else ()
         self.pairs = pair_stages(len(student_widths) - 2, len(teacher_widths) - 2)
         width = min(WIDEST, student_widths[-1])
         theirs = [teacher_widths[1:-1][stage] for stage in self.pairs]
         levels = zip(student_widths[:0:-1], [teacher_widths[-1], *reversed(theirs)], strict=True)
         self.abfs = nn.ModuleList(Fusion(ours, width, theirs, i == 0) for i, (ours, theirs) in enumerate(levels))
-        self.register_buffer("warmup", torch.ones(()))
-
-    def start_epoch(self, epoch: int) -> None:
-        self.warmup.fill_(warmed_up(epoch, self.warmup_epochs))
 
     def forward(self, student: Output, teacher: Output, target: Tensor, tau: Tau, index: Tensor) -> dict[str, Tensor]:
         ours = student.preact if self.also else student.features[1:-1]

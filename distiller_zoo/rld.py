@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distiller_zoo.base import Distiller, at_least_float32, warmed_up
+from distiller_zoo.base import Growing, Warmup, at_least_float32
 from distiller_zoo.dkd import check_classes, check_target, decouple
 from distiller_zoo.kd import check_shapes, kl_divergence
-from inputs import EPOCHS, Option, UserError
+from inputs import Option, UserError
 from models import Output
 from temperature import Tau, as_tau
 
@@ -69,7 +69,7 @@ def _log_softmax_of(scaled: Tensor, kept: Tensor) -> Tensor:
     return torch.where(kept, F.log_softmax(scaled.masked_fill(~kept, -torch.inf), dim=1), 0)
 
 
-class RLD(Distiller):
+class RLD(Growing):
     """`rld_loss` in place of the KD term, so alpha is 0. tau acts in the masked correlation.
 
     Args:
@@ -96,20 +96,14 @@ class RLD(Distiller):
         rld_beta: Annotated[float, Option.of_weight("weight of the masked correlation")] = 8.0,
         rld_tau: Annotated[float, Option.of_tau("temperature of the sample confidence")] = 1.0,
         rld_same_tau: Annotated[bool, Option("use tau for the sample confidence too", names=("--same_t",))] = False,
-        rld_warmup: Annotated[
-            int, Option("epochs over which the loss grows to its full weight", 0, EPOCHS, in_proportion=True)
-        ] = WARMUP,
+        rld_warmup: Warmup = WARMUP,
     ) -> None:
-        super().__init__()
+        super().__init__(rld_warmup)
         check_classes("rld", num_classes)
         if rld_alpha == rld_beta == 0:
             raise UserError("--rld_alpha and --rld_beta are both 0, so nothing would be left of RLD: give one")
-        self.alpha, self.beta, self.warmup_epochs = rld_alpha, rld_beta, rld_warmup
+        self.alpha, self.beta = rld_alpha, rld_beta
         self.tau = None if rld_same_tau else rld_tau
-        self.register_buffer("warmup", torch.ones(()))
-
-    def start_epoch(self, epoch: int) -> None:
-        self.warmup.fill_(warmed_up(epoch, self.warmup_epochs))
 
     def forward(self, student: Output, teacher: Output, target: Tensor, tau: Tau, index: Tensor) -> dict[str, Tensor]:
         confidence = tau if self.tau is None else self.tau

@@ -9,11 +9,11 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from distiller_zoo.base import Distiller, at_least_float32, warmed_up
+from distiller_zoo.base import Growing, Warmup, at_least_float32
 from distiller_zoo.dkd import PAIR_BETA, check_classes, dkd_loss
 from distiller_zoo.kd import kd_loss
 from distiller_zoo.maps import averaged
-from inputs import CPU, EPOCHS, Option, UserError
+from inputs import CPU, Option, UserError
 from models import Output
 from temperature import Tau, as_tau
 
@@ -94,7 +94,7 @@ def _weighted(tau: float | Tensor | Tau, teacher_logits: Tensor, target: Tensor)
     return Tau(student, teacher, scale * weight)
 
 
-class SDD(Distiller):
+class SDD(Growing):
     """`sdd_kd_loss` or `sdd_dkd_loss`, which replace the KD term, whose alpha is 0.
 
     Args:
@@ -131,16 +131,13 @@ class SDD(Distiller):
                 "weight of the other classes' part in dkd (default: mdistiller's for the pair)", later=True
             ),
         ] = 2.0,
-        sdd_warmup: Annotated[
-            int, Option("epochs over which the loss grows to its full weight", 0, EPOCHS, in_proportion=True)
-        ] = WARMUP,
+        sdd_warmup: Warmup = WARMUP,
     ) -> None:
-        super().__init__()
+        super().__init__(sdd_warmup)
         if sdd_loss == "dkd":
             check_classes("sdd --sdd_loss dkd", num_classes)
-        self.loss, self.alpha, self.beta, self.warmup_epochs = sdd_loss, sdd_alpha, sdd_beta, sdd_warmup
+        self.loss, self.alpha, self.beta = sdd_loss, sdd_alpha, sdd_beta
         self.scales = tuple(map(int, sdd_scales.split(",")))
-        self.register_buffer("warmup", torch.ones(()))
 
     @classmethod
     def check(cls, options: dict[str, Any], device: torch.device = CPU) -> None:
@@ -154,9 +151,6 @@ class SDD(Distiller):
         kinds = {re.split(r"[\d_]", name.lower())[0] for name in pair}  # such as resnet, wrn
         scales = SCALES[len(kinds) - 1]
         return {"gamma": gamma, "beta": beta, "sdd_scales": scales, "sdd_beta": PAIR_BETA.get(pair, 2.0)}
-
-    def start_epoch(self, epoch: int) -> None:
-        self.warmup.fill_(warmed_up(epoch, self.warmup_epochs))
 
     def forward(self, student: Output, teacher: Output, target: Tensor, tau: Tau, index: Tensor) -> dict[str, Tensor]:
         regions = [sdd_logits(each.class_maps, each.logits, self.scales) for each in (student, teacher)]
