@@ -204,7 +204,8 @@ class DPK(Distiller):
         for s, t in self.pairs:
             widths = student_widths[s], teacher_widths[t]
             between = dpk_width or min(*widths, MAX_WIDTH)
-            stages.append((*widths, dpk_patch, between, dpk_encoder_depth, dpk_decoder_depth))
+            patch = self.patch_of(s, dpk_patch)
+            stages.append((*widths, patch, between, dpk_encoder_depth, dpk_decoder_depth))
         _check_size(stages)
         self.stages = nn.ModuleList(Stitching(*stage) for stage in stages)
         chosen = ", ".join(f"{s} from {t}" for s, t in self.pairs)
@@ -240,6 +241,10 @@ class DPK(Distiller):
             raise UserError(
                 f"--dpk_patch {options['dpk_patch']} is larger than the images, which have a side of {side}"
             )
+
+    def patch_of(self, stage: int, patch: int) -> int:
+        """Return the side of a patch in a stage of the student, counted from 1, given --dpk_patch."""
+        return patch
 
     def start_epoch(self, epoch: int) -> None:
         if self.schedule == "linear":

@@ -250,6 +250,15 @@ def all_reduce(values: Tensor) -> Tensor:
     return values
 
 
+def gather_objects(own: list[T]) -> list[T]:
+    """Return the lists of all processes, joined in the order of their ranks, on all of them."""
+    if world_size() == 1:
+        return own
+    lists: list[Any] = [None] * world_size()
+    dist.all_gather_object(lists, own)
+    return [each for one in lists for each in one]
+
+
 def any_rank(flag: bool) -> bool:
     """Return whether the flag is true in any process."""
     return flag if world_size() == 1 else bool(all_reduce(torch.tensor(float(flag))).item())

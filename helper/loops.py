@@ -5,7 +5,7 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from dataset.base import Batch, Epoch, Loader
@@ -32,6 +32,7 @@ def train_step(
     optimizer: torch.optim.Optimizer,
     metrics: Metrics,
     forward: Callable[[Batch, Output | None], StepOutput] | None = None,
+    clip_grad: float = 0.0,
 ) -> StepOutput:
     """Train on one batch.
 
@@ -42,6 +43,7 @@ def train_step(
         optimizer: of the task.
         metrics: to which the step is added.
         forward: called in place of the task, such as the task in DistributedDataParallel.
+        clip_grad: the largest norm of the whole gradient, to which longer ones are scaled; 0 for none.
 
     Returns:
         The step's output, without gradient.
@@ -52,6 +54,8 @@ def train_step(
     output = (forward or task)(batch, teacher_output)
     optimizer.zero_grad(set_to_none=True)
     output.loss.backward()  # reverses CTKD's gradient, see temperature/ctkd.py
+    if clip_grad:
+        nn.utils.clip_grad_norm_(task.parameters(), clip_grad)
     optimizer.step()
     distributed.average_statistics(task.student)
     task.after_step()

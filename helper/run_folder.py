@@ -10,17 +10,16 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, Protocol
 
 import numpy
 import torch
 from torch import Tensor, nn
 
-from dataset.base import Dataset
 from distiller_zoo import distiller_dict
 from helper import checkpoint, distributed
 from helper.device import cpu_info
@@ -32,13 +31,14 @@ from helper.run_files import Record, read_config, read_log
 from helper.structure import Checked, Maybe, Misfit, fitted, load_optimizer, module_pattern, optimizer_pattern
 from helper.task import Task
 from inputs import UserError
-from models import Model
 from models.outside import file_name
+from options.detector import detector_parser
 from options.flags import student_parser, teacher_parser
 from options.identity import added_options, decisive, differing, differing_keys, hash_version
 from options.parse import flags_of
 from temperature import temperature_dict
 
+PARSERS = {"teacher": teacher_parser, "student": student_parser, "detector": detector_parser}  # by the run's kind
 # What identifies a run, besides its options
 IDENTITY = ("kind", "model", "teacher", "teacher_sha256", "data_sha256", "init_sha256")
 
@@ -46,9 +46,18 @@ VERSION = 3  # of the format of last.pth; 2 knew no first stage
 # Buffers that version 1 of last.pth did not store with the weights, because each epoch resets them.
 SUMS_OF_AN_EPOCH = ("warmup", "count", "total", "squares", "ratio", "epoch_hsic", "epoch_ratio", "epoch_steps")
 
+SCORES = {"top1": "top-1", "ap": "AP"}  # in words
 ANEW = "add --overwrite to start anew"
 
 ALIKE = ("skip_validation", "teacher_table", "fill_teacher_table", "dry_run", "overwrite")  # equal in all processes
+
+
+class Described(Protocol):
+    """What weights need of their data set: a `Dataset` or a `DetectionData`."""
+
+    class_names: Sequence[str]
+    mean: Sequence[float]
+    std: Sequence[float]
 
 
 class FirstStage(NamedTuple):
@@ -68,6 +77,7 @@ class RunFolder:
         config: the content of `config.json`; its `options` decide whether a run already there is the same run.
         overwrite: start anew, replacing any run already there.
         draw: draws the curves of a history, with a title, into a PNG file.
+        score: the key of the records that says how good an epoch is, in percent.
     """
 
     def __init__(
@@ -77,8 +87,9 @@ class RunFolder:
         config: dict[str, Any],
         overwrite: bool,
         draw: Callable[[list[Record], str, Path], None] | None = None,
+        score: str = "top1",
     ) -> None:
-        self.draw = draw
+        self.draw, self.score = draw, score
         self.folder, self.model = folder, file_name(model)
         self.config = config | {"processes": distributed.world_size()}
         self.overwrite = overwrite
@@ -223,9 +234,9 @@ class RunFolder:
 
     def _flags(self, options: dict[str, Any]) -> str:
         """Return the flags that give options these values, and their script, as text; empty if flags cannot."""
-        is_teacher = self.config.get("kind") == "teacher"
-        flags = flags_of(teacher_parser() if is_teacher else student_parser(), options)
-        return flags and f"{shlex.join(flags)} to train_{'teacher' if is_teacher else 'student'}.py"
+        kind = self.config.get("kind", "student")
+        flags = flags_of(PARSERS[kind](), options)
+        return flags and f"{shlex.join(flags)} to train_{kind}.py"
 
     def _decisive(self) -> dict[str, Any]:
         """Return the options that identify this run."""
@@ -355,7 +366,7 @@ class RunFolder:
             "module": module_pattern(task),
             "optimizer": optimizer_pattern(unfinished.optimizer if unfinished else optimizer),
             "first": Maybe(Checked([record], _is_numbered, "are no epochs from 1 on")),
-            "history": Checked([record], _is_history, "are no epochs from 1 on"),
+            "history": Checked([record], self._is_history, "are no epochs from 1 on"),
             "step": Checked(int, lambda step: 0 <= step <= steps, f"is not from 0 to {steps}"),
             "seconds": float,
             "trained": Maybe(record),
@@ -383,6 +394,9 @@ class RunFolder:
             lambda state: _sums_go_on(state, records),
             "sums other losses in its unfinished epoch than in those before",
         )
+
+    def _is_history(self, history: list[Record]) -> bool:
+        return _is_numbered(history) and all(0 <= record.get(self.score, -1) <= 100 for record in history)
 
     def _restore(self, state: dict[str, Any], task: Task, optimizer: torch.optim.Optimizer, metrics: Metrics) -> None:
         device = next(task.parameters()).device
@@ -412,7 +426,7 @@ class RunFolder:
 
     def save_epoch(self, record: Record, task: Task, optimizer: torch.optim.Optimizer) -> None:
         """Save a finished epoch: the best weights, then `last.pth`, then the log, which is derived from it."""
-        is_best = record["top1"] > max((earlier["top1"] for earlier in self.history), default=-1.0)
+        is_best = record[self.score] > max((earlier[self.score] for earlier in self.history), default=-1.0)
         if is_best and distributed.is_rank0():
             self._save_weights(f"{self.model}_best.pth", task.student, record)
         self.save(task, optimizer, [*self.history, record])
@@ -475,14 +489,20 @@ class RunFolder:
         kept += [f"{self.step} steps of {'the next' if kept else 'the first'}"] if self.step else []
         return f"{self.folder} keeps {' and '.join(kept)}"
 
-    def describe(self, data: Dataset, student: Model) -> None:
-        """Take from the data set and the network what is saved with the weights, so that they can be used alone."""
-        c, like = self.config, (list(data.class_names), list(data.mean), list(data.std))
-        self.info = checkpoint.Info(student.known_as(c["model"]), c["dataset"], c["options"]["image_size"], *like)
+    def describe(self, data: Described, network: str, image_size: int) -> None:
+        """Set what is saved with the weights, so that they can be used alone.
+
+        Args:
+            data: with the names of the classes, and the scale of the channels.
+            network: its name in the zoo.
+            image_size: side of its images in pixels; of a detector the short side in tests.
+        """
+        like = (list(data.class_names), list(data.mean), list(data.std))
+        self.info = checkpoint.Info(network, self.config["dataset"], image_size, *like)
 
     def _save_weights(self, name: str, student: nn.Module, record: Record) -> None:
         """Write weights under the key `model`, the format of published teachers, with what is needed to use them."""
-        content = {"epoch": record["epoch"], "model": student.state_dict(), "top1": record["top1"]}
+        content = {"epoch": record["epoch"], "model": student.state_dict(), self.score: record[self.score]}
         content |= {checkpoint.INFO: self.info._asdict()} if self.info else {}
         checkpoint.save(content, self.folder / name)
 
@@ -514,10 +534,10 @@ class RunFolder:
         if not history:
             raise UserError(f"{self.folder / 'log.jsonl'} is lost or damaged, with no last.pth to rebuild it from: add"
                             " --overwrite to train that run again")  # fmt: skip
-        last, best = history[-1], max(history, key=lambda record: record["top1"])
+        score, last, best = self.score, history[-1], max(history, key=lambda record: record[self.score])
         return (
-            f"{self.title}: top-1 last {last['top1']:.2f} (epoch {last['epoch']}),"
-            f" best {best['top1']:.2f} (epoch {best['epoch']}, selected on the test set); {self.folder}"
+            f"{self.title}: {SCORES[score]} last {last[score]:.2f} (epoch {last['epoch']}),"
+            f" best {best[score]:.2f} (epoch {best['epoch']}, selected on the test set); {self.folder}"
         )
 
 
@@ -551,10 +571,6 @@ def _unfinished(first: FirstStage | None, state: Any) -> FirstStage | None:
 
 def _is_numbered(records: list[Record]) -> bool:
     return [record.get("epoch") for record in records] == list(range(1, len(records) + 1))
-
-
-def _is_history(history: list[Record]) -> bool:
-    return _is_numbered(history) and all(0 <= record.get("top1", -1) <= 100 for record in history)
 
 
 def _is_whole(state: dict[str, Any]) -> bool:

@@ -54,7 +54,7 @@ class Task(nn.Module):
 
     def autocast(self) -> AbstractContextManager[None]:
         """Return the context in which the student is called."""
-        return autocast(self.student.classifier.weight.device, self.precision)
+        return autocast(next(self.student.parameters()).device, self.precision)
 
     def cross_entropy(self, logits: Tensor, target: Tensor, batch: Batch) -> Tensor:
         """Return the mean cross entropy of logits [B, C] with the classes [B], or with the batch's soft targets."""
@@ -208,13 +208,34 @@ class Distillation(Task):
         if teacher is None:  # of which nothing is used
             teacher = Output([], student.logits.detach())
         student, teacher, target, index = whole_batch(student, teacher, batch)
-        tau = self.temperature(student.logits, teacher.logits, target, index)
-        check_tau(tau, type(self.temperature).__name__, len(target))
         losses = {"ce": self.cross_entropy(student.logits, target, batch)}
         loss = self.gamma * losses["ce"]
         if student.second:
             losses["ce_second"] = self.cross_entropy(student.second.logits, target, batch)
             loss = loss + self.gamma * losses["ce_second"]
+        return self.with_terms(loss, losses, student, teacher, target, index)
+
+    def with_terms(
+        self,
+        loss: Tensor,
+        losses: dict[str, Tensor],
+        student: Output,
+        teacher: Output,
+        target: Tensor,
+        index: Tensor,
+    ) -> StepOutput:
+        """Add the KD terms and those of the distiller to a loss and to its named terms, and return the step's output.
+
+        Args:
+            loss: a scalar.
+            losses: its terms before weighting, to which others are added.
+            student: its output for B samples.
+            teacher: its output for the same samples, without gradient.
+            target: the classes [B].
+            index: the images' numbers in the data set [B].
+        """
+        tau = self.temperature(student.logits, teacher.logits, target, index)
+        check_tau(tau, type(self.temperature).__name__, len(target))
         if self.alpha:
             losses["kd"] = kd_loss(student.logits, teacher.logits, tau)
             loss = loss + self.warmup * self.alpha * losses["kd"]

@@ -22,6 +22,7 @@ class Output:
     class_maps: Tensor | None = None  # if asked for: [B, classes, H, W], see `Model.forward`
     last_map: Tensor | None = None  # if asked for: [B, D, H, W], the map whose average is the pooled vector
     second: "Output | None" = None  # if asked for: that for a second view of the images
+    extent: Tensor | None = None  # of a detector: [B, 2], the share of the maps' height and width that is no padding
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.features, self.logits))

@@ -375,7 +375,7 @@ class _Help(argparse.HelpFormatter):
         return action.help if is_silent else f"{action.help} (default: {action.default})"
 
 
-def _parser(program: str, description: str, *takers: Any) -> Parser:
+def make_parser(program: str, description: str, *takers: Any) -> Parser:
     """Return a script's parser with a flag for each option of these classes, grouped by the declaring class."""
     usage = "%(prog)s [flags]; a hyphen may stand for each underscore"
     parser = Parser(program, usage=usage, description=description, allow_abbrev=False, formatter_class=_Help)
@@ -427,7 +427,7 @@ def _add(group: Any, name: str, declared: Declared) -> None:
 
 def teacher_parser() -> Parser:
     """Return the parser of train_teacher.py."""
-    return _parser(
+    return make_parser(
         "train_teacher.py",
         "Train a network alone, by the vanilla recipe: a teacher, or a student to compare with.",
         TeacherOptions,
@@ -436,7 +436,7 @@ def teacher_parser() -> Parser:
 
 def student_parser() -> Parser:
     """Return the parser of train_student.py."""
-    parser = _parser(
+    parser = make_parser(
         "train_student.py",
         "Distil a teacher into a student: any temperature with any distiller and any pair of networks.",
         StudentOptions,

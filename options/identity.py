@@ -3,6 +3,7 @@
 from typing import Any
 
 from inputs import options_of
+from options.detector import DetectorOptions
 from options.flags import StudentOptions, TeacherOptions, all_options, as_dict, own_options
 
 HASHES = {  # key: message if it differs
@@ -26,7 +27,8 @@ def decisive(options: dict[str, Any], distill: str | None, temperature: str | No
 
 def neutral_options() -> set[str]:
     """Return the options that only name, place or show a run and do not change its result; the seed is not one."""
-    return {name for name, declared in all_options().items() if declared.option.is_neutral}
+    declared = all_options() | options_of(DetectorOptions)
+    return {name for name, option in declared.items() if option.option.is_neutral}
 
 
 def foreign_options(distill: str | None, temperature: str | None) -> set[str]:
@@ -35,7 +37,7 @@ def foreign_options(distill: str | None, temperature: str | None) -> set[str]:
     return all_options().keys() - common - own_options(distill, temperature).keys()
 
 
-def own_dict(options: StudentOptions) -> dict[str, Any]:
+def own_dict(options: StudentOptions | DetectorOptions) -> dict[str, Any]:
     """Return the options by name without those of methods that the run does not use, as in `config.json`."""
     foreign = foreign_options(options.distill, options.temperature)
     return {name: value for name, value in as_dict(options).items() if name not in foreign}

@@ -119,7 +119,7 @@ def _parse(make_parser: Callable[[], Parser], argv: list[str] | None) -> Any:
             options[key] = _network(key, options[key], known)
     if "model_s" in options:
         _resolve_student(options)
-        _tell_foreign(given(parser, argv), options["distill"], options["temperature"])
+        tell_foreign(given(parser, argv), options["distill"], options["temperature"])
     _resolve_schedule(options)
     _check_together(options)
     _resolve_speed(options)
@@ -190,7 +190,7 @@ def underscored(word: str) -> str:
 def _network(key: str, name: str, known: Iterable[str]) -> str:
     """Return the name of a network of the zoo or of another library; UserError if unknown."""
     if not is_outside(name):
-        return _known("model", name, known)
+        return known_name("model", name, known)
     if name.startswith("hf:") and key != "model_t":
         raise UserError(f"--{key} {name}: networks of Hugging Face can only teach, with --model_t {name}; a network of"
                         " timm, timm:NAME, can be trained")  # fmt: skip
@@ -200,7 +200,7 @@ def _network(key: str, name: str, known: Iterable[str]) -> str:
     return name
 
 
-def _known(kind: str, name: str, known: Iterable[str]) -> str:
+def known_name(kind: str, name: str, known: Iterable[str]) -> str:
     """Return this project's name of a network or distiller, given that or a published one; UserError if unknown."""
     named = {other.lower(): other for other in known}
     found = name if name in known else named.get(PUBLISHED_NAMES.get(name.lower(), name).lower())
@@ -211,7 +211,7 @@ def _known(kind: str, name: str, known: Iterable[str]) -> str:
     raise unknown(kind, name, known)
 
 
-def _tell_foreign(names: set[str], distill: str, temperature: str) -> None:
+def tell_foreign(names: set[str], distill: str, temperature: str) -> None:
     """Print which given options belong to methods that the run does not use; published scripts give some."""
     if foreign := sorted(names & foreign_options(distill, temperature)):
         flags = ", ".join(f"--{name}" for name in foreign)
@@ -219,7 +219,7 @@ def _tell_foreign(names: set[str], distill: str, temperature: str) -> None:
 
 
 def _resolve_student(options: dict[str, Any]) -> None:
-    options["distill"] = _known("distiller", options["distill"], distiller_dict)
+    options["distill"] = known_name("distiller", options["distill"], distiller_dict)
     published = PUBLISHED_TEMPERATURES[options.pop("mlp_name", "global")] if options.pop("have_mlp", 0) else None
     options.pop("mlp_name", None)
     options["temperature"] = options["temperature"] or published or "fixed"

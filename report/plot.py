@@ -207,16 +207,19 @@ def _legend_names(groups: Sequence[Sequence[Run]]) -> list[str]:
 
 
 def _draw_accuracy(axes: Axes, history: History) -> None:
-    """Draw training and test accuracy, with the best and the last test accuracy in the legend."""
-    if curve(history, "train_top1")[1]:
-        axes.plot(*curve(history, "train_top1"), "--", color=TRAINING, label="training", **with_dots({}, history))
-    epochs, top1 = curve(history, "top1")
-    if top1:
-        axes.plot(epochs, top1, color=TEST, label=f"test\nlast {top1[-1]:.2f}", **with_dots({}, history))
-        best = max(range(len(top1)), key=top1.__getitem__)
-        label = f"best {top1[best]:.2f}\nepoch {epochs[best]},\nselected on the test set"
-        axes.plot(epochs[best], top1[best], "*", color=BEST, markeredgecolor="black", markersize=13, label=label)
-    axes.set_ylabel("accuracy, top-1 (%)")
+    """Draw the test accuracy with its best and last value in the legend, and the training accuracy; a detector's AP."""
+    key, label, other, others = ("top1", "accuracy, top-1 (%)", "train_top1", "training")
+    if "ap" in history[-1]:
+        key, label, other, others = ("ap", "average precision (%)", "ap50", "AP50")
+    if curve(history, other)[1]:
+        axes.plot(*curve(history, other), "--", color=TRAINING, label=others, **with_dots({}, history))
+    epochs, values = curve(history, key)
+    if values:
+        axes.plot(epochs, values, color=TEST, label=f"test\nlast {values[-1]:.2f}", **with_dots({}, history))
+        best = max(range(len(values)), key=values.__getitem__)
+        told = f"best {values[best]:.2f}\nepoch {epochs[best]},\nselected on the test set"
+        axes.plot(epochs[best], values[best], "*", color=BEST, markeredgecolor="black", markersize=13, label=told)
+    axes.set_ylabel(label)
 
 
 def _draw_panel(axes: Axes, history: History, key: str) -> None:

@@ -1,0 +1,159 @@
+"""Distillers of detectors: which of them apply, and those that compare the maps of a feature pyramid (FPN).
+
+A sample is a proposal. A detector's `Output` has the features p2, p3, p4, p5 (RetinaNet: p3 to p6), [B, C, H, W] each
+and padded to the largest image, and last the vectors of its N proposals [N, D]; logits [N, C + 1], of which class 0 is
+the background; in `last_map` the coarsest map; and `extent`. Distillers that pair stages leave out the first map.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distiller_zoo.at import AT
+from distiller_zoo.base import Distiller, at_least_float32
+from distiller_zoo.dist import DIST
+from distiller_zoo.dkd import DKD
+from distiller_zoo.dpk import DPK, EPS
+from distiller_zoo.kd import KD
+from distiller_zoo.nkd import NKD
+from distiller_zoo.pkt import PKT
+from distiller_zoo.reviewkd import Fusion, hcl_loss
+from distiller_zoo.rld import RLD
+from distiller_zoo.sp import SP
+from distiller_zoo.srrl import SRRL
+from distiller_zoo.vid import VID
+from distiller_zoo.wsld import WSLD
+from inputs import CPU
+from models import Output
+from temperature import Tau
+
+POSITIONS = 256  # of a map that CKA compares
+COARSE_PATCH = 4  # positions of a patch of p2 and p3 for one of the coarser maps
+
+
+class PyramidReviewKD(Distiller):
+    """ReviewKD of a feature pyramid, as in mdistiller: the sum of `hcl_loss` over its levels, from coarse to fine.
+
+    Args:
+        student_widths: channels of each of the student's maps, the coarsest one included, and of its vector last.
+        teacher_widths: the same for the teacher.
+    """
+
+    weights = (1.0, 0.0, 1.0)
+
+    def __init__(self, student_widths: list[int], teacher_widths: list[int]) -> None:
+        super().__init__()
+        width = student_widths[0]
+        levels = zip(student_widths[-2::-1], teacher_widths[-2::-1], strict=True)
+        self.abfs = nn.ModuleList(Fusion(ours, width, theirs, i == 0) for i, (ours, theirs) in enumerate(levels))
+
+    def forward(self, student: Output, teacher: Output, target: Tensor, tau: Tau, index: Tensor) -> dict[str, Tensor]:
+        ours, theirs = _levels(student), _levels(teacher)
+        fused, losses = None, []
+        for fusion, g_s, g_t in zip(self.abfs, reversed(ours), reversed(theirs), strict=True):
+            prediction, fused = fusion(at_least_float32(g_s), fused, g_t.shape[2:])
+            losses.append(hcl_loss(prediction, g_t))
+        return {"reviewkd": torch.stack(losses).sum()}
+
+
+def _levels(output: Output) -> list[Tensor]:
+    assert output.last_map is not None
+    return [*output.features[:-1], output.last_map]
+
+
+class PyramidDPK(DPK):
+    """DPK of the maps p2 to p5. OURS, since the authors' form for detectors is not published.
+
+    Padding counts neither in standardisation nor in the error. CKA has positions for samples: 256 of a level, drawn
+    from all images without their padding, since a batch has too few images. A patch of the two finest maps is four
+    times as long as one of the others.
+
+    Args:
+        student_widths: channels of each of the student's maps, the coarsest one included, and of its vector last.
+        teacher_widths: the same for the teacher.
+        epochs: length of the run in parts, for the schedule "linear".
+        options: see `DPK`.
+    """
+
+    def __init__(self, student_widths: list[int], teacher_widths: list[int], epochs: int, **options: Any) -> None:
+        stages = [[0, *widths[:-2], widths[-1]] for widths in (student_widths, teacher_widths)]  # with a stem
+        super().__init__(*stages, epochs, **options)
+
+    @classmethod
+    def check(cls, options: dict[str, Any], device: torch.device = CPU) -> None:
+        many = {"batch_size": POSITIONS, "train_subset": 0, "image_size": options["test_size"]}
+        super().check(options | many, device)
+
+    def patch_of(self, stage: int, patch: int) -> int:
+        return patch * COARSE_PATCH if stage <= 2 else patch
+
+    def forward(self, student: Output, teacher: Output, target: Tensor, tau: Tau, index: Tensor) -> dict[str, Tensor]:
+        losses = {}
+        self.epoch_steps += 1
+        for i, (s, t) in enumerate(self.pairs):  # counted from 1
+            g_s, g_t = at_least_float32(student.features[s - 1]), at_least_float32(teacher.features[t - 1].detach())
+            covered = without_padding(g_t, student.extent)
+            self._follow(i, *at_some_positions(g_s, g_t, covered))
+            x_t = standardised_within(g_t, covered)
+            made = self.stages[i](standardised_within(g_s, covered), x_t, self.ratio[i], self.mask)
+            error = ((made - x_t).square() * covered).sum() / (covered.sum() * g_t.shape[1])
+            losses[f"dpk_stage{s}"] = error
+        return losses
+
+
+def without_padding(maps: Tensor, extent: Tensor | None) -> Tensor:
+    """Return which positions of maps [B, C, H, W] show the image, as 0 or 1, [B, 1, H, W].
+
+    Args:
+        maps: padded at the bottom and on the right.
+        extent: the share of height and width that the image fills [B, 2]; None: all.
+    """
+    size = maps.shape[2:]
+    if extent is None:
+        return maps.new_ones(len(maps), 1, *size)
+    rows, columns = (
+        torch.arange(length, device=maps.device) < (share * length)[:, None]
+        for length, share in zip(size, extent.unbind(1), strict=True)
+    )
+    return (rows[:, :, None] & columns[:, None, :])[:, None].to(maps.dtype)
+
+
+def standardised_within(maps: Tensor, covered: Tensor) -> Tensor:
+    """Return maps [B, C, H, W] with mean 0 and variance 1 in each channel where `covered` [B, 1, H, W] is 1; else 0."""
+    count = covered.sum()
+    mean = (maps * covered).sum((0, 2, 3), keepdim=True) / count
+    centred = (maps - mean) * covered
+    return centred * (centred.square().sum((0, 2, 3), keepdim=True) / count + EPS).rsqrt()
+
+
+def at_some_positions(g_s: Tensor, g_t: Tensor, covered: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both maps at the same random positions, [M, C] and [M, D], M at most 256.
+
+    Args:
+        g_s: [B, C, H, W].
+        g_t: [B, D, H, W].
+        covered: 1 where a position may be drawn, [B, 1, H, W].
+    """
+    possible = covered.flatten().nonzero()[:, 0]
+    drawn = possible[torch.randperm(len(possible), device=possible.device)[:POSITIONS]]
+    student, teacher = (maps.movedim(1, -1).reshape(-1, maps.shape[1])[drawn] for maps in (g_s, g_t))
+    return student, teacher
+
+
+detector_distillers: dict[str, Callable[..., Distiller]] = {
+    "kd": KD,
+    "dkd": DKD,
+    "pkt": PKT,
+    "srrl": SRRL,
+    "vid": VID,
+    "sp": SP,
+    "at": AT,
+    "reviewkd": PyramidReviewKD,
+    "dpk": PyramidDPK,
+    "dist": DIST,
+    "rld": RLD,
+    "nkd": NKD,
+    "wsld": WSLD,
+}

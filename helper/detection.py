@@ -1,0 +1,364 @@
+"""What a detector's run trains, how it steps, and how a detector is evaluated."""
+
+import random
+import time
+from collections.abc import Callable, Collection, Hashable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.detection.image_list import ImageList
+from tqdm import tqdm
+
+from dataset.base import Epoch
+from dataset.coco import DetectionBatch, DetectionData
+from distiller_zoo import Distiller, at_least_float32
+from helper import distributed
+from helper.average_precision import as_coco, average_precision
+from helper.device import autocast
+from helper.loops import Step, train_step
+from helper.metrics import Metrics
+from helper.run_files import Record
+from helper.task import Distillation, StepOutput, Task
+from helper.trainer import Trainer, set_learning_rate
+from models import Output
+from models.detection import Detector, Found
+from options.detector import DetectorOptions
+from temperature import Mixing, Temperature
+
+PROBE = 2  # images on which an observing temperature measures the student's progress
+FIRST_RATE = 1e-3  # share of the learning rate in the first step of its warm-up
+
+
+class DetectorAnswers:
+    """A teacher's maps of a batch, and what its box head says of proposals.
+
+    Args:
+        model: the teacher.
+        maps: of the batch's images.
+        images: the batch's images, with their sizes before padding.
+        precision: one of options.flags.PRECISIONS.
+    """
+
+    def __init__(self, model: Detector, maps: dict[str, Tensor], images: ImageList, precision: str) -> None:
+        self.model, self.maps, self.images, self.precision = model, maps, images, precision
+
+    @torch.no_grad()
+    def on(self, proposals: list[Tensor] | None) -> Output:
+        """Return the teacher's output for the student's proposals, [n, 4] for each image."""
+        if proposals is None:
+            return output_of(self.maps, None, None, self.images)
+        with autocast(self.images.tensors.device, self.precision):
+            pooled, logits = self.model.on_proposals(self.maps, proposals, self.images.image_sizes)
+        return output_of(self.maps, pooled, logits, self.images)
+
+
+class DetectorTeacher:
+    """Runs a teacher on each batch: its maps at once, its box head when the student has its proposals.
+
+    Args:
+        model: on the device, in evaluation mode.
+        precision: one of options.flags.PRECISIONS.
+    """
+
+    def __init__(self, model: Detector, precision: str = "fp32") -> None:
+        self.model, self.precision = model, precision
+
+    def prepare(self, batches: Epoch) -> None:
+        """Do nothing: the teacher runs in each step."""
+
+    def __call__(self, batch: DetectionBatch, also: Collection[str] = ()) -> DetectorAnswers:
+        """Return the teacher's answers for the images as the student sees them: resized and padded alike."""
+        images = batch.prepared.images
+        with autocast(images.tensors.device, self.precision):
+            maps = self.model.maps(images.tensors)
+        return DetectorAnswers(self.model, maps, images, self.precision)
+
+
+def output_of(maps: dict[str, Tensor], pooled: Tensor | None, logits: Tensor | None, images: ImageList) -> Output:
+    """Return what a detector found as an `Output`; see distiller_zoo/detection.py.
+
+    Args:
+        maps: of the feature pyramid, from fine to coarse, [B, C, H, W] each.
+        pooled: the vectors of N proposals [N, D]; None without proposals, then those of images take their place.
+        logits: their class scores [N, C + 1]; None without proposals.
+        images: padded, with their sizes before.
+    """
+    *finer, coarsest = maps.values()
+    if pooled is None or logits is None:
+        pooled = logits = coarsest.mean((2, 3))
+    padded = torch.tensor(images.tensors.shape[2:])
+    extent = (torch.tensor(images.image_sizes) / padded).to(coarsest.device)
+    return Output([*finer, pooled], at_least_float32(logits), last_map=coarsest, extent=extent)
+
+
+class DetectorTask(Task):
+    """A detector that learns from boxes only.
+
+    Args:
+        student: the detector.
+        precision: see `Task`.
+        seed: of the proposals and anchors that are sampled, and of the images' sizes.
+    """
+
+    student: Detector
+
+    def __init__(self, student: Detector, precision: str = "fp32", seed: int = 0) -> None:
+        super().__init__(student, precision)
+        self.seed = seed
+
+    def before_step(self, batch: DetectionBatch) -> DetectionBatch:
+        """Resize and pad the images; the random numbers of a step depend on seed, iteration and process only."""
+        return prepared(self.student, batch, self.seed)
+
+    def forward(self, batch: DetectionBatch, teacher: DetectorAnswers | None) -> StepOutput:
+        found, _ = found_in(self, batch)
+        return StepOutput(total(found.losses), found.losses, found.logits, target_of(found, batch), None)
+
+
+def prepared(student: Detector, batch: DetectionBatch, seed: int) -> DetectionBatch:
+    """Return a batch with its images resized and padded; reseeds PyTorch for this step, so that it can be resumed."""
+    mixed = random.Random(f"seed {seed} iteration {batch.iteration} process {distributed.rank()}").getrandbits(32)
+    torch.manual_seed(mixed)
+    batch.prepared = student.prepare(batch.images, batch.boxes, batch.labels)
+    return batch
+
+
+def found_in(task: Task, batch: DetectionBatch) -> tuple[Found, dict[str, Tensor]]:
+    """Return what a task's detector finds in a batch, its losses among it, and its maps."""
+    with task.autocast():
+        maps = task.student.maps(batch.prepared.images.tensors)
+        return task.student.train_losses(batch.prepared, maps), maps
+
+
+def total(losses: dict[str, Tensor]) -> Tensor:
+    """Return the sum of a detector's losses, which all have the weight 1."""
+    return torch.stack([*losses.values()]).sum()
+
+
+def target_of(found: Found, batch: DetectionBatch) -> Tensor:
+    """Return the classes of the proposals [N]; without proposals those of the boxes."""
+    return batch.target if found.target is None else found.target
+
+
+class DetectorDistillation(Distillation):
+    """A detector that learns from boxes and a teacher. A sample is one of the student's sampled proposals.
+
+    loss = the detector's losses + warm-up * alpha * KD(tau) + beta * the distiller's terms
+
+    Args:
+        student: the detector.
+        temperature: sets tau for each proposal.
+        distiller: compares student and teacher.
+        alpha: weight of the KD term.
+        beta: weight of the distiller's terms.
+        warmup_iters: steps over which the KD term grows to its full weight; 0 for none.
+        precision: see `Task`.
+        seed: see `DetectorTask`.
+    """
+
+    student: Detector
+
+    def __init__(
+        self,
+        student: Detector,
+        temperature: Temperature,
+        distiller: Distiller,
+        alpha: float,
+        beta: float,
+        warmup_iters: int = 0,
+        precision: str = "fp32",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(student, temperature, distiller, 1.0, alpha, beta, precision=precision)
+        self.warmup_iters, self.seed = warmup_iters, seed
+
+    @property
+    def needs_teacher(self) -> bool:
+        return True
+
+    @property
+    def phase(self) -> Hashable | None:
+        """Return None: sizes differ from step to step, so no step is recorded."""
+
+    def mixing(self) -> Mixing:
+        return Mixing()
+
+    def before_step(self, batch: DetectionBatch) -> DetectionBatch:
+        """Return the images to train on, resized and padded; an observing temperature first gets some as its probe."""
+        if self.warmup_iters:
+            self.warmup.fill_(min((batch.iteration + 1) / self.warmup_iters, 1.0))
+        if self.temperature.observes and self.probe is None and len(batch) > 1:
+            size = min(PROBE, len(batch) // 2)
+            self._choose_probe(prepared(self.student, batch.first(size), self.seed))
+            batch = batch.without_first(size)
+        return prepared(self.student, batch, self.seed)
+
+    @torch.no_grad()
+    def _choose_probe(self, batch: DetectionBatch) -> None:
+        """Keep images with the proposals that the student samples in them now, and measure its loss on these."""
+        with _kept_statistics(self.student):
+            found, _ = found_in(self, batch)
+        images = batch.prepared.images
+        self.probe = {
+            "images": images.tensors.clone(),
+            "sizes": torch.tensor(images.image_sizes),
+            "proposals": torch.cat(found.proposals),
+            "image": found.image,
+            "target": found.target,
+        }
+        self.temperature.observe(self._probe_loss())
+
+    def forward(self, batch: DetectionBatch, teacher: DetectorAnswers) -> StepOutput:
+        found, maps = found_in(self, batch)
+        student = output_of(maps, found.pooled, found.logits, batch.prepared.images)
+        output = teacher.on(found.proposals)
+        loss, losses = total(found.losses), dict(found.losses)
+        if found.logits is None:  # no proposals: the maps are compared
+            terms = self.distiller(student, output, batch.target, self.temperature(student.logits, output.logits),
+                                   batch.index)  # fmt: skip
+            loss = loss + self.beta * torch.stack([*terms.values()]).sum()
+            return StepOutput(loss, losses | terms, None, batch.target, None)
+        return self.with_terms(loss, losses, student, output, found.target, batch.index[found.image])
+
+    def after_step(self) -> None:
+        self.distiller.after_step()
+        if self.probe is not None:
+            self.temperature.observe(self._probe_loss())
+
+    @torch.no_grad()
+    def _probe_loss(self) -> Tensor:
+        """Return the cross entropy of the box head's classes on the probe, without updating running statistics."""
+        probe = self.probe
+        proposals = [probe["proposals"][probe["image"] == i] for i in range(len(probe["images"]))]
+        with _kept_statistics(self.student), self.autocast():
+            maps = self.student.maps(probe["images"])
+            _, logits = self.student.on_proposals(maps, proposals, [tuple(size) for size in probe["sizes"].tolist()])
+        return F.cross_entropy(at_least_float32(logits), probe["target"])
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return the probe, if the current part has one."""
+        return {} if self.probe is None else {"probe": self.probe}
+
+    def extra_state_pattern(self) -> dict[str, Any]:
+        """Return the pattern of `get_extra_state`, see helper/structure.py."""
+        numbers = torch.empty(0, dtype=torch.int64)
+        probe = {"images": torch.empty(0, 3, 0, 0), "sizes": torch.empty(0, 2, dtype=torch.int64),
+                 "proposals": torch.empty(0, 4), "image": numbers, "target": numbers}  # fmt: skip
+        return {"probe?": probe}
+
+    def fits_extra_state(self, state: dict[str, Any]) -> bool:
+        """Return whether a state that matches `extra_state_pattern` is usable: its proposals have classes and images."""
+        if "probe" not in state:
+            return True
+        probe, classes = state["probe"], self.student.num_classes + 1
+        same = len(probe["proposals"]) == len(probe["image"]) == len(probe["target"]) > 0
+        bounds = (("image", len(probe["images"])), ("target", classes))
+        return (
+            same
+            and len(probe["sizes"]) == len(probe["images"])
+            and all(bool(((probe[key] >= 0) & (probe[key] < most)).all()) for key, most in bounds)
+        )
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore what `get_extra_state` returned."""
+        probe = state.get("probe")
+        device = self.warmup.device
+        self.probe = None if probe is None else {
+            key: tensor if key == "sizes" else tensor.to(device) for key, tensor in probe.items()
+        }  # fmt: skip
+
+
+@contextmanager
+def _kept_statistics(model: nn.Module) -> Iterator[None]:
+    """Restore a network's buffers, such as batch norm's running statistics, at the end."""
+    copies = [buffer.clone() for buffer in model.buffers()]
+    yield
+    for buffer, copy in zip(model.buffers(), copies, strict=True):
+        buffer.copy_(copy)
+
+
+def rate_at(options: DetectorOptions, iteration: int) -> float:
+    """Return the learning rate of an iteration, counted from 0: a linear warm-up, then drops."""
+    progress = min(iteration / options.warmup_iters, 1.0) if options.warmup_iters else 1.0
+    drops = sum(iteration >= step for step in options.lr_steps)
+    return options.learning_rate * (FIRST_RATE + (1 - FIRST_RATE) * progress) * options.lr_decay_rate**drops
+
+
+class DetectorTrainer(Trainer):
+    """Trains a detector; its epochs are the parts of --eval_every steps. See `Trainer`."""
+
+    epoch_name, advice = "part", "a lower --learning_rate, --clip_grad, --kd_T or --tau_range"
+    data: DetectionData
+    options: DetectorOptions
+
+    def train(self, epoch: int) -> Record:
+        """Train a part, or the rest of a resumed one, and return its means over the processes."""
+        result = super().train(epoch)
+        if distributed.world_size() > 1:
+            result = _averaged(result)
+        steps = min(epoch * self.options.eval_every, self.options.iterations) - (epoch - 1) * self.options.eval_every
+        seconds = time.perf_counter() - self.started
+        return result | {"images_per_second": steps * self.options.batch_size / seconds}
+
+    def evaluate(self, trained: Record) -> Record:
+        """Return the detector's average precisions; `trained` has the part's training means."""
+        self.trained = trained
+        tested = evaluate_detector(self.task.student, self.data, self._on_test_batch)
+        self._check_weights()
+        done = min((len(self.history) + 1) * self.options.eval_every, self.options.iterations)
+        return {"iteration": done} | tested
+
+    def _learning_rate(self, epoch: int) -> float:
+        last = min(epoch * self.options.eval_every, self.options.iterations) - 1
+        return rate_at(self.options, last)
+
+
+def make_detector_step(task: Task, options: DetectorOptions) -> Step:
+    """Return the function that makes a training step: `train_step` at the iteration's learning rate."""
+    forward = distributed.ddp(task)
+
+    def step(
+        task: Task,
+        teacher: DetectorTeacher | None,
+        batch: DetectionBatch,
+        optimizer: torch.optim.Optimizer,
+        metrics: Metrics,
+    ) -> StepOutput:
+        set_learning_rate(optimizer, rate_at(options, batch.iteration))
+        return train_step(task, teacher, batch, optimizer, metrics, forward, options.clip_grad)
+
+    return step
+
+
+def _averaged(record: Record) -> Record:
+    """Return the means of a record's values over the processes, and the extremes of tau."""
+    values = distributed.all_gather_grad(torch.tensor([[*record.values()]]), distributed.world_size())
+    extremes = {"tau_min": values.amin(0), "tau_max": values.amax(0)}
+    means = values.mean(0)
+    return {key: extremes.get(key, means)[i].item() for i, key in enumerate(record)}
+
+
+@torch.no_grad()
+def evaluate_detector(
+    model: Detector, data: DetectionData, on_batch: Callable[[], None] | None = None, description: str = "test"
+) -> Record:
+    """Return COCO's average precisions of a detector on the validation images, in percent; see `average_precision`.
+
+    Args:
+        model: the detector; left in evaluation mode.
+        data: its validation images and their boxes.
+        on_batch: called before each batch.
+        description: for the progress bar.
+    """
+    model.eval()
+    found: list[dict[str, Any]] = []
+    for batch in tqdm(data.val, description, unit="batch", leave=False, disable=distributed.hide_progress()):
+        if on_batch:
+            on_batch()
+        outputs = model(batch.images)
+        found += as_coco(outputs, batch.index, data.val.split.ids, data.category_ids)
+    everyone = distributed.gather_objects(found)
+    return distributed.on_rank0(lambda: average_precision(data.val_truth, everyone))

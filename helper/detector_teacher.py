@@ -1,0 +1,75 @@
+"""Find and load a detector that teaches, or is evaluated."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from helper import distributed
+from helper.checkpoint import file_hash
+from helper.files import reason
+from helper.teacher import newest_weights
+from inputs import UserError
+from models.detection import Detector, create_detector
+from models.detectron2 import load_detectron2
+from models.detector_files import load_detector
+from options.detector import DetectorOptions
+
+
+class FoundDetector(NamedTuple):
+    """A detector's weights and where they came from."""
+
+    path: Path
+    name: str  # one of `models.detector_names.DETECTORS`
+    sha256: str | None  # of the file; None in a dry run without one
+    model: Detector | None  # None in a dry run without a file
+
+
+def find_teacher(options: DetectorOptions) -> FoundDetector:
+    """Return the teacher that --path-t names, resizing images as the run's options say.
+
+    Raises:
+        UserError: there is none, or its file cannot be used.
+    """
+    path = Path(options.path_t or "")
+    file = distributed.on_rank0(lambda: find_file(path) if path.exists() or not options.dry_run else None)
+    if file is None:
+        print(f"the teacher {path} is missing")
+        return FoundDetector(path, options.model_t or "unknown", None, None)
+    settings = {"min_sizes": options.min_sizes, "max_size": options.max_size, "test_size": options.test_size}
+    model = read_detector(file, options.model_t, options.pickle_sha256, **settings)
+    return FoundDetector(file, model.name, distributed.on_rank0(lambda: file_hash(file)), model)
+
+
+def find_file(path: Path) -> Path:
+    """Return the file of weights at a path, which may be a run's folder. Raises UserError if there is none."""
+    try:
+        file = newest_weights(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{str(path)!r} cannot be read ({reason(error)}): give another") from error
+    if file is None:
+        raise UserError(
+            f"{path} holds no weights of a finished run: finish it, or give a file"
+            if path.is_dir()
+            else f"there is no file or folder {path}: give another"
+        )
+    return file
+
+
+def read_detector(file: Path, name: str | None, pickle_sha256: str | None, **settings: object) -> Detector:
+    """Return the detector in a file of ours, of torchvision or of detectron2 (.pkl).
+
+    Args:
+        file: of weights.
+        name: of the detector; None: what the file says.
+        pickle_sha256: of a .pkl.
+        settings: of `create_detector`.
+
+    Raises:
+        UserError: the file cannot be used, or does not say which detector it holds.
+    """
+    if file.suffix != ".pkl":
+        return load_detector(file, name, **settings)
+    if name is None:
+        raise UserError(f"{file} does not say which detector it holds: give its name, as --model_t or --model")
+    model = create_detector(name, 80, **settings)
+    load_detectron2(file, pickle_sha256, model)
+    return model

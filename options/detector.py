@@ -1,0 +1,200 @@
+"""Declare the flags of train_detector.py; see flags.py. They are resolved in parse_detector.py."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from dataset import BatchSize, NumWorkers
+from distiller_zoo.detection import detector_distillers
+from inputs import Option, UserError
+from models.detector_names import DETECTORS
+from options.flags import (
+    DeviceOptions,
+    ProcessOptions,
+    RunOptions,
+    TemperatureOptions,
+    make_parser,
+    name_of,
+    neutral,
+    own_weight,
+)
+from options.parser import Parser
+from temperature import temperature_dict
+from temperature.base import KdT
+
+DATASETS = ("coco", "shapes")
+NORMS = ("frozen", "trained")
+MOST = 10**9  # iterations
+BATCH = 8  # to which the learning rate belongs
+# Defaults that depend on the data set: mdistiller's protocol for COCO; the tiny setting of tests for shapes. The
+# numbers of iterations are those of a whole run, to which the others are in proportion.
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "coco": {
+        "iterations": 180_000, "eval_every": 10_000, "learning_rate": 0.01, "lr_steps": [120_000, 160_000],
+        "warmup_iters": 1000, "min_sizes": [640, 672, 704, 736, 768, 800], "max_size": 1333, "test_size": 800,
+        "rois": 512,
+    },
+    "shapes": {
+        "iterations": 120, "eval_every": 40, "learning_rate": 0.02, "lr_steps": [96], "warmup_iters": 20,
+        "min_sizes": [96], "max_size": 96, "test_size": 96, "rois": 32,
+    },
+}  # fmt: skip
+IN_PROPORTION = ("eval_every", "lr_steps", "warmup_iters")
+# Weights of the distiller's loss by teacher and student, as in mdistiller's configurations.
+PAIR_BETA = {
+    ("faster_rcnn_ResNet101", "faster_rcnn_ResNet18"): 1.2,
+    ("faster_rcnn_ResNet101", "faster_rcnn_ResNet50"): 1.0,
+    ("faster_rcnn_ResNet50", "faster_rcnn_MobileNetV2"): 2.0,
+}
+# Options of methods with other defaults than in classification: mdistiller's beta of DKD for detectors; a range of tau
+# and no blended images, since a temperature far above 1 makes a detector diverge (see docs/detection.md).
+METHODS = {"dkd_alpha": 1.0, "dkd_beta": 0.25, "tau_range": 3.0, "aug_epoch": 0, "dpk_stages": 0}
+# Flags of the other scripts that cannot be had here, and why.
+ELSEWHERE = {
+    "teacher_table": "the teacher sees each image in many sizes, and answers for the student's proposals",
+    "fill_teacher_table": "the teacher sees each image in many sizes, and answers for the student's proposals",
+    "mixup": "boxes cannot be mixed",
+    "cutmix": "boxes cannot be mixed",
+    "label_smoothing": "a detector's loss has no such term",
+    "train_subset": "it is for classification",
+    "epochs": "a detector's run is counted in --iterations",
+    "lr_decay_epochs": "a detector's run is counted in iterations, so give --lr_steps",
+    "gamma": "a detector's own losses have the weight 1",
+    "kd_warmup": "a detector's run is counted in iterations, so give --kd_warmup_iters",
+}
+
+
+def whole_numbers(text: str | list[int]) -> list[int]:
+    """Return the numbers of a comma-separated list. Raises UserError if it has anything else."""
+    if isinstance(text, list):
+        return text
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"whole numbers with commas are needed, like 640,800; not {text}") from error
+
+
+def by_dataset(help: str, *bounds: float, **more: Any) -> Option:
+    """Return an option whose default PROTOCOLS has."""
+    return Option(help, *bounds, later=True, **more)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionData:
+    """data"""
+
+    dataset: Annotated[str, Option("coco: its folder; shapes: made anew, for tests", choices=DATASETS)] = "coco"
+    data_dir: Annotated[
+        str | None, neutral("COCO's folder, with annotations/ (default: the variable COCO_DIR)", shown="DIR")
+    ] = None
+    num_workers: NumWorkers = 2
+    min_sizes: Annotated[
+        list[int],
+        by_dataset("short sides of training images in pixels, one of which is drawn for each (default: 640 to 800)",
+                   32, 8192, shown="N,N", normal=whole_numbers),
+    ]  # fmt: skip
+    max_size: Annotated[int, by_dataset("their longest side (default: 1333)", 32, 8192)]
+    test_size: Annotated[int, by_dataset("short side of test images (default: 800)", 32, 8192)]
+    keep_empty: Annotated[bool, Option("also train on images without boxes")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionOptimization:
+    """optimization: by default mdistiller's protocol, in proportion to --iterations"""
+
+    iterations: Annotated[int, by_dataset("steps of the run (default: 180000)", 1, MOST)]
+    eval_every: Annotated[int, by_dataset("steps of a part, after which it is tested (default: 10000)", 1, MOST)]
+    batch_size: BatchSize = BATCH
+    learning_rate: Annotated[
+        float,
+        by_dataset("(default: 0.01 for 8 images a step, in proportion to --batch_size)", 1e-9, 100.0, shown="LR"),
+    ]
+    lr_steps: Annotated[
+        list[int],
+        by_dataset("steps at which the learning rate drops (default: 120000,160000)", 0, MOST, shown="N,N",
+                   normal=whole_numbers),
+    ]  # fmt: skip
+    lr_decay_rate: Annotated[float, Option("factor of the learning rate at each drop", 1e-9, 1.0)] = 0.1
+    warmup_iters: Annotated[
+        int, by_dataset("steps over which the learning rate rises from a thousandth (default: 1000)", 0, MOST)
+    ]
+    momentum: Annotated[float, Option("of SGD", 1e-6, 0.9999, or_zero=True)] = 0.9
+    weight_decay: Annotated[float, Option("of SGD, for all trained parameters", 1e-9, 10.0, or_zero=True)] = 1e-4
+    clip_grad: Annotated[
+        float, Option("the gradient's largest norm; 0: any, as in detectron2 and mdistiller", 1e-6, 1e9, or_zero=True)
+    ] = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorPair:
+    """networks"""
+
+    model_s: Annotated[str, name_of("the detector to train: ", lambda: DETECTORS)] = "faster_rcnn_ResNet18"
+    model_t: Annotated[
+        str | None, neutral("the teacher, if its file does not say which network it is", shown="NAME")
+    ] = None
+    path_t: Annotated[
+        str | None,
+        neutral("the teacher: a run's folder or a file of weights, also torchvision's or detectron2's (.pkl)",
+                shown="FILE"),
+    ] = None  # fmt: skip
+    pickle_sha256: Annotated[
+        str | None, neutral("of a .pkl file: a pickle may hold code, so no other is read", shown="HASH")
+    ] = None
+    skip_validation: Annotated[bool, neutral("do not evaluate the teacher before distilling")] = False
+    backbone: Annotated[
+        str | None,
+        Option("ImageNet weights to start from: a file of torchvision's format, or torchvision to download them"
+               " (default: none)", shown="FILE"),
+    ] = None  # fmt: skip
+    norm: Annotated[
+        str, Option("the backbone's batch norm (default: frozen with --backbone, else trained)", choices=NORMS,
+                    later=True)
+    ]  # fmt: skip
+    trainable_layers: Annotated[
+        int, Option("how many of the backbone's last stages are trained (default: 3 with --backbone, else all 5)",
+                    0, 5, later=True)
+    ]  # fmt: skip
+    rois: Annotated[int, by_dataset("proposals sampled from an image (default: 512)", 1, 100_000)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionLoss:
+    """distillation: loss = detector's losses + warm-up * alpha * KD + beta * distiller's loss"""
+
+    distill: Annotated[str, name_of("none: train alone; ", lambda: ("none", *detector_distillers), later=True)]
+    alpha: Annotated[float | None, own_weight("weight of the KD term", "-a")]
+    beta: Annotated[float | None, own_weight("weight of the distiller's term", "-b")]
+    kd_warmup_iters: Annotated[
+        int, Option("steps over which the KD term grows to its full weight (default: --warmup_iters)", 0, MOST,
+                    later=True)
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorOptions(
+    ProcessOptions, DeviceOptions, RunOptions, TemperatureOptions, DetectionLoss, DetectorPair, DetectionOptimization,
+    DetectionData,
+):  # fmt: skip
+    """The options of train_detector.py."""
+
+    kd_T: KdT = 1.0
+    method: Mapping[str, Any]  # the options of all its distillers and temperatures, by name
+
+    @property
+    def epochs(self) -> int:
+        """Return the number of parts of the run, which a trainer counts like epochs."""
+        return -(-self.iterations // self.eval_every)
+
+
+def detector_parser() -> Parser:
+    """Return the parser of train_detector.py."""
+    parser = make_parser(
+        "train_detector.py",
+        "Train a detector on COCO, alone or distilled from another.",
+        DetectorOptions,
+        *detector_distillers.values(),
+        *temperature_dict.values(),
+    )
+    parser.set_defaults(**METHODS)
+    return parser

@@ -1,0 +1,203 @@
+"""Resolve the command line of train_detector.py; see parse.py for the other scripts."""
+
+import os
+import sys
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from distiller_zoo.detection import detector_distillers
+from inputs import UserError, in_proportion, options_of, unknown
+from models.detector_names import DETECTORS
+from options.detector import (
+    BATCH,
+    DATASETS,
+    ELSEWHERE,
+    IN_PROPORTION,
+    PAIR_BETA,
+    PROTOCOLS,
+    DetectorOptions,
+    detector_parser,
+)
+from options.flags import all_options, as_dict
+from options.parse import given, known_name, kwargs_for, underscored
+from options.plugins import load_plugins
+from temperature import temperature_dict
+
+CURRICULUM = 10  # of 240 epochs: CTKD's lambda_epochs
+
+
+def parse_detector(argv: list[str] | None = None) -> DetectorOptions:
+    """Return the checked options of train_detector.py's command line, with dependent defaults filled in.
+
+    Args:
+        argv: the words of the command line; None: those of this process.
+
+    Raises:
+        UserError: an unknown flag or name, a number that makes no sense, or a combination that cannot be had.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    load_plugins(argv)
+    words = [underscored(word) for word in argv]
+    for name in (word.partition("=")[0].removeprefix("--") for word in words if word.startswith("--")):
+        if name in ELSEWHERE:
+            raise UserError(f"--{name} cannot be had with detectors ({ELSEWHERE[name]}): leave it out")
+    parser = detector_parser()
+    options, names = vars(parser.parse_args(words)), given(parser, argv)
+    if options["dataset"] not in DATASETS:
+        raise unknown("data set", options["dataset"], DATASETS)
+    options["data_dir"] = options["data_dir"] or os.environ.get("COCO_DIR")
+    _resolve_networks(options)
+    _resolve_schedule(options)
+    _resolve_loss(options)
+    for key, declared in (all_options() | options_of(DetectorOptions)).items():
+        if key in options:
+            if declared.option.normal and options[key] is not None:
+                options[key] = declared.option.normal(options[key])
+            declared.option.check(key, options[key])
+    _resolve_methods(options, names)
+    _check_together(options)
+    own = options_of(DetectorOptions).keys()
+    method = {key: value for key, value in options.items() if key not in own}
+    resolved = DetectorOptions(**{key: value for key, value in options.items() if key in own}, method=method)
+    _check_methods(resolved)
+    return resolved
+
+
+def _resolve_networks(options: dict[str, Any]) -> None:
+    for key in ("model_s", "model_t"):
+        if options[key] is not None:
+            options[key] = known_name("detector", options[key], DETECTORS)
+    has_backbone = options["backbone"] is not None
+    options["norm"] = options["norm"] or ("frozen" if has_backbone else "trained")
+    if options["norm"] == "frozen" and not has_backbone:
+        raise UserError("--norm frozen needs weights that batch norm was trained with: add --backbone")
+    if options["trainable_layers"] is None:
+        options["trainable_layers"] = 3 if has_backbone else 5
+
+
+def _resolve_schedule(options: dict[str, Any]) -> None:
+    """Fill in the data set's protocol, in proportion to --iterations and --batch_size."""
+    protocol = PROTOCOLS[options["dataset"]]
+    length = options["iterations"] or protocol["iterations"]
+    for key, value in protocol.items():
+        if options[key] is not None:
+            continue
+        if key in IN_PROPORTION:
+            value = _scaled(value, length / protocol["iterations"])
+        options[key] = value * options["batch_size"] / BATCH if key == "learning_rate" else value
+    options["eval_every"] = min(max(1, options["eval_every"]), length)
+
+
+def _scaled(value: int | list[int], share: float) -> int | list[int]:
+    return [round(each * share) for each in value] if isinstance(value, list) else round(value * share)
+
+
+def _resolve_loss(options: dict[str, Any]) -> None:
+    has_teacher = bool(options["path_t"] or options["model_t"])
+    options["distill"] = (options["distill"] or ("kd" if has_teacher else "none")).lower()
+    distill = options["distill"]
+    if distill == "crd":
+        raise UserError(
+            "--distill crd keeps a memory with a place for each image, and a detector compares proposals: choose one"
+            f" of {', '.join(detector_distillers)}"
+        )
+    if distill not in ("none", *detector_distillers):
+        raise unknown("distiller of detectors", distill, ("none", *detector_distillers))
+    if distill == "none" and has_teacher:
+        raise UserError("--distill none trains without a teacher: leave --path-t and --model_t out, or --distill")
+    if distill != "none" and not options["path_t"]:
+        raise UserError(f"--distill {distill} needs a teacher: give --path-t FILE, or leave --distill out")
+    options["temperature"] = options["temperature"] or "fixed"
+    if options["temperature"] not in temperature_dict:
+        raise unknown("temperature", options["temperature"], temperature_dict)
+    if options["kd_warmup_iters"] is None:
+        options["kd_warmup_iters"] = options["warmup_iters"]
+    if distill == "none":
+        _check_alone(options)
+        return
+    distiller = detector_distillers[distill]
+    has_policy = options["temperature"] != "fixed" or options["logit_stand"]
+    if options["alpha"] is None:
+        options["alpha"] = 1.0 if distill == "kd" or has_policy and not distiller.uses_tau else 0.0
+    if options["alpha"] == 0 and has_policy and not distiller.uses_tau:
+        raise UserError(f"--alpha 0 leaves the temperature nothing to act on under --distill {distill}: leave it out")
+    if distill == "kd" and options["beta"]:
+        raise UserError("--beta does nothing in --distill kd: leave it out")
+    if options["alpha"] == 0 and (options["beta"] == 0 or distill == "kd"):
+        raise UserError("--alpha and --beta are both 0, so nothing would be distilled: leave one of them out")
+    if options["model_s"].startswith("retinanet"):
+        _check_without_proposals(options, distiller)
+
+
+def _check_alone(options: dict[str, Any]) -> None:
+    for key, default in (("temperature", "fixed"), ("alpha", None), ("beta", None), ("tau_control", "none")):
+        if options[key] != default:
+            raise UserError(f"--{key} is for distillation: add a teacher with --path-t, or leave it out")
+    options["alpha"] = options["beta"] = 0.0
+
+
+def _check_without_proposals(options: dict[str, Any], distiller: Any) -> None:
+    """Raise UserError for what compares proposals, which a RetinaNet does not have."""
+    if distiller.needs != "maps" or options["alpha"]:
+        usable = [name for name, each in detector_distillers.items() if each.needs == "maps"]
+        raise UserError(
+            f"{options['model_s']} has no proposals whose predictions could be softened and compared: distil its maps,"
+            f" with --distill {', '.join(usable)}, no --temperature and no --alpha"
+        )
+
+
+def _resolve_methods(options: dict[str, Any], names: set[str]) -> None:
+    """Fill in what is in proportion to the number of parts, and leave out the options of other methods."""
+    parts = -(-options["iterations"] // options["eval_every"])
+    taken = [temperature_dict[options["temperature"]], detector_distillers.get(options["distill"])]
+    own = {key: declared for taker in taken if taker for key, declared in options_of(taker).items()}
+    common = options_of(DetectorOptions).keys()
+    if foreign := sorted(names - own.keys() - common):
+        flags = ", ".join(f"--{name}" for name in foreign)
+        print(f"note: without effect under --distill {options['distill']} and --temperature"
+              f" {options['temperature']}: {flags}")  # fmt: skip
+    if "lambda_epochs" not in names:
+        options["lambda_epochs"] = max(0.001, CURRICULUM / 240 * parts)
+    for key, declared in own.items():
+        if declared.option.in_proportion and options[key] is None:
+            options[key] = max(1, in_proportion(declared.default, parts))
+        elif options[key] is None and key not in common:
+            options[key] = declared.default
+    for key in [key for key in options if key not in own and key not in common]:
+        del options[key]
+
+
+def _check_together(options: dict[str, Any]) -> None:
+    if options["trials"] > 1:
+        raise UserError("--trials cannot be had with detectors (a step of one uses the whole device): leave it out")
+    if options.get("aug_epoch"):
+        raise UserError("--aug_epoch cannot be had with detectors (boxes cannot be blended): leave it out")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and options["temperature"] == "rlkd":
+        raise UserError(
+            "--temperature rlkd cannot be had with several processes (its agent learns from the whole batch, and each"
+            " process has other proposals): use one process, or another temperature"
+        )
+    if options["max_size"] < max(options["min_sizes"]):
+        raise UserError(
+            f"--max_size {options['max_size']} is below the short side {max(options['min_sizes'])}: choose a larger one"
+        )
+
+
+def resolve_pair(options: DetectorOptions, teacher: str) -> DetectorOptions:
+    """Return the options with the distiller's weight filled in, which may depend on the teacher."""
+    if options.beta is not None:
+        return options
+    published = PAIR_BETA.get((teacher, options.model_s)) if options.distill == "reviewkd" else None
+    default = detector_distillers[options.distill].weights[2]
+    return replace(options, beta=default if published is None else published)
+
+
+def _check_methods(options: DetectorOptions) -> None:
+    """Construct the temperature, and let the distiller check its options, before any work is done."""
+    known = as_dict(options) | {"epochs": options.epochs, "num_classes": 1, "train_target": torch.zeros(1)}
+    factory = temperature_dict[options.temperature]
+    factory(**kwargs_for(factory, {key: value for key, value in known.items() if value is not None}))
+    if options.distill != "none":
+        detector_distillers[options.distill].check(known)
