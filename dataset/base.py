@@ -109,9 +109,13 @@ class Epoch:
 
     def generator(self, use: str = "") -> torch.Generator:
         """Return one of the epoch's random generators, which depends only on seed, epoch and its use."""
-        # torch uses only the lower 32 bits of a CPU seed, so seed and epoch are hashed to 32 bits
-        mixed = random.Random(f"seed {self.loader.seed} epoch {self.number}{use}").getrandbits(32)
-        return torch.Generator().manual_seed(mixed)
+        return seeded(f"seed {self.loader.seed} epoch {self.number}{use}")
+
+
+def seeded(text: str) -> torch.Generator:
+    """Return a random generator, on the CPU, that depends only on a text."""
+    # torch uses only the lower 32 bits of a CPU seed, so the text is hashed to 32 bits
+    return torch.Generator().manual_seed(random.Random(text).getrandbits(32))
 
 
 class Loader(Protocol):

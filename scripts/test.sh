@@ -2,7 +2,7 @@
 # All tests; the linter, the formatter and the type checker: sh scripts/test.sh
 # The unit and golden tests alone, in a minute: sh scripts/test.sh --fast
 # Arguments go to pytest: sh scripts/test.sh tests/unit/test_models.py -k vgg
-requirements="requirements.txt requirements-dev.txt requirements-export.txt requirements-networks.txt"
+requirements="requirements.txt requirements-dev.txt requirements-export.txt requirements-networks.txt requirements-detection.txt"
 . "$(dirname "$0")/env.sh"
 
 if [ "${1:-}" = --fast ]; then

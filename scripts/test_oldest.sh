@@ -9,8 +9,8 @@ requirements=$venv/requirements.txt
 PYTHON=
 mkdir -p "$venv"
 case $VERSIONS in
-    oldest) sed 's/>=\(.*\)/==\1.*/' requirements.txt | cat - requirements-dev.txt requirements-export.txt requirements-networks.txt > "$requirements" ;;
-    newest) cat requirements.txt requirements-dev.txt requirements-export.txt requirements-networks.txt > "$requirements" ;;
+    oldest) sed 's/>=\(.*\)/==\1.*/' requirements.txt | cat - requirements-dev.txt requirements-export.txt requirements-networks.txt requirements-detection.txt > "$requirements" ;;
+    newest) cat requirements.txt requirements-dev.txt requirements-export.txt requirements-networks.txt requirements-detection.txt > "$requirements" ;;
     *) echo "error: VERSIONS is oldest or newest, not $VERSIONS" >&2; exit 2 ;;
 esac
 . scripts/env.sh

@@ -33,7 +33,9 @@ def test_the_metadata_reads_the_files_of_requirements():
 
 def test_the_last_tested_versions_are_those_of_every_requirement():
     tested = requirements("constraints.txt")
-    needed = requirements("requirements.txt", "requirements-dev.txt", "requirements-export.txt")
+    needed = requirements(
+        "requirements.txt", "requirements-dev.txt", "requirements-export.txt", "requirements-detection.txt"
+    )
     assert needed.keys() <= tested.keys()
     assert all(as_numbers(tested[name]) >= as_numbers(least) for name, least in needed.items())
 
