@@ -1,7 +1,7 @@
 """Train a detector on COCO: alone, which also makes teachers, or distilled from another.
 
 python train_detector.py --dataset shapes --model_s faster_rcnn_tiny_wide
-python train_detector.py --path-t save/detectors/faster_rcnn_ResNet101_alone --model_s faster_rcnn_ResNet18 --distill dkd
+python train_detector.py --dataset shapes --path-t save/detectors/shapes_faster_rcnn_tiny_wide_alone --model_s faster_rcnn_tiny
 """
 
 import helper.environment  # noqa: F401 (before PyTorch)

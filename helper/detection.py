@@ -250,7 +250,7 @@ class DetectorDistillation(Distillation):
         return {"probe?": probe}
 
     def fits_extra_state(self, state: dict[str, Any]) -> bool:
-        """Return whether a state that matches `extra_state_pattern` is usable: its proposals have classes and images."""
+        """Return whether a state that matches `extra_state_pattern` is usable: its proposals have class and image."""
         if "probe" not in state:
             return True
         probe, classes = state["probe"], self.student.num_classes + 1

@@ -9,8 +9,8 @@ from helper.files import reason
 from helper.teacher import newest_weights
 from inputs import UserError
 from models.detection import Detector, create_detector
-from models.detectron2 import load_detectron2
 from models.detector_files import load_detector
+from models.detectron2 import load_detectron2
 from options.detector import DetectorOptions
 
 

@@ -12,6 +12,10 @@ from inputs import UserError, open_regular, printable
 # own epochs, have `stage`.
 Record = dict[str, float]
 
+SCORES = {
+    "top1": "top-1",
+    "ap": "AP",
+}  # in words, of the keys that tell how good a network or detector is
 LARGEST = 1e19  # accepted number: above any seed, and small enough that sums and figures do not overflow
 MOST_EPOCHS = 10_000_000
 LONGEST = 200  # letters of a name
@@ -64,7 +68,8 @@ def read_whole_log(folder: Path) -> list[Record]:
         records = list(records_of(folder))
     except (OSError, UserError):
         return []
-    return records if all(record and ("top1" in record or "stage" in record) for record in records) else []
+    known = {*SCORES, "stage"}
+    return records if all(record and not known.isdisjoint(record) for record in records) else []
 
 
 def read_config(folder: Path) -> dict[str, Any]:

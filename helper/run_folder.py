@@ -27,7 +27,7 @@ from helper.errors import InUse
 from helper.files import open_to_append, reason, remove_leftovers, try_writing, write_atomically
 from helper.logger import RunLog
 from helper.metrics import METRICS_PATTERN, Metrics
-from helper.run_files import Record, read_config, read_log
+from helper.run_files import SCORES, Record, read_config, read_log
 from helper.structure import Checked, Maybe, Misfit, fitted, load_optimizer, module_pattern, optimizer_pattern
 from helper.task import Task
 from inputs import UserError
@@ -46,7 +46,6 @@ VERSION = 3  # of the format of last.pth; 2 knew no first stage
 # Buffers that version 1 of last.pth did not store with the weights, because each epoch resets them.
 SUMS_OF_AN_EPOCH = ("warmup", "count", "total", "squares", "ratio", "epoch_hsic", "epoch_ratio", "epoch_steps")
 
-SCORES = {"top1": "top-1", "ap": "AP"}  # in words
 ANEW = "add --overwrite to start anew"
 
 ALIKE = ("skip_validation", "teacher_table", "fill_teacher_table", "dry_run", "overwrite")  # equal in all processes

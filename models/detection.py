@@ -26,6 +26,7 @@ from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork, FrozenB
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from inputs import UserError, unknown
+from models.detector_names import DETECTORS
 
 Maps = OrderedDict[str, Tensor]  # [B, channels, H, W] each, from the finest to the coarsest
 
@@ -54,7 +55,7 @@ class Detector(nn.Module):
     """Gives torchvision's detectors a training step in parts; their forward pass in evaluation mode is unchanged.
 
     Args:
-        name: in `detector_names`.
+        name: one of DETECTORS.
         num_classes: C, without background.
         test_size: short side in pixels to which images are resized in evaluation mode.
         settings: of torchvision's class.
@@ -224,18 +225,7 @@ def _in_float32(_module: nn.Module, _inputs: Any, output: Any) -> Any:
     return type(output)(_in_float32(_module, _inputs, each) for each in output)
 
 
-RESNETS = ("ResNet18", "ResNet34", "ResNet50", "ResNet101")
 TINY = {"tiny": 4, "tiny_wide": 16}  # channels of the first block
-
-
-def detector_names() -> list[str]:
-    """Return the names of the detectors.
-
-    `faster_rcnn_ResNet50_v2` is torchvision's second version (Li et al. 2021, 2111.11429), with more layers in the
-    heads. The tiny ones are for images of 96 pixels a side and for tests; `tiny_wide` is a teacher for `tiny`.
-    """
-    faster = [*RESNETS, "MobileNetV2", "ResNet50_v2", *TINY]
-    return [*(f"faster_rcnn_{name}" for name in faster), *(f"retinanet_{name}" for name in (*RESNETS, "tiny"))]
 
 
 def backbone_of(name: str) -> str:
@@ -257,7 +247,7 @@ def create_detector(
     """Return a freshly initialised detector.
 
     Args:
-        name: in `detector_names`.
+        name: one of DETECTORS.
         num_classes: C, without background.
         frozen_norm: whether batch norm is fixed (FrozenBatchNorm2d), which needs pretrained statistics.
         trainable_layers: of the backbone's five parts (stem and stages, the tiny ones' blocks) the last ones that are
@@ -270,8 +260,8 @@ def create_detector(
     Raises:
         UserError: the name is unknown, or `trainable_layers` is not from 0 to 5.
     """
-    if name not in detector_names():
-        raise unknown("detector", name, detector_names())
+    if name not in DETECTORS:
+        raise unknown("detector", name, DETECTORS)
     if not 0 <= trainable_layers <= 5:
         raise UserError(f"a backbone's trainable layers must be from 0 to 5, not {trainable_layers}")
     norm = FrozenBatchNorm2d if frozen_norm else nn.BatchNorm2d

@@ -56,7 +56,7 @@ def load_detector(
 
     Args:
         path: a file of torch.save, whose content is never run.
-        name: in `detector_names`; None: what the file says.
+        name: one of DETECTORS; None: what the file says.
         category_ids: COCO's ids of the classes, if the weights are torchvision's; None: all 80.
         settings: of `create_detector`.
 

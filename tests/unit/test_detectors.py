@@ -15,9 +15,9 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops import FrozenBatchNorm2d, roi_align
 
 from models import detector_files, detectron2
-from models.detection import FasterRCNN, create_detector, detector_names
+from models.detection import DETECTORS, FasterRCNN, create_detector
 
-TINY = [name for name in detector_names() if "tiny" in name]
+TINY = [name for name in DETECTORS if "tiny" in name]
 
 
 def count(model):
@@ -82,7 +82,7 @@ def test_parameters_are_as_many_as_published(name, classes, parameters):
     assert count(on_meta(name, classes)) == pytest.approx(parameters, abs=5e3 if parameters > 1e6 else 0)
 
 
-@pytest.mark.parametrize("name", detector_names())
+@pytest.mark.parametrize("name", DETECTORS)
 def test_each_name_makes_a_detector_with_its_widths(name):
     model = on_meta(name, 3)
     assert (model.name, model.num_classes, model.has_proposals) == (name, 3, name.startswith("faster"))
