@@ -18,6 +18,7 @@ from distiller_zoo.fsp import FSP, fsp_loss, fsp_matrix
 from distiller_zoo.ft import FT, ft_loss
 from distiller_zoo.hint import Hint, hint_loss
 from distiller_zoo.ickd import ICKD, ickd_loss
+from distiller_zoo.itrd import ITRD, itrd_correlation_loss, itrd_mutual_loss
 from distiller_zoo.kd import KD, kd_loss
 from distiller_zoo.kdsvd import KDSVD, kdsvd_loss
 from distiller_zoo.mlkd import MLKD, batch_correlation_loss, class_correlation_loss
@@ -30,21 +31,23 @@ from distiller_zoo.rkd import RKD, rkd_loss
 from distiller_zoo.rld import RLD, rld_loss
 from distiller_zoo.sdd import SDD, sdd_dkd_loss, sdd_kd_loss, sdd_logits
 from distiller_zoo.simkd import SimKD, simkd_loss
+from distiller_zoo.skd import SKD, skd_loss
 from distiller_zoo.sp import SP, sp_loss
 from distiller_zoo.srd import SRD, srd_loss
 from distiller_zoo.srrl import SRRL
+from distiller_zoo.swap import Swap, swap_target
 from distiller_zoo.two_stage import TwoStage
 from distiller_zoo.vid import VID, vid_loss
 from distiller_zoo.wsld import WSLD, wsld_loss
 from inputs import unknown
 
 __all__ = [
-    "Distiller", "TwoStage", "ab_loss", "at_least_float32", "at_loss", "batch_correlation_loss", "cat_loss", "cc_loss",
-    "class_correlation_loss", "create_distiller", "cskd_loss", "dist_loss", "distiller_dict", "dkd_loss", "fsp_loss",
-    "fsp_matrix", "ft_loss", "hcl_loss", "hint_loss", "ickd_loss", "kd_loss", "kdsvd_loss", "linear_cka",
-    "minibatch_cka", "nce_loss", "nkd_loss", "nst_loss", "ofd_loss", "ofd_margin", "pkt_loss", "rkd_loss", "rld_loss",
-    "sdd_dkd_loss", "sdd_kd_loss", "sdd_logits", "simkd_loss", "sp_loss", "srd_loss", "vid_loss", "warmed_up",
-    "wsld_loss",
+    "Distiller", "TwoStage", "ab_loss", "at_least_float32", "at_loss", "batch_correlation_loss", "cat_loss",
+    "cc_loss", "class_correlation_loss", "create_distiller", "cskd_loss", "dist_loss", "distiller_dict", "dkd_loss",
+    "fsp_loss", "fsp_matrix", "ft_loss", "hcl_loss", "hint_loss", "ickd_loss", "itrd_correlation_loss",
+    "itrd_mutual_loss", "kd_loss", "kdsvd_loss", "linear_cka", "minibatch_cka", "nce_loss", "nkd_loss", "nst_loss",
+    "ofd_loss", "ofd_margin", "pkt_loss", "rkd_loss", "rld_loss", "sdd_dkd_loss", "sdd_kd_loss", "sdd_logits",
+    "simkd_loss", "skd_loss", "sp_loss", "srd_loss", "swap_target", "vid_loss", "warmed_up", "wsld_loss",
 ]  # fmt: skip
 
 distiller_dict: dict[str, Callable[..., Distiller]] = {
@@ -75,6 +78,9 @@ distiller_dict: dict[str, Callable[..., Distiller]] = {
     "simkd": SimKD,
     "cat_kd": CATKD,
     "sdd": SDD,
+    "skd": SKD,
+    "itrd": ITRD,
+    "swap": Swap,
     "ft": FT,
     "ab": AB,
     "fsp": FSP,

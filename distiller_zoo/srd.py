@@ -27,16 +27,16 @@ def srd_loss(f_s: Tensor, f_t: Tensor, exponent: float = 4.0) -> Tensor:
         f_t: the teacher's pooled vectors [B, D].
         exponent: of the difference; the paper's is 4.
     """
-    difference = (_normalised(f_s) - _normalised(f_t)).abs()
+    difference = (normalised(f_s) - normalised(f_t)).abs()
     total = difference.pow(exponent).sum()
     return total.clamp(min=torch.finfo(total.dtype).tiny).log()
 
 
-def _normalised(x: Tensor) -> Tensor:
-    """Return x [B, D] with mean 0 and variance 1 over the batch; one image becomes 0."""
+def normalised(x: Tensor, eps: float = EPS) -> Tensor:
+    """Return x [B, D] with mean 0 and variance 1 over the batch, but for `eps`; one image becomes 0."""
     x = at_least_float32(x)
     x = x - x.mean(0)
-    return x / (x.square().mean(0) + EPS).sqrt()
+    return x / (x.square().mean(0) + eps).sqrt()
 
 
 class SRD(Distiller):

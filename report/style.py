@@ -37,7 +37,7 @@ COLOURS = {  # of the student alone, of plain KD by its temperature, and of the 
     "dist": "#EE6677", "rld": "#4477AA", "nkd": "#BBCC33", "wsld": "#AA3377",
     "ickd": "#557799", "srd": "#BB7700", "cskd": "#669944", "kdsvd": "#CC8899", "mlkd": "#9955BB",
     "reviewkd": "#116688", "ofd": "#BB4466",
-    "simkd": "#774411", "cat_kd": "#CC6600", "sdd": "#5566AA",
+    "simkd": "#774411", "cat_kd": "#CC6600", "sdd": "#5566AA", "skd": "#7799BB", "itrd": "#886633", "swap": "#55AA77",
     "ft": "#5D3A9B", "ab": "#C05800", "fsp": "#3B7A57",
     "normkd": "#CC99BB", "ttm": "#77AADD", "wttm": "#225555", "cswt": "#FFAABB", "idts": "#663333",
 }  # fmt: skip

@@ -3,7 +3,7 @@
 # Published: resnet20 alone 69.06, KD 70.66, CTKD 71.19 (top-1; last or best epoch is not stated).
 # Data: --data_dir DIR or CIFAR100_DIR=DIR, the folder that holds cifar-100-python/.
 # Teacher: sh scripts/run_cifar_vanilla.sh trains it; --train_teacher does so here where it is missing.
-# Loss weights: each method's published ones (DPK's are ours), which stand below; -r, -a and -b give others.
+# Loss weights: each method's published ones (DPK's and SKD's are ours), which stand below; -r, -a and -b give others.
 # AT, RKD, FitNet, NST, CC and FT have RepDistiller's -b, ReviewKD and OFD their authors'; those runs have -r 1 -a 0.
 # Later flags win, so these give the other rows. With CTKD's global temperature:
 #   PKT    --distill pkt --experiments_name pkt+ctkd      -r 0.1 -a 0.9 -b 30000
@@ -32,6 +32,9 @@
 #   SimKD  --distill simkd --experiments_name simkd+ctkd  -r 0 -a 0.9 -b 1 --simkd_factor 2
 #   CAT-KD  --distill cat_kd --experiments_name cat_kd+ctkd  -r 1 -a 0.9 -b 0.7 --cat_resolution 2 --cat_normalise no
 #   SDD    --distill sdd --experiments_name sdd+ctkd      -r 0.1 -a 0 -b 0.9 --sdd_loss kd --sdd_scales 1,2 --sdd_warmup 20
+#   SKD    --distill skd --experiments_name skd+ctkd      -r 0.1 -a 0.9 -b 1
+#   ITRD   --distill itrd --experiments_name itrd+ctkd    -r 0.1 -a 0.9 -b 1 --itrd_correlation 2 --itrd_mutual 1
+#   SWAP   --distill swap --experiments_name swap+ctkd    -r 0.1 -a 0 -b 0.9
 #   FT     --distill ft --experiments_name ft+ctkd        -r 0.1 -a 0.9 -b 200 --init_epochs 30
 #   AB     --distill ab --experiments_name ab+ctkd        -r 0.1 -a 0.9 --init_epochs 30
 #   FSP    --distill fsp --experiments_name fsp+ctkd      -r 0.1 -a 0.9 --init_epochs 30
@@ -65,6 +68,9 @@
 #   CAT-KD without a bias       --have_mlp 0 --distill cat_kd --cat_without_bias --experiments_name cat_kd-bias
 #   SDD    --have_mlp 0 --distill sdd --experiments_name sdd
 #   SDD of DKD                  --have_mlp 0 --distill sdd --sdd_loss dkd --experiments_name sdd-dkd
+#   SKD    --have_mlp 0 --distill skd --experiments_name skd
+#   ITRD   --have_mlp 0 --distill itrd --experiments_name itrd
+#   SWAP   --have_mlp 0 --distill swap --experiments_name swap
 #   FT     --have_mlp 0 --distill ft --experiments_name ft
 #   AB     --have_mlp 0 --distill ab --experiments_name ab
 #   FSP    --have_mlp 0 --distill fsp --experiments_name fsp

@@ -19,13 +19,18 @@ from distiller_zoo import (
     hcl_loss,
     hint_loss,
     ickd_loss,
+    itrd_correlation_loss,
+    itrd_mutual_loss,
+    kd_loss,
     nkd_loss,
     nst_loss,
     ofd_loss,
     ofd_margin,
     rkd_loss,
     rld_loss,
+    skd_loss,
     srd_loss,
+    swap_target,
     wsld_loss,
 )
 from distiller_zoo.hint import Regressor
@@ -131,6 +136,21 @@ def test_srd_is_the_published_loss(batch, classes, seed):
     check_golden(srd_loss(srd.linear(f_s), f_t), f_s, golden(batch, classes, seed, "srd_feature_e4"))
 
 
+@cases
+@pytest.mark.parametrize(
+    ("entry", "call"), [("itrd_correlation_a1.5", itrd_correlation_loss), ("itrd_mutual", itrd_mutual_loss)]
+)
+def test_itrd_is_the_published_loss(batch, classes, seed, entry, call):
+    f_s, f_t = vectors(batch, seed)
+    itrd = create_distiller("itrd", student_widths=[64], teacher_widths=[128]).double()
+    fill(itrd.state_dict())
+    expected = golden(batch, classes, seed, entry)
+    loss = call(itrd.embed(f_s), f_t)
+    loss.backward()
+    assert loss.item() == pytest.approx(expected["loss"], rel=1e-4)
+    check_gradient(f_s.grad, expected["grad"], rel=1e-4)
+
+
 @lru_cache(maxsize=1)  # a pair is slow to fill
 def outputs(key):
     """Return the outputs of a pair of networks, the student's first convolution, and what distillers are told."""
@@ -193,6 +213,19 @@ def test_dist_is_the_published_loss(batch, classes, seed, entry, tau, weights):
     loss.backward()
     assert loss.item() == pytest.approx(expected["loss"], rel=1e-6)
     check_gradient(student.grad, expected["grad"], rel=1e-4)
+
+
+@cases
+def test_skd_is_the_published_loss(batch, classes, seed):
+    student, teacher, _ = logits(batch, classes, seed)
+    check_golden(skd_loss(student, teacher), student, golden(batch, classes, seed, "skd_direction"))
+
+
+@cases
+def test_kd_from_a_swapped_teacher_is_the_published_loss(batch, classes, seed):
+    student, teacher, target = logits(batch, classes, seed)
+    loss = kd_loss(student, swap_target(teacher, target), 4.0)
+    check_golden(loss, student, golden(batch, classes, seed, "swap_kd_T4"))
 
 
 @cases

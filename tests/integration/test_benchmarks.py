@@ -30,7 +30,8 @@ def test_the_cost_of_each_is_relative_to_the_first(what, monkeypatch, capsys):
     assert all(0 < each["low"] <= each["ratio"] <= each["high"] for each in result.values())
     learning = [name for name, each in result.items() if each["parameters"]]
     if what == "distillers":
-        assert learning == ["vid", "crd", "srrl", "dpk", "hint", "cc", "ickd", "srd", "reviewkd", "ofd", "simkd", "ft"]
+        assert learning == ["vid", "crd", "srrl", "dpk", "hint", "cc", "ickd", "srd", "reviewkd", "ofd", "simkd",
+                            "itrd", "ft"]  # fmt: skip
         assert result["crd"]["parameters"] == 2 * (64 + 1) * 128
     else:
         assert learning == ["ctkd-global", "ctkd-instance", "rlkd"]

@@ -663,7 +663,7 @@ def test_an_interrupted_run_ends_bit_identical_under_every_distiller(distill, te
     learns = {"vid": {"stages"}, "crd": {"embed_s", "embed_t", "contrast"}, "srrl": {"connector"}}
     learns["dpk"] = {"stages", "hsic", "ratio", "epoch_hsic", "epoch_ratio"}
     learns |= {"hint": {"regressor"}, "cc": {"embed_s", "embed_t"}, "ickd": {"embed_s"}, "srd": {"linear"}}
-    learns |= {"reviewkd": {"abfs"}, "ofd": {"connectors"}, "ft": {"translator"}}
+    learns |= {"reviewkd": {"abfs"}, "ofd": {"connectors"}, "ft": {"translator"}, "itrd": {"embed"}}
     moved = [key.split(".") for key in last if key != "_extra_state" and not torch.equal(first[key], last[key])]
     assert {part for module, part, *_ in moved if module == "distiller"} == learns.get(distill, set())
     if distill == "crd":

@@ -189,10 +189,11 @@ def test_a_distiller_compares_the_layers_it_says(distill, uses):
         "cc": (3,),
         "ickd": (2,),
         "srd": (3,),
+        "itrd": (3,),
         "kdsvd": (1, 2),
         "ft": (2,),
     }
-    compared |= dict.fromkeys(("dist", "rld", "nkd", "wsld", "cskd", "mlkd"), ("logits",))
+    compared |= dict.fromkeys(("dist", "rld", "nkd", "wsld", "cskd", "mlkd", "skd", "swap"), ("logits",))
     compared |= {"reviewkd": (1, 2, 3), "ofd": ("preact",)}
     compared |= {"simkd": (2,), "cat_kd": ("class_maps",), "sdd": ("logits", "class_maps")}
     torch.manual_seed(0)

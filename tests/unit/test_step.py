@@ -180,7 +180,7 @@ def test_every_teacher_can_be_learned_from_by_every_head(teacher, student):
     known |= {"nce_k": 5, "epochs": 1, "train_target": torch.arange(20) % 10}
     patches = {"dpk_patch": 3, "dpk_stages": 0}
     simple = [(name, {}) for name in ("vid", "srrl", "crd", "dpk", "at", "rkd", "nst", "cc", "ickd", "srd", "ft")]
-    simple += [(name, {}) for name in ("reviewkd", "ofd") if norms or name != "ofd"]
+    simple += [(name, {}) for name in ("itrd", "reviewkd", "ofd") if norms or name != "ofd"]
     for name, own in (*simple, ("dpk", patches), *(("hint", {"hint_layer": layer}) for layer in range(4))):
         with torch.device("meta"):
             head = create_distiller(name, **kwargs_for(distiller_dict[name], known | own)).to("meta")

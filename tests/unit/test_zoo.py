@@ -16,6 +16,8 @@ from distiller_zoo import (
     hcl_loss,
     hint_loss,
     ickd_loss,
+    itrd_correlation_loss,
+    itrd_mutual_loss,
     kd_loss,
     nkd_loss,
     nst_loss,
@@ -26,7 +28,9 @@ from distiller_zoo import (
     sdd_dkd_loss,
     sdd_kd_loss,
     simkd_loss,
+    skd_loss,
     srd_loss,
+    swap_target,
     wsld_loss,
 )
 from distiller_zoo.hint import Hint, Regressor
@@ -49,7 +53,7 @@ ON_MAPS = {
     "ft": ft_loss,
     "fsp": lambda s, t: fsp_loss(s, s, t, t),
 }
-ON_VECTORS = {"rkd": rkd_loss, **{f"cc {k}": lambda s, t, k=k: cc_loss(s, t, k) for k in
+ON_VECTORS = {"rkd": rkd_loss, "skd": skd_loss, **{f"cc {k}": lambda s, t, k=k: cc_loss(s, t, k) for k in
                                   ("neighbours", "bilinear", "gaussian")}}  # fmt: skip
 LOSSES = ON_MAPS | ON_VECTORS
 
@@ -137,6 +141,57 @@ def test_srd_is_finite_where_its_logarithm_would_not_be(case):
     assert (loss < -80) == (case in ("agree", "one image"))
 
 
+@pytest.mark.parametrize("loss", [itrd_correlation_loss, itrd_mutual_loss])
+@pytest.mark.parametrize("case", ["agree", "dead element", "dead student", "dead teacher", "equal images", "one image"])
+def test_itrd_is_finite_where_a_feature_is_dead(loss, case):
+    student, teacher = positive(0, 6, 10).float(), positive(1, 6, 10).float()
+    if case == "agree":
+        student = teacher.clone()
+    elif case == "equal images":
+        student = student[:1].expand(6, -1).clone()
+    elif case == "one image":
+        student, teacher = student[:1], teacher[:1]
+    elif case == "dead element":
+        student[:, 2], teacher[:, 3] = 0, 0
+    else:
+        (student if "student" in case else teacher).zero_()
+    student.requires_grad_()
+    value = loss(student, teacher)
+    value.backward()
+    assert value.isfinite() and student.grad.isfinite().all() and student.grad.abs().max() < 1e3
+
+
+def test_itrd_by_correlation_coefficients_and_traces():
+    f_s, f_t = positive(0, 6, 10), positive(1, 6, 10)
+    coefficient = torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in zip(f_s.T, f_t.T, strict=True)])
+    expected = (1 - coefficient * 5 / 6).pow(3).sum().log2()
+    assert itrd_correlation_loss(f_s, f_t).item() == pytest.approx(expected.item(), rel=1e-4)
+    ours, theirs = (F.normalize(f) @ F.normalize(f).T for f in (f_s, f_t))
+    norms = [(each / each.trace()).square().sum() for each in (ours, ours * theirs)]
+    assert itrd_mutual_loss(f_s, f_t).item() == close((norms[0] - norms[1]).item())
+
+
+def test_itrds_options_weigh_its_terms():
+    f_s, f_t = positive(0, 6, 4).float(), positive(1, 6, 5).float()
+    outputs = Output([f_s], None), Output([f_t], None)
+    itrd = create_distiller(
+        "itrd", student_widths=[4], teacher_widths=[5], itrd_correlation=3.0, itrd_mutual=0.5, itrd_alpha=1.0
+    )
+    parts, embedded = itrd(*outputs, None, None, None), itrd.embed(f_s)
+    assert parts["itrd_correlation"].item() == close(3 * itrd_correlation_loss(embedded, f_t, 1.0).item())
+    assert parts["itrd_mutual"].item() == close(0.5 * itrd_mutual_loss(embedded, f_t).item())
+    with pytest.raises(UserError, match="both 0, so nothing would be left of ITRD"):
+        create_distiller("itrd", student_widths=[4], teacher_widths=[5], itrd_correlation=0.0, itrd_mutual=0.0)
+
+
+def test_skds_rows_are_measured_by_their_covariance():
+    student, teacher = draw(6, 10, 0), draw(6, 10, 1)
+    rows = F.cosine_similarity(student[:, None], student, dim=2) - F.cosine_similarity(teacher[:, None], teacher, dim=2)
+    inverse = (torch.cov(rows.T) + 0.1 * torch.eye(6)).inverse()
+    expected = sum((row @ inverse @ row).sqrt() for row in rows) / 6
+    assert skd_loss(student, teacher).item() == close(expected.item())
+
+
 @pytest.mark.parametrize("shapes", [((3, 7, 7), (20, 7, 7)), ((20, 3, 3), (30, 3, 3)), ((3, 8, 8), (5, 4, 4))])
 def test_nst_is_the_kernel_over_all_pairs_of_channels(shapes):
     """With fewer positions than channels another matrix is formed."""
@@ -215,6 +270,7 @@ ON_LOGITS = {
     "wsld": lambda s, t, tau, target=TARGET: wsld_loss(s, t, target, tau),
     "rld": lambda s, t, tau, target=TARGET: rld_loss(s, t, target, tau),
     "rld same tau": lambda s, t, tau, target=TARGET: rld_loss(s, t, target, tau, tau),
+    "swap": lambda s, t, tau, target=TARGET: kd_loss(s, swap_target(t, target), tau),
     "sdd": lambda s, t, tau, target=TARGET: sdd_kd_loss(regions(s), regions(t), target, tau),
     "sdd dkd": lambda s, t, tau, target=TARGET: sdd_dkd_loss(regions(s), regions(t), target, tau),
 }
@@ -238,7 +294,7 @@ def test_each_network_has_its_own_tau_and_the_terms_their_factor(name):
     ours = ON_LOGITS[name](student, teacher, tau).item()
     one = Tau(torch.tensor(1.0), torch.tensor(1.0), torch.tensor(5.0))
     divided = ON_LOGITS[name](student / 2, teacher / 3, one).item()
-    if name in ("dist", "rld same tau", "sdd", "sdd dkd"):
+    if name in ("dist", "rld same tau", "swap", "sdd", "sdd dkd"):
         assert ours == close(divided)
     elif name == "rld":  # the sample confidence is at a temperature of its own
         apart = [
@@ -265,7 +321,7 @@ def test_nkd_and_wsld_by_hand_with_a_tau_for_each_sample_and_network():
     assert wsld_loss(student, teacher, TARGET, tau).item() == close(wsld.item() / 6)
 
 
-@pytest.mark.parametrize("name", ["nkd", "wsld", "rld", "rld same tau", "dist inter", "sdd", "sdd dkd"])
+@pytest.mark.parametrize("name", ["nkd", "wsld", "rld", "rld same tau", "dist inter", "swap", "sdd", "sdd dkd"])
 def test_every_sample_keeps_its_own_tau(name):
     call = ON_LOGITS.get(name, lambda s, t, tau, target: dist_loss(s, t, tau, 1, 0))
     student, teacher, tau = draw(6, 10, 0), draw(6, 10, 1), torch.linspace(1, 10, 6, dtype=torch.float64)
@@ -304,7 +360,7 @@ def test_extreme_logits_have_finite_losses_and_gradients(name, tau, kind):
     assert "equal" not in kind or student.grad.abs().max() < 20 * max(1, tau.item())
 
 
-@pytest.mark.parametrize("name", ["dist", "rld", "rld same tau", "sdd", "sdd dkd"])
+@pytest.mark.parametrize("name", ["dist", "rld", "rld same tau", "swap", "sdd", "sdd dkd"])
 @pytest.mark.parametrize("scale", [1.0, 1000.0])
 def test_a_student_that_equals_a_teacher_that_is_right_has_no_loss(name, scale):
     teacher = (scale * draw(6, 10, 0)).requires_grad_()
@@ -328,6 +384,15 @@ def test_rld_of_a_teacher_that_is_right_is_dkd_with_another_weight():
     target = teacher.argmax(1)
     assert rld_loss(student, teacher, target, 4.0, 4.0, 0.5, 3.0).item() == close(
         dkd_loss(student, teacher, target, 4.0, 0.5, 3.0).item())  # fmt: skip
+
+
+def test_a_swapped_teacher_is_right_and_has_the_same_logits():
+    teacher, target = draw(6, 10, 1), TARGET.clone()
+    target[0] = teacher[0].argmax()
+    swapped = swap_target(teacher, target)
+    assert torch.equal(swapped.argmax(1), target) and torch.equal(swapped[0], teacher[0])
+    assert torch.equal(swapped.sort(1).values, teacher.sort(1).values)
+    assert ((swapped != teacher).sum(1) == 2 * (teacher.argmax(1) != target)).all()
 
 
 def test_wsld_weighs_an_image_that_the_student_has_learned_less():
