@@ -208,8 +208,9 @@ def distillation(
 
 
 def widths_of(detector: Detector) -> list[int]:
-    """Return the channels of its maps and the length of its vectors; without proposals those are averages of a map."""
-    return detector.widths if detector.has_proposals else [*detector.widths, detector.widths[-1]]
+    """Return the channels of its maps without the coarsest, and the length of its vectors; see `output_of`."""
+    widths = detector.widths if detector.has_proposals else [*detector.widths, detector.widths[-1]]
+    return [*widths[:-2], widths[-1]]
 
 
 def main() -> None:

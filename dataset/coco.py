@@ -53,6 +53,11 @@ class DetectionBatch:
         """Return the labels of all boxes, [sum of G] int64."""
         return torch.cat(self.labels)
 
+    def part(self, first: int, behind: int | None = None) -> "DetectionBatch":
+        """Return the images from `first` to before `behind` as a batch."""
+        rows = slice(first, behind)
+        return DetectionBatch(self.images[rows], self.boxes[rows], self.labels[rows], self.index[rows], self.iteration)
+
 
 class Step(NamedTuple):
     """What a batch is made of."""

@@ -34,7 +34,7 @@ def make(count: int, seed: int) -> tuple[Tensor, dict[str, Any]]:
         for side in sorted((draw(LEAST, MOST) for _ in range(draw(1, 3))), reverse=True):
             left, top, kind = draw(0, SIDE - side), draw(0, SIDE - side), draw(0, len(KINDS) - 1)
             inside = mask(KINDS[kind], side)
-            colour = torch.randint(256, (3, 1), dtype=torch.uint8, generator=generator)
+            colour = torch.randint(96, 256, (3, 1), dtype=torch.uint8, generator=generator)
             pixels[number, :, top : top + side, left : left + side][:, inside] = colour
             box, area = [left, top, side, side], int(inside.sum())
             annotations.append({"image_id": number, "category_id": kind + 1, "bbox": box, "area": area})

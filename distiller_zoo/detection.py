@@ -37,7 +37,8 @@ class PyramidReviewKD(Distiller):
     """ReviewKD of a feature pyramid, as in mdistiller: the sum of `hcl_loss` over its levels, from coarse to fine.
 
     Args:
-        student_widths: channels of each of the student's maps, the coarsest one included, and of its vector last.
+        student_widths: channels of each of the student's maps, and of its vector last; the coarsest map, which is not
+            among them, has those of the one before.
         teacher_widths: the same for the teacher.
     """
 
@@ -45,9 +46,9 @@ class PyramidReviewKD(Distiller):
 
     def __init__(self, student_widths: list[int], teacher_widths: list[int]) -> None:
         super().__init__()
-        width = student_widths[0]
-        levels = zip(student_widths[-2::-1], teacher_widths[-2::-1], strict=True)
-        self.abfs = nn.ModuleList(Fusion(ours, width, theirs, i == 0) for i, (ours, theirs) in enumerate(levels))
+        ours, theirs = ([*widths[:-1], widths[-2]] for widths in (student_widths, teacher_widths))
+        levels = zip(reversed(ours), reversed(theirs), strict=True)
+        self.abfs = nn.ModuleList(Fusion(own, ours[0], other, i == 0) for i, (own, other) in enumerate(levels))
 
     def forward(self, student: Output, teacher: Output, target: Tensor, tau: Tau, index: Tensor) -> dict[str, Tensor]:
         ours, theirs = _levels(student), _levels(teacher)
@@ -71,14 +72,14 @@ class PyramidDPK(DPK):
     times as long as one of the others.
 
     Args:
-        student_widths: channels of each of the student's maps, the coarsest one included, and of its vector last.
+        student_widths: channels of each of the student's maps, and of its vector last.
         teacher_widths: the same for the teacher.
         epochs: length of the run in parts, for the schedule "linear".
         options: see `DPK`.
     """
 
     def __init__(self, student_widths: list[int], teacher_widths: list[int], epochs: int, **options: Any) -> None:
-        stages = [[0, *widths[:-2], widths[-1]] for widths in (student_widths, teacher_widths)]  # with a stem
+        stages = [[0, *widths] for widths in (student_widths, teacher_widths)]  # with a stem
         super().__init__(*stages, epochs, **options)
 
     @classmethod

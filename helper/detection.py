@@ -118,10 +118,15 @@ class DetectorTask(Task):
         return StepOutput(total(found.losses), found.losses, found.logits, target_of(found, batch), None)
 
 
-def prepared(student: Detector, batch: DetectionBatch, seed: int) -> DetectionBatch:
-    """Return a batch with its images resized and padded; reseeds PyTorch for this step, so that it can be resumed."""
-    mixed = random.Random(f"seed {seed} iteration {batch.iteration} process {distributed.rank()}").getrandbits(32)
+def seed_step(seed: int, iteration: int) -> None:
+    """Seed PyTorch for a step of this process, so that a resumed run draws the same numbers."""
+    mixed = random.Random(f"seed {seed} iteration {iteration} process {distributed.rank()}").getrandbits(32)
     torch.manual_seed(mixed)
+
+
+def prepared(student: Detector, batch: DetectionBatch, seed: int) -> DetectionBatch:
+    """Return a batch with its images resized and padded; see `seed_step`."""
+    seed_step(seed, batch.iteration)
     batch.prepared = student.prepare(batch.images, batch.boxes, batch.labels)
     return batch
 
@@ -192,8 +197,8 @@ class DetectorDistillation(Distillation):
             self.warmup.fill_(min((batch.iteration + 1) / self.warmup_iters, 1.0))
         if self.temperature.observes and self.probe is None and len(batch) > 1:
             size = min(PROBE, len(batch) // 2)
-            self._choose_probe(prepared(self.student, batch.first(size), self.seed))
-            batch = batch.without_first(size)
+            self._choose_probe(prepared(self.student, batch.part(0, size), self.seed))
+            batch = batch.part(size)
         return prepared(self.student, batch, self.seed)
 
     @torch.no_grad()
@@ -297,6 +302,8 @@ class DetectorTrainer(Trainer):
     def train(self, epoch: int) -> Record:
         """Train a part, or the rest of a resumed one, and return its means over the processes."""
         result = super().train(epoch)
+        if not self.task.student.has_proposals:
+            result.pop("train_top1", None)  # of no class scores
         if distributed.world_size() > 1:
             result = _averaged(result)
         steps = min(epoch * self.options.eval_every, self.options.iterations) - (epoch - 1) * self.options.eval_every
