@@ -1,7 +1,7 @@
 """Train a detector on COCO: alone, which also makes teachers, or distilled from another.
 
 python train_detector.py --dataset shapes --model_s faster_rcnn_tiny_wide
-python train_detector.py --dataset shapes --path-t save/detectors/shapes_faster_rcnn_tiny_wide_alone --model_s faster_rcnn_tiny
+python train_detector.py --path-t save/detectors/coco_faster_rcnn_ResNet50_alone --model_s faster_rcnn_ResNet18
 """
 
 import helper.environment  # noqa: F401 (before PyTorch)
@@ -134,10 +134,10 @@ def load_teacher(
         return None, found_out
     teacher = found.model
     assert teacher is not None  # only a dry run goes without
-    if teacher.num_classes != data.num_classes:
+    if teacher.num_classes != data.num_classes or teacher.class_names not in (None, data.class_names):
         raise UserError(
-            f"the {found.name} in {found.path} was trained for {teacher.num_classes} classes and this data set has"
-            f" {data.num_classes}: give a teacher that was trained on the same data"
+            f"the {found.name} in {found.path} was trained for {teacher.num_classes} classes, which are not the"
+            f" {data.num_classes} of this data set: give a teacher that was trained on the same data"
         )
     if not teacher.has_proposals and options.model_s.startswith("faster_rcnn"):
         raise UserError(f"{found.name} has no proposals, which {options.model_s} compares: give a Faster R-CNN")

@@ -62,6 +62,7 @@ class Detector(nn.Module):
     """
 
     has_proposals: bool
+    class_names: list[str] | None = None  # without background, if the file of its weights names them
     transform: Any  # torchvision's modules, whose attributes have no types
     backbone: Any
 

@@ -63,8 +63,8 @@ def load_detector(
     Raises:
         UserError: the file cannot be read, or does not hold this detector; or a category is not one of COCO's.
     """
-    weights, said = _read(path)
-    name = name or said
+    weights, info = _read(path)
+    name = name or info.get("network")
     if not name:
         raise UserError(f"{path} does not say which detector its weights belong to: give the detector's name")
     outputs = _count_outputs(path, weights)
@@ -80,6 +80,7 @@ def load_detector(
     counts_batches = any(key.endswith("num_batches_tracked") for key in weights)
     model = create_detector(name, outputs - 1, **({"frozen_norm": not counts_batches} | settings))
     fit(model, weights, path, name)
+    model.class_names = info.get("class_names")
     if is_coco and not name.endswith("_v2"):  # torchvision trained these before its frozen batch norm had an epsilon
         for module in model.modules():
             if isinstance(module, FrozenBatchNorm2d | nn.BatchNorm2d):
@@ -163,8 +164,8 @@ def _for_categories(weights: dict[str, Tensor], ids: list[int]) -> dict[str, Ten
     return kept
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], Any]:
-    """Return the weights in a file of torch.save, and the name of their network if the file says it.
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the weights in a file of torch.save, and what it says of them, such as their `network`; may be nothing.
 
     Nothing in the file is run.
     """
@@ -182,4 +183,4 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Any]:
     except UserError as error:
         raise UserError(f"{path} holds {error}") from error
     info = content.get("network_info")
-    return weights, info.get("network") if isinstance(info, dict) else None
+    return weights, info if isinstance(info, dict) else {}
