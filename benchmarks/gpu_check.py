@@ -152,13 +152,13 @@ def speed(check: Check) -> Results:
 def in_turns(check: Check, variants: tuple[str, ...], errors: list[str]) -> dict[str, dict[str, float]]:
     """Return the speed of each variant; add a sentence to `errors` for each that cannot be trained here."""
     made = build(check, variants, errors)
-    rounds: dict[str, list[tuple[float, float]]] = {variant: [] for variant in made}
+    rounds: dict[str, list[list[float]]] = {variant: [] for variant in made}
     for number in range(check.sizes.rounds):
         if number > 1 and time.monotonic() > check.until:
             break
         for variant, each in made.items():
             prepare_device(str(check.device), None, False, precision=_precision(variant))
-            rounds[variant].append(tuple(bench.timed(work, check.device) for work in (each.train, each.validate)))
+            rounds[variant].append([bench.timed(work, check.device) for work in works(variant, each)])
     return {variant: _compared(check, variant, rounds, len(each.runs)) for variant, each in made.items()}
 
 
@@ -172,8 +172,8 @@ def build(check: Check, variants: tuple[str, ...], errors: list[str]) -> dict[st
         prepare_device(str(check.device), None, False, precision=_precision(variant))
         try:
             each = bench.Ours(name, check.sizes.pair, check.bench(), check.device, "", int(runs or 1))
-            each.train()
-            each.validate()
+            for work in works(variant, each):
+                work()
         except Exception as error:  # of PyTorch's compiler, say; the other variants are measured all the same
             errors.append(f"{variant}: {type(error).__name__} {str(error).split(chr(10))[0]}")
         else:
@@ -181,19 +181,20 @@ def build(check: Check, variants: tuple[str, ...], errors: list[str]) -> dict[st
     return made
 
 
+def works(variant: str, each: bench.Ours) -> list[Callable[[], None]]:
+    """Return what is timed: an epoch, and its validation, for which compiled networks would be compiled again."""
+    return [each.train] if "compiled" in variant else [each.train, each.validate]
+
+
 def _precision(variant: str) -> str:
     return variant.split(" ")[0].split("+")[0]
 
 
-def _compared(
-    check: Check, variant: str, rounds: Mapping[str, list[tuple[float, float]]], runs: int
-) -> dict[str, float]:
+def _compared(check: Check, variant: str, rounds: Mapping[str, list[list[float]]], runs: int) -> dict[str, float]:
     """Return a variant's speed, and the ratio of the usual variant's time per run to its own."""
     own, count = rounds[variant], runs * check.sizes.images
-    result = {
-        "images_per_second": count / median(train for train, _ in own),
-        "tested_per_second": count / median(test for _, test in own),
-    }
+    names = ("images_per_second", "tested_per_second")
+    result = {name: count / median(times) for name, times in zip(names, zip(*own, strict=True), strict=False)}
     if usual := rounds.get(_precision(variant)):
         ratios = [runs * theirs[0] / ours[0] for theirs, ours in zip(usual, own, strict=True)]
         result |= bench.spread(ratios, "ratio")
@@ -335,7 +336,7 @@ PARTS = {
 }
 
 
-def work(name: str, device: torch.device, folder: Path, seconds: float) -> None:
+def run_part(name: str, device: torch.device, folder: Path, seconds: float) -> None:
     """Run a part in this process; its results are written into `folder` as they come."""
     check = Check(device, CPU if device.type == "cpu" else GPU, folder, time.monotonic() + 0.8 * seconds)
     results: dict[str, Any] = {}
@@ -390,8 +391,10 @@ def text(report: dict[str, Any]) -> str:
     told = [f"{key}: {value}" for key, value in report["machine"].items()]
     for name, part in report["parts"].items():
         told += ["", f"{name} ({PARTS[name].title})"]
-        for key, value in part["results"].items():
-            told += lines_of(key, value)
+        if name == "loops" and part["results"]:
+            told += [f"  {line}" for line in bench.table(part["results"])]
+        else:
+            told += [line for key, value in part["results"].items() for line in lines_of(key, value)]
         told += [f"  {part['error']}"] * bool(part["error"])
     told += ["", f"{'part':12}{'state':10}{'seconds':>8}{'limit':>7}"]
     told += [f"{name:12}{part['state']:10}{part['seconds']:8.1f}{PARTS[name].seconds:7.0f}"
@@ -450,7 +453,7 @@ def main() -> None:
         return
     device = prepare_device(args.device, None, deterministic=False)
     if args.work:
-        work(args.work, device, args.out.resolve(), args.seconds)
+        run_part(args.work, device, args.out.resolve(), args.seconds)
         return
     end, args.out = time.monotonic() + args.seconds, args.out.resolve()
     args.out.mkdir(parents=True, exist_ok=True)

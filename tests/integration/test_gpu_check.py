@@ -28,7 +28,7 @@ def random_images(monkeypatch):
 
 def results_of(name, folder):
     """Run a part in this process, and return what it wrote."""
-    gpu_check.work(name, CPU, folder, 100.0)
+    gpu_check.run_part(name, CPU, folder, 100.0)
     return json.loads((folder / "results.json").read_text())
 
 
@@ -60,7 +60,7 @@ def test_a_variant_that_cannot_be_built_is_named_and_the_others_are_measured(tmp
     monkeypatch.setattr(gpu_check, "GROUPS", {"compiled": ("bf16+compiled", "bf16")})
     monkeypatch.setattr(bench, "Ours", Ours)
     with pytest.raises(RunError, match=r"^bf16\+compiled: ValueError no compiler$"):
-        gpu_check.work("speed", CPU, tmp_path, 100.0)
+        gpu_check.run_part("speed", CPU, tmp_path, 100.0)
     assert list(json.loads((tmp_path / "results.json").read_text())["compiled"]) == ["bf16"]
 
 
@@ -123,7 +123,7 @@ def test_losses_that_differ_fail(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_check, "distil", lambda *_: [tmp_path])
     monkeypatch.setattr(gpu_check, "read_log", lambda folder: next(logs))
     with pytest.raises(RunError, match=r"more than 0.01: fixed is off by 4.8e-02, ctkd-global is off by 4.8e-02"):
-        gpu_check.work("agreement", CPU, tmp_path, 100.0)
+        gpu_check.run_part("agreement", CPU, tmp_path, 100.0)
     assert json.loads((tmp_path / "results.json").read_text())["fixed"]["cpu"] == [1.0, 2.1]
 
 
@@ -217,6 +217,17 @@ def test_the_report_has_all_parts_and_a_summary(tmp_path, monkeypatch, capsys):
     with pytest.raises(RunError, match="2 of 2 parts did not pass"):
         gpu_check.main()
     assert "speed       not run " in (tmp_path / "gpu_check.txt").read_text()
+
+
+def test_the_loops_are_shown_as_the_table_of_the_benchmark():
+    measured = {"images_per_second": 10.0, "memory_mib": 7.0}
+    measured |= {f"{name}{end}": 1.5 for name in ("train", "validation") for end in ("", "_low", "_high")}
+    part = {"state": "passed", "seconds": 1.0, "error": ""}
+    report = {"machine": {}, "parts": {"loops": part | {"results": {"a:b": {"field 4 workers": measured}}}}}
+    lines = gpu_check.text(report).splitlines()
+    assert f"  {list(bench.table(report['parts']['loops']['results']))[1]}" in lines
+    report["parts"]["loops"]["results"] = {}  # ended before its first result
+    assert gpu_check.text(report).splitlines()[-1].split() == ["loops", "passed", "1.0", "115"]
 
 
 def test_real_images_are_used_where_they_are(cifar100_dir, monkeypatch):
