@@ -91,19 +91,18 @@ def train(group: Sequence[Job], more: list[str], seconds: float) -> int | None:
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as runs:
         runs.writelines(shlex.join(command(job, more)[1:]) + "\n" for job in group)
         runs.flush()
-        with subprocess.Popen([sys.executable, "train_together.py", runs.name]) as process:
+        process = subprocess.Popen([sys.executable, "train_together.py", runs.name])
+        try:
+            return process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+        finally:  # also if this process is asked to end
+            process.terminate()
             try:
-                return process.wait(seconds)
+                process.wait(ENDING)
             except subprocess.TimeoutExpired:
-                process.terminate()
-                try:
-                    process.wait(ENDING)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                return None
-            except BaseException:
-                process.terminate()
-                raise
+                process.kill()
+                process.wait()
 
 
 def unpack(earlier: Sequence[Path]) -> None:

@@ -101,7 +101,7 @@ def test_epochs_are_those_of_the_training_script(tmp_path, monkeypatch):
 
 
 def test_memory_is_measured_for_each_case(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_check, "CPU", gpu_check.CPU._replace(batch_size=2))
+    monkeypatch.setattr(gpu_check, "CPU", gpu_check.CPU._replace(val=4, batch_size=2))
     results = results_of("memory", tmp_path)
     cases = ("fp32 x1", "fp32+eager x1", "tf32 x1", "bf16 x1", "tf32 x2")
     assert list(results) == [f"resnet8:resnet8 {case}" for case in cases]
