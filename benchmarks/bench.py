@@ -1,23 +1,28 @@
-"""Compare whole epochs of this project's loop with a conventional one (baseline.py), measured in alternation.
+"""Compare whole epochs of this project's loop with conventional ones (baseline.py), measured in alternation.
 
     python benchmarks/bench.py
     python benchmarks/bench.py --pairs resnet56:resnet20 --variants fp32 fp32+table --images 2048 --json
-    python benchmarks/bench.py --device cuda --images 50000 --workers 2 4 8 16 --trials 4
+    python benchmarks/bench.py --device cuda --images 50000 --workers 2 4 8 16 --trials 4 --precision tf32
 
 Each variant has its own process, to measure its memory, and the variants take turns, so that a busy machine slows all
-of them. KD with CTKD's global temperature on random images. A teacher table is warm: every lookup hits.
+of them. KD with CTKD's global temperature, on random images, or with --data_dir on CIFAR-100. A teacher table is warm:
+every lookup hits. TensorFloat-32 is on in all loops or in none: with --precision tf32, a variant's fp32 is tf32.
+
+A variant is a precision, and after + what differs from the usual: `table` a warm table, `contiguous` PyTorch's default
+memory format, `eager` no recorded step, `compiled` networks compiled by torch.compile.
 """
 
 import argparse
 import io
 import json
+import math
 import os
 import platform
 import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from multiprocessing import active_children, get_context
@@ -34,13 +39,14 @@ import helper.environment  # noqa: F401 (before PyTorch)
 import torch
 from tqdm import tqdm
 
-from benchmarks.baseline import MEAN, STD, Baseline
+from benchmarks.baseline import LOOPS, MEAN, STD, Baseline
 from benchmarks.limits import check_numbers
 from dataset import val_batch_size
+from dataset.cifar import CIFAR100
 from dataset.memory import MemoryLoader
 from helper.device import cpu_info, place, prepare_device, seed_everything
 from helper.errors import RunError, run_main
-from helper.loops import Step, evaluate, train_one_epoch
+from helper.loops import Step, evaluate, train_one_epoch, train_step
 from helper.metrics import Metrics
 from helper.task import Distillation
 from helper.teacher import fold_batch_norm
@@ -55,40 +61,63 @@ from train_student import distillation
 
 PAIRS = ("resnet56:resnet20", "wrn_40_2:wrn_16_2", "vgg13:vgg8", "resnet32x4:ShuffleV1")
 VARIANTS = ("plain", "fp32", "bf16", "fp32+table", "bf16+table")
+MORE_VARIANTS = tuple(f"{each}+{what}" for each in ("fp32", "bf16") for what in ("contiguous", "eager", "compiled"))
 EPOCH = 10  # CTKD's adversary is at full strength; always the same epoch, so that a table is warm
 WARM_UP = 1  # uncounted rounds
+Round = tuple[float, float, float]  # seconds of training and of validation, memory in MiB
 
 
 class Ours:
-    """One or several students under a variant, as train_student.py makes them."""
+    """One or several students under a variant, as train_student.py makes them.
 
-    def __init__(self, variant: str, pair: str, args: argparse.Namespace, device: torch.device, folder: str) -> None:
-        precision, _, table = variant.split(" ")[0].partition("+")
+    Args:
+        variant: a precision with what differs, see above; anything after a space only names it.
+        pair: teacher:student.
+        args: sizes and data: `images`, `classes`, `batch_size` and `data_dir`.
+        device: of everything.
+        folder: for a teacher table.
+        trials: students that train at once.
+    """
+
+    def __init__(
+        self, variant: str, pair: str, args: argparse.Namespace, device: torch.device, folder: str, trials: int = 1
+    ) -> None:
+        precision, *self.differences = variant.split(" ")[0].split("+")
         plain = precision == "plain"
+        self.contiguous = plain or "contiguous" in self.differences
         teacher_name, student_name = pair.split(":")
         argv = ["--model_s", student_name, "--temperature", "ctkd-global", "--batch_size", str(args.batch_size)]
         argv += ["--plain"] if plain else ["--precision", precision]
-        options = resolve_pair(parse_student(argv), teacher_name)
-        classes = args.classes
-        images, target = random_images(args.images, classes)
+        self.options = resolve_pair(parse_student(argv), teacher_name)
+        self.device = device
+        images, target = images_of(args)
         seed_everything(0)
-        model = create_model(teacher_name, classes).eval()
-        model = place(model if plain else fold_batch_norm(model), device, plain).requires_grad_(False)
+        model = create_model(teacher_name, args.classes).eval()
+        model = self._placed(model if plain else fold_batch_norm(model)).requires_grad_(False)
         common = {"images": images.permute(0, 3, 1, 2).contiguous(), "target": target, "mean": MEAN, "std": STD}
         self.train_loader = MemoryLoader(**common, batch_size=args.batch_size, device=device, augment=True, flip=True)
         val_size = val_batch_size(args.batch_size, 32, device)
         self.val_loader = MemoryLoader(**common, batch_size=val_size, device=device, augment=False)
-        teacher = OnlineTeacher(model, options.precision)
-        if table:
-            teacher = CachedTeacher(model, self.train_loader, Path(folder), variant)
-        self.device, self.teacher = device, teacher
-        self.runs = []
-        for seed in range(args.trials if variant.endswith("at once") else 1):
-            seed_everything(seed)
-            student = create_model(student_name, classes)
-            task = place(distillation(options, student, model, target.to(device)), device, plain)
-            loader, optimizer = self.train_loader.with_seed(seed), make_optimizer(task, 0.01, 0.9, 5e-4)
-            self.runs.append((task, loader, optimizer, Metrics(), make_step(task, device, options)))
+        self.teacher = OnlineTeacher(model, self.options.precision)
+        if "table" in self.differences:
+            self.teacher = CachedTeacher(model, self.train_loader, Path(folder), variant)
+        self.runs = [self._run(seed, student_name, args.classes, model) for seed in range(trials)]
+
+    def _placed(self, module: torch.nn.Module) -> torch.nn.Module:
+        if "compiled" in self.differences:  # on a CPU only traced, since the compiler takes minutes
+            networks = [module] if isinstance(module, Model) else [module.student]
+            for network in networks:
+                network.compile(backend="inductor" if self.device.type == "cuda" else "eager")
+        return place(module, self.device, self.contiguous)
+
+    def _run(self, seed: int, name: str, classes: int, teacher: Model) -> tuple[Any, ...]:
+        """Return what `_epoch` takes: a student with its task, data, optimizer, sums and step."""
+        seed_everything(seed)
+        student = create_model(name, classes)
+        task = self._placed(distillation(self.options, student, teacher, self.train_loader.target))
+        loader, optimizer = self.train_loader.with_seed(seed), make_optimizer(task, 0.01, 0.9, 5e-4)
+        step = train_step if "eager" in self.differences else make_step(task, self.device, self.options)
+        return task, loader, optimizer, Metrics(), step
 
     def train(self) -> None:
         """Train one epoch of each student."""
@@ -121,25 +150,28 @@ class Ours:
         evaluate(student, self.val_loader, on_batch=pass_turn)
 
 
-def random_images(count: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return random images [N, 32, 32, 3] uint8 and classes [N]; the content does not affect the speed."""
+def images_of(args: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the first `images` of CIFAR-100, [N, 32, 32, 3] uint8, and classes [N]; without `data_dir` random ones."""
+    if args.data_dir:
+        data = CIFAR100.load(args.data_dir)
+        return data.train_images.permute(0, 2, 3, 1).contiguous()[: args.images], data.train_target[: args.images]
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (count, 32, 32, 3), dtype=torch.uint8, generator=generator)
-    return images, torch.randint(classes, (count,), generator=generator)
+    images = torch.randint(256, (args.images, 32, 32, 3), dtype=torch.uint8, generator=generator)
+    return images, torch.randint(args.classes, (args.images,), generator=generator)
 
 
 def serve(connection: Connection, variant: str, pair: str, args: argparse.Namespace) -> None:
     """Build a variant in this process, run one round per request, and send what it took."""
+    name, *rest = variant.split(" ")
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
-        device = prepare_device(args.device, None, deterministic=False, plain=variant.startswith(("plain", "field")))
-        if variant.startswith("field"):
+        plain = name in (*LOOPS, "plain")
+        device = prepare_device(args.device, None, deterministic=False, plain=plain, precision=args.precision)
+        if name in LOOPS:
             seed_everything(0)
-            networks = [create_model(name, args.classes) for name in pair.split(":")]
-            made: Baseline | Ours = Baseline(
-                *networks, *random_images(args.images, args.classes), args.batch_size, int(variant.split()[1]), device
-            )
+            networks = [create_model(each, args.classes) for each in pair.split(":")]
+            made: Baseline | Ours = LOOPS[name](*networks, *images_of(args), args.batch_size, int(rest[0]), device)
         else:
-            made = Ours(variant, pair, args, device, folder)
+            made = Ours(variant, pair, args, device, folder, args.trials if variant.endswith("at once") else 1)
         connection.send("ready")
         while connection.recv() == "round":
             seconds = [timed(work, device) for work in (made.train, made.validate)]
@@ -177,7 +209,8 @@ def servers(variants: Sequence[str], pair: str, args: argparse.Namespace) -> Ite
             processes.append(context.Process(target=serve, args=(theirs, variant, pair, args)))
             processes[-1].start()
             theirs.close()  # so that this process notices when that one ends
-            connections[variant].recv()  # one after another, since building them takes resources too
+        for connection in connections.values():
+            connection.recv()
         yield connections
         for connection in connections.values():
             connection.send("end")
@@ -189,14 +222,25 @@ def servers(variants: Sequence[str], pair: str, args: argparse.Namespace) -> Ite
             process.terminate()
 
 
-def measure(pair: str, args: argparse.Namespace, bar: tqdm) -> dict[str, dict[str, Any]]:
-    """Return images per second, their ratio to the baseline's (median, quartiles) and peak memory per variant."""
-    variants = [f"field {workers} workers" for workers in args.workers] + list(args.variants)
-    if args.trials > 1:
-        variants += [f"{variant} x{args.trials} at once" for variant in args.variants if variant != "plain"]
-    rounds: dict[str, list[tuple[float, float, float]]] = {variant: [] for variant in variants}
+def measure(pair: str, args: argparse.Namespace, bar: tqdm, until: float = math.inf) -> dict[str, dict[str, Any]]:
+    """Measure all variants of a pair in turns.
+
+    Args:
+        pair: teacher:student.
+        args: of the command line.
+        bar: advanced by each variant in each round.
+        until: on time.monotonic's clock; no round starts after it, once two have counted.
+
+    Returns:
+        Images per second, peak memory and the ratio (median, quartiles) of the first loop's time to its own per
+        variant; `over` has the ratios to the other loops. Of each loop, the best number of workers counts.
+    """
+    variants = variants_of(args)
+    rounds: dict[str, list[Round]] = {variant: [] for variant in variants}
     with servers(variants, pair, args) as connections:
         for number in range(WARM_UP + args.rounds):
+            if number >= WARM_UP + 2 and time.monotonic() > until:
+                break
             shift = number % len(variants)
             for variant in variants[shift:] + variants[:shift]:  # a different one first in each round
                 bar.set_description(f"{pair} {variant}")
@@ -205,17 +249,43 @@ def measure(pair: str, args: argparse.Namespace, bar: tqdm) -> dict[str, dict[st
                 if number >= WARM_UP:
                     rounds[variant].append(taken)
                 bar.update()
-    best = min(variants[: len(args.workers)], key=lambda variant: median(each[0] for each in rounds[variant]))
+    fields = [[rounds[variant] for variant in variants if variant.split(" ")[0] == loop] for loop in args.loops]
+    first, *others = (min(of_a_loop, key=_median) for of_a_loop in fields)
     result = {}
     for variant, taken in rounds.items():
         runs = args.trials if variant.endswith("at once") else 1
-        result[variant] = {"images_per_second": runs * args.images / median(each[0] for each in taken)}
-        for column, name in enumerate(("train", "validation")):
-            ratios = [runs * theirs[column] / ours[column] for theirs, ours in zip(rounds[best], taken, strict=True)]
-            low, middle, high = quantiles(ratios, n=4, method="inclusive")
-            result[variant] |= {name: middle, f"{name}_low": low, f"{name}_high": high}
+        result[variant] = {"images_per_second": runs * args.images / _median(taken)} | ratios(first, taken, runs)
         result[variant]["memory_mib"] = max(each[2] for each in taken)
+        if others:
+            compared = zip(args.loops[1:], others, strict=True)
+            result[variant]["over"] = {loop: ratios(theirs, taken, runs) for loop, theirs in compared}
     return result
+
+
+def variants_of(args: argparse.Namespace) -> list[str]:
+    """Return what the command line measures: each loop with each number of workers, and the variants of ours."""
+    fields = [f"{loop} {workers} workers" for loop in args.loops for workers in args.workers]
+    at_once = [f"{name} x{args.trials} at once" for name in args.variants if args.trials > 1 and name != "plain"]
+    return [*fields, *args.variants, *at_once]
+
+
+def _median(rounds: Sequence[Round]) -> float:
+    return median(each[0] for each in rounds)
+
+
+def ratios(theirs: Sequence[Round], ours: Sequence[Round], runs: int) -> dict[str, float]:
+    """Return the ratio of their time to ours per run, for training and validation: median and quartiles over rounds."""
+    result = {}
+    for column, name in enumerate(("train", "validation")):
+        each = [runs * their[column] / our[column] for their, our in zip(theirs, ours, strict=True)]
+        result |= spread(each, name)
+    return result
+
+
+def spread(values: Sequence[float], name: str) -> dict[str, float]:
+    """Return median and quartiles of two or more values, by `name` and its suffixes `_low` and `_high`."""
+    low, middle, high = quantiles(values, n=4, method="inclusive")
+    return {name: middle, f"{name}_low": low, f"{name}_high": high}
 
 
 def table(results: dict[str, dict[str, dict[str, Any]]]) -> Iterator[str]:
@@ -227,11 +297,19 @@ def table(results: dict[str, dict[str, dict[str, Any]]]) -> Iterator[str]:
             f"{'validation':>12}{'quartiles':>13}{'MiB':>7}"
         )
         for variant, each in variants.items():
-            cells = [f"  {variant:{width - 2}}{each['images_per_second']:9.0f}"]
-            for name, size in (("train", 10), ("validation", 12)):
-                spread = f"{each[f'{name}_low']:.2f}-{each[f'{name}_high']:.2f}"
-                cells.append(f"{each[name]:{size}.2f}{spread:>13}")
-            yield "".join(cells) + f"{each['memory_mib']:7.0f}"
+            cells = f"  {variant:{width - 2}}{each['images_per_second']:9.0f}"
+            cells += _cells(each, "train", 10) + _cells(each, "validation", 12)
+            yield f"{cells}{each['memory_mib']:7.0f}"
+        loops = list(next(iter(variants.values())).get("over", {}))
+        if loops:
+            yield f"{'  training, over':{width}}" + "".join(f"{loop:>14}{'quartiles':>13}" for loop in loops)
+            for variant, each in variants.items():
+                yield f"  {variant:{width - 2}}" + "".join(_cells(each["over"][loop], "train", 14) for loop in loops)
+
+
+def _cells(each: Mapping[str, float], name: str, width: int) -> str:
+    low, high = each[f"{name}_low"], each[f"{name}_high"]
+    return f"{each[name]:{width}.2f}{f'{low:.2f}-{high:.2f}':>13}"
 
 
 def machine(args: argparse.Namespace) -> str:
@@ -240,7 +318,8 @@ def machine(args: argparse.Namespace) -> str:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     return (
         f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads; PyTorch {torch.__version__}, Python"
-        f" {platform.python_version()}; batch {args.batch_size}, epochs of {args.images} images, {args.rounds} rounds"
+        f" {platform.python_version()}; batch {args.batch_size}, epochs of {args.images}"
+        f" {'CIFAR-100' if args.data_dir else 'random'} images, {args.rounds} rounds"
     )
 
 
@@ -256,12 +335,17 @@ def parse_args() -> argparse.Namespace:
     parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
     add = parser.add_argument
     add("--pairs", nargs="+", default=list(PAIRS), metavar="TEACHER:STUDENT", help=f"(default: {' '.join(PAIRS)})")
-    add("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, help="of ours (default: all)")
+    add("--variants", nargs="+", choices=VARIANTS + MORE_VARIANTS, help=f"of ours (default: {' '.join(VARIANTS)})")
+    add("--loops", nargs="+", default=list(LOOPS), choices=LOOPS, help="conventional ones (default: all)")
+    add("--precision", default="fp32", choices=("fp32", "tf32"), help="of float32 convolutions on a GPU, in all loops"
+        " (default: fp32)")  # fmt: skip
+    add("--data_dir", metavar="DIR", help="the folder that holds cifar-100-python (default: random images)")
     add("--images", type=int, default=512, help="an epoch (default: 512)")
     add("--batch_size", type=int, default=64, help="(default: 64)")
     add("--classes", type=int, default=100, help="(default: 100)")
     add("--rounds", type=int, default=7, help="epochs of each that count (default: 7)")
-    add("--workers", type=int, nargs="+", default=[0, 2], help="of the baseline; the best number counts (default: 0 2)")
+    add("--workers", type=int, nargs="+", default=[0, 2], help="of the conventional loops; of each the best number"
+        " counts (default: 0 2)")  # fmt: skip
     add("--trials", type=int, default=1, metavar="N", help="also N runs of each variant at once")
     add("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
     add("--json", action="store_true", help="print JSON, and the table on stderr")
@@ -270,6 +354,12 @@ def parse_args() -> argparse.Namespace:
     if min(args.rounds, args.batch_size) < 2:
         raise UserError("--rounds and --batch_size must be 2 or more")
     check_pairs(args.pairs)
+    if args.data_dir and (args.images > 50_000 or args.classes != 100):
+        raise UserError("CIFAR-100 has 50000 images of 100 classes: choose a smaller --images, and leave --classes out")
+    if args.precision == "tf32" and "plain" in (args.variants or ()):
+        raise UserError("plain computes in float32, without TensorFloat-32: leave it or --precision tf32 out")
+    usual = [variant for variant in VARIANTS if args.precision == "fp32" or variant != "plain"]
+    args.variants = [variant.replace("fp32", args.precision) for variant in args.variants or usual]
     return args
 
 
@@ -288,13 +378,13 @@ def main() -> None:
     """Measure, then print."""
     args = parse_args()
     prepare_device(args.device, None, deterministic=False)  # reports a wrong device at once
-    count = len(args.workers) + len(args.variants) + (args.trials > 1) * sum(v != "plain" for v in args.variants)
-    total = len(args.pairs) * count * (WARM_UP + args.rounds)
+    total = len(args.pairs) * len(variants_of(args)) * (WARM_UP + args.rounds)
     with tqdm(total=total, unit="round", leave=False, disable=None) as bar:
         results = {pair: measure(pair, args, bar) for pair in args.pairs}
     last = (
-        "ratio: the field's time for an epoch to ours in the same round, median and quartiles over the rounds\n"
-        "table: warm, it holds all that the epoch asks for; MiB: peak, with what the field's workers have at the end"
+        f"ratio: the time for an epoch of {args.loops[0]}, with its best workers, to ours in the same round, median and"
+        " quartiles over the rounds\n"
+        "table: warm, it holds all that the epoch asks for; MiB: peak, with what a loop's workers have at the end"
     )
     print(machine(args), *table(results), last, sep="\n", file=sys.stderr if args.json else sys.stdout)
     if args.json:

@@ -43,7 +43,7 @@ def measure(args: argparse.Namespace) -> dict[str, dict[int, float]]:
     made = {}
     for name, sizes in SIZES.items():
         for size in sizes:
-            one = argparse.Namespace(**vars(args) | BASE | {name: size, "trials": 1})
+            one = argparse.Namespace(**vars(args) | BASE | {name: size, "data_dir": None})
             with redirect_stdout(io.StringIO()):
                 made[name, size] = Ours("fp32", f"{args.model_t}:{args.model_s}", one, device, "")
     seconds: dict[tuple[str, int], list[float]] = {key: [] for key in made}

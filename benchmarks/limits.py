@@ -13,6 +13,10 @@ LIMITS = {
     "steps": Option(least=1, most=10_000),
     "batches": Option(least=2, most=10**7),
     "threads": Option(least=1, most=1024),
+    "seconds": Option(least=1, most=1e6),
+    "minutes": Option(least=0.1, most=1e5),
+    "at_once": Option(least=1, most=1000),
+    "seeds": Option(least=1, most=1000),
     "images_per_second": Option(least=0.001, most=1e9),
 }
 

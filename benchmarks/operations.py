@@ -72,8 +72,8 @@ def parse_args() -> argparse.Namespace:
     add("--classes", type=int, default=100, help="(default: 100)")
     args = parser.parse_args()
     check_numbers(vars(args))
-    args.trials = 1
     check_pairs([args.pair])
+    args.data_dir = None
     return args
 
 

@@ -83,7 +83,7 @@ def parse_args() -> argparse.Namespace:
     if args.batch_size < 2:
         raise UserError("--batch_size must be 2 or more")
     check_pairs([args.pair])
-    return argparse.Namespace(**vars(args), classes=100, device="cpu", trials=1)
+    return argparse.Namespace(**vars(args), classes=100, device="cpu", trials=1, precision="fp32", data_dir=None)
 
 
 def main() -> None:

@@ -73,14 +73,14 @@ class CUDAGraphStep:
 
     def capture(self, step: Callable[[], StepOutput]) -> tuple[torch.cuda.CUDAGraph, StepOutput]:
         """Return a recorded step and its output, which only a replay fills. Raises RunError if that fails."""
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph, stream=self.stream):
+        graph, outer = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.stream.device if self.stream else None)
+        try:  # a recording that fails does not leave its stream, and ends with an error that hides the first one
+            with torch.cuda.stream(outer), torch.cuda.graph(graph, stream=self.stream):
                 output = step()
         except RuntimeError as error:
+            cause = str(error.__context__ or error).partition("\n")[0]
             raise RunError(
-                f"this step cannot be recorded as a CUDA graph ({str(error).splitlines()[0]}): add --plain to compute"
-                " it step by step"
+                f"this step cannot be recorded as a CUDA graph ({cause}): add --plain to compute it step by step"
             ) from error
         return graph, output
 

@@ -1,14 +1,20 @@
 """The benchmarks run, and measure what they claim."""
 
+import argparse
 import json
 import os
 import sys
+from contextlib import contextmanager
 
 import pytest
+import torch
 from common import OWN_LOSS
+from tqdm import tqdm
 
 from benchmarks import bench, cka_bias, cost, growth, operations, sharing
+from benchmarks.baseline import LOOPS
 from inputs import UserError
+from models import create_model
 from temperature import temperature_dict
 
 SMALL = "--model_t resnet8 --model_s resnet8 --batch_size 4 --rounds 2 --temperature fixed"
@@ -78,7 +84,8 @@ def test_the_table_of_cka_is_aligned_and_refuses_what_cannot_be_estimated(monkey
 
 def test_the_benchmark_measures_ratios_to_the_field(monkeypatch, capsys):
     line = "--pairs resnet8:resnet8 --variants fp32+table --images 16 --batch_size 8 --rounds 2 --workers 0 1"
-    monkeypatch.setattr(sys, "argv", ["bench.py", *line.split(), "--trials", "2", "--device", "cpu", "--json"])
+    line += " --loops field --trials 2 --device cpu --json"
+    monkeypatch.setattr(sys, "argv", ["bench.py", *line.split()])
     bench.main()
     told = capsys.readouterr()
     result = json.loads(told.out)["results"]["resnet8:resnet8"]
@@ -104,12 +111,110 @@ def test_the_benchmark_measures_ratios_to_the_field(monkeypatch, capsys):
         ("--rounds 1", "--rounds and --batch_size must be 2 or more"),
         ("--workers -1", "--workers must be 0 or more"),
         ("--device nonsense", "'nonsense' is no device"),
+        ("--precision tf32 --variants plain", "plain computes in float32"),
+        ("--data_dir nowhere --classes 10", "CIFAR-100 has 50000 images of 100 classes"),
     ],
 )
 def test_the_benchmark_refuses_nonsense(line, message, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["bench.py", *line.split()])
     with pytest.raises(UserError, match=message):
         bench.main()
+
+
+def baseline(name, images):
+    """Return a conventional loop with resnet8 as student and an equal teacher, on random images."""
+    args = argparse.Namespace(images=images, classes=100, data_dir=None)
+    torch.manual_seed(0)
+    networks = [create_model("resnet8", 100) for _ in range(2)]
+    return LOOPS[name](*networks, *bench.images_of(args), 8, 0, torch.device("cpu"))
+
+
+def test_all_conventional_loops_train_the_same(monkeypatch, capsys):
+    """From equal weights and batches they come to equal weights; how they read back and show is their own."""
+    ends = {}
+    for name in LOOPS:
+        loop = baseline(name, 16)
+        loop.train_loader = [(torch.ones(8, 3, 32, 32), torch.arange(8), torch.arange(8))[: 2 + loop.indexed]] * 2
+        loop.train()
+        loop.validate()
+        ends[name] = torch.cat([value.flatten() for value in loop.student.state_dict().values()])
+    for name in ("repdistiller", "mdistiller"):
+        torch.testing.assert_close(ends[name], ends["field"], rtol=1e-4, atol=1e-5)
+    before = torch.cat([value.flatten() for value in baseline("field", 16).student.state_dict().values()])
+    assert (ends["field"] - before).abs().max() > 1e-3
+    assert "loss " in capsys.readouterr().out  # RepDistiller's, every hundred steps
+
+
+@pytest.mark.parametrize(("name", "sizes"), [("field", (4, 6)), ("repdistiller", (4, 3)), ("mdistiller", (8, 1))])
+def test_conventional_loops_have_their_own_loaders(name, sizes):
+    loop = baseline(name, 16)
+    assert loop.of_validation(8, 6) == sizes
+    batch = next(iter(loop.train_loader))
+    assert len(batch) == 2 + (name != "field")
+    assert batch[0].shape == (8, 3, 32, 32)
+
+
+def test_ratios_are_to_each_loop_with_its_best_workers(monkeypatch):
+    """Made-up times: of the field's loop two workers are faster, of RepDistiller's none."""
+    times = {"field 0 workers": 8.0, "field 2 workers": 4.0, "repdistiller 0 workers": 3.0,
+             "repdistiller 2 workers": 6.0, "fp32": 1.0, "fp32 x2 at once": 1.0}  # fmt: skip
+    asked = []
+
+    class Stub:
+        def __init__(self, variant):
+            self.variant = variant
+
+        def send(self, what):
+            asked.append(self.variant)
+
+        def recv(self):
+            return times[self.variant], 2.0, 100.0
+
+    @contextmanager
+    def servers(variants, pair, args):
+        yield {variant: Stub(variant) for variant in variants}
+
+    monkeypatch.setattr(bench, "servers", servers)
+    given = {"loops": ["field", "repdistiller"], "workers": [0, 2], "variants": ["fp32"], "trials": 2, "images": 10}
+    args = argparse.Namespace(**given, rounds=5)
+    result = bench.measure("a:b", args, tqdm(disable=True))
+    assert list(result) == list(times) and len(asked) == 6 * 6
+    assert [result["fp32"]["train"], result["fp32"]["over"]["repdistiller"]["train"]] == [4, 3]
+    assert [result["fp32 x2 at once"]["train"], result["fp32 x2 at once"]["validation"]] == [8, 2]
+    assert result["fp32"]["images_per_second"] == 10 and result["fp32 x2 at once"]["images_per_second"] == 20
+    asked.clear()
+    bench.measure("a:b", args, tqdm(disable=True), until=0.0)  # the time is over: two rounds, and one that warms up
+    assert len(asked) == 3 * 6
+    lines = list(bench.table({"a:b": result}))
+    assert len(lines) == 2 * (1 + len(times)) and len({len(line) for line in lines[7:]}) == 1
+    assert lines[7].split() == ["training,", "over", "repdistiller", "quartiles"]
+    assert lines[-2].split() == ["fp32", "3.00", "3.00-3.00"]
+
+
+def test_precision_is_the_same_in_all_loops(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["bench.py", "--precision", "tf32"])
+    assert bench.parse_args().variants == ["tf32", "bf16", "tf32+table", "bf16+table"]
+    seen = {}
+
+    class Connection:
+        def send(self, what): ...
+
+        def recv(self):
+            seen[self.variant] = torch.backends.cudnn.allow_tf32
+            return "end"
+
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
+    connection = Connection()
+    args = argparse.Namespace(
+        images=8, batch_size=8, classes=100, device="cpu", precision="tf32", data_dir=None, trials=1
+    )
+    for precision in ("tf32", "fp32"):
+        args.precision = precision
+        for connection.variant in ("field 0 workers", "mdistiller 0 workers", precision):
+            bench.serve(connection, connection.variant, "resnet8:resnet8", args)
+        assert set(seen.values()) == {precision == "tf32"} and len(seen) == 3
+        seen.clear()
+    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = before
 
 
 def test_growth_is_measured_and_drawn(monkeypatch, capsys, tmp_path):

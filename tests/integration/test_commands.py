@@ -17,7 +17,19 @@ import evaluate
 import reproduce
 import train_student
 import train_teacher
-from benchmarks import bench, cka_bias, cost, growth, loading, operations, sharing, startup
+from benchmarks import (
+    bench,
+    cka_bias,
+    cost,
+    gpu_campaign,
+    gpu_check,
+    growth,
+    loading,
+    operations,
+    packages,
+    sharing,
+    startup,
+)
 from distiller_zoo import distiller_dict
 from helper.errors import run_main
 from inputs import UserError
@@ -46,6 +58,8 @@ PROGRAMS = {
     "train_teacher.py": (parse_teacher, train_teacher.train),
     "train_student.py": (parse_student, train_student.distil),
 }
+MAINS = {"reproduce.py": reproduce.main, "benchmarks/gpu_check.py": gpu_check.main,
+         "benchmarks/gpu_campaign.py": gpu_campaign.main, "benchmarks/packages.py": packages.main}  # fmt: skip
 PLUGIN = next(block for block in re.findall(r"```python\n(.*?)```", DOCUMENTS[ROOT / "docs/extending.md"], re.DOTALL)
               if "temperature_dict[" in block)  # fmt: skip
 
@@ -83,8 +97,10 @@ def test_the_documents_have_commands_of_every_kind():
     assert {"sh scripts/quickstart.sh", "sh scripts/test.sh", "sh scripts/run_cifar_distill.sh"} <= set(SH_COMMANDS)
 
 
-BENCHMARKS = {f"benchmarks/{module.__name__.split('.')[1]}.py": module for module in
-              (bench, cka_bias, cost, growth, loading, operations, sharing, startup)}  # fmt: skip
+BENCHMARKS = {
+    f"benchmarks/{module.__name__.split('.')[1]}.py": module
+    for module in (bench, cka_bias, cost, gpu_campaign, gpu_check, growth, loading, operations, sharing, startup)
+}
 
 
 @pytest.mark.parametrize("command", named(PYTHON_COMMANDS))
@@ -163,14 +179,16 @@ def test_every_script_of_the_documents_dry_runs(command, tree, tmp_path, monkeyp
     monkeypatch.chdir(tree)
     flags, dashes, more = command.partition(" -- ")
     for program, *argv in started_by(f"{flags} --dry_run{dashes}{more}", tree, tmp_path):
-        if program == "reproduce.py":
+        if program in MAINS:
             monkeypatch.setattr(sys, "argv", [program, *argv])
-            reproduce.main()
+            MAINS[program]()
         else:
             parse, start = PROGRAMS[program]
             start(parse(argv))
     told = capsys.readouterr().out
-    assert ", into save/" in told or re.search("^(python train_|table )", told)
+    assert ", into save/" in told or re.search(
+        "^(python train_|table |tests +90 s )|runs are finished, 6 are next", told
+    )
     assert not (tree / "save").exists()
 
 

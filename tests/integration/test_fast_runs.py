@@ -1,6 +1,7 @@
 """Channels-last steps, and recorded and replayed steps, equal the plain ones over whole small runs."""
 
 import itertools
+from contextlib import contextmanager
 from functools import partial
 
 import pytest
@@ -13,6 +14,7 @@ from dataset.base import Batch
 from distiller_zoo import distiller_dict
 from helper.cuda_graph import CUDAGraphStep, undone
 from helper.device import place
+from helper.errors import RunError
 from helper.first_stage import FirstTask
 from helper.loops import train_one_epoch, train_step
 from helper.metrics import Metrics
@@ -97,6 +99,38 @@ class Emulated(CUDAGraphStep):
         with undone(*self.changed), graph:
             output = step()
         return graph, output
+
+
+def test_a_failed_recording_names_its_cause_and_leaves_its_stream(monkeypatch):
+    """Ending it raises another error, before PyTorch leaves the recording's stream."""
+    streams = ["outer"]
+
+    @contextmanager
+    def graph(_, stream):
+        streams.append(stream)  # never left
+        try:
+            yield
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    @contextmanager
+    def restored(name):
+        before = list(streams)
+        try:
+            yield
+        finally:
+            streams[:] = before
+
+    def step():
+        raise RuntimeError("a value is read back\nand more")
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: streams[-1])
+    monkeypatch.setattr(torch.cuda, "stream", restored)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    with pytest.raises(RunError, match=r"cannot be recorded as a CUDA graph \(a value is read back\): add --plain"):
+        CUDAGraphStep(8).capture(step)
+    assert streams == ["outer"]
 
 
 def small_run(distill, temperature, recorded, extra=()):

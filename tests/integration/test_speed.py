@@ -208,9 +208,9 @@ def test_a_recorded_run_on_a_gpu_is_the_plain_one(distill, temperature, teacher,
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("distill", ["kd", "crd"])
-def test_trials_on_a_gpu_are_runs_as_if_alone(distill, teacher, tmp_path):
-    line = on_gpu(f"--path-t {teacher} --distill {distill} --temperature ctkd-global --seed 4")
+@pytest.mark.parametrize(("distill", "temperature"), [("kd", "ctkd-global"), ("crd", "ctkd-global"), ("crd", "random")])
+def test_trials_on_a_gpu_are_runs_as_if_alone(distill, temperature, teacher, tmp_path):
+    line = on_gpu(f"--path-t {teacher} --distill {distill} --temperature {temperature} --seed 4")
     argv = ("--dataset digits --train_subset 96 --batch_size 32 " + line).split()
     together = train_student.distil(parse_student([*argv, "--trials", "3", "--run_dir", f"{tmp_path}/all"]))
     for seed, folder in zip((4, 5, 6), together, strict=True):

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 import reproduce
-from benchmarks import bench, cka_bias, cost, growth, loading, operations, sharing, startup
+from benchmarks import bench, cka_bias, cost, gpu_campaign, gpu_check, growth, loading, operations, sharing, startup
 from distiller_zoo import distiller_dict
 from inputs import UserError
 from models import networks
@@ -122,7 +122,9 @@ def test_reproduce_has_bounds_too(flag, text, monkeypatch):
         reproduce.parse_args()
 
 
-@pytest.mark.parametrize("module", [bench, cka_bias, cost, growth, loading, operations, sharing, startup])
+@pytest.mark.parametrize(
+    "module", [bench, cka_bias, cost, gpu_campaign, gpu_check, growth, loading, operations, sharing, startup]
+)
 def test_every_number_of_the_benchmarks_has_bounds_too(module, monkeypatch):
     needed = {cost: ["distillers"], loading: ["--data_dir", "tree"]}.get(module, [])
     numeric, add_argument = {}, Parser.add_argument

@@ -1,0 +1,37 @@
+"""Name the packages that are missing from this Python, before anything that needs them is started.
+
+    python benchmarks/packages.py requirements.txt
+
+Ends with status 2 if one is missing. It needs only the standard library.
+"""
+
+import re
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+
+def missing(requirements: Path) -> list[str]:
+    """Return the names in a file of requirements that are not installed here; versions are not compared."""
+    names = [re.split(r"[<>=!~\[; ]", line, maxsplit=1)[0] for line in requirements.read_text().split("\n") if line]
+    return [name for name in names if not _is_installed(name)]
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        version(name)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def main() -> None:
+    """Print what is missing on stderr."""
+    if names := missing(Path(sys.argv[1])):
+        told = ", ".join(names)
+        print(f"error: {sys.executable} has no {told}: install them, or put them on PYTHONPATH", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
