@@ -117,8 +117,10 @@ def print_settings(options: DetectorOptions) -> None:
         return
     terms = {f"warm-up * {options.alpha:g} KD(tau)": options.alpha, f"{options.beta:g} {options.distill}": options.beta}
     told = " + ".join(term for term, weight in terms.items() if weight)
-    print(f"loss = the detector's losses + {told}; the warm-up takes {options.kd_warmup_iters:,} steps")
-    own = {"kd_T": options.kd_T} if options.temperature == "fixed" else options.method
+    warmup = f"; the warm-up takes {options.kd_warmup_iters:,} steps" if options.alpha else ""
+    print(f"loss = the detector's losses + {told}{warmup}")
+    own = {"kd_T": options.kd_T} if options.temperature == "fixed" else {}
+    own |= {name: value for name, value in options.method.items() if value is not None}
     print(f"{options.distill}, {options.temperature}: " + ", ".join(f"{key} {value}" for key, value in own.items()))
     if "lambda_epochs" in options.method:
         reached = options.method["lambda_epochs"] * options.eval_every
