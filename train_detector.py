@@ -26,7 +26,7 @@ from helper.detection import (
     evaluate_detector,
     make_detector_step,
 )
-from helper.detector_teacher import FoundDetector, find_teacher
+from helper.detector_teacher import FoundDetector, fetched, find_teacher
 from helper.device import device_of, place, seed_everything, start_together
 from helper.errors import run_main
 from helper.logger import EpochTable
@@ -36,7 +36,7 @@ from helper.trainer import make_optimizer
 from helper.trials import train_runs
 from inputs import UserError
 from models.detection import Detector, create_detector
-from models.detector_files import load_backbone
+from models.detector_files import fetch_backbone, load_backbone
 from options.detector import DetectorOptions
 from options.flags import as_dict
 from options.identity import own_dict
@@ -182,7 +182,9 @@ def create_student(options: DetectorOptions, num_classes: int) -> Detector:
     known = as_dict(options) | {"frozen_norm": options.norm == "frozen"}
     student = create_detector(options.model_s, num_classes, **kwargs_for(create_detector, known))
     if options.backbone:
-        load_backbone(student, options.backbone)
+        is_public = options.backbone == "torchvision"
+        path = fetched(fetch_backbone, options.model_s, "--backbone") if is_public else Path(options.backbone)
+        load_backbone(student, path)
     return student
 
 

@@ -1,5 +1,7 @@
 """Find and load a detector that teaches, or is evaluated."""
 
+from collections.abc import Callable
+from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +11,7 @@ from helper.files import reason
 from helper.teacher import newest_weights
 from inputs import UserError
 from models.detection import Detector, create_detector
-from models.detector_files import load_detector
+from models.detector_files import fetch_coco_weights, load_detector
 from models.detectron2 import load_detectron2
 from options.detector import DetectorOptions
 
@@ -29,7 +31,10 @@ def find_teacher(options: DetectorOptions) -> FoundDetector:
     Raises:
         UserError: there is none, or its file cannot be used.
     """
-    path = Path(options.path_t or "")
+    if options.path_t == "torchvision" and not options.dry_run:
+        path = fetched(fetch_coco_weights, options.model_t or "", "--path-t")
+    else:
+        path = Path(options.path_t or "")
     file = distributed.on_rank0(lambda: find_file(path) if path.exists() or not options.dry_run else None)
     if file is None:
         print(f"the teacher {path} is missing")
@@ -37,6 +42,32 @@ def find_teacher(options: DetectorOptions) -> FoundDetector:
     settings = {"min_sizes": options.min_sizes, "max_size": options.max_size, "test_size": options.test_size}
     model = read_detector(file, options.model_t, options.pickle_sha256, **settings)
     return FoundDetector(file, model.name, distributed.on_rank0(lambda: file_hash(file)), model)
+
+
+def fetched(fetch: Callable[[str], Path], name: str, flag: str) -> Path:
+    """Return the file of torchvision's weights that `fetch` downloads for a detector.
+
+    Args:
+        fetch: takes the detector's name.
+        name: of the detector.
+        flag: that takes a file instead, for the error message.
+
+    Raises:
+        UserError: there are none, or they could not be downloaded.
+    """
+
+    def work() -> Path:
+        try:
+            return fetch(name)
+        except UserError:
+            raise
+        except (OSError, RuntimeError, HTTPException) as error:
+            raise UserError(
+                f"torchvision's weights for {name} could not be downloaded ({error}): get the file elsewhere and give"
+                f" it as {flag} FILE"
+            ) from error
+
+    return distributed.on_rank0(work)
 
 
 def find_file(path: Path) -> Path:

@@ -88,24 +88,35 @@ def load_detector(
     return model
 
 
-def load_backbone(model: Detector, source: Path | str) -> None:
+def fetch_backbone(name: str) -> Path:
+    """Return the file with torchvision's first ImageNet weights (V1) of a detector's backbone, downloaded once.
+
+    Raises:
+        OSError, RuntimeError, HTTPException: as `fetch`.
+    """
+    return fetch_weights(_classifier_of(name))
+
+
+def _classifier_of(name: str) -> str:
+    """Return the ImageNet classifier whose layers a detector's backbone has."""
+    backbone = backbone_of(name)
+    return "MobileNetV2_Imagenet" if backbone == "MobileNetV2" else backbone
+
+
+def load_backbone(model: Detector, path: Path) -> None:
     """Start a detector's backbone, without its pyramid, from an ImageNet classifier, whose last layers are left out.
 
     Args:
         model: the detector, which is changed.
-        source: a file of torch.save with torchvision's names; or "torchvision", for its first weights (V1), downloaded
-            once.
+        path: a file of torch.save with torchvision's names.
 
     Raises:
-        UserError: the file cannot be read, or holds another network; or torchvision has no weights of the backbone.
-        OSError, RuntimeError, HTTPException: as `fetch`.
+        UserError: the file cannot be read, or holds another network.
     """
-    name = backbone_of(model.name)
-    own = "MobileNetV2_Imagenet" if name == "MobileNetV2" else name
-    path = fetch_weights(own) if source == "torchvision" else Path(source)
     weights = {key.removeprefix("features."): each for key, each in _read(path)[0].items()}
     after = ("fc.", "classifier.", "18.")  # ResNet's last layer; MobileNetV2's, and the block before it
-    fit(model.backbone.body, {key: each for key, each in weights.items() if not key.startswith(after)}, path, own)
+    weights = {key: each for key, each in weights.items() if not key.startswith(after)}
+    fit(model.backbone.body, weights, path, _classifier_of(model.name))
 
 
 def fit(module: nn.Module, weights: dict[str, Tensor], path: Path, name: str) -> None:

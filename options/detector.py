@@ -135,8 +135,8 @@ class DetectorPair:
     ] = None
     path_t: Annotated[
         str | None,
-        neutral("the teacher: a run's folder or a file of weights, also torchvision's or detectron2's (.pkl)",
-                shown="FILE"),
+        neutral("the teacher: a run's folder or a file of weights, also torchvision's or detectron2's (.pkl); or"
+                " torchvision, which downloads its weights of --model_t for COCO", shown="FILE"),
     ] = None  # fmt: skip
     pickle_sha256: Annotated[
         str | None, neutral("of a .pkl file: a pickle may hold code, so no other is read", shown="HASH")

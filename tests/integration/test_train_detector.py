@@ -123,6 +123,17 @@ def test_a_missing_teacher_is_said(tmp_path):
     assert f"there is no file or folder {tmp_path / 'none.pth'}" in says
 
 
+def test_weights_that_cannot_be_downloaded_are_said(monkeypatch, tmp_path):
+    def fetch(name):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(train_detector, "fetch_backbone", fetch)
+    line = "--dataset shapes --device cpu --model_s faster_rcnn_ResNet18 --backbone torchvision --skip_validation"
+    says = error_of(train, f"{line} --run_dir {tmp_path}")
+    assert "torchvision's weights for faster_rcnn_ResNet18 could not be downloaded (no route to host)" in says
+    assert "--backbone FILE" in says
+
+
 # ---------------------------------------------------------------- other processes
 
 

@@ -380,7 +380,7 @@ def test_the_backbone_starts_from_an_imagenet_classifier(frozen, tmp_path, monke
     path = stored(classifier.state_dict(), tmp_path / "x.pth")
     monkeypatch.setattr(detector_files, "fetch_weights", {"ResNet18": path}.get)
     pyramid = model.backbone.fpn.inner_blocks[0][0].weight.clone()
-    for source in (path, "torchvision"):
+    for source in (path, detector_files.fetch_backbone("faster_rcnn_ResNet18")):
         nn.init.zeros_(model.backbone.body.conv1.weight)
         detector_files.load_backbone(model, source)
         assert torch.equal(model.backbone.body.conv1.weight, classifier.conv1.weight)
