@@ -1,9 +1,10 @@
-"""Test, use or export a trained network: the weights in a file, or those of a run's folder.
+"""Test, use or export a trained network or detector: the weights in a file, or those of a run's folder.
 
 python evaluate.py save/models/resnet20_vanilla_digits
 python evaluate.py save/models/resnet56_vanilla/ckpt_epoch_240.pth --dataset cifar100 --json
 python evaluate.py save/models/resnet20_vanilla_digits --predict photo.png
 python evaluate.py save/models/resnet20_vanilla_digits --export onnx
+python evaluate.py save/detectors/shapes_faster_rcnn_tiny_alone --predict photo.png
 """
 
 import helper.environment  # noqa: F401 (before PyTorch)
@@ -24,15 +25,16 @@ from tqdm import tqdm
 
 from dataset import Dataset, check_dataset, create_dataset, dataset_names, default_image_size, read_image
 from dataset.base import Loader
-from helper.checkpoint import Info, file_hash, load_network
-from helper.device import place, prepare_device
+from helper.checkpoint import Info, file_hash, load_network, read_info
+from helper.device import fitting_batch, place, prepare_device
 from helper.distributed import hide_progress
 from helper.errors import RunError, run_main
-from helper.files import reason, write_atomically
+from helper.files import check_free, write_atomically
 from helper.run_files import read_config
-from helper.teacher import newest_weights
+from helper.teacher import find_weights
 from inputs import UserError, unknown
 from models import Model, networks
+from models.detector_names import DETECTORS
 from models.export import SUFFIXES, check_packages, compare_logits, export, load_exported
 from models.outside import is_outside
 from options.parse import underscored
@@ -43,6 +45,7 @@ from report.tables import Table
 
 TOP = 5  # classes shown for an image
 TOLERANCE = 1e-4  # of an exported network's logits, relative to the largest one or to 1
+MIN_SCORE = 0.5  # of the boxes that are shown
 
 
 class Subject(NamedTuple):
@@ -61,6 +64,10 @@ def run(args: argparse.Namespace) -> tuple[str, Any]:
     """Do what the flags ask for; return the result as text and as plain values."""
     # 1. the weights, and what they or their run say about themselves
     file = find_weights(Path(args.path))
+    info = None if file.suffix == ".pkl" else read_info(file)
+    if file.suffix == ".pkl" or (args.model or (info and info.network)) in DETECTORS:
+        return run_detector(file, info, args)
+    check_network_args(args)
     subject = load(file, args)
     # 2. one of three
     if args.export:
@@ -70,19 +77,6 @@ def run(args: argparse.Namespace) -> tuple[str, Any]:
     if args.predict:
         return predict(subject, args, device)
     return test(subject, args, device)
-
-
-def find_weights(path: Path) -> Path:
-    """Return the file of weights at a path, which may be a run's folder. Raises UserError if there is none."""
-    try:
-        file = newest_weights(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{str(path)!r} cannot be read ({reason(error)}): give another") from error
-    if file is not None:
-        return file
-    if path.is_dir():
-        raise UserError(f"{path} holds no weights of a finished run: finish it, or give a file, such as its *_best.pth")
-    raise UserError(f"there is no file or folder {path}: give another")
 
 
 def load(file: Path, args: argparse.Namespace) -> Subject:
@@ -110,6 +104,31 @@ def config_beside(file: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return config["options"] | {"dataset": config.get("dataset")} if "kind" in config else {}
+
+
+def run_detector(file: Path, info: Info | None, args: argparse.Namespace) -> tuple[str, Any]:
+    """Do what the flags ask for with a detector."""
+    from report import detector  # imports torchvision's detectors, which takes seconds
+
+    if args.export_batch is not None:
+        raise UserError("--export_batch is for networks that classify (a detector takes any number): leave it out")
+    config = config_beside(file)
+    dataset = args.dataset or (info.dataset if info else config.get("dataset"))
+    data_dir = args.data_dir or (config.get("data_dir") if dataset == config.get("dataset") else None)
+    if dataset == "coco":
+        data_dir = data_dir or os.environ.get("COCO_DIR")
+    settings: dict[str, Any] = {"max_size": config["max_size"]} if config.get("max_size") else {}
+    if size := args.image_size or (info and info.image_size):
+        settings["test_size"] = size
+    subject = detector.load(file, info, args.model, args.pickle_sha256, **settings)
+    if args.export:
+        return detector.export(subject, args.export, args.output, args.overwrite, TOLERANCE)
+    device = prepare_device(args.device, None, deterministic=False)
+    place(subject.model, device)
+    if args.predict:
+        score = MIN_SCORE if args.min_score is None else args.min_score
+        return detector.predict(subject, args.predict, args.output, score, args.overwrite, device)
+    return detector.test(subject, dataset, data_dir, args.batch_size or detector.BATCH, args.num_workers, device)
 
 
 # ---------------------------------------------------------------- test
@@ -165,11 +184,9 @@ def load_data(subject: Subject, args: argparse.Namespace, device: torch.device) 
 def logits_of(model: Model, loader: Loader) -> tuple[Tensor, Tensor]:
     """Return a network's logits [N, C] for the images of a loader, and their classes [N]; both on the CPU."""
     model.eval()
-    try:
+    with fitting_batch(loader.batch_size):
         bar = tqdm(loader, "test", unit="batch", leave=False, disable=hide_progress())
         batches = [(model(batch.images).cpu(), batch.target.cpu()) for batch in bar]
-    except torch.OutOfMemoryError as error:
-        raise UserError(f"a batch of {loader.batch_size} images does not fit: choose a lower --batch_size") from error
     logits, target = (torch.cat(each) for each in zip(*batches, strict=True))
     return logits, target
 
@@ -221,8 +238,7 @@ def export_checked(subject: Subject, args: argparse.Namespace) -> tuple[str, Any
     form, batch, model = args.export, args.export_batch, subject.model.eval()
     output = Path(args.output) if args.output else subject.file.with_suffix(SUFFIXES[form])
     check_packages(form)
-    if os.path.lexists(output) and not args.overwrite:
-        raise UserError(f"{output} is there already: give another --output, or add --overwrite to replace it")
+    check_free(output, args.overwrite)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"network{SUFFIXES[form]}"
         export(model, form, file, subject.image_size, batch)
@@ -259,21 +275,27 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("path", metavar="PATH", help="a file of weights, or the folder of a run or teacher")
     group = parser.add_argument_group("what to do", "default: test it on the validation images")
-    group.add_argument("--predict", nargs="+", metavar="FILE", help="print the most probable classes of images")
+    group.add_argument("--predict", nargs="+", metavar="FILE", help="print the most probable classes of images; with a"
+                       " detector their boxes, and draw these")  # fmt: skip
     group.add_argument("--export", metavar="FORMAT", help=f"write the network as one of {', '.join(SUFFIXES)}")
     group.add_argument("--json", action="store_true", help="print the result as JSON, and everything else on stderr")
     group = parser.add_argument_group("data", "default: what the weights, or their run's config.json, say")
-    group.add_argument("--dataset", metavar="NAME", help=f"one of {', '.join(dataset_names())}")
+    group.add_argument("--dataset", metavar="NAME", help=f"one of {', '.join(dataset_names())}; for a"
+                       " detector coco or shapes")  # fmt: skip
     group.add_argument("--data_dir", metavar="DIR", help="folder of the data, as in training")
-    group.add_argument("--image_size", type=int, metavar="N", help="side of the square images, as in training")
+    group.add_argument("--image_size", type=int, metavar="N", help="side of the square images, as in training; of a"
+                       " detector the short side")  # fmt: skip
     group.add_argument("--num_workers", type=int, default=2, help="processes that decode images (default: 2)")
     group = parser.add_argument_group("network and device")
     group.add_argument("--model", metavar="NAME", help="the network, if the weights do not show which it is")
+    group.add_argument("--pickle_sha256", metavar="HASH", help="of a .pkl file with a detector of detectron2")
     group.add_argument("--plugins", metavar="FILE,FILE", help="Python files that register networks or data sets")
     group.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
     group.add_argument("--batch_size", type=int, metavar="N", help="images at a time; the scores do not depend on it")
-    group = parser.add_argument_group("export")
-    group.add_argument("--output", metavar="FILE", help="the file to write (default: beside the weights)")
+    group = parser.add_argument_group("export, and a detector's pictures")
+    group.add_argument("--output", metavar="FILE", help="the file to write (default: beside the weights or the image)")
+    group.add_argument("--min_score", type=float, metavar="S", help="least score of the boxes to show, from 0 to 1"
+                       f" (default: {MIN_SCORE:g})")  # fmt: skip
     group.add_argument("--export_batch", type=int, metavar="N", help="images in a batch (default: any number)")
     group.add_argument("--overwrite", action="store_true", help="replace the file to write, if it is there")
     args = parser.parse_args([underscored(word) for word in argv])
@@ -285,16 +307,28 @@ def check_args(parser: Parser, args: argparse.Namespace) -> None:
     """Raise UserError for flags that do not go together, and for names and numbers that are none."""
     if args.predict and args.export:
         parser.error("--predict and --export are two things to do: give one of them")
-    if not args.export and (args.output or args.export_batch is not None or args.overwrite):
-        parser.error("--output, --export_batch and --overwrite belong to --export: add that, or leave them out")
+    if not args.export and args.export_batch is not None:
+        parser.error("--export_batch belongs to --export: add that, or leave it out")
+    if not (args.export or args.predict) and (args.output or args.overwrite):
+        parser.error("--output and --overwrite belong to --export, or to a detector's --predict: add that")
+    if not args.predict and args.min_score is not None:
+        parser.error("--min_score belongs to a detector's --predict: add that, or leave it out")
     if args.export and args.export not in SUFFIXES:
         raise unknown("format", args.export, SUFFIXES)
-    if args.model and not is_outside(args.model) and args.model not in networks(args.dataset):
-        raise unknown("model", args.model, networks(args.dataset))
-    bounds = {"export_batch": (1, 100_000), "batch_size": (1, 100_000), "image_size": (8, 8192)}
+    known = [*networks(args.dataset), *DETECTORS]
+    if args.model and not is_outside(args.model) and args.model not in known:
+        raise unknown("model", args.model, known)
+    bounds = {"export_batch": (1, 100_000), "batch_size": (1, 100_000), "image_size": (8, 8192), "min_score": (0, 1)}
     for name, (least, most) in bounds.items():
         if (value := getattr(args, name)) is not None and not least <= value <= most:
             raise UserError(f"--{name} must be from {least:,} to {most:,}, not {value}")
+
+
+def check_network_args(args: argparse.Namespace) -> None:
+    """Raise UserError for flags that are for detectors, if the weights are a network's that classifies."""
+    for_detectors = ["pickle_sha256", "min_score"] + ["output", "overwrite"] * bool(args.predict)
+    if given := [f"--{name}" for name in for_detectors if getattr(args, name) not in (None, False)]:
+        raise UserError(f"{args.path} holds no detector, for which {given[0]} is: leave that out")
 
 
 def main() -> None:

@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import box_convert
 
-from dataset.folder import read_image, why
+from dataset.folder import read_pixels, why
 from inputs import UserError, open_regular, printable
 
 EXPECTED = (
@@ -55,10 +54,7 @@ class AnnotatedImages(NamedTuple):
         if self.pixels is not None:
             return self.pixels[index]
         path = self.files[index]
-        try:
-            image = torch.from_numpy(np.array(read_image(str(path)))).permute(2, 0, 1).contiguous()
-        except Exception as error:  # a broken file makes Pillow raise almost anything
-            raise UserError(f"the image {path} cannot be read ({why(error)}); mend it") from error
+        image = read_pixels(path)
         (height, width), given = image.shape[1:], self.sizes[index].tolist()
         if [height, width] != given:
             raise UserError(

@@ -303,13 +303,9 @@ def create_detection_data(
     Raises:
         UserError: an unknown name, a number outside its bounds, or missing or wrong files.
     """
-    if name not in NAMES:
-        raise unknown("data set", name, NAMES)
-    (train, categories), (val, others) = _coco(data_dir) if name == "coco" else map(_shapes, (0, 1))
+    (train, categories), (val, others) = (_split(name, number, data_dir) for number in range(len(SPLITS)))
     if categories != others:
         raise UserError(f"training and validation images of {data_dir} have different categories: correct one file")
-    if not any(map(len, val.boxes)):
-        raise UserError(f"the validation images of {data_dir} have no boxes to be found: give others")
     for split, images in zip(SPLITS, (train, val), strict=True):
         if images.left_out and not rank:
             print(f"note: {images.left_out:,} boxes of {split} have no width or height in their image and are left out")
@@ -327,10 +323,51 @@ def create_detection_data(
     )
 
 
-def _coco(data_dir: str | None) -> list[tuple[AnnotatedImages, Categories]]:
-    if not data_dir:
+class ValidationData(NamedTuple):
+    """The validation images of a data set; see `DetectionData`."""
+
+    val: DetectionTestLoader
+    class_names: list[str]
+    category_ids: list[int]
+    val_truth: dict[str, Any]
+
+
+@checked
+def create_validation_data(
+    name: str,
+    *,
+    batch_size: BatchSize,
+    device: torch.device | str,
+    data_dir: str | None = None,
+    num_workers: NumWorkers = 2,
+) -> ValidationData:
+    """Return the validation images of a data set alone: those for training need not be there.
+
+    Args:
+        name: one of NAMES.
+        batch_size: images per batch.
+        device: of the batches.
+        data_dir: the folder of "coco"; see EXPECTED.
+        num_workers: threads that decode; 0 decodes in the caller's.
+
+    Raises:
+        UserError: as `create_detection_data`.
+    """
+    val, categories = _split(name, 1, data_dir)
+    loader = DetectionTestLoader(val, batch_size, device, num_workers=num_workers)
+    return ValidationData(loader, categories.names, categories.ids, val.ground_truth)
+
+
+def _split(name: str, number: int, data_dir: str | None) -> tuple[AnnotatedImages, Categories]:
+    """Return one of SPLITS by its number. Raises UserError if it has no boxes to be found in validation."""
+    if name not in NAMES:
+        raise unknown("data set", name, NAMES)
+    if name == "coco" and not data_dir:
         raise UserError(f"--data_dir is missing; {EXPECTED}")
-    return [read_coco(json_file, folder) for json_file, folder in _places(data_dir)]
+    images, categories = read_coco(*_places(data_dir)[number]) if name == "coco" else _shapes(number)
+    if number and not any(map(len, images.boxes)):
+        raise UserError(f"the validation images of {data_dir} have no boxes to be found: give others")
+    return images, categories
 
 
 def _places(data_dir: str) -> list[tuple[Path, Path]]:

@@ -40,6 +40,14 @@ def read_image(path: str, exif: bool = False) -> Image.Image:
         return (ImageOps.exif_transpose(image) if exif else image).convert("RGB")
 
 
+def read_pixels(path: Path) -> Tensor:
+    """Return an image as pixels [3, H, W] uint8, RGB. Raises UserError if it cannot be read."""
+    try:
+        return torch.from_numpy(np.array(read_image(str(path)))).permute(2, 0, 1).contiguous()
+    except Exception as error:  # a broken file makes Pillow raise almost anything
+        raise UserError(f"the image {path} cannot be read ({why(error)}); mend it") from error
+
+
 def _scaled(image: Image.Image) -> np.ndarray:
     """Return a grey image of more than 8 bits [H, W] as uint8: 0 stays 0, and its type's largest number becomes 255."""
     bits = 16  # PNG, PGM, JPEG 2000; other formats that Pillow opens in mode "I" are signed

@@ -144,6 +144,20 @@ def load_file(path: Path) -> tuple[dict[str, Tensor], Info | None]:
     return weights, info
 
 
+def read_info(path: Path) -> Info | None:
+    """Return what a checkpoint says about its weights, without reading these; None if it says nothing usable.
+
+    What is wrong with the file is left to those who read the weights. Raises UserError if it is no regular file.
+    """
+    _opened(path).close()
+    try:
+        with torch.serialization.safe_globals(_NUMPY):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return Info(**fitted(content[INFO], _INFO, INFO))
+    except Exception:  # a damaged file makes the reader raise almost anything
+        return None
+
+
 def _load_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         import safetensors.torch

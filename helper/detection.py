@@ -13,7 +13,7 @@ from torchvision.models.detection.image_list import ImageList
 from tqdm import tqdm
 
 from dataset.base import Epoch
-from dataset.coco import DetectionBatch, DetectionData
+from dataset.coco import DetectionBatch, DetectionData, ValidationData
 from distiller_zoo import Distiller, at_least_float32
 from helper import distributed
 from helper.average_precision import as_coco, average_precision
@@ -350,7 +350,10 @@ def _averaged(record: Record) -> Record:
 
 @torch.no_grad()
 def evaluate_detector(
-    model: Detector, data: DetectionData, on_batch: Callable[[], None] | None = None, description: str = "test"
+    model: Detector,
+    data: DetectionData | ValidationData,
+    on_batch: Callable[[], None] | None = None,
+    description: str = "test",
 ) -> Record:
     """Return COCO's average precisions of a detector on the validation images, in percent; see `average_precision`.
 

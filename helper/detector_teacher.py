@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 from helper import distributed
 from helper.checkpoint import file_hash
-from helper.files import reason
-from helper.teacher import newest_weights
+from helper.teacher import find_weights
 from inputs import UserError
 from models.detection import Detector, create_detector
 from models.detector_files import fetch_coco_weights, load_detector
@@ -35,7 +34,7 @@ def find_teacher(options: DetectorOptions) -> FoundDetector:
         path = fetched(fetch_coco_weights, options.model_t or "", "--path-t")
     else:
         path = Path(options.path_t or "")
-    file = distributed.on_rank0(lambda: find_file(path) if path.exists() or not options.dry_run else None)
+    file = distributed.on_rank0(lambda: find_weights(path) if path.exists() or not options.dry_run else None)
     if file is None:
         print(f"the teacher {path} is missing")
         return FoundDetector(path, options.model_t or "unknown", None, None)
@@ -68,21 +67,6 @@ def fetched(fetch: Callable[[str], Path], name: str, flag: str) -> Path:
             ) from error
 
     return distributed.on_rank0(work)
-
-
-def find_file(path: Path) -> Path:
-    """Return the file of weights at a path, which may be a run's folder. Raises UserError if there is none."""
-    try:
-        file = newest_weights(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{str(path)!r} cannot be read ({reason(error)}): give another") from error
-    if file is None:
-        raise UserError(
-            f"{path} holds no weights of a finished run: finish it, or give a file"
-            if path.is_dir()
-            else f"there is no file or folder {path}: give another"
-        )
-    return file
 
 
 def read_detector(file: Path, name: str | None, pickle_sha256: str | None, **settings: object) -> Detector:

@@ -143,6 +143,15 @@ def place(module: nn.Module, device: torch.device, plain: bool = False) -> nn.Mo
     return module.to(device) if plain else module.to(device, memory_format=torch.channels_last)
 
 
+@contextmanager
+def fitting_batch(size: int) -> Iterator[None]:
+    """Turn a GPU's lack of memory for a batch of `size` images into a UserError."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"a batch of {size} images does not fit: choose a lower --batch_size") from error
+
+
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
     """Return a context in which networks compute in one of options.flags.PRECISIONS; their weights stay float32."""
     if precision != "bf16":

@@ -87,6 +87,12 @@ def write_atomically(path: Path, content: bytes) -> None:
             raise
 
 
+def check_free(path: Path, overwrite: bool) -> None:
+    """Raise UserError if there is a file that would be replaced although nobody said --overwrite."""
+    if os.path.lexists(path) and not overwrite:
+        raise UserError(f"{path} is there already: give another --output, or add --overwrite to replace it")
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files of killed writers from a folder; the caller must hold the folder's lock."""
     earlier = folder / "last.pth.tmp"  # the name used by earlier versions

@@ -27,18 +27,19 @@ LARGEST_CONFIG = 2**20  # bytes of a config.json
 FIELDS = {
     "a short text": (
         "kind", "dataset", "model", "teacher", "teacher_sha256", "data_sha256", "init_sha256", "distill", "temperature",
-        "precision", "processor", "tau_control",
+        "precision", "processor", "tau_control", "norm", "backbone",
     ),
     "a number": (
         "learning_rate", "lr_decay_rate", "momentum", "weight_decay", "gamma", "alpha", "beta", "fixed_alpha", "kd_T",
-        "teacher_top1",
+        "teacher_top1", "teacher_ap", "clip_grad",
     ),
     "a whole number": (
         "seed", "epochs", "num_classes", "processes", "threads", "batch_size", "train_subset", "image_size",
-        "kd_warmup",
+        "kd_warmup", "iterations", "eval_every", "warmup_iters", "kd_warmup_iters", "max_size", "test_size", "rois",
+        "trainable_layers",
     ),
-    "true or false": ("logit_stand", "sync_bn"),
-    "a list of whole numbers": ("lr_decay_epochs",),
+    "true or false": ("logit_stand", "sync_bn", "keep_empty"),
+    "a list of whole numbers": ("lr_decay_epochs", "lr_steps", "min_sizes"),
     "a list of short texts": ("gpus",),
 }  # fmt: skip
 KINDS = {

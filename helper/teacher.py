@@ -189,6 +189,19 @@ def _newest(path: Path) -> Path | None:
         raise UserError(f"the teacher {str(path)!r} cannot be read ({reason(error)}): give another --path-t") from error
 
 
+def find_weights(path: Path) -> Path:
+    """Return the file of weights at a path, which may be a run's folder. Raises UserError if there is none."""
+    try:
+        file = newest_weights(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{str(path)!r} cannot be read ({reason(error)}): give another") from error
+    if file is not None:
+        return file
+    if path.is_dir():
+        raise UserError(f"{path} holds no weights of a finished run: finish it, or give a file, such as its *_best.pth")
+    raise UserError(f"there is no file or folder {path}: give another")
+
+
 def newest_weights(path: Path) -> Path | None:
     """Return the file itself, or the `ckpt_epoch_<n>.pth` with the highest n of a folder without an unfinished run.
 

@@ -46,6 +46,12 @@ def coco_categories() -> list[int]:
     return [number for number, name in enumerate(names) if number and name != "N/A"]
 
 
+def coco_names() -> list[str]:
+    """Return the names of COCO's 80 categories, by ascending id."""
+    names = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+    return [names[number] for number in coco_categories()]
+
+
 def load_detector(
     path: Path, name: str | None = None, category_ids: Sequence[int] | None = None, **settings: Any
 ) -> Detector:

@@ -1,4 +1,4 @@
-"""The published tables as data (`tables.json`, explained in README.md beside it), and their lookup."""
+"""The published tables as data (`tables.json` and `coco.json`, explained in README.md), and their lookup."""
 
 import json
 from functools import cache
@@ -25,6 +25,12 @@ POLICIES = {
 def tables() -> dict[str, Any]:
     """Return the content of `tables.json`."""
     return json.loads(Path(__file__).with_name("tables.json").read_text(encoding="utf-8"))
+
+
+@cache
+def coco() -> dict[str, Any]:
+    """Return the content of `coco.json`: published average precisions of detectors."""
+    return json.loads(Path(__file__).with_name("coco.json").read_text(encoding="utf-8"))
 
 
 def lookup(

@@ -7,6 +7,7 @@ from statistics import fmean
 import published
 from inputs import UserError, printable
 from options.flags import own_options
+from report import detector_rows
 from report.runs import USUAL_KD, Run, by_data, group_labels, group_runs, one_a_seed
 from report.statistics import (
     deviation,
@@ -29,6 +30,9 @@ REPORTS = {
 RECIPE = (  # what two configurations must share, besides the data, for their difference to count as a gain
     "epochs", "batch_size", "learning_rate", "lr_decay_epochs", "lr_decay_rate", "momentum", "weight_decay",
     "train_subset", "image_size",
+    # of detectors
+    "iterations", "lr_steps", "warmup_iters", "clip_grad", "min_sizes", "max_size", "test_size", "keep_empty", "rois",
+    "norm", "backbone", "trainable_layers",
 )  # fmt: skip
 # The values in all published protocols that do not list another. (DTKD's second weight is part of the method.) The
 # published codes leave the precision to PyTorch, whose default depends on its version and the GPU.
@@ -37,7 +41,7 @@ USUAL = {"precision": ("fp32", "tf32"), "kd_warmup": (0,), "sync_bn": (False,), 
 HEADING = [
     "pair", "method", "last", "best (on test)", "n", "published", "Δ last", "Δ best", "verdict", "teacher", "epochs",
 ]  # fmt: skip
-GAIN_HEADING = ["pair", "method", "over", "gain last", "gain best (on test)", "n", "epochs"]
+GAIN_HEADING = ["pair", "method", "over", "gain last", "gain best (on test)", "n"]
 EXPLANATION = (
     "Top-1 accuracy in percent, mean ± sample standard deviation over n seeds. last: after the last epoch. best: the"
     " best epoch of each run, selected on the test set, hence optimistic. Δ: mean minus published, where the protocol"
@@ -193,6 +197,11 @@ def weights(run: Run) -> tuple[object, object]:
     return run.option("gamma"), run.option("alpha")
 
 
+def has_usual_weights(run: Run) -> bool:
+    """Return whether a run has the weights of plain KD: 0.1 and 0.9, of a detector 1 beside its own losses."""
+    return run.option("alpha") == 1 if run.is_detector else weights(run) == KD_WEIGHTS
+
+
 def kd_weight(run: Run) -> float:
     """Return the total weight of KD, at the temperature and at a fixed one."""
     return round((run.option("alpha") or 0.0) + (run.option("fixed_alpha") or 0.0), 9)
@@ -222,27 +231,27 @@ def on_its_data(runs: Sequence[Run], groups: Sequence[Sequence[Run]], among: Seq
 
 
 def rank(runs: Sequence[Run]) -> tuple[bool, bool, bool, int]:
-    """Return the sort key of baselines: best for KD are the usual weights, no warm-up and tau 4."""
+    """Return the sort key of baselines: best for KD are the usual weights, no warm-up and tau 4, of detectors tau 1."""
     run = runs[0]
-    return weights(run) == KD_WEIGHTS, not run.option("kd_warmup"), run.option("kd_T") == 4, len(runs)
+    return has_usual_weights(run), not run.kd_warmup, run.option("kd_T") == (1 if run.is_detector else 4), len(runs)
 
 
 def baselines(runs: Sequence[Run], groups: Sequence[Sequence[Run]]) -> list[int]:
     """Return the indices of a group's baselines in the same recipe.
 
-    These are its student alone and, at a fixed tau, KD and the group's own loss. KD has the weights 0.1 and 0.9, or
-    else the group's. The own loss has the same distiller and weights; the weights of KD at tau and at a fixed
+    These are its student alone and, at a fixed tau, KD and the group's own loss. KD has the usual weights, or else the
+    group's. The own loss has the same distiller and weights; the weights of KD at tau and at a fixed
     temperature are added. Of several fixed temperatures, 4 is preferred.
     """
 
     def method(run: Run) -> list[object]:
         own = own_options(run.option("distill"), None)
         told = [run.option(name) for name in ("distill", "gamma", "beta", *own)]
-        return [*told, kd_weight(run), run.option("kd_warmup") or 0]
+        return [*told, kd_weight(run), run.kd_warmup or 0]
 
     def comparable(other: Run) -> bool:
-        usual = weights(other) == KD_WEIGHTS and not other.option("kd_warmup")
-        return usual or (weights(other) == weights(run) and other.option("kd_warmup") == run.option("kd_warmup"))
+        usual = has_usual_weights(other) and not other.kd_warmup
+        return usual or (weights(other) == weights(run) and other.kd_warmup == run.kd_warmup)
 
     run, chosen = runs[0], []
     alone = [i for i, (other, *_) in enumerate(groups) if other.option("distill") is None]
@@ -272,7 +281,7 @@ def gain_rows(groups: Sequence[Sequence[Run]], labels: Sequence[str]) -> list[li
             cells = [runs[0].pair, label, labels[i] + mark]
             for which in ("last", "best"):
                 cells.append(_gain(values(runs, which), values(base, which), here, which))
-            rows.append([*cells, f"{len(runs)}, {len(base)}", str(runs[0].option("epochs"))])
+            rows.append([*cells, f"{len(runs)}, {len(base)}", str(runs[0].length)])
     return rows
 
 
@@ -291,10 +300,24 @@ def finished_groups(runs: Iterable[Run]) -> list[list[Run]]:
 
 
 def tables_of(groups: Sequence[Sequence[Run]], labels: Sequence[str], notes: Notes) -> list[Table]:
-    """Return the table of results on one data set and, if there are baselines, the table of gains."""
-    results = Table(HEADING, [row(group, label, notes) for group, label in zip(groups, labels, strict=True)])
-    gains = gain_rows(groups, labels)
-    return [results] + ([Table(GAIN_HEADING, gains)] if gains else [])
+    """Return the tables of one data set: results, gains if there are baselines, and what is published for COCO."""
+    if groups[0][0].is_detector:
+        rows = [detector_rows.detector_row(*each) for each in zip(groups, labels, strict=True)]
+        tables = [Table(detector_rows.HEADING, rows)]
+    else:
+        tables = [Table(HEADING, [row(group, label, notes) for group, label in zip(groups, labels, strict=True)])]
+    if gains := gain_rows(groups, labels):
+        tables.append(Table([*GAIN_HEADING, groups[0][0].unit], gains))
+    models = list(dict.fromkeys(str(group[0].option("model")) for group in groups))
+    known = detector_rows.published_table(models) if groups[0][0].dataset == "coco" else None
+    return tables + ([known] if known else [])
+
+
+def explanations(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """Return what the columns of the tables mean."""
+    kinds = {group[0].is_detector for group in groups}
+    texts = [EXPLANATION] * (False in kinds) + [detector_rows.EXPLANATION] * (True in kinds)
+    return texts + [detector_rows.PUBLISHED_EXPLANATION] * any(group[0].dataset == "coco" for group in groups)
 
 
 def report(runs: Sequence[Run], markdown: bool = False, explain: bool = False) -> str:
@@ -304,11 +327,11 @@ def report(runs: Sequence[Run], markdown: bool = False, explain: bool = False) -
     for dataset in dict.fromkeys(group[0].dataset for group in groups):
         here = [group for group in groups if group[0].dataset == dataset]
         tables = tables_of(here, group_labels(here), notes)
-        gains = gains or len(tables) > 1
+        gains = gains or any("over" in table.heading for table in tables)
         lines += [f"## {in_markdown(str(dataset))}" if markdown else str(dataset), ""]
         for table in tables:
             lines += [table.markdown() if markdown else table.text(), ""]
-    texts = ([EXPLANATION] if groups else []) + ([GAIN_EXPLANATION] if gains else [])
+    texts = explanations(groups) + ([GAIN_EXPLANATION] if gains else [])
     told = [f"[{count}] {text}" for count, text in enumerate(notes.texts, 1)] + remarks(runs)
     if markdown:
         lines += [f"- {text}" for text in (*texts, *map(in_markdown, told))]
@@ -316,7 +339,8 @@ def report(runs: Sequence[Run], markdown: bool = False, explain: bool = False) -
         lines += [textwrap.fill(text, 110, subsequent_indent="    ") for text in (*texts, *told)]
     else:
         unfinished = sum(not run.finished for run in runs)
-        lines.append(LEGEND)
+        legends = {False: LEGEND, True: detector_rows.LEGEND}
+        lines += [text for kind, text in legends.items() if any(group[0].is_detector == kind for group in groups)]
         if unfinished:
             lines.append(f"Unfinished runs, not counted: {unfinished} (--explain lists them)")
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""The figures of a results page: last accuracy of every run, accuracy by epoch, and tau beside CTKD's figure."""
+"""The figures of a results page: last accuracy or AP of every run, the same by epoch, and tau beside CTKD's figure."""
 
 import math
 import re
@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 import matplotlib.figure
 
+from helper.run_files import SCORES
 from report.comparison import is_baseline, on_its_data, rank, recipe, setting
-from report.plot import Curve, curve, draw_curves, draw_dots
+from report.plot import Curve, curve, draw_curves, draw_dots, period_of
 from report.runs import Run, by_data
 from report.statistics import same_noise_pool, significance_margin, values
-from report.style import looks, pdf, shortened, svg
+from report.style import FEW, looks, pdf, shortened, svg
 
 THIN = 0.8  # line width of a method that is indistinguishable from KD
 FALL = 2  # ratio of a pair's largest and smallest tau from which on their axis is logarithmic
@@ -49,6 +50,10 @@ class Shown(NamedTuple):
     label: str
     look: Mapping[str, Any]
 
+    def scores(self, **look: Any) -> list[Curve]:
+        """Return the curve of top-1 or AP; see `curve`."""
+        return self.curve(self.group[0].score, **look)
+
     def curve(self, key: str, name: str = "", **look: Any) -> list[Curve]:
         """Return the curve of a key of the logs, in a list that is empty if no log has it."""
         runs = [points for run in self.group if (points := curve(run.history, key))[0]]
@@ -69,20 +74,21 @@ def figures(section: str, groups: Groups, labels: Sequence[str]) -> Iterator[Fig
     """
     names = {id(group): label for group, label in zip(groups, labels, strict=True)}
     alone = [group for group in groups if group[0].option("distill") is None]
-    names |= {id(group): f"{group[0].pair} {names[id(group)]}, {group[0].option('epochs')} epochs" for group in alone}
+    names |= {id(group): f"{group[0].pair} {names[id(group)]}, {group[0].length} {group[0].unit}" for group in alone}
     pairs: dict[str, dict[str, list[Sequence[Run]]]] = {}
     for group in (group for group in groups if group[0].option("distill") is not None):
         pairs.setdefault(group[0].pair, {}).setdefault(str(setting(group[0])), []).append(group)
     if alone:
-        lines = [line for each in _shown(alone, names) for line in each.curve("top1")]
-        yield from _accuracy(_file_name(f"{section}_alone"), "networks alone", lines, "last")
+        lines = [line for each in _shown(alone, names) for line in each.scores()]
+        yield from _accuracy(_file_name(f"{section}_alone"), "networks alone", lines, "last", alone[0][0])
     for pair, settings in pairs.items():
         parts = [part for same in settings.values() for part in by_data(same)]
         for i, here in enumerate(parts, 1):
             run, name, title = here[0][0], f"{section}_{pair.replace(' → ', '_')}", pair
             if len(parts) > 1:
                 name += f"_{i}"
-                title += f", {run.option('epochs')} epochs, teacher of {run.option('teacher_top1') or math.nan:.2f}"
+                teacher = run.option("teacher_ap" if run.is_detector else "teacher_top1") or math.nan
+                title += f", {run.length} {run.unit}, teacher of {teacher:.2f}"
             among = [number for number, group in enumerate(alone) if recipe(group[0]) == recipe(run)]
             always = [alone[number] for number in on_its_data([run for group in here for run in group], alone, among)]
             if plain := [group for group in here if is_baseline(group[0])]:
@@ -110,22 +116,26 @@ def _of_pair(name: str, title: str, shown: Sequence[Shown], groups: Groups) -> I
     ended = [each for each in shown if values(each.group, "last")]
     if len(ended) > 1:
         rows = [(each.label, each.look, values(each.group, "last")) for each in ended]
-        drawn = draw_dots(title, "last top-1 (%)", rows, mean, noise)
-        yield Figure(f"{name}_last", f"{title}: last top-1 of every run", drawn, leads=True)
+        score = SCORES[shown[0].group[0].score]
+        drawn = draw_dots(title, f"last {score} (%)", rows, mean, noise)
+        yield Figure(f"{name}_last", f"{title}: last {score} of every run", drawn, leads=True)
     lines = []
     for each in shown:
         last = values(each.group, "last")
         close = mean is not None and last and each.group is not kd and abs(fmean(last) - mean) <= noise
-        lines += each.curve("top1", linewidth=THIN) if close else each.curve("top1")
+        lines += each.scores(linewidth=THIN) if close else each.scores()
     legend = f"last; thin: within KD's noise, {mean:.2f} ± {noise:.2f}" if noise else "last; noise unknown"
-    yield from _accuracy(name, title, lines, legend)
+    yield from _accuracy(name, title, lines, legend, shown[0].group[0])
     yield from _tau(name, title, shown)
 
 
-def _accuracy(name: str, title: str, lines: Sequence[Curve], legend: str) -> Iterator[Figure]:
+def _accuracy(name: str, title: str, lines: Sequence[Curve], legend: str, run: Run) -> Iterator[Figure]:
+    """Yield the figure of top-1 or AP, if there are curves; `run` is one of those that they show."""
     if lines:
-        drawn = draw_curves(title, "top-1 (%)", lines, legend=legend, late=True)
-        yield Figure(f"{name}_top1", f"{title}: top-1 by epoch", drawn)
+        score, period = SCORES[run.score], period_of(run.history)
+        late = not run.is_detector or run.epochs > FEW
+        drawn = draw_curves(title, f"{score} (%)", lines, legend=legend, late=late, period=period)
+        yield Figure(f"{name}_{run.score}", f"{title}: {score} by {period}", drawn)
 
 
 def _tau(name: str, title: str, shown: Sequence[Shown]) -> Iterator[Figure]:
@@ -137,8 +147,10 @@ def _tau(name: str, title: str, shown: Sequence[Shown]) -> Iterator[Figure]:
         taus = [tau for line in lines for _, values in line.runs for tau in values]
         log = 0 < FALL * min(taus) < max(taus)
         ctkd = [each for each in moving if _is_like_the_papers(each.group[0])]
-        drawn = draw_curves(title, "tau, mean of an epoch", lines, _paper_tau(ctkd) if ctkd else [], "last", log=log)
-        yield Figure(f"{name}_tau", f"{title}: tau by epoch", drawn)
+        period = period_of(shown[0].group[0].history)
+        axis, band = f"tau, mean of {'an' if period == 'epoch' else 'a'} {period}", _paper_tau(ctkd) if ctkd else []
+        drawn = draw_curves(title, axis, lines, band, "last", log=log, period=period)
+        yield Figure(f"{name}_tau", f"{title}: tau by {period}", drawn)
 
 
 def _is_like_the_papers(run: Run) -> bool:

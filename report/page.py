@@ -13,16 +13,17 @@ import published
 from helper.files import write_atomically, writing
 from inputs import UserError, open_regular
 from report.comparison import (
-    EXPLANATION,
     GAIN_EXPLANATION,
     Notes,
     baselines,
     differences,
+    explanations,
     find_published,
     finished_groups,
     remarks,
     tables_of,
 )
+from report.detector_rows import detector_recipe
 from report.figures import Figure, figures
 from report.notes import Text, read_notes
 from report.rows import EPOCHS
@@ -110,10 +111,11 @@ def pages(root: Path) -> dict[str, bytes]:
     ids = {address(folder): address(name) for folders, name in zip(parts, names, strict=True) for folder in folders}
     sections = [_section(root, name, folders, runs, ids) for folders, name in zip(parts, names, strict=True)]
     sections.sort(key=lambda section: section.place)
+    groups = finished_groups(runs)
     used = {run.option(role) for run in runs for role in ("distill", "temperature")}
     told = {
-        "mark": MARK, "status": _status(finished_groups(runs)), "sections": sections, "used": used,
-        "explanations": [EXPLANATION, GAIN_EXPLANATION], "left": LEFT,
+        "mark": MARK, "status": _status(groups), "sections": sections, "used": used,
+        "explanations": [*explanations(groups), GAIN_EXPLANATION], "left": LEFT,
     }  # fmt: skip
     made = {name: TEMPLATES.get_template(f"{name}.j2").render(told).encode() for name in ("README.md", "index.html")}
     for figure in (figure for section in sections for figure in section.figures):
@@ -177,12 +179,14 @@ def _section(root: Path, name: str, folders: Sequence[str], runs: Sequence[Run],
 
 
 def _summary(groups: Sequence[Sequence[Run]]) -> str:
-    """Return a line with data sets, epochs and the number of finished runs."""
+    """Return a line with data sets, lengths and the number of finished runs."""
     if not groups:
         return "no run is finished yet"
-    epochs = sorted({int(group[0].option("epochs")) for group in groups})
-    datasets = ", ".join(dict.fromkeys(str(group[0].dataset) for group in groups))
-    return f"{datasets}, {' or '.join(map(str, epochs))} epochs, finished runs: {sum(map(len, groups))}"
+    told = list(dict.fromkeys(str(group[0].dataset) for group in groups))
+    for unit in dict.fromkeys(group[0].unit for group in groups):
+        lengths = sorted({int(group[0].length or 0) for group in groups if group[0].unit == unit})
+        told.append(f"{' or '.join(map(str, lengths))} {unit}")
+    return f"{', '.join(told)}, finished runs: {sum(map(len, groups))}"
 
 
 def _status(groups: Sequence[Sequence[Run]]) -> str:
@@ -201,6 +205,8 @@ def _status(groups: Sequence[Sequence[Run]]) -> str:
 
 
 def _recipe(run: Run) -> str:
+    if run.is_detector:
+        return detector_recipe(run)
     if any(run.option(name) is None for name in RECIPE):
         return "not fully recorded in config.json"
     decays, usual = ", ".join(map(str, run.option("lr_decay_epochs"))), EPOCHS.get(str(run.dataset), ())
@@ -221,8 +227,8 @@ def _noise(groups: Sequence[Sequence[Run]]) -> list[str]:
         (spread, freedom), needed = pooled(here, "last"), significance_margin(here, "last", 1, 1)
         if needed is not None:
             several = sum(len(each) > 1 for each in here)
-            images, epochs = f"{group[0].option('train_subset') or 'all'} images", f"{group[0].option('epochs')} epochs"
-            texts[f"{group[0].option('model')} on {group[0].dataset}, {images}, {epochs}"] = (
+            images, length = f"{group[0].option('train_subset') or 'all'} images", f"{group[0].length} {group[0].unit}"
+            texts[f"{group[0].option('model')} on {group[0].dataset}, {images}, {length}"] = (
                 f"seeds spread by {spread:.2f} points (standard deviation of last; configurations with several seeds:"
                 f" {several}; degrees of freedom: {freedom}). Two single runs that differ by less than {needed:.2f}"
                 " points are indistinguishable from chance (95 %)."
@@ -244,10 +250,12 @@ def _run_row(root: Path, group: Sequence[Run], label: str) -> list[str | list[Li
 
 
 def _weights(run: Run) -> str:
-    """Return the weights of cross entropy, of KD (at the temperature + at a fixed one) and of the distiller's term."""
+    """Return the weights of the own loss, of KD (at the temperature + at a fixed one) and of the distiller's term."""
     if run.option("distill") is None:
         return "–"
     gamma, alpha, fixed, beta = (run.option(name) or 0.0 for name in ("gamma", "alpha", "fixed_alpha", "beta"))
+    if run.is_detector:
+        gamma = 1.0
     return f"{gamma:g}, {alpha:g}{f' + {fixed:g}' * bool(fixed)}, {beta:g}"
 
 

@@ -41,6 +41,11 @@ def curve(history: History, key: str) -> tuple[list[int], list[float]]:
     return [epoch for epoch, _ in points], [value for _, value in points]
 
 
+def period_of(history: History) -> str:
+    """Return what a record is of: an epoch, or the part of a detector's run before an evaluation."""
+    return "part" if history and "iteration" in history[-1] else "epoch"
+
+
 def draw_curves(
     title: str,
     axis: str,
@@ -49,6 +54,7 @@ def draw_curves(
     legend: str = "",
     late: bool = False,
     log: bool = False,
+    period: str = "epoch",
 ) -> Figure:
     """Return a figure of curves over epochs, with a legend beside it in the order of their ends.
 
@@ -60,6 +66,7 @@ def draw_curves(
         legend: title of the legend.
         late: draw the last quarter of the epochs once more, enlarged, if all curves are of one length.
         log: make the axis of the values logarithmic.
+        period: what the runs' records are of; see `period_of`.
     """
     lengths = {int(run[0][-1]) for each in curves for run in each.runs}
     last, late = max(lengths), late and len(lengths) == 1 and min(lengths) > 2
@@ -78,7 +85,9 @@ def draw_curves(
         names.append("CTKD's figure (about)")
     for axes, first in zip(panels, (0, int(LATE * last) + 1), strict=False):
         finish_epochs(axes, first, last)
-        axes.set(xlabel="epoch, the last quarter" if first else "epoch", ylabel=f"{axis}, enlarged" if first else axis)
+        axes.set(
+            xlabel=f"{period}, the last quarter" if first else period, ylabel=f"{axis}, enlarged" if first else axis
+        )
     if late:
         panels[0].locator_params(axis="x", nbins=5)
     if log:
@@ -151,7 +160,7 @@ def plot_run(run: Run | History, title: str, path: str | Path) -> None:
     for axes in panels:
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1))
         finish_epochs(axes, 0, int(history[-1]["epoch"]))
-    panels[-1].set_xlabel("epoch")
+    panels[-1].set_xlabel(period_of(history))
     figure.suptitle(title)
     save(figure, path)
 
@@ -172,14 +181,14 @@ def plot_compare(runs: Sequence[Run], path: str | Path) -> None:
     handles = []
     for group, look in zip(groups, looks(groups), strict=True):
         for run in group:
-            (line,) = panels["whole"].plot(*curve(run.history, "top1"), **with_dots(look, run.history), alpha=0.85)
+            (line,) = panels["whole"].plot(*curve(run.history, run.score), **with_dots(look, run.history), alpha=0.85)
             if "end" in panels:
                 late = [record for record in run.history if record["epoch"] > LATE * last]
-                panels["end"].plot(*curve(late, "top1"), **look | {"marker": ""})
+                panels["end"].plot(*curve(late, run.score), **look | {"marker": ""})
             if tau:
                 _draw_tau(panels["tau"], run.history, look, with_range=len(groups) <= BANDS)
         handles.append(line)
-    panels["whole"].set_ylabel("test accuracy, top-1 (%)")
+    panels["whole"].set_ylabel("average precision (%)" if runs[0].is_detector else "test accuracy, top-1 (%)")
     if "end" in panels:
         panels["end"].set_title("the last quarter", loc="center", fontweight="normal")
     if tau:
@@ -189,16 +198,16 @@ def plot_compare(runs: Sequence[Run], path: str | Path) -> None:
     figure.suptitle(f"{distilled[0].pair}, {distilled[0].option('dataset')}")
     for name, axes in panels.items():
         finish_epochs(axes, round(LATE * last) if name == "end" else 0, last)
-    panels["tau" if tau else "whole"].set_xlabel("epoch")
+    panels["tau" if tau else "whole"].set_xlabel(period_of(runs[0].history))
     save(figure, path)
 
 
 def _legend_names(groups: Sequence[Sequence[Run]]) -> list[str]:
     """Return each configuration's legend: method, epochs if they differ, mean of the last accuracies."""
-    lengths = {group[0].option("epochs") for group in groups}
+    lengths = {group[0].length for group in groups}
     names = []
     for group, name in zip(groups, group_labels(groups), strict=True):
-        name += f", {group[0].option('epochs')} epochs" if len(lengths) > 1 else ""
+        name += f", {group[0].length} {group[0].unit}" if len(lengths) > 1 else ""
         lasts = [run.last for run in group if run.finished and run.last is not None]
         name += f": last {fmean(lasts):.2f}" if lasts else ""
         name += f", mean of {len(lasts)}" if len(lasts) > 1 else ""
@@ -217,7 +226,7 @@ def _draw_accuracy(axes: Axes, history: History) -> None:
     if values:
         axes.plot(epochs, values, color=TEST, label=f"test\nlast {values[-1]:.2f}", **with_dots({}, history))
         best = max(range(len(values)), key=values.__getitem__)
-        told = f"best {values[best]:.2f}\nepoch {epochs[best]},\nselected on the test set"
+        told = f"best {values[best]:.2f}\n{period_of(history)} {epochs[best]},\nselected on the test set"
         axes.plot(epochs[best], values[best], "*", color=BEST, markeredgecolor="black", markersize=13, label=told)
     axes.set_ylabel(label)
 

@@ -48,14 +48,40 @@ class Run:
         return self.epochs > 0 and self.epochs == self.option("epochs")
 
     @property
+    def is_detector(self) -> bool:
+        """Return whether a detector was trained; its epochs are the parts of its run after which it is evaluated."""
+        return self.config.get("kind") == "detector"
+
+    @property
+    def score(self) -> str:
+        """Return the key of the records that says how good an epoch is, see helper.run_files.SCORES."""
+        return "ap" if self.is_detector else "top1"
+
+    @property
+    def unit(self) -> str:
+        """Return what `length` counts: epochs, or the steps of a detector."""
+        return "steps" if self.is_detector else "epochs"
+
+    @property
+    def length(self) -> Any:
+        """Return how long the run is to be, in `unit`."""
+        return self.option("iterations" if self.is_detector else "epochs")
+
+    @property
     def last(self) -> float | None:
-        """Return top-1 accuracy after the last epoch, in percent."""
-        return self.history[-1].get("top1") if self.history else None
+        """Return top-1 accuracy, or a detector's AP, after the last epoch, in percent."""
+        return self.history[-1].get(self.score) if self.history else None
 
     @property
     def best(self) -> float | None:
-        """Return the highest top-1 of any epoch, in percent, selected on the test set; None without an epoch."""
-        return max((record["top1"] for record in self.history if "top1" in record), default=None)
+        """Return the highest top-1 or AP of any epoch, in percent, selected on the test set; None without an epoch."""
+        return max((record[self.score] for record in self.history if self.score in record), default=None)
+
+    @property
+    def kd_warmup(self) -> float | None:
+        """Return the warm-up of KD: in epochs; of a detector in steps, and 0 if it is the usual one."""
+        steps = self.option("kd_warmup_iters")
+        return self.option("kd_warmup") if steps is None else steps * (steps != self.option("warmup_iters"))
 
     @property
     def pair(self) -> str:

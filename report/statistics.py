@@ -55,10 +55,10 @@ def significance_margin(groups: Iterable[Sequence[Run]], which: str, ours: int, 
 
 
 def same_noise_pool(run: Run, groups: Iterable[Sequence[Run]]) -> list[Sequence[Run]]:
-    """Return the configurations assumed to have a run's standard deviation: same student, data set and epochs."""
+    """Return the configurations assumed to have a run's standard deviation: same student, data set and length."""
 
     def kind(run: Run) -> list[object]:
-        return [run.dataset, *map(run.option, ("model", "epochs", "train_subset"))]
+        return [run.dataset, *map(run.option, ("model", "epochs", "iterations", "train_subset"))]
 
     return [group for group in groups if kind(group[0]) == kind(run)]
 

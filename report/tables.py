@@ -7,9 +7,10 @@ from html import escape
 from typing import NamedTuple
 from urllib.parse import quote
 
-LEFT = frozenset(  # columns without numbers
-    ("table", "pair", "method", "state", "over", "verdict", "seeds", "machine", "class", "image", "measure")
-)
+LEFT = frozenset((  # columns without numbers
+    "table", "pair", "method", "state", "over", "verdict", "seeds", "machine", "class", "image", "measure", "mark",
+    "published by",
+))  # fmt: skip
 
 _MARKUP = re.compile(  # possible Markdown markup; footnote marks and lists of numbers are none
     r"(?P<as_it_is>\[\d+(?:, \d+)*\](?![\[(:]))|[\\`*~$|#\[\]]|(?<![^\W_])_|_(?![^\W_])"

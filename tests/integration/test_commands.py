@@ -15,6 +15,7 @@ import pytest
 import compare
 import evaluate
 import reproduce
+import train_detector
 import train_student
 import train_teacher
 from benchmarks import (
@@ -34,6 +35,7 @@ from distiller_zoo import distiller_dict
 from helper.errors import run_main
 from inputs import UserError
 from options.parse import parse_student, parse_teacher, resolve_pair
+from options.parse_detector import parse_detector
 from report import page
 from report.rows import TABLES, rows
 from temperature import temperature_dict
@@ -138,6 +140,8 @@ def test_the_commands_on_evaluation_run_in_their_order(tmp_path, monkeypatch, ca
         _, program, *argv = shlex.split(line)
         if program == "train_teacher.py":
             train_teacher.train(parse_teacher(argv))
+        elif program == "train_detector.py":
+            train_detector.train(parse_detector([*argv, "--iterations", "2", "--lr_steps", "1"]))
         elif program == "evaluate.py":
             monkeypatch.setattr(sys, "argv", [program, *argv])
             evaluate.main()
@@ -145,8 +149,10 @@ def test_the_commands_on_evaluation_run_in_their_order(tmp_path, monkeypatch, ca
         elif program == "-c":
             exec(argv[0])
         else:
-            assert argv == ["pip", "install", "-r", "requirements-export.txt"]
-            pytest.importorskip("onnxruntime", reason="no ONNX here: pip install -r requirements-export.txt")
+            *pip, requirements = argv
+            assert pip == ["pip", "install", "-r"]
+            needed = {"requirements-export.txt": "onnxruntime", "requirements-detection.txt": "faster_coco_eval"}
+            pytest.importorskip(needed[requirements], reason=f"not here: pip install -r {requirements}")
 
 
 @pytest.mark.parametrize("command", named(TORCHRUN_COMMANDS))

@@ -1,0 +1,170 @@
+"""Export a detector for programs without this code: to TorchScript or ONNX, with resizing and non-maximum suppression.
+
+torch.export cannot: how many boxes a network finds decides what is computed next, which a recorded graph does not allow
+("data-dependent guards" of PyTorch 2.6 to 2.14). For the same reason ONNX files are made by the older of PyTorch's two
+exporters, for which torchvision has what is needed.
+"""
+
+import copy
+import math
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.detection import faster_rcnn, retinanet
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+from inputs import UserError
+from models.detection import Detector
+from models.detectron2 import AlignedPool
+from models.export import SUFFIXES, check_packages
+
+OUTPUTS = ("boxes", "labels", "scores")  # [D, 4] in pixels of the image, [D] int64 from 1, [D] from 0 to 1
+OPSET = 17  # of ONNX: the last one of the older exporter
+FAR = 1e6  # pixels
+SIDE = 96  # of the image with which a graph is recorded, which takes others all the same
+
+Exported = Callable[[Tensor], dict[str, Tensor]]  # from an image [3, H, W], RGB in 0 to 1, to OUTPUTS
+
+
+class Comparison(NamedTuple):
+    """How the detections of an exported detector differ from the detector's own."""
+
+    boxes: int  # of the detector, in all images
+    is_alike: bool  # whether there are as many, of the same classes
+    box_difference: float  # the largest, in pixels
+    largest: float  # coordinate, in pixels
+    score_difference: float  # the largest
+
+
+class _OfOneImage(nn.Module):
+    """Returns OUTPUTS as a tuple."""
+
+    def __init__(self, detector: nn.Module) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        (found,) = self.detector([image])
+        return tuple(found[name] for name in OUTPUTS)
+
+
+class _ExactResize(GeneralizedRCNNTransform):
+    """Resizes by double precision in TorchScript too, where torchvision's often makes a side one pixel shorter."""
+
+    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
+        height, width = image.shape[-2:]
+        scale = min(self.min_size[-1] / min(height, width), self.max_size / max(height, width))
+        resized = F.interpolate(
+            image[None], scale_factor=scale, mode="bilinear", recompute_scale_factor=True, align_corners=False
+        )
+        return resized[0], target
+
+
+def check_form(form: str) -> None:
+    """Raise UserError if a detector cannot be had in a format, or the format needs packages that are not installed."""
+    if form == "torch.export":
+        raise UserError(
+            "--export torch.export cannot be had with detectors (what they compute depends on how many boxes they"
+            f" find): choose one of {', '.join(each for each in SUFFIXES if each != form)}"
+        )
+    check_packages(form)
+
+
+def export_detector(model: Detector, form: str, path: Path) -> None:
+    """Write a detector in evaluation mode on the CPU to a file; it takes images of any size.
+
+    An ONNX graph computes sizes in float32, so that a side is resized to a pixel less for about a tenth of all sizes.
+
+    Args:
+        model: the detector.
+        form: "torchscript", a function from a list of images to losses, which are empty, and a list of dicts of
+            OUTPUTS; or "onnx", a graph from one image to OUTPUTS.
+        path: of the file, with the format's suffix.
+
+    Raises:
+        UserError: see `check_form`; or the detector is detectron2's.
+    """
+    check_form(form)
+    if any(isinstance(module, AlignedPool) for module in model.modules()):
+        raise UserError("--export cannot be had with detectron2's networks (their pooling is not torchvision's): train"
+                        " a detector with this one as its teacher, and export that")  # fmt: skip
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript and the older exporter are deprecated
+        if form == "torchscript":
+            stock = _stock(model)
+            stock.transform.__class__ = _ExactResize
+            torch.jit.save(torch.jit.script(stock), path)
+            return
+        sizes = {"image": {1: "height", 2: "width"}} | {name: {0: "detections"} for name in OUTPUTS}
+        torch.onnx.export(
+            _OfOneImage(_stock(model)).eval(), (torch.zeros(3, SIDE, SIDE),), path, dynamo=False, opset_version=OPSET,
+            input_names=["image"], output_names=list(OUTPUTS), dynamic_axes=sizes,
+        )  # fmt: skip
+
+
+def _stock(model: Detector) -> nn.Module:
+    """Return a copy that is torchvision's class, which TorchScript can compile, without hooks for half precision."""
+    stock = copy.deepcopy(model)
+    for module in stock.modules():
+        module._forward_hooks.clear()
+    stock.__class__ = faster_rcnn.FasterRCNN if model.has_proposals else retinanet.RetinaNet
+    return stock
+
+
+def load_exported_detector(form: str, path: Path) -> Exported:
+    """Return the function in an exported file."""
+    if form == "torchscript":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            script = torch.jit.load(path)
+
+        def run_script(image: Tensor) -> dict[str, Tensor]:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # it says that it returns losses too
+                return script([image])[1][0]
+
+        return run_script
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def run(image: Tensor) -> dict[str, Tensor]:
+        found = map(torch.from_numpy, session.run(list(OUTPUTS), {"image": image.numpy()}))
+        return dict(zip(OUTPUTS, found, strict=True))
+
+    return run
+
+
+@torch.no_grad()
+def compare_detections(model: Detector, exported: Exported, images: list[Tensor]) -> Comparison:
+    """Return how the detections of a detector and its export differ; those of one score may be in another order.
+
+    Args:
+        model: in evaluation mode on the CPU.
+        exported: of `load_exported_detector`.
+        images: [3, H, W] each, RGB in 0 to 1.
+    """
+    boxes, largest, box_difference, score_difference = 0, 0.0, 0.0, 0.0
+    for image in images:
+        (own,), other = model([image]), exported(image)
+        boxes += (count := len(own["labels"]))
+        nearest = torch.cdist(_points(own), _points(other)).argmin(1) if len(other["labels"]) else torch.arange(0)
+        matched = {name: other[name][nearest] for name in OUTPUTS}
+        is_matched = len(other["labels"]) == len(nearest.unique()) == count
+        if not is_matched or not torch.equal(own["labels"], matched["labels"]):
+            return Comparison(boxes, False, math.nan, math.nan, math.nan)
+        if count:
+            largest = max(largest, own["boxes"].abs().max().item())
+            box_difference = max(box_difference, (own["boxes"] - matched["boxes"]).abs().max().item())
+            score_difference = max(score_difference, (own["scores"] - matched["scores"]).abs().max().item())
+    return Comparison(boxes, True, box_difference, largest, score_difference)
+
+
+def _points(found: dict[str, Tensor]) -> Tensor:
+    """Return the boxes and classes of detections as points [D, 5], far apart if their classes differ."""
+    return torch.cat([found["boxes"], FAR * found["labels"][:, None]], 1).double()

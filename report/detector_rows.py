@@ -1,0 +1,69 @@
+"""The rows of detectors in tables: average precisions of runs, and those published for COCO."""
+
+from collections.abc import Sequence
+
+import published
+from report.runs import Run
+from report.statistics import mean_and_spread, values
+from report.tables import Table
+
+SCORES = {  # key in the logs: name
+    "ap": "AP", "ap50": "AP50", "ap75": "AP75", "ap_small": "APs", "ap_medium": "APm", "ap_large": "APl",
+}  # fmt: skip
+FURTHER = {key: name for key, name in SCORES.items() if key != "ap"}
+HEADING = ["pair", "method", "AP last", "AP best (on test)", *FURTHER.values(), "n", "teacher", "steps"]
+PUBLISHED_HEADING = ["pair", "method", *SCORES.values(), "mark", "published by"]
+PROTOCOL = (
+    "iterations", "batch_size", "learning_rate", "lr_steps", "lr_decay_rate", "warmup_iters", "momentum",
+    "weight_decay", "clip_grad", "min_sizes", "max_size", "test_size", "rois",
+)  # fmt: skip
+EXPLANATION = (
+    "Detectors: average precision (AP) as COCO defines it, in percent, mean ± sample standard deviation over n seeds,"
+    " after the last step; AP50 and AP75 at one IoU threshold; APs, APm and APl for small, medium and large objects."
+    " best: the best evaluation of each run, selected on the test set, hence optimistic. teacher: the teacher's own AP,"
+    " measured before distilling."
+)
+PUBLISHED_EXPLANATION = (
+    "Published AP on COCO's val2017 is shown beside the runs and never compared with them: `mem` is from memory, `code`"
+    " (a README or code) and `author` (an author's message) are of other protocols."
+)
+LEGEND = "AP in %, after the last step: mean ± standard deviation of n seeds. ± of gains: noise. More: --explain"
+
+
+def detector_row(runs: Sequence[Run], label: str) -> list[str]:
+    """Return the cells of one configuration, as HEADING names them."""
+    run, teacher = runs[0], runs[0].option("teacher_ap")
+    cells = [run.pair, label, mean_and_spread(values(runs, "last")), mean_and_spread(values(runs, "best"))]
+    for key in FURTHER:
+        cells.append(mean_and_spread([each.history[-1][key] for each in runs if key in each.history[-1]]))
+    return [*cells, str(len(runs)), "–" if teacher is None else f"{teacher:.2f}", str(run.length)]
+
+
+def detector_recipe(run: Run) -> str:
+    """Return the protocol of a run in words."""
+    told = {name: run.option(name) for name in PROTOCOL}
+    if None in told.values():
+        return "not fully recorded in config.json"
+    drops, sides = (", ".join(map(str, told[name])) for name in ("lr_steps", "min_sizes"))
+    clip = f"clipped at a norm of {told['clip_grad']:g}" if told["clip_grad"] else "not clipped"
+    return (
+        f"{run.dataset}, {told['iterations']} steps of {told['batch_size']} images, learning rate"
+        f" {told['learning_rate']:g}, rising over {told['warmup_iters']} steps, times {told['lr_decay_rate']:g} after"
+        f" steps {drops}, momentum {told['momentum']:g}, weight decay {told['weight_decay']:g}, gradient {clip}; short"
+        f" sides {sides}, long side at most {told['max_size']}, tested at {told['test_size']}; {told['rois']} proposals"
+        " an image"
+    )
+
+
+def published_table(models: Sequence[str]) -> Table | None:
+    """Return the published numbers of some detectors on COCO, alone and distilled; None if there are none."""
+    rows = [row for row in published.coco()["rows"] if row["student"] in models]
+    rows.sort(key=lambda row: (models.index(row["student"]), "teacher" in row))
+    return Table(PUBLISHED_HEADING, [_published_row(row) for row in rows]) if rows else None
+
+
+def _published_row(row: published.Record) -> list[str]:
+    pair = f"{row['teacher']} → {row['student']}" if "teacher" in row else row["student"]
+    digits = 2 if row["mark"] == "mem" else 1  # as published
+    numbers = [f"{row[key]:.{digits}f}" if key in row else "–" for key in SCORES]
+    return [pair, row["method"], *numbers, row["mark"], published.coco()["sources"][row["source"]]]
