@@ -79,9 +79,9 @@ class Run:
 
     @property
     def kd_warmup(self) -> float | None:
-        """Return the warm-up of KD: in epochs; of a detector in steps, and 0 if it is the usual one."""
+        """Return the warm-up of KD in epochs; of a detector in steps beyond the usual ones, the learning rate's."""
         steps = self.option("kd_warmup_iters")
-        return self.option("kd_warmup") if steps is None else steps * (steps != self.option("warmup_iters"))
+        return self.option("kd_warmup") if steps is None else steps - (self.option("warmup_iters") or 0)
 
     @property
     def pair(self) -> str:

@@ -70,6 +70,11 @@ def pixels_of(path):
     return np.array(Image.open(path).convert("RGB"))
 
 
+@pytest.fixture(autouse=True)
+def no_coco(monkeypatch):
+    monkeypatch.delenv("COCO_DIR", raising=False)
+
+
 @pytest.fixture
 def weights(tmp_path):
     return stored(lively(), tmp_path / "faster_rcnn_tiny_last.pth")
@@ -93,6 +98,23 @@ def test_the_average_precision_is_that_of_training(weights):
     assert (values["network"], values["dataset"], values["samples"]) == ("faster_rcnn_tiny", "shapes", 60)
     assert values["sha256"] == checkpoint.file_hash(weights)
     assert f"AP50, %  {values['ap50']:5.2f}" in text and "APl, %       –" in text  # shapes has no large objects
+
+
+@NEEDS_EVAL
+def test_annotations_for_training_are_not_needed(tmp_path):
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "val2017").mkdir()
+    pixels, content = shapes.make(4, seed=1)
+    for number, image in enumerate(pixels):
+        to_pil_image(image).save(tmp_path / f"val2017/{number}.png")
+    (tmp_path / "annotations/instances_val2017.json").write_text(json.dumps(content))
+    file = stored(lively(), tmp_path / "w.pth", dataset="coco")
+    values = call(file, "--data_dir", tmp_path, "--num_workers", 0)[1]
+    assert (values["samples"], values["dataset"]) == (4, "coco") and 0 <= values["ap"] < 100
+    assert "--data_dir is missing" in fails(file)
+    content["annotations"] = [content["annotations"][0] | {"iscrowd": 1}]
+    (tmp_path / "annotations/instances_val2017.json").write_text(json.dumps(content))
+    assert "have no boxes to be found" in fails(file, "--data_dir", tmp_path)
 
 
 def test_a_runs_folder_says_what_its_weights_need(weights, picture, tmp_path):
