@@ -59,6 +59,7 @@ TORCHRUN_COMMANDS = [line for line in COMMANDS if line.startswith(".venv/bin/tor
 PROGRAMS = {
     "train_teacher.py": (parse_teacher, train_teacher.train),
     "train_student.py": (parse_student, train_student.distil),
+    "train_detector.py": (parse_detector, lambda options: [train_detector.train(options)]),
 }
 MAINS = {"reproduce.py": reproduce.main, "benchmarks/gpu_check.py": gpu_check.main,
          "benchmarks/gpu_campaign.py": gpu_campaign.main, "benchmarks/packages.py": packages.main}  # fmt: skip
@@ -121,6 +122,11 @@ def test_every_python_command_of_the_documents_is_understood(command, tmp_path, 
     elif program in BENCHMARKS:
         monkeypatch.setattr(sys, "argv", [program, *argv])
         assert BENCHMARKS[program].parse_args()
+    elif program == "evaluate.py":
+        assert evaluate.parse_args(argv)
+    elif program == "-m":
+        *pip, requirements = argv
+        assert pip == ["pip", "install", "-r"] and (ROOT / requirements).is_file()
     elif argv == ["--help"]:
         with pytest.raises(SystemExit) as end:
             PROGRAMS[program][0](argv)
