@@ -349,7 +349,8 @@ def report(runs: Sequence[Run], markdown: bool = False, explain: bool = False) -
 def remarks(runs: Sequence[Run]) -> list[str]:
     """Return a line for each unfinished run, and for each whose log is damaged."""
     unfinished = [
-        f"unfinished ({run.epochs}/{run.option('epochs') or '?'} epochs): {run.label}, {printable(str(run.folder))}"
+        f"unfinished ({run.epochs}/{run.option('epochs') or '?'} {'parts' if run.is_detector else 'epochs'}):"
+        f" {run.label}, {printable(str(run.folder))}"
         for run in runs
         if not run.finished
     ]
