@@ -18,6 +18,7 @@ from torch import nn
 from dataset.coco import DetectionData, create_detection_data, identify_detection_data
 from distiller_zoo.detection import detector_distillers
 from helper import distributed
+from helper.average_precision import check_installed
 from helper.detection import (
     DetectorDistillation,
     DetectorTask,
@@ -59,6 +60,7 @@ def train(options: DetectorOptions) -> Path:
         if options.dry_run or run.told_finished():
             return run.folder
         run.check_writable()
+        check_installed()
         # 2. data, and 3. the teacher: frozen, and measured before anything is learned from it
         data = load_data(options, device)
         teacher, found_out = load_teacher(options, found, data, device)

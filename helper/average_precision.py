@@ -1,5 +1,6 @@
 """Average precision of detections as COCO measures it, by faster-coco-eval (optional: requirements-detection.txt)."""
 
+import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,15 @@ from torchvision.ops import box_convert
 from inputs import UserError
 
 KEYS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")  # in the order of the library's numbers
+
+
+def check_installed() -> None:
+    """Raise UserError if faster-coco-eval is not installed; for an early error, long before it is needed."""
+    if importlib.util.find_spec("faster_coco_eval") is None:
+        raise UserError(
+            "detectors are evaluated by the package faster-coco-eval: install it with"
+            " `pip install -r requirements-detection.txt`"
+        )
 
 
 def average_precision(ground_truth: dict[str, Any], detections: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -28,13 +38,9 @@ def average_precision(ground_truth: dict[str, Any], detections: Sequence[dict[st
     Raises:
         UserError: faster-coco-eval is not installed.
     """
-    try:
-        from faster_coco_eval import COCO, COCOeval_faster
-    except ImportError as error:
-        raise UserError(
-            "detectors are evaluated by the package faster-coco-eval: install it with"
-            " `pip install -r requirements-detection.txt`"
-        ) from error
+    check_installed()
+    from faster_coco_eval import COCO, COCOeval_faster
+
     truth = COCO(ground_truth, print_function=_silent)
     found = truth.loadRes([dict(each) for each in detections])  # it adds to the dicts
     evaluation = COCOeval_faster(truth, found, "bbox", print_function=_silent)

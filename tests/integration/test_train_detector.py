@@ -134,6 +134,13 @@ def test_weights_that_cannot_be_downloaded_are_said(monkeypatch, tmp_path):
     assert "--backbone FILE" in says
 
 
+def test_the_package_that_measures_ap_is_missed_before_anything_is_trained(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    monkeypatch.setattr(train_detector, "load_data", None)
+    says = error_of(train, f"{SHORT}--model_s faster_rcnn_tiny --run_dir {tmp_path}")
+    assert "pip install -r requirements-detection.txt" in says and not (tmp_path / "config.json").exists()
+
+
 # ---------------------------------------------------------------- other processes
 
 
