@@ -117,6 +117,37 @@ def keep_memory() -> None:
         _mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+@contextmanager
+def all_cores(device: torch.device) -> Iterator[None]:
+    """Let PyTorch use all cores of this machine on a CPU, shared with the run's other processes here; then as before.
+
+    For work that takes long and precedes the run, whatever number of threads the run itself has.
+    """
+    before = torch.get_num_threads()
+    if device.type == "cpu":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(before, cores // distributed.env_local_world_size()))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def unbenchmarked() -> Iterator[None]:
+    """Let cuDNN choose its convolutions by its heuristics instead of by trying all of them.
+
+    Trying takes seconds and much memory with the large batches of a validation, for each size of a batch and in each
+    run of --trials again.
+    """
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
 def share_freed_memory() -> None:
     """Make threads started from now on share freed memory, if the C library is glibc.
 
@@ -131,8 +162,22 @@ def _mallopt(parameter: int, value: int) -> bool:
     return bool(mallopt and mallopt(parameter, value))
 
 
-def place(module: nn.Module, device: torch.device, plain: bool = False) -> nn.Module:
-    """Move a module to the device, in the faster channels-last memory format unless `plain`, and return it.
+def memory_format(device: torch.device, precision: str = "fp32") -> torch.memory_format:
+    """Return the memory format in which networks run faster on a device, in one of options.flags.PRECISIONS.
+
+    A GPU's tensor cores, which tf32 and bf16 use, are made for channels-last; its float32 kernels are not.
+    """
+    return torch.contiguous_format if device.type == "cuda" and precision == "fp32" else torch.channels_last
+
+
+def place(module: nn.Module, device: torch.device, plain: bool = False, precision: str = "fp32") -> nn.Module:
+    """Move a module to the device, in the faster memory format unless `plain`, and return it.
+
+    Args:
+        module: the module.
+        device: where it goes.
+        plain: keep the memory format.
+        precision: in which it computes, see `memory_format`.
 
     Raises:
         UserError: the module, with the memory for its training, does not fit into the device's memory.
@@ -140,7 +185,7 @@ def place(module: nn.Module, device: torch.device, plain: bool = False) -> nn.Mo
     size = sum(parameter.numel() * (TRAINED if parameter.requires_grad else 4) for parameter in module.parameters())
     size += sum(buffer.nbytes for buffer in module.buffers())
     check_fits("a network and what is trained beside it", size, "network, --feat_dim or --dpk_width", device)
-    return module.to(device) if plain else module.to(device, memory_format=torch.channels_last)
+    return module.to(device) if plain else module.to(device, memory_format=memory_format(device, precision))
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
