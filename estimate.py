@@ -102,15 +102,14 @@ def _measure(options: CommonOptions, images: int, classes: int, device: torch.de
     if isinstance(options, StudentOptions):
         student = create_model(options.model_s, classes, options.dataset)
         network = create_model(options.model_t, classes, options.dataset).eval()
-        network = network if options.plain else fold_batch_norm(network)
-        network = place(network, device, options.plain, options.teacher_precision)
+        network = place(network if options.plain else fold_batch_norm(network), device, options.plain)
         task = train_student.distillation(resolve_pair(options, options.model_t), student, network, target)
         teacher = OnlineTeacher(network.requires_grad_(False), options.teacher_precision)
     else:
         task = Vanilla(
             create_model(options.model, classes, options.dataset), options.precision, options.label_smoothing
         )
-    task = place(task, device, options.plain, options.precision)
+    task = place(task, device, options.plain)
     side, size = options.image_size, options.batch_size
     if device.type == "cpu":
         size = min(size, max(2, PIXELS // side**2))

@@ -175,8 +175,7 @@ def build_trainer(
     student = create_model(options.model_s, data.num_classes, options.dataset)
     train_teacher.initialise(run, student, options)
     own = num_parameters(student)
-    task = distillation(options, student, model, data.train.target)
-    task = place(task, device, options.plain, options.precision)
+    task = place(distillation(options, student, model, data.train.target), device, options.plain)
     if options.sync_bn:
         nn.SyncBatchNorm.convert_sync_batchnorm(task.student)
     if (trained := num_parameters(task.student)) != own:

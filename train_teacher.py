@@ -109,8 +109,7 @@ def build_trainer(
     feature_widths(model, options.image_size)  # raises its errors before the first step
     initialise(run, model, options)
     model = nn.SyncBatchNorm.convert_sync_batchnorm(model) if options.sync_bn else model
-    task = Vanilla(model, options.precision, options.label_smoothing)
-    task = place(task, device, options.plain, options.precision)
+    task = place(Vanilla(model, options.precision, options.label_smoothing), device, options.plain)
     return resumed_trainer(run, task, None, data, options, pass_turn, table)
 
 

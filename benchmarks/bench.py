@@ -9,8 +9,7 @@ of them. KD with CTKD's global temperature, on random images, or with --data_dir
 every lookup hits. TensorFloat-32 is on in all loops or in none: with --precision tf32, a variant's fp32 is tf32.
 
 A variant is a precision, and after + what differs from the usual: `table` a warm table, `contiguous` PyTorch's default
-memory format, `channels_last` the other one (usual is what helper/device.py chooses), `eager` no recorded step,
-`compiled` networks compiled by torch.compile.
+memory format, `eager` no recorded step, `compiled` networks compiled by torch.compile.
 """
 
 import argparse
@@ -62,9 +61,7 @@ from train_student import distillation
 
 PAIRS = ("resnet56:resnet20", "wrn_40_2:wrn_16_2", "vgg13:vgg8", "resnet32x4:ShuffleV1")
 VARIANTS = ("plain", "fp32", "bf16", "fp32+table", "bf16+table")
-MORE_VARIANTS = tuple(
-    f"{each}+{what}" for each in ("fp32", "bf16") for what in ("contiguous", "channels_last", "eager", "compiled")
-)
+MORE_VARIANTS = tuple(f"{each}+{what}" for each in ("fp32", "bf16") for what in ("contiguous", "eager", "compiled"))
 EPOCH = 10  # CTKD's adversary is at full strength; always the same epoch, so that a table is warm
 WARM_UP = 1  # uncounted rounds
 Round = tuple[float, float, float]  # seconds of training and of validation, memory in MiB
@@ -111,8 +108,7 @@ class Ours:
             networks = [module] if isinstance(module, Model) else [module.student]
             for network in networks:
                 network.compile(backend="inductor" if self.device.type == "cuda" else "eager")
-        placed = place(module, self.device, self.contiguous, self.options.precision)
-        return placed.to(memory_format=torch.channels_last) if "channels_last" in self.differences else placed
+        return place(module, self.device, self.contiguous)
 
     def _run(self, seed: int, name: str, classes: int, teacher: Model) -> tuple[Any, ...]:
         """Return what `_epoch` takes: a student with its task, data, optimizer, sums and step."""

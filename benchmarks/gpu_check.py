@@ -61,7 +61,7 @@ ROWS = 50_000 * 162  # of a whole table for CIFAR-100
 EPOCHS = 240  # of a published row
 NAME = "gpu_check"  # of the files, and of the data set
 GROUPS = {  # variants of bench.py that are compared with each other; x4: four runs at once
-    "memory format": ("fp32+channels_last", "fp32+contiguous", "tf32", "tf32+contiguous", "bf16", "bf16+contiguous"),
+    "memory format": ("fp32", "fp32+contiguous", "tf32", "tf32+contiguous", "bf16", "bf16+contiguous"),
     "recorded step": ("tf32", "tf32+eager", "bf16", "bf16+eager"),
     "runs at once": ("tf32", "tf32 x2", "tf32 x4", "tf32 x8"),
     "compiled": ("tf32", "tf32+compiled"),

@@ -162,22 +162,8 @@ def _mallopt(parameter: int, value: int) -> bool:
     return bool(mallopt and mallopt(parameter, value))
 
 
-def memory_format(device: torch.device, precision: str = "fp32") -> torch.memory_format:
-    """Return the memory format in which networks run faster on a device, in one of options.flags.PRECISIONS.
-
-    A GPU's tensor cores, which tf32 and bf16 use, are made for channels-last; its float32 kernels are not.
-    """
-    return torch.contiguous_format if device.type == "cuda" and precision == "fp32" else torch.channels_last
-
-
-def place(module: nn.Module, device: torch.device, plain: bool = False, precision: str = "fp32") -> nn.Module:
-    """Move a module to the device, in the faster memory format unless `plain`, and return it.
-
-    Args:
-        module: the module.
-        device: where it goes.
-        plain: keep the memory format.
-        precision: in which it computes, see `memory_format`.
+def place(module: nn.Module, device: torch.device, plain: bool = False) -> nn.Module:
+    """Move a module to the device, in the faster channels-last memory format unless `plain`, and return it.
 
     Raises:
         UserError: the module, with the memory for its training, does not fit into the device's memory.
@@ -185,7 +171,7 @@ def place(module: nn.Module, device: torch.device, plain: bool = False, precisio
     size = sum(parameter.numel() * (TRAINED if parameter.requires_grad else 4) for parameter in module.parameters())
     size += sum(buffer.nbytes for buffer in module.buffers())
     check_fits("a network and what is trained beside it", size, "network, --feat_dim or --dpk_width", device)
-    return module.to(device) if plain else module.to(device, memory_format=memory_format(device, precision))
+    return module.to(device) if plain else module.to(device, memory_format=torch.channels_last)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:

@@ -140,7 +140,7 @@ def load_teacher(found: FoundTeacher, data: Dataset, options: StudentOptions) ->
     if own != given:
         print(f"the teacher's images are normalised by mean {own[0]} and standard deviation {own[1]}")
         model = Renormalised(model, given, own).eval()
-    return place(model, data.val.target.device, plain, options.teacher_precision).requires_grad_(False)
+    return place(model, data.val.target.device, plain).requires_grad_(False)
 
 
 def scale_of(found: FoundTeacher, data: Dataset, options: StudentOptions) -> tuple[list[float], list[float]]:

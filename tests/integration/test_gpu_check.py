@@ -66,13 +66,9 @@ def test_a_variant_that_cannot_be_built_is_named_and_the_others_are_measured(tmp
 
 def test_variants_are_what_their_names_say(monkeypatch):
     args = argparse.Namespace(images=8, batch_size=8, classes=100, data_dir=None)
-    made = {
-        name: bench.Ours(name, "resnet8:resnet8", args, CPU, "")
-        for name in ("fp32", "fp32+contiguous+eager", "fp32+channels_last")
-    }
+    made = {name: bench.Ours(name, "resnet8:resnet8", args, CPU, "") for name in ("fp32", "fp32+contiguous+eager")}
     formats = {name: next(each.runs[0][0].student.parameters()) for name, each in made.items()}
-    for name in ("fp32", "fp32+channels_last"):
-        assert formats[name].is_contiguous(memory_format=torch.channels_last)
+    assert formats["fp32"].is_contiguous(memory_format=torch.channels_last)
     assert formats["fp32+contiguous+eager"].is_contiguous() and not formats["fp32"].is_contiguous()
     assert made["fp32+contiguous+eager"].runs[0][-1] is bench.train_step
     compiled = []

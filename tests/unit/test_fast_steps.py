@@ -8,7 +8,7 @@ from common import OWN_LOSS, Tiny, fixed_batch, make
 
 from dataset import create_dataset
 from distiller_zoo import distiller_dict
-from helper.device import all_cores, memory_format, place
+from helper.device import all_cores
 from helper.loops import evaluate
 from helper.teacher_cache import OnlineTeacher
 from helper.trainer import make_optimizer, set_learning_rate
@@ -111,28 +111,6 @@ def test_a_validation_tries_no_convolutions_out(monkeypatch):
     loader = create_dataset("digits", batch_size=200, seed=0, device="cpu").val
     evaluate(Watched(), loader, on_batch=on_batch)
     assert seen[:4] == [True, False, True, False] and torch.backends.cudnn.benchmark
-
-
-@pytest.mark.parametrize(
-    ("device", "precision", "expected"),
-    [
-        ("cpu", "fp32", torch.channels_last), ("cpu", "bf16", torch.channels_last),
-        ("cuda", "fp32", torch.contiguous_format), ("cuda", "tf32", torch.channels_last),
-        ("cuda", "bf16", torch.channels_last),
-    ],
-)  # fmt: skip
-def test_the_memory_format_depends_on_device_and_precision(device, precision, expected):
-    assert memory_format(torch.device(device), precision) == expected
-
-
-def test_networks_are_placed_in_the_format_of_their_precision(monkeypatch):
-    weights = {}
-    monkeypatch.setattr("helper.device.memory_format", lambda _, precision: formats[precision])
-    formats = {"fp32": torch.contiguous_format, "bf16": torch.channels_last}
-    for precision in formats:
-        placed = place(torch.nn.Conv2d(3, 4, 3), torch.device("cpu"), precision=precision)
-        weights[precision] = placed.weight.is_contiguous(memory_format=torch.channels_last)
-    assert weights == {"fp32": False, "bf16": True}
 
 
 @pytest.mark.parametrize(("device", "processes", "expected"), [("cpu", "1", 8), ("cpu", "4", 2), ("cuda", "1", 1)])
