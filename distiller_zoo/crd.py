@@ -113,6 +113,11 @@ class Candidates(nn.Module):
     The positive is the image itself (`exact`) or any image of its class (`relax`). The K negatives are of other
     classes, drawn without replacement where possible; if there are fewer than K, with replacement, as published.
 
+    OURS: where all classes have the same size, the images of a batch share one random permutation of the negatives,
+    through which each steps from its own random start by its own random stride. An image's K negatives are equally
+    likely to be any K, as published; only those of two images in a batch are not independent. Drawing each image's
+    alone is slower: it selects K of N random numbers.
+
     Args:
         train_target: the class of each training image [N].
         nce_k: K, the number of negatives per image.
@@ -135,6 +140,9 @@ class Candidates(nn.Module):
         self.register_buffer("by_class", train_target.argsort(stable=True), persistent=False)
         self.register_buffer("start", counts.cumsum(0) - counts, persistent=False)
         self.register_buffer("counts", counts, persistent=False)
+        strides = torch.arange(1, self.most + 1 if self.even else 1, device=train_target.device)
+        strides = strides[strides.gcd(strides.new_tensor(self.most)) == 1]  # these visit every negative once
+        self.register_buffer("strides", strides, persistent=False)
 
     def forward(self, index: Tensor, target: Tensor) -> Tensor:
         """Return candidates [B, 1 + K] for images [B] of classes [B]; the positive is the first."""
@@ -148,9 +156,14 @@ class Candidates(nn.Module):
         """Return K of each image's negatives, numbered from 0; `negatives` [B, 1] is how many there are."""
         if self.none_enough:
             return _below(negatives, self.nce_k)
+        if self.even:
+            # a random permutation; torch.randperm may draw on the CPU, which a recorded step cannot
+            shuffled = torch.randint(2**62, (self.most,), device=negatives.device).argsort()
+            stride = self.strides[_below(torch.full_like(negatives, len(self.strides)), 1)]
+            steps = torch.arange(self.nce_k, device=negatives.device)
+            return shuffled[(_below(negatives, 1) + stride * steps) % self.most]
         keys = torch.rand(len(negatives), self.most, device=negatives.device)  # the K smallest are chosen
-        if not self.even:
-            keys += torch.arange(self.most, device=negatives.device) >= negatives
+        keys += torch.arange(self.most, device=negatives.device) >= negatives
         distinct = keys.topk(self.nce_k, dim=1, largest=False, sorted=False).indices
         if self.all_enough:
             return distinct

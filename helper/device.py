@@ -117,6 +117,37 @@ def keep_memory() -> None:
         _mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+@contextmanager
+def all_cores(device: torch.device) -> Iterator[None]:
+    """Let PyTorch use all cores of this machine on a CPU, shared with the run's other processes here; then as before.
+
+    For work that takes long and precedes the run, whatever number of threads the run itself has.
+    """
+    before = torch.get_num_threads()
+    if device.type == "cpu":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(before, cores // distributed.env_local_world_size()))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def unbenchmarked() -> Iterator[None]:
+    """Let cuDNN choose its convolutions by its heuristics instead of by trying all of them.
+
+    Trying takes seconds and much memory with the large batches of a validation, for each size of a batch and in each
+    run of --trials again.
+    """
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
 def share_freed_memory() -> None:
     """Make threads started from now on share freed memory, if the C library is glibc.
 

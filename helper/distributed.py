@@ -41,6 +41,11 @@ def env_local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
+def env_local_world_size() -> int:
+    """Return the number of processes on this machine, as torchrun says (1 for a single process)."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
 def env_world_size() -> int:
     """Return how many processes the launcher started."""
     return int(os.environ.get("WORLD_SIZE", 1))

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from dataset.base import Batch, Epoch, Loader
 from helper import distributed
+from helper.device import unbenchmarked
 from helper.metrics import Metrics
 from helper.run_files import Record
 from helper.task import StepOutput, Task
@@ -130,7 +131,9 @@ def evaluate(
             for batch in tqdm(loader, description, unit="batch", leave=False, disable=distributed.hide_progress()):
                 if on_batch:
                     on_batch()
-                sums += _sums(model(batch.images), batch.target)
+                with unbenchmarked():
+                    logits = model(batch.images)
+                sums += _sums(logits, batch.target)
             break
         except torch.OutOfMemoryError:
             if loader.batch_size == 1:

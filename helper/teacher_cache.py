@@ -18,7 +18,7 @@ from dataset.base import Batch, Epoch
 from dataset.memory import MemoryLoader
 from distiller_zoo import at_least_float32
 from helper import distributed, signals
-from helper.device import autocast
+from helper.device import all_cores, autocast
 from helper.errors import Interrupted, RunError
 from helper.files import reason, try_writing
 from helper.row_store import MOST, RowStore
@@ -27,7 +27,7 @@ from models import Model, Output
 from models.renormalised import Renormalised
 
 ASKED_PIXELS = {"cpu": 128 * 32**2, "cuda": 4096 * 32**2}  # per batch
-WRITTEN_AT_ONCE, WRITTEN_EVERY = 8192, 2.0  # rows or seconds after which outputs are written
+WRITTEN_AT_ONCE, WRITTEN_EVERY = 2**26, 2.0  # bytes or seconds after which outputs are written: both wait for the disk
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
@@ -150,12 +150,12 @@ class CachedTeacher:
             raise Interrupted("stopped before the teacher had answered")
 
     def fill(self) -> None:
-        """Compute all rows that are not in the table yet."""
+        """Compute all rows that are not in the table yet, on a CPU with all its cores."""
         rows = torch.arange(len(self.file.position))
         rows = distributed.shard(rows if self.loader.flip else rows[::2])
         print(f"asking the teacher for {len(self.file.missing(rows)):,} answers", flush=True)
         try:
-            with signals.looked_at():
+            with signals.looked_at(), all_cores(self.device):
                 is_done = self._ask(rows)
             if distributed.any_rank(not is_done):
                 signals.stop()
@@ -195,6 +195,7 @@ class CachedTeacher:
         batches = list(rows.split(self.at_once))
         random.SystemRandom().shuffle(batches)
         answers: list[tuple[Tensor, Tensor]] = []
+        size = self.at_once * self.file.width * 4  # bytes of a batch of answers
         since, quiet = time.monotonic(), distributed.hide_progress()
         with tqdm(total=len(rows), desc="asking the teacher", unit="image", leave=False, disable=quiet) as bar:
             for number, batch in enumerate(batches, 1):
@@ -202,7 +203,7 @@ class CachedTeacher:
                     answers.append((missing, self._asked(missing)))
                 bar.update(len(batch))
                 is_last = signals.asked() or number == len(batches)
-                many = len(answers) * self.at_once >= WRITTEN_AT_ONCE
+                many = len(answers) * size >= WRITTEN_AT_ONCE
                 if is_last or many or time.monotonic() - since >= WRITTEN_EVERY:
                     self._keep(answers)
                     answers, since = [], time.monotonic()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -21,6 +22,11 @@ def recorded(x: Tensor, preact: list[Tensor] | None) -> Tensor:
     if preact is not None:
         preact.append(x)
     return x
+
+
+def recorded_relu(x: Tensor, preact: list[Tensor] | None) -> Tensor:
+    """Return the ReLU of x; x is appended to `preact` if that is given, and overwritten otherwise."""
+    return F.relu(recorded(x, preact), inplace=preact is None)
 
 
 def conv1x1(in_channels: int, out_channels: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:

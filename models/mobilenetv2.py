@@ -24,14 +24,17 @@ class InvertedResidual(nn.Module):
         width = in_channels * expansion
         self.residual = stride == 1 and in_channels == out_channels
         self.conv = nn.Sequential(
-            *(conv1x1(in_channels, width), nn.BatchNorm2d(width), nn.ReLU()),
-            *(depthwise3x3(width, stride), nn.BatchNorm2d(width), nn.ReLU()),
+            *(conv1x1(in_channels, width), nn.BatchNorm2d(width), nn.ReLU(inplace=True)),
+            *(depthwise3x3(width, stride), nn.BatchNorm2d(width), nn.ReLU(inplace=True)),
             *(conv1x1(width, out_channels), nn.BatchNorm2d(out_channels)),
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, in_channels, H, W] to [B, out_channels, H / stride, W / stride]."""
-        return x + self.conv(x) if self.residual else self.conv(x)
+        out = self.conv(x)
+        if self.residual:
+            out += x
+        return out
 
 
 class _Classifier(nn.Linear):
@@ -53,7 +56,7 @@ class MobileNetV2(Model):
     def __init__(self, num_classes: int):
         super().__init__()
         block = partial(InvertedResidual, expansion=6)
-        self.conv1 = nn.Sequential(conv3x3(3, 16, stride=2), nn.BatchNorm2d(16), nn.ReLU())
+        self.conv1 = nn.Sequential(conv3x3(3, 16, stride=2), nn.BatchNorm2d(16), nn.ReLU(inplace=True))
         self.blocks = nn.Sequential(
             make_stage(partial(InvertedResidual, expansion=1), 16, 8, count=1, stride=1),
             make_stage(block, 8, 12, count=2, stride=1),

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.base import Model
-from models.layers import conv1x1, conv3x3, init_convs, make_stage, recorded
+from models.layers import conv1x1, conv3x3, init_convs, make_stage, recorded_relu
 
 
 class Bottleneck(nn.Module):
@@ -31,10 +31,11 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor, preact: list[Tensor] | None = None) -> Tensor:
         """Map [B, in_channels, H, W] to [B, out_channels, H / stride, W / stride]."""
-        out = F.relu(self.bn1(self.conv1(x)))
-        out = F.relu(self.bn2(self.conv2(out)))
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        out = F.relu(self.bn2(self.conv2(out)), inplace=True)
         out = self.bn3(self.conv3(out))
-        return F.relu(recorded(out + self.shortcut(x), preact))
+        out += self.shortcut(x)
+        return recorded_relu(out, preact)
 
 
 class ResNet50(Model):
@@ -60,7 +61,7 @@ class ResNet50(Model):
 
     def trace(self, x: Tensor, preact: list[Tensor] | None = None) -> tuple[list[Tensor], Tensor]:
         """Return the features listed at the top of this file and the last map; see `Model.trace`."""
-        features = [F.relu(self.bn1(self.conv1(x)))]
+        features = [F.relu(self.bn1(self.conv1(x)), inplace=True)]
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             features.append(stage(features[-1], preact))
         return [*features, features[-1].mean((2, 3))], features[-1]

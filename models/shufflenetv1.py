@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.base import Model
-from models.layers import channel_shuffle, conv1x1, depthwise3x3, make_stage, recorded
+from models.layers import channel_shuffle, conv1x1, depthwise3x3, make_stage, recorded_relu
 
 GROUPS = 3
 STEM = 24  # channels, too few to be grouped
@@ -37,13 +37,14 @@ class ShuffleUnit(nn.Module):
 
     def forward(self, x: Tensor, preact: list[Tensor] | None = None) -> Tensor:
         """Map [B, in_channels, H, W] to [B, out_channels, H / stride, W / stride]."""
-        out = F.relu(self.bn1(self.conv1(x)))
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
         out = channel_shuffle(out, self.groups)
-        out = F.relu(self.bn2(self.conv2(out)))
+        out = F.relu(self.bn2(self.conv2(out)), inplace=True)
         out = self.bn3(self.conv3(out))
         if self.stride == 2:
-            return F.relu(recorded(torch.cat([out, F.avg_pool2d(x, 3, stride=2, padding=1)], dim=1), preact))
-        return F.relu(recorded(out + x, preact))
+            return recorded_relu(torch.cat([out, F.avg_pool2d(x, 3, stride=2, padding=1)], dim=1), preact)
+        out += x
+        return recorded_relu(out, preact)
 
 
 class ShuffleV1(Model):
@@ -65,7 +66,7 @@ class ShuffleV1(Model):
 
     def trace(self, x: Tensor, preact: list[Tensor] | None = None) -> tuple[list[Tensor], Tensor]:
         """Return the features listed at the top of this file and the last map; see `Model.trace`."""
-        features = [F.relu(self.bn1(self.conv1(x)))]
+        features = [F.relu(self.bn1(self.conv1(x)), inplace=True)]
         for stage in (self.layer1, self.layer2, self.layer3):
             features.append(stage(features[-1], preact))
         return [*features, features[-1].mean((2, 3))], features[-1]

@@ -32,12 +32,12 @@ class BasicUnit(nn.Module):
     def forward(self, x: Tensor, preact: list[Tensor] | None = None) -> Tensor:
         """Map [B, channels, H, W] to the same shape."""
         kept, out = x.chunk(2, dim=1)
-        out = F.relu(self.bn1(self.conv1(out)))
+        out = F.relu(self.bn1(self.conv1(out)), inplace=True)
         out = self.bn2(self.conv2(out))
         out = self.bn3(self.conv3(out))
         if preact is not None:  # before the shuffle too, as published
             preact.append(torch.cat([kept, out], dim=1))
-        return channel_shuffle(torch.cat([kept, F.relu(out)], dim=1), 2)
+        return channel_shuffle(torch.cat([kept, F.relu(out, inplace=True)], dim=1), 2)
 
 
 class DownUnit(nn.Module):
@@ -60,10 +60,10 @@ class DownUnit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, in_channels, H, W] to [B, out_channels, H / 2, W / 2]."""
         short = self.bn1(self.conv1(x))
-        short = F.relu(self.bn2(self.conv2(short)))
-        out = F.relu(self.bn3(self.conv3(x)))
+        short = F.relu(self.bn2(self.conv2(short)), inplace=True)
+        out = F.relu(self.bn3(self.conv3(x)), inplace=True)
         out = self.bn4(self.conv4(out))
-        out = F.relu(self.bn5(self.conv5(out)))
+        out = F.relu(self.bn5(self.conv5(out)), inplace=True)
         return channel_shuffle(torch.cat([short, out], dim=1), 2)
 
 
@@ -93,7 +93,7 @@ class ShuffleV2(Model):
 
     def trace(self, x: Tensor, preact: list[Tensor] | None = None) -> tuple[list[Tensor], Tensor]:
         """Return the features listed at the top of this file and the last map; see `Model.trace`."""
-        features = [F.relu(self.bn1(self.conv1(x)))]
+        features = [F.relu(self.bn1(self.conv1(x)), inplace=True)]
         for stage in (self.layer1, self.layer2, self.layer3):
             features.append(stage(features[-1], preact))
         last = F.relu(self.bn2(self.conv2(features[-1])))

@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.base import Model
-from models.layers import Stage, init_convs, init_linear, recorded
+from models.layers import Stage, init_convs, init_linear, recorded_relu
 
 
 class _ReLU(nn.ReLU):
     def forward(self, x: Tensor, preact: list[Tensor] | None = None) -> Tensor:
-        return super().forward(recorded(x, preact))
+        return recorded_relu(x, preact)
 
 
 def _block(in_channels: int, out_channels: int, count: int) -> Stage:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.base import Model
-from models.layers import conv1x1, conv3x3, init_convs, make_stage, recorded
+from models.layers import conv1x1, conv3x3, init_convs, make_stage, recorded, recorded_relu
 
 
 class PreActivationBlock(nn.Module):
@@ -32,11 +32,11 @@ class PreActivationBlock(nn.Module):
 
     def forward(self, x: Tensor, preact: list[Tensor] | None = None) -> Tensor:
         """Map [B, in_channels, H, W] to [B, out_channels, H / stride, W / stride]."""
-        active = F.relu(recorded(self.bn1(x), preact))
-        out = self.conv2(F.relu(self.bn2(self.conv1(active))))
+        active = recorded_relu(self.bn1(x), preact)
+        out = self.conv2(F.relu(self.bn2(self.conv1(active)), inplace=True))
         # an identity shortcut takes x itself; a convolution takes the input of conv1
-        shortcut = x if self.convShortcut is None else self.convShortcut(active)
-        return out + shortcut
+        out += x if self.convShortcut is None else self.convShortcut(active)
+        return out
 
 
 class _Stage(nn.Module):

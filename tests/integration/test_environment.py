@@ -16,7 +16,7 @@ SCRIPTS = [path for folder in (ROOT, ROOT / "benchmarks") for path in folder.glo
 
 def run(argv, sigint=signal.SIG_DFL, **variables):
     """Run a process that handles Ctrl-C by `sigint`, even if the tests themselves ignore Ctrl-C."""
-    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION")
+    names = ("GOMP_SPINCOUNT", "GLIBC_TUNABLES", "OMP_WAIT_POLICY", "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION")
     environment = {name: value for name, value in os.environ.items() if name not in names} | variables
     return subprocess.run(
         [sys.executable, *argv], cwd=ROOT, env=environment, capture_output=True, text=True,
@@ -73,3 +73,34 @@ def test_events_are_written_whatever_implementation_of_protobuf_is_chosen():
     done = run(["-c", "import helper.logger; print(helper.logger.RunLog.__name__)"],
                PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION="upb")  # fmt: skip
     assert done.stdout.strip() == "RunLog", done.stderr
+
+
+STEPS = """
+import torch
+from helper.device import keep_memory
+from models import create_model
+keep_memory()
+torch.manual_seed(0)
+model, images = create_model("resnet8", 10), torch.randn(16, 3, 32, 32)
+for _ in range(2):
+    loss = model(images).square().mean()
+    loss.backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter -= 0.01 * parameter.grad
+print(loss.item().hex(), *(parameter.sum().item().hex() for parameter in model.parameters()))
+"""
+
+
+def test_huge_pages_change_no_bit():
+    small, huge = run(["-c", STEPS]), run(["-c", STEPS], GLIBC_TUNABLES="glibc.malloc.hugetlb=1")
+    assert small.stdout == huge.stdout and small.stdout.startswith("0x"), small.stderr + huge.stderr
+
+
+@pytest.mark.parametrize("given", [None, "glibc.malloc.arena_max=2"])
+def test_the_runners_ask_for_huge_pages_unless_the_user_sets_the_memory_otherwise(given, tmp_path):
+    (tmp_path / "env.sh").write_text((ROOT / "scripts/env.sh").read_text())
+    (tmp_path / "run.sh").write_text('. "$(dirname "$0")/env.sh"\necho "$GLIBC_TUNABLES"\n')
+    environment = {"PATH": os.environ["PATH"], "PYTHON": "python"} | ({"GLIBC_TUNABLES": given} if given else {})
+    done = subprocess.run(["sh", tmp_path / "run.sh"], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == (given or "glibc.malloc.hugetlb=1")

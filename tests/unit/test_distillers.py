@@ -335,6 +335,26 @@ def test_crd_draws_every_negative_and_every_positive_equally_often(labels, k):
         assert ((counts - expected).abs() < 5 * expected.sqrt()).all()
 
 
+def test_crd_of_classes_of_one_size_draws_every_set_of_negatives_equally_often():
+    """Two of four negatives: six sets, in a new permutation for each batch."""
+    torch.manual_seed(0)
+    labels, index = torch.arange(6) % 3, torch.tensor([0, 1, 5])
+    candidates = Candidates(labels, 2)
+    drawn = torch.stack([candidates(index, labels[index])[:, 1:] for _ in range(1200)])
+    assert (labels[drawn] != labels[index][:, None]).all()
+    for image in range(3):
+        sets, counts = drawn[:, image].sort(dim=1).values.unique(dim=0, return_counts=True)
+        assert len(sets) == 6 and ((counts - 200).abs() < 5 * 200**0.5).all()
+
+
+@pytest.mark.parametrize("k", [1, 7, 36])
+def test_crd_of_classes_of_one_size_repeats_no_negative(k):
+    labels = torch.arange(48) % 4
+    drawn = Candidates(labels, k)(torch.arange(48), labels)
+    assert all(len(row.unique()) == k for row in drawn[:, 1:])
+    assert Candidates(torch.tensor([0, 1]), 1)(torch.tensor([1, 0]), torch.tensor([1, 0])).tolist() == [[1, 0], [0, 1]]
+
+
 def test_crd_of_one_class_is_refused():
     with pytest.raises(UserError, match="all training images are of one"):
         Candidates(torch.full((10,), 2), 5)

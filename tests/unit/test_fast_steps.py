@@ -8,6 +8,7 @@ from common import OWN_LOSS, Tiny, fixed_batch, make
 
 from dataset import create_dataset
 from distiller_zoo import distiller_dict
+from helper.device import all_cores
 from helper.loops import evaluate
 from helper.teacher_cache import OnlineTeacher
 from helper.trainer import make_optimizer, set_learning_rate
@@ -92,3 +93,36 @@ def test_a_validation_pass_takes_the_largest_batch_that_fits():
     assert sizes[:3] == [256, 128, 128] and loader.batch_size == 128
     large = create_dataset("digits", batch_size=600, seed=0, device="cpu").val
     assert large.batch_size == 600
+
+
+def test_a_validation_tries_no_convolutions_out(monkeypatch):
+    """Each run of --trials would try all of cuDNN's anew, with the largest batches of all; training does."""
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    seen = []
+
+    class Watched(Tiny):
+        def forward(self, x, is_feat=False):
+            seen.append(torch.backends.cudnn.benchmark)
+            return super().forward(x, is_feat)
+
+    def on_batch():
+        seen.append(torch.backends.cudnn.benchmark)  # where other runs may take their turn
+
+    loader = create_dataset("digits", batch_size=200, seed=0, device="cpu").val
+    evaluate(Watched(), loader, on_batch=on_batch)
+    assert seen[:4] == [True, False, True, False] and torch.backends.cudnn.benchmark
+
+
+@pytest.mark.parametrize(("device", "processes", "expected"), [("cpu", "1", 8), ("cpu", "4", 2), ("cuda", "1", 1)])
+def test_a_table_is_filled_by_all_cores(device, processes, expected, monkeypatch):
+    """Whatever number of threads the run has, which it gets back."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with all_cores(torch.device(device)):
+            assert torch.get_num_threads() == expected
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)

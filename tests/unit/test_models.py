@@ -1,10 +1,13 @@
 """The networks follow the interface of `Model`."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 from common import FAMILIES, Tiny, error_of, fixed_batch, make
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from inputs import UserError
 from models import Model, Output, create_model, feature_shapes, feature_widths, model_dict
@@ -64,14 +67,59 @@ def test_returned_features_are_not_changed_in_place(model, images):
 
     hooks = []
     for module in list(model.modules())[1:]:  # all except the model itself
-        hooks.append(module.register_forward_pre_hook(lambda _, inputs: remember(inputs[0])))
-        hooks.append(module.register_forward_hook(lambda _, inputs, output: remember(output)))
+        if not isinstance(module, nn.ReLU):  # which overwrites what only it reads
+            hooks.append(module.register_forward_pre_hook(lambda _, inputs: remember(inputs[0])))
+    for module in model.children():
+        if list(module.children()):  # a stage
+            hooks.append(module.register_forward_hook(lambda _, inputs, output: remember(output)))
     features = model(images, is_feat=True).features
     for hook in hooks:
         hook.remove()
 
     assert all(id(feature) in seen for feature in features)
     assert all(torch.equal(feature, seen[id(feature)][1]) for feature in features)
+
+
+class OutOfPlace(TorchFunctionMode):
+    """Computes the ReLUs and sums that overwrite their input in new tensors, and counts them."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is torch.Tensor.__iadd__:
+            self.count += 1
+            return args[0] + args[1]
+        if func is F.relu and kwargs.get("inplace"):
+            self.count += 1
+            kwargs = {"inplace": False}
+        return func(*args, **kwargs)
+
+
+@pytest.mark.parametrize("name", model_dict)
+def test_what_is_computed_in_place_is_bit_equal(name):
+    """All that a network returns, in training and in evaluation, and a step's gradients."""
+    images, apart = torch.randn(2, 3, 16, 16), OutOfPlace()
+    torch.manual_seed(0)
+    model = create_model(name, 10)
+    state = copy.deepcopy(model.state_dict())
+
+    def computed(also):
+        model.load_state_dict(state)
+        model.zero_grad()
+        trained = model.train()(images, is_feat=True, also=also)
+        sum(each.square().mean() for each in (*trained.features, *trained.preact, trained.logits)).backward()
+        with torch.no_grad():
+            tested = model.eval()(images, is_feat=True, also=also)
+        told = [[*each.features, *each.preact, each.logits] for each in (trained, tested)]
+        return *told[0], *told[1], *(parameter.grad for parameter in model.parameters())
+
+    for also in ((), ("preact", "last_map")):
+        with apart:
+            expected = computed(also)
+        assert apart.count > 0 and all(torch.equal(*pair) for pair in zip(computed(also), expected, strict=True))
 
 
 @pytest.mark.parametrize("name", FAMILIES)

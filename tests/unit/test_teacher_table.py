@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -282,6 +283,19 @@ def test_answers_are_written_every_few_seconds(tmp_path, monkeypatch):
     assert sum(written) == 96 and max(written) <= 48
 
 
+def test_a_fast_teachers_answers_are_written_by_the_megabyte(tmp_path, monkeypatch):
+    """On a GPU every write would wait for the disk and the device."""
+    table, written, real = CachedTeacher(tiny_teacher(), loader_of(), tmp_path, "sha"), [], RowStore.append
+    table.at_once = 16
+    monkeypatch.setattr(teacher_cache, "WRITTEN_EVERY", math.inf)
+    monkeypatch.setattr(teacher_cache, "WRITTEN_AT_ONCE", 2 * 16 * 10 * 4)  # two batches of 16 rows of 10 float32
+    monkeypatch.setattr(
+        RowStore, "append", lambda self, rows, said: written.append(len(rows)) or real(self, rows, said)
+    )
+    table.prepare(loader_of().epoch(1))
+    assert written == [32, 32, 32]
+
+
 def test_runs_that_fill_a_table_at_the_same_time_share_the_work(tmp_path, monkeypatch):
     """Each uses its own order, and does not recompute what the other one has written."""
     loader, orders = loader_of(), []
@@ -356,10 +370,12 @@ def place_channels_last(model):
     return model.to(memory_format=torch.channels_last).requires_grad_(False)
 
 
-def test_a_table_can_be_filled_ahead(tmp_path):
+def test_a_table_can_be_filled_ahead(tmp_path, monkeypatch):
     model, loader = tiny_teacher(), loader_of(subset=12)
-    table = CachedTeacher(model, loader, tmp_path, "sha")
+    table, devices = CachedTeacher(model, loader, tmp_path, "sha"), []
+    monkeypatch.setattr(teacher_cache, "all_cores", lambda device: devices.append(device) or nullcontext())
     table.fill()
+    assert devices == [torch.device("cpu")]
     assert table.file.read == 12 * 81  # digits are not flipped
     seen = asked_of(model)
     for epoch in (1, 5, 9):

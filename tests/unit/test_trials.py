@@ -1,5 +1,7 @@
 """Runs that take turns: one at a time, each with its own random numbers."""
 
+from unittest.mock import MagicMock
+
 import pytest
 import torch
 
@@ -31,6 +33,43 @@ def test_runs_take_turns_in_a_fixed_order_and_draw_what_they_would_draw_alone():
     for number, values in drawn.items():
         torch.manual_seed(number)
         assert values == torch.rand(len(values)).tolist()
+
+
+class Default:
+    """A stand-in for a GPU's default generator: it hands out and takes up the state itself, not a copy."""
+
+    def __init__(self):
+        self.state = object()
+
+    def graphsafe_get_state(self):
+        return self.state
+
+    def graphsafe_set_state(self, state):
+        self.state = state
+
+
+def test_each_run_records_and_replays_with_its_own_random_state_of_a_gpu(monkeypatch):
+    """A recording stays bound to the state that was the default's; so that one must be back in each turn of the run."""
+    default, seen = Default(), {}
+    for name in ("Stream", "stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: MagicMock())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "default_generators", [default])
+    monkeypatch.setattr(torch, "Generator", lambda _: object())
+    outside = default.state
+
+    def work(number):
+        def run(pass_turn):
+            for _ in range(3):
+                seen.setdefault(number, []).append(default.state)
+                pass_turn()
+
+        return run
+
+    Turns(torch.device("cuda", 0), 2).run([work(0), work(1)])
+    assert default.state is outside
+    assert all(len(states) == 3 and len({*map(id, states)}) == 1 for states in seen.values())
+    assert len({id(outside), id(seen[0][0]), id(seen[1][0])}) == 3
 
 
 def failing(error):
