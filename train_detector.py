@@ -52,6 +52,7 @@ from temperature.standardised import Standardised
 def train(options: DetectorOptions) -> Path:
     """Train or resume the detector of the options; return its folder."""
     with device_of(options) as device:
+        torch.backends.cudnn.benchmark = False  # images differ in size, and it tries out all convolutions for each
         # 1. the teacher's weights, if there is one, and the run with its state
         found = find_teacher(options) if options.distill != "none" else None
         options = resolve_pair(options, found.name) if found else options
