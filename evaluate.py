@@ -124,6 +124,7 @@ def run_detector(file: Path, info: Info | None, args: argparse.Namespace) -> tup
     if args.export:
         return detector.export(subject, args.export, args.output, args.overwrite, TOLERANCE)
     device = prepare_device(args.device, None, deterministic=False)
+    torch.backends.cudnn.benchmark = False  # images differ in size, and it tries out all convolutions for each
     place(subject.model, device)
     if args.predict:
         score = MIN_SCORE if args.min_score is None else args.min_score

@@ -19,6 +19,7 @@ from dataset.coco import DetectionData, create_detection_data, identify_detectio
 from distiller_zoo.detection import detector_distillers
 from helper import distributed
 from helper.average_precision import check_installed
+from helper.checkpoint import file_hash
 from helper.detection import (
     DetectorDistillation,
     DetectorTask,
@@ -38,6 +39,7 @@ from helper.trials import train_runs
 from inputs import UserError
 from models.detection import Detector, create_detector
 from models.detector_files import fetch_backbone, load_backbone
+from models.detector_names import pyramid_of
 from options.detector import DetectorOptions
 from options.flags import as_dict
 from options.identity import own_dict
@@ -56,6 +58,7 @@ def train(options: DetectorOptions) -> Path:
         # 1. the teacher's weights, if there is one, and the run with its state
         found = find_teacher(options) if options.distill != "none" else None
         options = resolve_pair(options, found.name) if found else options
+        check_pair(options, found)
         run = open_run(options, found)
         print_settings(options)
         if options.dry_run or run.told_finished():
@@ -68,6 +71,20 @@ def train(options: DetectorOptions) -> Path:
         # 4. the loop, from where the run stopped
         train_runs([(run, options)], device, found_out, partial(build_trainer, data=data, teacher=teacher))
         return run.folder
+
+
+def check_pair(options: DetectorOptions, found: FoundDetector | None) -> None:
+    """Raise UserError for a teacher without proposals, and for maps of other levels if the distiller compares maps."""
+    if found is None or found.model is None:
+        return
+    if not found.model.has_proposals and options.model_s.startswith("faster_rcnn"):
+        raise UserError(f"{found.name} has no proposals, which {options.model_s} compares: give a Faster R-CNN")
+    compares_maps = detector_distillers[options.distill].needs == "maps"
+    if compares_maps and pyramid_of(found.name) != pyramid_of(options.model_s):
+        raise UserError(
+            f"--distill {options.distill} compares maps, and those of {found.name} are of other levels than those of"
+            f" {options.model_s}: give a teacher of the same family, or --distill kd"
+        )
 
 
 def load_data(options: DetectorOptions, device: torch.device) -> DetectionData:
@@ -83,6 +100,7 @@ def open_run(options: DetectorOptions, found: FoundDetector | None) -> RunFolder
     pair = f"{found.name}_{options.model_s}/{how}/seed-{options.seed}" if found else f"{options.model_s}_{how}"
     group, _, name = f"{options.dataset}_{pair}".rpartition("/")
     folder = run_folder(options, "detectors", group, name)
+    backbone = backbone_file(options)
     config = {
         "kind": "detector",
         "dataset": options.dataset,
@@ -90,6 +108,7 @@ def open_run(options: DetectorOptions, found: FoundDetector | None) -> RunFolder
         "model": options.model_s,
         "teacher": found.name if found else None,
         "teacher_sha256": found.sha256 if found else None,
+        "init_sha256": distributed.on_rank0(lambda: file_hash(backbone)) if backbone else None,
         "distill": options.distill if found else None,
         "temperature": options.temperature if found else None,
         "seed": options.seed,
@@ -127,7 +146,7 @@ def print_settings(options: DetectorOptions) -> None:
     print(f"{options.distill}, {options.temperature}: " + ", ".join(f"{key} {value}" for key, value in own.items()))
     if "lambda_epochs" in options.method:
         reached = options.method["lambda_epochs"] * options.eval_every
-        print(f"lambda rises over {reached:,.0f} steps, once a part (--lambda_epochs counts parts)")
+        print(f"lambda rises over {reached:,.0f} steps (--lambda_epochs counts parts)")
 
 
 def load_teacher(
@@ -144,8 +163,6 @@ def load_teacher(
             f"the {found.name} in {found.path} was trained for {teacher.num_classes} classes, which are not the"
             f" {data.num_classes} of this data set: give a teacher that was trained on the same data"
         )
-    if not teacher.has_proposals and options.model_s.startswith("faster_rcnn"):
-        raise UserError(f"{found.name} has no proposals, which {options.model_s} compares: give a Faster R-CNN")
     place(teacher.eval().requires_grad_(False), device, options.plain)
     if not options.skip_validation:
         found_out["teacher_ap"] = evaluate_detector(teacher, data, description="teacher")["ap"]
@@ -184,11 +201,18 @@ def create_student(options: DetectorOptions, num_classes: int) -> Detector:
     """Return the detector with its initial weights."""
     known = as_dict(options) | {"frozen_norm": options.norm == "frozen"}
     student = create_detector(options.model_s, num_classes, **kwargs_for(create_detector, known))
-    if options.backbone:
-        is_public = options.backbone == "torchvision"
-        path = fetched(fetch_backbone, options.model_s, "--backbone") if is_public else Path(options.backbone)
+    if path := backbone_file(options):
         load_backbone(student, path)
     return student
+
+
+def backbone_file(options: DetectorOptions) -> Path | None:
+    """Return the file of the backbone's weights, downloaded if need be; None without one, and in a dry run."""
+    if options.backbone is None or options.dry_run:
+        return None
+    if options.backbone == "torchvision":
+        return fetched(fetch_backbone, options.model_s, "--backbone")
+    return Path(options.backbone)
 
 
 def distillation(
@@ -209,8 +233,8 @@ def distillation(
     if options.tau_control != "none":
         tau = Controlled(tau, options.tau_control, options.kd_T)
     return DetectorDistillation(
-        student, tau, method(**kwargs_for(method, known)), options.alpha, options.beta or 0.0, options.kd_warmup_iters,
-        options.precision, options.seed,
+        student, tau, method(**kwargs_for(method, known)), options.alpha, options.beta or 0.0, options.eval_every,
+        options.kd_warmup_iters, options.precision, options.seed,
     )  # fmt: skip
 
 

@@ -42,8 +42,6 @@ class DetectionBatch:
     index: Tensor  # [B] int64, the images' numbers in the split
     iteration: int  # number of the step in the run, from 0
     prepared: Any = None  # what the detector's `prepare` returned
-    count = None  # see `dataset.base.Batch`: steps are not of the whole batch,
-    view = None  # and augmentations are not numbered
 
     def __len__(self) -> int:
         return len(self.images)
@@ -102,7 +100,6 @@ def _mirror(boxes: Tensor, width: int) -> Tensor:
     return torch.stack([width - right, top, width - left, bottom], 1)
 
 
-Flip = Annotated[float, Option("share of the training images that are flipped horizontally", 0, 1)]
 KeepEmpty = Annotated[bool, Option("train also on images without boxes")]
 
 
@@ -279,7 +276,7 @@ def create_detection_data(
     device: torch.device | str,
     data_dir: str | None = None,
     num_workers: NumWorkers = 2,
-    flip: Flip = 0.5,
+    flip: float = 0.5,
     keep_empty: KeepEmpty = False,
     rank: int = 0,
     world_size: int = 1,

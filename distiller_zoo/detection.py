@@ -29,6 +29,7 @@ from inputs import CPU
 from models import Output
 from temperature import Tau
 
+ROUNDING = 1e-3  # positions
 POSITIONS = 256  # of a map that CKA compares
 COARSE_PATCH = 4  # positions of a patch of p2 and p3 for one of the coarser maps
 
@@ -115,7 +116,7 @@ def without_padding(maps: Tensor, extent: Tensor | None) -> Tensor:
     if extent is None:
         return maps.new_ones(len(maps), 1, *size)
     rows, columns = (
-        torch.arange(length, device=maps.device) < (share * length)[:, None]
+        torch.arange(length, device=maps.device) < (share * length - ROUNDING).ceil()[:, None]
         for length, share in zip(size, extent.unbind(1), strict=True)
     )
     return (rows[:, :, None] & columns[:, None, :])[:, None].to(maps.dtype)

@@ -18,6 +18,7 @@ from distiller_zoo import Distiller, at_least_float32
 from helper import distributed
 from helper.average_precision import as_coco, average_precision
 from helper.device import autocast
+from helper.errors import Diverged
 from helper.loops import Step, train_step
 from helper.metrics import Metrics
 from helper.run_files import Record
@@ -159,6 +160,7 @@ class DetectorDistillation(Distillation):
         distiller: compares student and teacher.
         alpha: weight of the KD term.
         beta: weight of the distiller's terms.
+        part: steps of a part of the run, in which a temperature counts as in epochs.
         warmup_iters: steps over which the KD term grows to its full weight; 0 for none.
         precision: see `Task`.
         seed: see `DetectorTask`.
@@ -173,12 +175,13 @@ class DetectorDistillation(Distillation):
         distiller: Distiller,
         alpha: float,
         beta: float,
+        part: int = 1,
         warmup_iters: int = 0,
         precision: str = "fp32",
         seed: int = 0,
     ) -> None:
         super().__init__(student, temperature, distiller, 1.0, alpha, beta, precision=precision)
-        self.warmup_iters, self.seed = warmup_iters, seed
+        self.part, self.warmup_iters, self.seed = part, warmup_iters, seed
 
     @property
     def needs_teacher(self) -> bool:
@@ -193,6 +196,7 @@ class DetectorDistillation(Distillation):
 
     def before_step(self, batch: DetectionBatch) -> DetectionBatch:
         """Return the images to train on, resized and padded; an observing temperature first gets some as its probe."""
+        self.temperature.advance((batch.iteration + 1) / self.part)
         if self.warmup_iters:
             self.warmup.fill_(min((batch.iteration + 1) / self.warmup_iters, 1.0))
         if self.temperature.observes and self.probe is None and len(batch) > 1:
@@ -221,11 +225,9 @@ class DetectorDistillation(Distillation):
         student = output_of(maps, found.pooled, found.logits, batch.prepared.images)
         output = teacher.on(found.proposals)
         loss, losses = total(found.losses), dict(found.losses)
-        if found.logits is None:  # no proposals: the maps are compared
-            terms = self.distiller(student, output, batch.target, self.temperature(student.logits, output.logits),
-                                   batch.index)  # fmt: skip
-            loss = loss + self.beta * torch.stack([*terms.values()]).sum()
-            return StepOutput(loss, losses | terms, None, batch.target, None)
+        if found.image is None:  # without proposals, only maps are compared
+            step = self.with_terms(loss, losses, student, output, batch.target, batch.index)
+            return step._replace(logits=None, tau=None)
         return self.with_terms(loss, losses, student, output, found.target, batch.index[found.image])
 
     def after_step(self) -> None:
@@ -301,12 +303,15 @@ class DetectorTrainer(Trainer):
 
     def train(self, epoch: int) -> Record:
         """Train a part, or the rest of a resumed one, and return its means over the processes."""
+        is_trained = self.run.trained is not None  # only its test is left
         result = super().train(epoch)
+        if is_trained:
+            return result
         if not self.task.student.has_proposals:
             result.pop("train_top1", None)  # of no class scores
         if distributed.world_size() > 1:
             result = _averaged(result)
-        steps = min(epoch * self.options.eval_every, self.options.iterations) - (epoch - 1) * self.options.eval_every
+        steps = self._end(epoch) - (epoch - 1) * self.options.eval_every
         seconds = time.perf_counter() - self.started
         return result | {"images_per_second": steps * self.options.batch_size / seconds}
 
@@ -315,12 +320,24 @@ class DetectorTrainer(Trainer):
         self.trained = trained
         tested = evaluate_detector(self.task.student, self.data, self._on_test_batch)
         self._check_weights()
-        done = min((len(self.history) + 1) * self.options.eval_every, self.options.iterations)
-        return {"iteration": done} | tested
+        return {"iteration": self._end(len(self.history) + 1)} | tested
 
     def _learning_rate(self, epoch: int) -> float:
-        last = min(epoch * self.options.eval_every, self.options.iterations) - 1
-        return rate_at(self.options, last)
+        return rate_at(self.options, self._end(epoch) - 1)
+
+    def _end(self, part: int) -> int:
+        """Return the number of steps at the end of a part."""
+        return min(part * self.options.eval_every, self.options.iterations)
+
+    def _on_step(self, number: int, output: StepOutput) -> None:
+        """See `Trainer._on_step`; also stop all processes if the loss of one is not finite."""
+        done = len(self.history) * self.options.eval_every + number
+        if number % self.options.print_freq == 0 or done == self._end(len(self.history) + 1):
+            failed = bool(self.metrics.tensors["first_bad"].isfinite().any())
+            if distributed.any_rank(failed):
+                self.metrics.check()
+                raise Diverged(f"the loss of another process is not finite in step {number}")
+        super()._on_step(number, output)
 
 
 def make_detector_step(task: Task, options: DetectorOptions) -> Step:

@@ -36,7 +36,7 @@ def find_teacher(options: DetectorOptions) -> FoundDetector:
         path = Path(options.path_t or "")
     file = distributed.on_rank0(lambda: find_weights(path) if path.exists() or not options.dry_run else None)
     if file is None:
-        print(f"the teacher {path} is missing")
+        print("torchvision's weights are downloaded" if options.path_t == "torchvision" else f"{path} is missing")
         return FoundDetector(path, options.model_t or "unknown", None, None)
     settings = {"min_sizes": options.min_sizes, "max_size": options.max_size, "test_size": options.test_size}
     model = read_detector(file, options.model_t, options.pickle_sha256, **settings)

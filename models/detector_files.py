@@ -1,6 +1,6 @@
 """Load detectors and their backbones from files of weights: our own and torchvision's."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -52,42 +52,33 @@ def coco_names() -> list[str]:
     return [names[number] for number in coco_categories()]
 
 
-def load_detector(
-    path: Path, name: str | None = None, category_ids: Sequence[int] | None = None, **settings: Any
-) -> Detector:
+def load_detector(path: Path, name: str | None = None, **settings: Any) -> Detector:
     """Return the detector in a file: one of ours, or one of torchvision's with weights for COCO.
 
-    Of torchvision's 91 outputs those of the categories are kept, so that class k is the k-th of `category_ids`. Batch
-    norm is frozen unless the file counts its batches; `settings` can say otherwise.
+    Of torchvision's 91 outputs those of the 80 categories are kept. Batch norm is frozen unless the file counts its
+    batches; `settings` can say otherwise.
 
     Args:
         path: a file of torch.save, whose content is never run.
         name: one of DETECTORS; None: what the file says.
-        category_ids: COCO's ids of the classes, if the weights are torchvision's; None: all 80.
         settings: of `create_detector`.
 
     Raises:
-        UserError: the file cannot be read, or does not hold this detector; or a category is not one of COCO's.
+        UserError: the file cannot be read, or does not hold this detector.
     """
     weights, info = _read(path)
     name = name or info.get("network")
     if not name:
         raise UserError(f"{path} does not say which detector its weights belong to: give the detector's name")
     outputs = _count_outputs(path, weights)
-    is_coco = outputs == COCO_OUTPUTS and name in COCO_WEIGHTS
-    if is_coco:
-        ids = list(category_ids or coco_categories())
-        if strange := set(ids) - set(coco_categories()):
-            raise UserError(
-                f"the weights in {path} are for COCO's categories, of which {min(strange)} is none: train a detector on"
-                " this data"
-            )
-        weights, outputs = _for_categories(weights, ids), 1 + len(ids)
+    is_public = outputs == COCO_OUTPUTS and name in COCO_WEIGHTS and not info
+    if is_public:
+        weights, outputs = _for_categories(weights, coco_categories()), 1 + len(coco_categories())
     counts_batches = any(key.endswith("num_batches_tracked") for key in weights)
     model = create_detector(name, outputs - 1, **({"frozen_norm": not counts_batches} | settings))
     fit(model, weights, path, name)
-    model.class_names = info.get("class_names")
-    if is_coco and not name.endswith("_v2"):  # torchvision trained these before its frozen batch norm had an epsilon
+    model.class_names = coco_names() if is_public else info.get("class_names")
+    if is_public and not name.endswith("_v2"):  # torchvision trained these before its frozen batch norm had an epsilon
         for module in model.modules():
             if isinstance(module, FrozenBatchNorm2d | nn.BatchNorm2d):
                 module.eps = 0.0

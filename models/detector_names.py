@@ -10,3 +10,8 @@ DETECTORS = (
     "retinanet_ResNet50", "retinanet_ResNet101", "faster_rcnn_tiny", "faster_rcnn_tiny_wide", "retinanet_tiny",
     "retinanet_tiny_wide",
 )  # fmt: skip
+
+
+def pyramid_of(name: str) -> tuple[str, bool]:
+    """Return what decides the levels of a detector's maps: its family, and whether it is a tiny one."""
+    return name.partition("_")[0], "tiny" in name

@@ -15,7 +15,7 @@ from torchvision.ops.poolers import LevelMapper
 
 from inputs import UserError, open_regular
 from models.detection import FasterRCNN, Maps
-from models.detector_files import FASTER_BOX, FASTER_CLASS, check_names, fit
+from models.detector_files import FASTER_BOX, FASTER_CLASS, check_names, coco_names, fit
 
 CLASSES = 80  # of COCO
 NETWORKS = ("faster_rcnn_ResNet50", "faster_rcnn_ResNet101")
@@ -95,6 +95,7 @@ def load_detectron2(path: Path, sha256: str | None, model: FasterRCNN) -> None:
     check_names(path, model.name, "lacks", [name for name in own if name not in given])
     check_names(path, model.name, "has unknown", [name for name in given if name not in own])
     fit(model, _converted({own[name]: each for name, each in given.items()}), path, model.name)
+    model.class_names = coco_names()
     _lay_out(model)
 
 

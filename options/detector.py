@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from dataset import BatchSize, NumWorkers
+from dataset.coco import KeepEmpty
 from distiller_zoo.detection import detector_distillers
 from inputs import Option, UserError
 from models.detector_names import DETECTORS
@@ -95,7 +96,7 @@ class DetectionData:
     ]  # fmt: skip
     max_size: Annotated[int, by_dataset("their longest side (default: 1333)", 32, 8192)]
     test_size: Annotated[int, by_dataset("short side of test images (default: 800)", 32, 8192)]
-    keep_empty: Annotated[bool, Option("also train on images without boxes")] = False
+    keep_empty: KeepEmpty = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,15 +145,16 @@ class DetectorPair:
     skip_validation: Annotated[bool, neutral("do not evaluate the teacher before distilling")] = False
     backbone: Annotated[
         str | None,
-        Option("ImageNet weights to start from: a file of torchvision's format, or torchvision to download them"
-               " (default: none)", shown="FILE"),
-    ] = None  # fmt: skip
+        neutral("ImageNet weights to start from: a file of torchvision's format, or torchvision to download them"
+                " (default: none); other weights make another run", shown="FILE"),
+    ] = None  # the path, which is neutral; config.json has the file's hash, which is not  # fmt: skip
     norm: Annotated[
         str, Option("the backbone's batch norm (default: frozen with --backbone, else trained)", choices=NORMS,
                     later=True)
     ]  # fmt: skip
     trainable_layers: Annotated[
-        int, Option("how many of the backbone's last stages are trained (default: 3 with --backbone, else all 5)",
+        int, Option("how many of the backbone's last stages are trained (default: 3 with --backbone, 5 of a"
+                    " MobileNetV2; else 5)",
                     0, 5, later=True)
     ]  # fmt: skip
     rois: Annotated[int, by_dataset("proposals sampled from an image (default: 512)", 1, 100_000)]
@@ -163,7 +165,11 @@ class DetectionLoss:
     """distillation: loss = detector's losses + warm-up * alpha * KD + beta * distiller's loss"""
 
     distill: Annotated[str, name_of("none: train alone; ", lambda: ("none", *detector_distillers), later=True)]
-    alpha: Annotated[float | None, own_weight("weight of the KD term", "-a")]
+    alpha: Annotated[
+        float | None,
+        Option.of_weight("weight of the KD term (default: 1 with kd, or where a temperature has nothing else to act"
+                         " on; else 0)", names=("-a",), later=True),
+    ]  # fmt: skip
     beta: Annotated[float | None, own_weight("weight of the distiller's term", "-b")]
     kd_warmup_iters: Annotated[
         int, Option("steps over which the KD term grows to its full weight (default: --warmup_iters)", 0, MOST,

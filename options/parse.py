@@ -122,8 +122,8 @@ def _parse(make_parser: Callable[[], Parser], argv: list[str] | None) -> Any:
         tell_foreign(given(parser, argv), options["distill"], options["temperature"])
     _resolve_schedule(options)
     _check_together(options)
-    _resolve_speed(options)
-    _resolve_processes(options)
+    resolve_speed(options)
+    resolve_processes(options)
     resolved = as_options(options)
     check_sizes(resolved)
     if "temperature" in options:  # their own checks, before any work is done
@@ -144,7 +144,8 @@ def _check_teacher_weights(options: dict[str, Any]) -> None:
         )
 
 
-def _resolve_processes(options: dict[str, Any]) -> None:
+def resolve_processes(options: dict[str, Any]) -> None:
+    """Raise UserError for options that several processes cannot do with."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return
     if options["trials"] > 1:
@@ -153,7 +154,8 @@ def _resolve_processes(options: dict[str, Any]) -> None:
         raise UserError("--sync_bn works on GPUs only: leave it out")
 
 
-def _resolve_speed(options: dict[str, Any]) -> None:
+def resolve_speed(options: dict[str, Any]) -> None:
+    """Fill in the precision of a table, and raise UserError for options that --plain turns off."""
     if "teacher_table" in options:
         _resolve_table(options)
     if options["plain"]:

@@ -21,7 +21,7 @@ from options.detector import (
     detector_parser,
 )
 from options.flags import all_options, as_dict
-from options.parse import given, known_name, kwargs_for, underscored
+from options.parse import given, known_name, kwargs_for, resolve_processes, resolve_speed, underscored
 from options.plugins import load_plugins
 from temperature import temperature_dict
 
@@ -73,8 +73,12 @@ def _resolve_networks(options: dict[str, Any]) -> None:
     options["norm"] = options["norm"] or ("frozen" if has_backbone else "trained")
     if options["norm"] == "frozen" and not has_backbone:
         raise UserError("--norm frozen needs weights that batch norm was trained with: add --backbone")
-    if options["trainable_layers"] is None:
-        options["trainable_layers"] = 3 if has_backbone else 5
+    if options["trainable_layers"] is None:  # mdistiller freezes none of a MobileNetV2
+        options["trainable_layers"] = 3 if has_backbone and "MobileNet" not in options["model_s"] else 5
+    if options["path_t"] == "torchvision" and not options["model_t"]:
+        raise UserError("--path-t torchvision needs the teacher's name: add --model_t, like faster_rcnn_ResNet50_v2")
+    if options["rois"] is not None and options["model_s"].startswith("retinanet"):
+        raise UserError(f"--rois has no effect on {options['model_s']}, which samples no proposals: leave it out")
 
 
 def _resolve_schedule(options: dict[str, Any]) -> None:
@@ -86,8 +90,10 @@ def _resolve_schedule(options: dict[str, Any]) -> None:
             continue
         if key in IN_PROPORTION:
             value = _scaled(value, length / protocol["iterations"])
+        if key == "eval_every":
+            value = min(max(1, value), length)
         options[key] = value * options["batch_size"] / BATCH if key == "learning_rate" else value
-    options["eval_every"] = min(max(1, options["eval_every"]), length)
+    options["eval_every"] = min(options["eval_every"], length)
 
 
 def _scaled(value: int | list[int], share: float) -> int | list[int]:
@@ -112,8 +118,6 @@ def _resolve_loss(options: dict[str, Any]) -> None:
     options["temperature"] = options["temperature"] or "fixed"
     if options["temperature"] not in temperature_dict:
         raise unknown("temperature", options["temperature"], temperature_dict)
-    if options["kd_warmup_iters"] is None:
-        options["kd_warmup_iters"] = options["warmup_iters"]
     if distill == "none":
         _check_alone(options)
         return
@@ -125,17 +129,32 @@ def _resolve_loss(options: dict[str, Any]) -> None:
         raise UserError(f"--alpha 0 leaves the temperature nothing to act on under --distill {distill}: leave it out")
     if distill == "kd" and options["beta"]:
         raise UserError("--beta does nothing in --distill kd: leave it out")
-    if options["alpha"] == 0 and (options["beta"] == 0 or distill == "kd"):
-        raise UserError("--alpha and --beta are both 0, so nothing would be distilled: leave one of them out")
+    if distill != "kd" and options["beta"] == 0:
+        raise UserError(f"--beta 0 leaves nothing of --distill {distill}: leave it out, or give --distill kd")
+    if options["alpha"] == 0:
+        if distill == "kd":
+            raise UserError("--alpha 0 leaves nothing to distil: leave it out")
+        if options["kd_warmup_iters"]:
+            raise UserError("--kd_warmup_iters has no KD term to act on: leave it out, or add --alpha")
+        options["kd_warmup_iters"] = 0
+    elif options["kd_warmup_iters"] is None:
+        options["kd_warmup_iters"] = options["warmup_iters"]
+    if options["logit_stand"] and options["temperature"] == "standardised":
+        raise UserError("--temperature standardised is on z-scored logits already: leave --logit_stand out")
+    if options["tau_control"] != "none" and not has_policy:
+        raise UserError("--tau_control is for a --temperature that differs from sample to sample: leave it out")
     if options["model_s"].startswith("retinanet"):
         _check_without_proposals(options, distiller)
 
 
 def _check_alone(options: dict[str, Any]) -> None:
-    for key, default in (("temperature", "fixed"), ("alpha", None), ("beta", None), ("tau_control", "none")):
+    defaults = {"temperature": "fixed", "alpha": None, "beta": None, "tau_control": "none", "logit_stand": False,
+                "kd_T": DetectorOptions.kd_T, "kd_warmup_iters": None}  # fmt: skip
+    for key, default in defaults.items():
         if options[key] != default:
             raise UserError(f"--{key} is for distillation: add a teacher with --path-t, or leave it out")
     options["alpha"] = options["beta"] = 0.0
+    options["kd_warmup_iters"] = 0
 
 
 def _check_without_proposals(options: dict[str, Any], distiller: Any) -> None:
@@ -174,15 +193,25 @@ def _check_together(options: dict[str, Any]) -> None:
         raise UserError("--trials cannot be had with detectors (a step of one uses the whole device): leave it out")
     if options.get("aug_epoch"):
         raise UserError("--aug_epoch cannot be had with detectors (boxes cannot be blended): leave it out")
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and options["temperature"] == "rlkd":
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    if options["batch_size"] % processes:
+        raise UserError(
+            f"--batch_size {options['batch_size']} cannot be shared evenly by {processes} processes: choose a multiple"
+        )
+    if options["distill"] == "sp" and options["batch_size"] < 2 * processes:
+        raise UserError(
+            f"--distill sp compares images of one process, and --batch_size {options['batch_size']} gives it one:"
+            f" choose {2 * processes} or more"
+        )
+    if processes > 1 and options["temperature"] == "rlkd":
         raise UserError(
             "--temperature rlkd cannot be had with several processes (its agent learns from the whole batch, and each"
             " process has other proposals): use one process, or another temperature"
         )
-    if options["max_size"] < max(options["min_sizes"]):
-        raise UserError(
-            f"--max_size {options['max_size']} is below the short side {max(options['min_sizes'])}: choose a larger one"
-        )
+    if options["max_size"] < (longest := max(*options["min_sizes"], options["test_size"])):
+        raise UserError(f"--max_size {options['max_size']} is below the short side {longest}: choose a larger one")
+    resolve_speed(options)
+    resolve_processes(options)
 
 
 def resolve_pair(options: DetectorOptions, teacher: str) -> DetectorOptions:

@@ -91,6 +91,8 @@ def test(
             f"the detector in {file} was trained for {model.num_classes} classes, and {dataset} has"
             f" {len(data.class_names)}: give the data set that it was trained on"
         )
+    if list(subject.class_names) != list(data.class_names):
+        print("note: the classes of this data set have other names than those that the detector was trained for")
     with fitting_batch(batch_size):
         found = evaluate_detector(model, data)
     samples = data.val.num_samples

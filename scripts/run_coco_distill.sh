@@ -3,7 +3,7 @@
 # Pairs: PAIRS="R101-R18 R101-R50 R50-MV2", one after the other (default: the first; with --dry_run all three).
 # Data: --data_dir DIR or COCO_DIR=DIR, the folder that holds annotations/, train2017/ and val2017/.
 # Teachers: detectron2's files, model_final_f6e8b1.pkl (R101) and model_final_280758.pkl (R50) of its model zoo, as
-# R101=FILE and R50=FILE; or a folder of run_coco_vanilla.sh.
+# R101=FILE and R50=FILE, with --pickle_sha256 HASH, their sha256 that you compared; or a folder of run_coco_vanilla.sh.
 # All GPUs of the machine share each batch; --gpu_id 0,1 takes those. Without ImageNet weights: BACKBONE= (an empty one).
 # Published (memory of the tables, see docs/detection.md): none is a target.
 # Later flags win, so these give the other rows:
@@ -17,12 +17,12 @@ case " $* " in *" --dry_run "* | *" --dry-run "*) all="R101-R18 R101-R50 R50-MV2
 backbone=${BACKBONE-torchvision}
 for pair in ${PAIRS:-$all}; do
     case $pair in
-    R101-R18) teacher=ResNet101 file=${R101:-save/detectron2/model_final_f6e8b1.pkl} student=ResNet18 layers=3 ;;
-    R101-R50) teacher=ResNet101 file=${R101:-save/detectron2/model_final_f6e8b1.pkl} student=ResNet50 layers=3 ;;
-    R50-MV2) teacher=ResNet50 file=${R50:-save/detectron2/model_final_280758.pkl} student=MobileNetV2 layers=5 ;;
+    R101-R18) teacher=ResNet101 file=${R101:-save/detectron2/model_final_f6e8b1.pkl} student=ResNet18 ;;
+    R101-R50) teacher=ResNet101 file=${R101:-save/detectron2/model_final_f6e8b1.pkl} student=ResNet50 ;;
+    R50-MV2) teacher=ResNet50 file=${R50:-save/detectron2/model_final_280758.pkl} student=MobileNetV2 ;;
     *) echo "error: PAIRS has $pair; it may have R101-R18, R101-R50 and R50-MV2" >&2; exit 2 ;;
     esac
     "$python" train_detector.py --dataset coco --path-t "$file" --model_t "faster_rcnn_$teacher" \
-        --model_s "faster_rcnn_$student" --trainable_layers $layers --multiprocessing-distributed --num_workers 4 \
+        --model_s "faster_rcnn_$student" --multiprocessing-distributed --num_workers 4 \
         ${backbone:+--backbone "$backbone"} --distill dkd --kd_T 1 --dkd_alpha 1 --dkd_beta 0.25 --clip_grad 0 "$@"
 done

@@ -147,6 +147,9 @@ class Temperature(TakesOptions, nn.Module):
         """
         self.started = True
 
+    def advance(self, epoch: float) -> None:
+        """Advance the curriculum within an epoch, for runs of few epochs: 1.5 is the middle of the second one."""
+
     def warn_unless_started(self) -> None:
         """Warn once if `start_epoch` was never called, in training mode."""
         if self.training and not self.started:

@@ -24,6 +24,9 @@ class Wrapped(Temperature):
     def start_epoch(self, epoch: int) -> None:
         self.inner.start_epoch(epoch)
 
+    def advance(self, epoch: float) -> None:
+        self.inner.advance(epoch)
+
     @property
     def phase(self) -> Hashable | None:
         return self.inner.phase

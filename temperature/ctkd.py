@@ -35,7 +35,7 @@ def reverse_gradient(x: Tensor, lambda_: Tensor) -> Tensor:
 
 
 def curriculum_lambda(
-    epoch: int, kind: str = "cosine", lambda_min: float = 0.0, lambda_max: float = 1.0, lambda_epochs: float = 10
+    epoch: float, kind: str = "cosine", lambda_min: float = 0.0, lambda_max: float = 1.0, lambda_epochs: float = 10
 ) -> float:
     """Return the adversary's strength in an epoch (counted from 1), from lambda_min up to lambda_max.
 
@@ -86,6 +86,9 @@ class CTKD(Temperature):
 
     def start_epoch(self, epoch: int) -> None:
         super().start_epoch(epoch)
+        self.advance(epoch)
+
+    def advance(self, epoch: float) -> None:
         self.lambda_.fill_(curriculum_lambda(epoch, *self.schedule))
 
     def bounded(self, prediction: Tensor) -> Tau:

@@ -116,6 +116,8 @@ def test_a_retinanet_is_distilled_by_its_maps(tmp_path):
     assert log_of(folder)[-1]["loss_at"] > 0
     says = error_of(train, f"{SHORT}--path-t {alone} --model_s faster_rcnn_tiny --run_dir {tmp_path / 'other'}")
     assert "retinanet_tiny_wide has no proposals" in says
+    more = f"--path-t {alone} --model_s retinanet_ResNet18 --distill at --run_dir {tmp_path / 'third'}"
+    assert "are of other levels than those of retinanet_ResNet18" in error_of(train, SHORT + more)
 
 
 def test_a_missing_teacher_is_said(tmp_path):

@@ -114,7 +114,7 @@ def test_a_teacher_that_is_the_student_teaches_nothing_new(data):
 
 def test_the_gradient_of_a_learned_tau_is_reversed(data):
     """Against the change of the KD term when tau grows a little."""
-    task, teacher = task_of(data, "--temperature ctkd-global --kd_warmup_iters 0 --lambda_epochs 1")
+    task, teacher = task_of(data, "--temperature ctkd-global --kd_warmup_iters 0 --lambda_epochs 0.01")
     prediction, losses = task.temperature.prediction, []
     with torch.no_grad():  # an untrained detector's scores are so close that tau hardly matters
         for network in (task.student, teacher.model):
@@ -216,7 +216,8 @@ def test_the_protocol_is_in_proportion_to_the_iterations_and_the_batch():
     whole, short = parse_detector([]), parse_detector(["--iterations", "18000", "--batch_size", "16"])
     assert (whole.epochs, whole.learning_rate, whole.lr_steps) == (18, 0.01, [120_000, 160_000])
     assert (short.epochs, short.learning_rate, short.lr_steps) == (18, 0.02, [12_000, 16_000])
-    assert short.warmup_iters == short.kd_warmup_iters == 100
+    assert short.warmup_iters == 100
+    assert options_of("--iterations 60").kd_warmup_iters == 10
     assert parse_detector(["--batch_size", "16", "--learning_rate", "0.01"]).learning_rate == 0.01
 
 
@@ -246,7 +247,19 @@ def test_the_published_range_is_a_flag():
         ("--path-t x --distill none", "--distill none trains without a teacher"),
         ("--temperature dtkd", "--temperature is for distillation"),
         ("--path-t x --distill kd -b 1", "--beta does nothing in --distill kd"),
-        ("--path-t x --distill dkd -b 0", "--alpha and --beta are both 0"),
+        ("--path-t x --distill dkd -b 0", "--beta 0 leaves nothing of --distill dkd"),
+        ("--path-t x -a 0", "--alpha 0 leaves nothing to distil"),
+        ("--path-t x --distill dkd --kd_warmup_iters 3", "--kd_warmup_iters has no KD term to act on"),
+        ("--path-t x --temperature standardised --logit_stand", "is on z-scored logits already"),
+        ("--path-t x --tau_control shuffled", "--tau_control is for a --temperature that differs"),
+        ("--kd_T 4", "--kd_T is for distillation"),
+        ("--logit_stand", "--logit_stand is for distillation"),
+        ("--eval_every 0", "--eval_every must be 1 or more, not 0"),
+        ("--model_s retinanet_ResNet18 --rois 7", "--rois has no effect on retinanet_ResNet18"),
+        ("--test_size 1400", "--max_size 1333 is below the short side 1400"),
+        ("--path-t torchvision", "--path-t torchvision needs the teacher's name"),
+        ("--plain --precision bf16", "--plain turns off everything that is for speed"),
+        ("--path-t x --distill sp --batch_size 1", "--distill sp compares images of one process"),
         ("--path-t x --distill vid --temperature dtkd -a 0", "--alpha 0 leaves the temperature nothing"),
         ("--norm frozen", "--norm frozen needs weights"),
         ("--min_sizes 640,many", "whole numbers with commas are needed"),
@@ -258,6 +271,26 @@ def test_the_published_range_is_a_flag():
 )  # fmt: skip
 def test_what_cannot_be_had_is_said(line, says):
     assert says in error_of(parse_detector, line.split())
+
+
+def test_lambda_rises_within_a_part(data):
+    task, _ = task_of(data, "--temperature ctkd-global --lambda_epochs 1 --eval_every 4")
+    strengths = []
+    for batch in batches(data, 4):
+        task.before_step(batch)
+        strengths.append(task.temperature.describe()["lambda"])
+    assert strengths == sorted(strengths) and strengths[0] < 0.2 and strengths[-1] == 1
+
+
+def test_mobilenet_is_not_frozen_but_for_its_batch_norm():
+    layers = {name: parse_detector(["--backbone", "x", "--model_s", f"faster_rcnn_{name}"]).trainable_layers
+              for name in ("ResNet18", "MobileNetV2")}  # fmt: skip
+    assert layers == {"ResNet18": 3, "MobileNetV2": 5}
+
+
+def test_processes_share_a_batch_evenly(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert "--batch_size 2 cannot be shared evenly by 3 processes" in error_of(options_of)
 
 
 def test_rlkd_needs_a_single_process(monkeypatch):
