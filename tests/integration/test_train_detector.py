@@ -18,6 +18,7 @@ from options.parse_detector import parse_detector
 from temperature import temperature_dict
 
 ROOT = Path(__file__).resolve().parents[2]
+TINY80 = ROOT.parent / "shared" / "data" / "coco_tiny80"
 TIMES = ("seconds", "seconds_left", "images_per_second")
 SHORT = "--dataset shapes --device cpu --num_workers 0 --batch_size 4 --skip_validation --iterations 6 --eval_every 3 "
 
@@ -121,6 +122,17 @@ def test_a_retinanet_is_distilled_by_its_maps(tmp_path):
     assert "retinanet_tiny_wide has no proposals" in says
     more = f"--path-t {alone} --model_s retinanet_ResNet18 --distill at --run_dir {tmp_path / 'third'}"
     assert "are of other levels than those of retinanet_ResNet18" in error_of(train, SHORT + more)
+
+
+def test_a_step_and_an_evaluation_on_images_of_coco(tmp_path):
+    if not TINY80.is_dir():
+        pytest.skip("the small set of COCO images is not here")
+    line = f"--dataset coco --data_dir {TINY80} --device cpu --model_s faster_rcnn_tiny --iterations 1 --batch_size 4"
+    folder = train(f"{line} --min_sizes 96,128 --max_size 192 --test_size 96 --run_dir {tmp_path}")
+    (record,) = log_of(folder)
+    assert record["loss"] > 0 and 0 <= record["ap"] < 5 and "ap_large" in record
+    info = checkpoint.load(folder / "faster_rcnn_tiny_last.pth")["network_info"]
+    assert len(info["class_names"]) == 80 and info["class_names"][0] == "person"
 
 
 def test_a_missing_teacher_is_said(tmp_path):
