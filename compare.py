@@ -56,7 +56,7 @@ def main() -> None:
     text = report(runs, args.markdown, args.explain)
     if not args.output:
         print(text, end="", flush=True)
-    shown = plotted(runs) if args.plot else []  # raises its errors before anything is written
+    shown = plotted(runs) if args.plot else []  # raises errors before anything is written
     if args.output:
         write_atomically(args.output, text.encode())
     if args.plot:

@@ -32,40 +32,40 @@ from options.flags import CommonOptions, StudentOptions, first_epochs
 from options.parse import PARSERS, resolve_pair
 
 SIZES = {"cifar100": (50_000, 10_000, 100), "imagenet": (1_281_167, 50_000, 1000)}  # training, test images, classes
-STEPS = {"cpu": (1, 5), "cuda": (20, 50)}  # uncounted, then counted
+STEPS = {"cpu": (1, 5), "cuda": (20, 50)}  # warm-up steps, measured steps
 ENOUGH = 5.0  # seconds of a measurement after which it ends early
-PIXELS = 64 * 32**2  # of a batch on a CPU; a step with a larger one takes longer in proportion
+PIXELS = 64 * 32**2  # per batch on a CPU; the time for a larger batch is extrapolated in proportion
 
 
 measured: dict[
     tuple, tuple[float, float, float]
-] = {}  # by what decides them, so that runs that cost the same share them
+] = {}  # by the settings that determine the times, so that runs of equal cost share a measurement
 
 
 class Estimate(NamedTuple):
-    """The time that a training takes."""
+    """The estimated time of a training."""
 
     step: float  # seconds
     steps: int  # in an epoch
     test: float  # seconds after each epoch
     epochs: int
     first_step: float = 0.0  # seconds, in the first stage
-    first_epochs: int = 0  # of that
+    first_epochs: int = 0  # epochs of the first stage
 
     def epoch(self, is_first: bool = False) -> float:
-        """Return the time of an epoch, of the first stage if `is_first`."""
+        """Return the seconds of an epoch, of the first stage if `is_first`."""
         return self.first_step * self.steps if is_first else self.step * self.steps + self.test
 
     @property
     def seconds(self) -> float:
-        """Return the time of the whole training."""
+        """Return the seconds of the whole training."""
         return self.epoch(True) * self.first_epochs + self.epoch() * self.epochs
 
 
 def estimate(options: CommonOptions) -> Estimate:
-    """Measure some steps and a part of a test of a run's networks and methods, on random images.
+    """Return the estimated time of a run, from some steps and a part of a test on random images.
 
-    Reading images from files, and the teacher's table, are left out.
+    The times for reading image files and for filling a teacher's table are not included.
 
     Args:
         options: of the run; a student's need --model_t.

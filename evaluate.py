@@ -49,27 +49,27 @@ MIN_SCORE = 0.5  # of the boxes that are shown
 
 
 class Subject(NamedTuple):
-    """What is evaluated, and on which images."""
+    """The network to evaluate, and its data set."""
 
     file: Path  # of the weights
     model: Model
     name: str  # the network's
-    info: Info | None  # what the file says of itself
+    info: Info | None  # the file's description of its weights
     dataset: str | None
     data_dir: str | None
     image_size: int
 
 
 def run(args: argparse.Namespace) -> tuple[str, Any]:
-    """Do what the flags ask for; return the result as text and as plain values."""
-    # 1. the weights, and what they or their run say about themselves
+    """Test, use or export as the flags say; return the result as text and as plain values."""
+    # 1. the weights, and their description in the file or its run
     file = find_weights(Path(args.path))
     info = None if file.suffix == ".pkl" else read_info(file)
     if file.suffix == ".pkl" or (args.model or (info and info.network)) in DETECTORS:
         return run_detector(file, info, args)
     check_network_args(args)
     subject = load(file, args)
-    # 2. one of three
+    # 2. export, predict or test
     if args.export:
         return export_checked(subject, args)
     device = prepare_device(args.device, None, deterministic=False)
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> tuple[str, Any]:
 
 
 def load(file: Path, args: argparse.Namespace) -> Subject:
-    """Return the network in a file, and the data set of the flags, the file or the run, in this order of priority."""
+    """Return the network in a file, with the data set of the flags, the file or the run, in this order of priority."""
     config = config_beside(file)
     model, name, info = load_network(file, args.model, config.get("dataset") or args.dataset)
     known = info.dataset if info else config.get("dataset")
@@ -89,7 +89,7 @@ def load(file: Path, args: argparse.Namespace) -> Subject:
         check_dataset(dataset)
     size = info.image_size if info else config.get("image_size") if dataset == known else None
     if dataset not in (None, "folder", "imagenet"):
-        size = None  # they have one size only
+        size = None  # their size is fixed
     data_dir = args.data_dir or (config.get("data_dir") if dataset == config.get("dataset") else None)
     if dataset == "imagenet":
         data_dir = data_dir or os.environ.get("IMAGENET_DIR")
@@ -98,7 +98,7 @@ def load(file: Path, args: argparse.Namespace) -> Subject:
 
 
 def config_beside(file: Path) -> dict[str, Any]:
-    """Return the options of the run whose folder holds a file, with its data set; empty if it is no run's folder."""
+    """Return the options, with the data set, of the run whose folder holds a file; empty for other folders."""
     try:
         config = read_config(file.parent)
     except (OSError, ValueError):
@@ -107,7 +107,7 @@ def config_beside(file: Path) -> dict[str, Any]:
 
 
 def run_detector(file: Path, info: Info | None, args: argparse.Namespace) -> tuple[str, Any]:
-    """Do what the flags ask for with a detector."""
+    """Test, use or export a detector as the flags say; see `run`."""
     from report import detector  # imports torchvision's detectors, which takes seconds
 
     if args.export_batch is not None:
@@ -149,7 +149,7 @@ def load_data(subject: Subject, args: argparse.Namespace, device: torch.device) 
     """Return the data set, its images normalised as the network's training images were.
 
     Raises:
-        UserError: it is not known or not here, or has another number of classes than the network.
+        UserError: the data set is unknown or missing, or has another number of classes than the network.
     """
     if subject.dataset is None:
         raise UserError(
@@ -197,7 +197,7 @@ def logits_of(model: Model, loader: Loader) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def predict(subject: Subject, args: argparse.Namespace, device: torch.device) -> tuple[str, Any]:
-    """Return the most probable classes of each image; the data set is only needed if the file does not describe it."""
+    """Return the most probable classes of each image; the data set is needed only if the file does not describe it."""
     info = subject.info or _as_info(subject, load_data(subject, args, device))
     size = args.image_size or info.image_size
     mean, std = _scales(info.mean, info.std)
@@ -230,10 +230,10 @@ def _scales(mean: list[float], std: list[float]) -> tuple[Tensor, Tensor]:
 
 
 def export_checked(subject: Subject, args: argparse.Namespace) -> tuple[str, Any]:
-    """Export the network, and write the file if, loaded again, it gives the same logits.
+    """Export the network, and write the file if its reloaded copy computes the same logits.
 
     Raises:
-        UserError: there is such a file already, or a package is missing.
+        UserError: the file exists already, or a package is missing.
         RunError: the logits differ.
     """
     form, batch, model = args.export, args.export_batch, subject.model.eval()
@@ -272,7 +272,7 @@ def _export_text(told: dict[str, Any]) -> str:
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
-    """Parse the command line. Raises UserError for a flag or name that is not known."""
+    """Parse the command line. Raises UserError for an unknown flag or name."""
     parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("path", metavar="PATH", help="a file of weights, or the folder of a run or teacher")
     group = parser.add_argument_group("what to do", "default: test it on the validation images")
@@ -305,7 +305,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
 
 
 def check_args(parser: Parser, args: argparse.Namespace) -> None:
-    """Raise UserError for flags that do not go together, and for names and numbers that are none."""
+    """Raise UserError for incompatible flags, and for invalid names and numbers."""
     if args.predict and args.export:
         parser.error("--predict and --export are two things to do: give one of them")
     if not args.export and args.export_batch is not None:
@@ -326,7 +326,7 @@ def check_args(parser: Parser, args: argparse.Namespace) -> None:
 
 
 def check_network_args(args: argparse.Namespace) -> None:
-    """Raise UserError for flags that are for detectors, if the weights are a network's that classifies."""
+    """Raise UserError for detectors' flags, given the weights of a classifier."""
     for_detectors = ["pickle_sha256", "min_score"] + ["output", "overwrite"] * bool(args.predict)
     if given := [f"--{name}" for name in for_detectors if getattr(args, name) not in (None, False)]:
         raise UserError(f"{args.path} holds no detector, for which {given[0]} is: leave that out")

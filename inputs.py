@@ -1,4 +1,4 @@
-"""User input (options, names, files, sizes), and the error for input that cannot be used."""
+"""User input (options, names, files, sizes), and the error for invalid input."""
 
 import errno
 import inspect
@@ -28,7 +28,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
 
 
 def printable(text: str) -> str:
-    """Return the text as one line without anything that a terminal would interpret instead of showing.
+    """Return the text as one line, without characters that a terminal would interpret instead of showing.
 
     Whitespace and line ends become spaces; control characters, writing-direction marks and surrogates become �.
     """
@@ -44,7 +44,7 @@ class NotRegularError(UserError):
 
     @classmethod
     def at(cls, path: Path) -> "NotRegularError":
-        """Return the error for what is at `path`."""
+        """Return the error for `path`."""
         return cls(f"{path} {cls.why}: give another, or remove it")
 
 
@@ -53,8 +53,8 @@ def open_regular(path: Path) -> BinaryIO:
 
     Raises:
         NotRegularError: something else is at `path`: a folder, a FIFO, a socket or a device.
-        UserError: `path` has a character that paths cannot have on this system.
-        OSError: as `open`, if nothing is there or it may not be read.
+        UserError: `path` has a character that file names cannot have on this system.
+        OSError: as `open`, if the file is missing or may not be read.
     """
     try:
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -90,20 +90,20 @@ class Option:
 
     Args:
         help: a line for --help.
-        least: the smallest number accepted. If between 0 and 1, it only prevents underflow in float32: for a number of
-            0 or less, the error asks for one above 0.
+        least: the smallest number accepted. A value between 0 and 1 only prevents underflow in float32: the error for a
+            number of 0 or less then asks for one above 0.
         most: the largest number accepted.
         or_zero: whether 0 is accepted although `least` is above it.
         is_kept: whether it is a momentum, the share kept from step to step.
         names: further names of the flag.
-        choices: the accepted values of a text.
-        known: returns the known names; --help lists them, and unknown ones are refused later.
-        shown: what --help shows for the value.
+        choices: the accepted strings.
+        known: returns the known names, which --help lists; unknown ones are refused after parsing.
+        shown: placeholder of the value in --help.
         in_proportion: whether it is a number of epochs out of 240, whose default scales with the run's length.
         later: whether its default depends on other options; `help` says how.
         is_neutral: whether it names, places or shows a run without changing its result.
-        is_flag: whether it can be given; otherwise it follows from others, and is only kept in `config.json`.
-        before: the behaviour of runs from before the option existed.
+        is_flag: whether it has a flag; otherwise it follows from others, and is only recorded in `config.json`.
+        before: the value that describes runs from before the option existed.
         normal: returns the canonical form of a value; raises UserError for an invalid one.
     """
 
@@ -144,7 +144,7 @@ class Option:
         return self.before is not _Never
 
     def check(self, name: str, value: Any) -> None:
-        """Raise UserError if a value, or one in a list, is not accepted; None always is."""
+        """Raise UserError if a value, or an element of a list, is not accepted; None always is."""
         for each in value if isinstance(value, list) else [value]:
             if each is not None:
                 self._check_choice(name, each) if self.choices else self._check_number(name, each)
@@ -158,7 +158,7 @@ class Option:
         if not isinstance(value, int | float) or least <= value <= most or self.or_zero and value == 0:
             return
         if self.is_kept and value >= 1:
-            raise UserError(f"--{name} must be below 1, not {value}: what keeps all of itself never learns")
+            raise UserError(f"--{name} must be below 1, not {value}: with 1 or more, nothing new would count")
         if value > most:
             range_ = "below 2^63" if most == LARGEST_SEED else f"{most:,.10g} or less"
         elif self.or_zero:
@@ -170,12 +170,12 @@ class Option:
         raise UserError(f"--{name} must be {range_}, not {value}")
 
 
-EPOCHS = 100_000  # the most
+EPOCHS = 100_000  # largest number of epochs
 LARGEST_SEED = 2**63 - 1
 
 
 def in_proportion(epochs: int, length: int) -> int:
-    """Return a number of epochs, published for 240, in proportion to a run of `length` epochs."""
+    """Scale a number of epochs, published for 240, to a run of `length` epochs."""
     return round(epochs / 240 * length)
 
 
@@ -183,7 +183,7 @@ class Declared(NamedTuple):
     """An option with its declaration."""
 
     kind: type
-    default: Any  # None where there is none
+    default: Any  # None if there is none
     option: Option
     owner: Any  # the class or function that takes it
 

@@ -49,13 +49,13 @@ from report.statistics import mean_and_spread
 from report.tables import Table
 
 HEADING = ["table", "pair", "method", "state", "n", "last", "published", "left"]
-OUTPUT = Path("save/reproduce")  # for the output of each run if several run at a time
+OUTPUT = Path("save/reproduce")  # folder for the output of each run if several run at a time
 OURS = {  # flags that the tables set, besides those in their rows
     "dataset", "seed", "trials", "run_dir", "experiments_dir", "experiments_name", "model", "model_s", "model_t",
     "path_t", "lr", "gamma", "alpha", "beta", "fixed_alpha", "kd_T", "kd_warmup", "logit_stand", "have_mlp", "mlp_name",
     "tau_control", "dry_run", "overwrite",
 }  # fmt: skip
-MADE = {"done", "given"}  # states in which nothing is left to do
+MADE = {"done", "given"}  # states of finished runs
 FAILURES = 3  # failures in a row after which no further run starts
 
 
@@ -68,7 +68,7 @@ class Job(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Return the job's name, on the screen and for the file with its output."""
+        """Return the job's name, for the screen and the file with its output."""
         folder = self.row.folder(self.seed)
         name = f"{folder.parent.name}_{folder.name}" if self.row.teacher else folder.name
         return name + f"-{self.seed + self.trials - 1}" * (self.trials > 1)
@@ -124,7 +124,7 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
 
 
 def chosen(table: str, pairs: Sequence[str] | None) -> list[Row]:
-    """Return the rows of a table; given pairs like `resnet56:resnet20`, only theirs and their networks alone."""
+    """Return the rows of a table; given pairs like `resnet56:resnet20`, only those of the pairs and their networks."""
     if not pairs:
         return rows(table)
     here = rows(table)
@@ -134,7 +134,7 @@ def chosen(table: str, pairs: Sequence[str] | None) -> list[Row]:
 
 
 def seeds_of(row: Row, among: Sequence[Row], seeds: int) -> range:
-    """Return the seeds to train of a row: only the first for a network that is only a teacher."""
+    """Return the seeds to train for a row: only the first for a network that is only a teacher."""
     taught = row.teacher is not None or any(row.model == other.model for other in among if other.teacher)
     return range(1, seeds + 1 if taught else 2)
 
@@ -142,8 +142,8 @@ def seeds_of(row: Row, among: Sequence[Row], seeds: int) -> range:
 def state(folder: Path, model: str) -> tuple[str, float | None]:
     """Return a run's state, and its top-1 in percent if it is done.
 
-    The state is `missing`, `running`, `done`, `17 epochs`, `damaged` (its log) or `given`, a checkpoint from elsewhere.
-    Epochs of a first stage are not counted.
+    The state is `missing`, `running`, `done`, `17 epochs`, `damaged` (an invalid log) or `given` (a checkpoint from
+    elsewhere). Epochs of a first stage are not counted.
     """
     if not os.path.exists(folder / "config.json") and any(folder.glob("ckpt_epoch_*.pth")):
         return "given", None
@@ -160,7 +160,7 @@ def state(folder: Path, model: str) -> tuple[str, float | None]:
 
 
 def otherwise(row: Row, seed: int, more: list[str]) -> str:
-    """Return a message if the folder holds a run with other options than it would get now, else an empty text."""
+    """Return a message if the folder holds a run with other options than those of the row, else an empty string."""
     folder = row.folder(seed)
     try:
         there = read_config(folder)["options"]
@@ -175,7 +175,7 @@ def otherwise(row: Row, seed: int, more: list[str]) -> str:
 
 
 def options_of(job: Job, more: list[str]) -> CommonOptions:
-    """Return the options of a job, resolved as by its script, whose notes are not shown."""
+    """Return the options of a job, resolved as by its script but without printing its notes."""
     with redirect_stdout(io.StringIO()):
         if job.row.teacher is None:
             return parse_teacher(command(job, more)[2:])
@@ -184,10 +184,10 @@ def options_of(job: Job, more: list[str]) -> CommonOptions:
 
 
 def seconds_left(job: Job, more: list[str], measure: bool) -> float | None:
-    """Return the seconds that a job still takes; None if unknown.
+    """Return the estimated seconds that are left of a job; None if unknown.
 
-    An epoch takes as long as those of its stage in the job's own log, else as in the log of another seed. If there is
-    none and `measure` is set, some steps are measured.
+    The duration of an epoch is taken from the same stage in the job's own log, else from the log of another seed. If
+    there is no log and `measure` is set, some steps are measured.
     """
     logs = [read_whole_log(job.row.folder(seed)) for seed in range(1, 4)]
     if not any(logs) and not measure:
@@ -211,7 +211,7 @@ def seconds_left(job: Job, more: list[str], measure: bool) -> float | None:
 
 
 def total(seconds: Sequence[float | None], at_a_time: int = 1) -> str:
-    """Return a sentence with the sum of the times that are known."""
+    """Return a sentence with the sum of the known times."""
     known = [each for each in seconds if each is not None]
     unknown = len(seconds) - len(known)
     if unknown and not known:
@@ -226,7 +226,7 @@ def total(seconds: Sequence[float | None], at_a_time: int = 1) -> str:
 def listed(args: argparse.Namespace, more: list[str]) -> Iterator[str]:
     """Yield the lines of --list."""
     cells, notes = [], []
-    times: dict[Path, float | None] = {}  # of each run that is left, which may be in several tables
+    times: dict[Path, float | None] = {}  # of each unfinished run, which may be in several tables
     for name in args.tables:
         here = chosen(name, args.pairs)
         for row in here:
@@ -257,7 +257,7 @@ def listed(args: argparse.Namespace, more: list[str]) -> Iterator[str]:
 
 
 def reported(table: str) -> str:
-    """Return as text which accuracy the published numbers of a table are: the last epoch's, the best epoch's, ..."""
+    """Return as text which epoch the published numbers of a table are from: the last, the best, ..."""
     if table == SHORT:
         return "of 240 epochs, for resnet8 read off a chart"
     dataset, *sources = TABLES[table]
@@ -271,7 +271,7 @@ def jobs_of(args: argparse.Namespace, more: list[str]) -> list[Job]:
     """Return the jobs that are not done, including those running elsewhere; teachers first.
 
     Raises:
-        UserError: an unfinished run has other options than it would get now.
+        UserError: an unfinished run has other options than those of its row.
     """
     jobs: dict[Path, Job] = {}
     notes: dict[str, None] = {}
@@ -294,7 +294,7 @@ def jobs_of(args: argparse.Namespace, more: list[str]) -> list[Job]:
 
 
 def command(job: Job, more: list[str]) -> list[str]:
-    """Return the command line of a job, with those of the further flags that its script knows."""
+    """Return the command line of a job, with the flags in `more` that its script knows."""
     if job.row.teacher is None:
         _, foreign = teacher_parser().parse_known_args(more)
         more = [word for word in more if not (foreign and word == foreign[0] and foreign.pop(0))]
@@ -307,7 +307,7 @@ class Runner:
     def __init__(self, jobs: Sequence[Job], at_a_time: int, more: list[str]) -> None:
         self.left, self.at_a_time, self.more = list(jobs), at_a_time, more
         self.count, self.ended, self.in_a_row = len(jobs), 0, 0
-        self.in_use: Counter[str] = Counter()  # how often a run was started and found to be in use
+        self.in_use: Counter[str] = Counter()  # number of attempts to start a run that was in use
         self.failed: list[str] = []
         self.orphans: list[str] = []  # runs whose teacher failed
         self.running: set[subprocess.Popen] = set()
@@ -378,7 +378,7 @@ class Runner:
                     self.left.insert(0, job)
 
     def _put_off(self, job: Job) -> bool:
-        """Print that a run is in use by another process, and return whether to try it again: not after TRIES."""
+        """Print that another process uses a run; return whether to try it again, which ends after TRIES."""
         self.in_use[job.name] += 1
         if self.in_use[job.name] == TRIES:
             print(f"{job.name}: in use elsewhere at each of {TRIES} tries: giving up", flush=True)
@@ -434,7 +434,7 @@ class Runner:
             print(f"[{self.ended}/{self.count}] {job.name}: {word}", flush=True)
 
     def _part(self, place: int) -> dict[str, str]:
-        """Return the environment variables that give a run its GPU and its share of the cores."""
+        """Return the environment variables that assign a GPU and a share of the cores to a run."""
         gpus = [str(gpu) for gpu in range(torch.cuda.device_count())]
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(gpus)).split(",")
         threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.at_a_time)))

@@ -65,7 +65,7 @@ def train(options: DetectorOptions) -> Path:
             return run.folder
         run.check_writable()
         check_installed()
-        # 2. data, and 3. the teacher: frozen, and measured before anything is learned from it
+        # 2. data, and 3. the teacher: frozen, and evaluated before the distillation
         data = load_data(options, device)
         teacher, found_out = load_teacher(options, found, data, device)
         # 4. the loop, from where the run stopped
@@ -74,7 +74,7 @@ def train(options: DetectorOptions) -> Path:
 
 
 def check_pair(options: DetectorOptions, found: FoundDetector | None) -> None:
-    """Raise UserError for a teacher without proposals, and for maps of other levels if the distiller compares maps."""
+    """Raise UserError for a teacher without proposals, or with other map levels if the distiller compares maps."""
     if found is None or found.model is None:
         return
     if not found.model.has_proposals and options.model_s.startswith("faster_rcnn"):
@@ -95,7 +95,7 @@ def load_data(options: DetectorOptions, device: torch.device) -> DetectionData:
 
 
 def open_run(options: DetectorOptions, found: FoundDetector | None) -> RunFolder:
-    """Return the run's folder, not written yet."""
+    """Return the run's folder, without writing it yet."""
     how = f"{options.distill}_{options.temperature}" if found else "alone"
     pair = f"{found.name}_{options.model_s}/{how}/seed-{options.seed}" if found else f"{options.model_s}_{how}"
     group, _, name = f"{options.dataset}_{pair}".rpartition("/")
@@ -152,12 +152,12 @@ def print_settings(options: DetectorOptions) -> None:
 def load_teacher(
     options: DetectorOptions, found: FoundDetector | None, data: DetectionData, device: torch.device
 ) -> tuple[Detector | None, dict[str, Any]]:
-    """Return the teacher on the device, frozen, and what `config.json` should say of it and of the data."""
+    """Return the teacher on the device, frozen, and the entries of `config.json` about it and the data."""
     found_out: dict[str, Any] = {"num_classes": data.num_classes}
     if found is None:
         return None, found_out
     teacher = found.model
-    assert teacher is not None  # only a dry run goes without
+    assert teacher is not None  # except in a dry run
     if teacher.num_classes != data.num_classes or teacher.class_names not in (None, data.class_names):
         raise UserError(
             f"the {found.name} in {found.path} was trained for {teacher.num_classes} classes, which are not the"
@@ -207,7 +207,7 @@ def create_student(options: DetectorOptions, num_classes: int) -> Detector:
 
 
 def backbone_file(options: DetectorOptions) -> Path | None:
-    """Return the file of the backbone's weights, downloaded if need be; None without one, and in a dry run."""
+    """Return the file of the backbone's weights, downloaded if necessary; None without one, and in a dry run."""
     if options.backbone is None or options.dry_run:
         return None
     if options.backbone == "torchvision":
@@ -223,7 +223,7 @@ def distillation(
         "student_widths": widths_of(student),
         "teacher_widths": widths_of(teacher),
         "teacher_classifier": teacher.classifier,
-        "num_classes": data.num_classes + 1,  # the background is one
+        "num_classes": data.num_classes + 1,  # with the background
         "train_target": data.train.target,
         "epochs": options.epochs,
     }
@@ -239,7 +239,7 @@ def distillation(
 
 
 def widths_of(detector: Detector) -> list[int]:
-    """Return the channels of its maps without the coarsest, and the length of its vectors; see `output_of`."""
+    """Return the channels of a detector's maps without the coarsest, and the length of its vectors, see `output_of`."""
     widths = detector.widths if detector.has_proposals else [*detector.widths, detector.widths[-1]]
     return [*widths[:-2], widths[-1]]
 

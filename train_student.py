@@ -60,7 +60,7 @@ def _distil(
     runs: list[tuple[RunFolder, StudentOptions]],
     device: torch.device,
 ) -> None:
-    # 2. data, and 3. the teacher: frozen, and measured before anything is learned from it
+    # 2. data, and 3. the teacher: frozen, and evaluated before the distillation
     data, model, teacher, found_out = load(options, found, device, distiller_dict[options.distill].needs)
     # 4. the loop, from where each run stopped
     train_runs(runs, device, found_out, lambda *run: build_trainer(*run, model, teacher, data))
@@ -75,11 +75,11 @@ def load(
     Args:
         options: of the run.
         found: the teacher's weights.
-        device: where both are to be.
-        content: what a table of the teacher's outputs holds, see `CachedTeacher`.
+        device: of the data and the teacher.
+        content: content of a table of the teacher's outputs, see `CachedTeacher`.
 
     Returns:
-        The data, the teacher as a network and as what answers for it, and what `config.json` should say of them.
+        The data, the teacher's network, its online or cached form, and the entries of `config.json` about them.
     """
     if options.teacher_table:
         distributed.on_rank0(lambda: check_table_dir(table_dir(options, found)))
@@ -93,7 +93,7 @@ def load(
 
 
 def open_run(options: StudentOptions, found: FoundTeacher, data_sha256: str | None) -> RunFolder:
-    """Return the folder of one seed's run, not written yet; `data_sha256` identifies its data."""
+    """Return the folder of one seed's run, without writing it yet; `data_sha256` identifies its data."""
     pair = f"{file_name(found.name)}_{file_name(options.model_s)}"
     group = f"{options.dataset}_{pair}/{options.distill}_{options.temperature}"
     group += "_logit_stand" * options.logit_stand
@@ -141,7 +141,7 @@ def table_dir(options: StudentOptions, found: FoundTeacher) -> Path:
 def build_teacher(
     options: StudentOptions, found: FoundTeacher, model: Model, data: Dataset, content: str
 ) -> OnlineTeacher | CachedTeacher:
-    """Return the teacher, or with --teacher_table the table of its outputs, which holds `content`."""
+    """Return the teacher, or with --teacher_table a table of its outputs, of kind `content` (see `CachedTeacher`)."""
     if not options.teacher_table:
         return OnlineTeacher(model, options.teacher_precision)
     table = CachedTeacher(
@@ -168,8 +168,8 @@ def build_trainer(
     data: Dataset,
 ) -> Trainer:
     """Return the trainer of one seed, resumed; `model` is the teacher's network."""
-    # Student, temperature and distiller learn in one module under one optimizer. The student is created first, so its
-    # initial weights are the same for every method.
+    # Student, temperature and distiller are trained as one module by one optimizer. The student is created first, so
+    # that its initial weights are the same for every method.
     seed_everything(options.seed)
     device = data.train.target.device
     student = create_model(options.model_s, data.num_classes, options.dataset)

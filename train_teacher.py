@@ -74,7 +74,7 @@ def load_data(options: CommonOptions, device: torch.device) -> Dataset:
 
 
 def open_run(options: TeacherOptions, data_sha256: str | None) -> RunFolder:
-    """Return the folder of one seed's run, not written yet; `data_sha256` identifies its data."""
+    """Return the folder of one seed's run, without writing it yet; `data_sha256` identifies its data."""
     name = folder_name(options.model, options.dataset) + f"_seed-{options.seed}" * (options.trials > 1)
     folder = run_folder(options, "models", "", name)
     config = {
@@ -106,7 +106,7 @@ def build_trainer(
     seed_everything(options.seed)
     device = data.train.target.device
     model = create_model(options.model, data.num_classes, options.dataset)
-    feature_widths(model, options.image_size)  # raises its errors before the first step
+    feature_widths(model, options.image_size)  # raises errors before the first step
     initialise(run, model, options)
     model = nn.SyncBatchNorm.convert_sync_batchnorm(model) if options.sync_bn else model
     task = place(Vanilla(model, options.precision, options.label_smoothing), device, options.plain)
@@ -114,7 +114,7 @@ def build_trainer(
 
 
 def initialise(run: RunFolder, model: Model, options: CommonOptions) -> None:
-    """Start a new run's network from --init_weights, if they are given; a resumed run does not need them."""
+    """Initialise a new run's network from --init_weights, if given; a resumed run does not need them."""
     if options.init_weights and not distributed.on_rank0((run.folder / "last.pth").exists):
         path = Path(options.init_weights)
         weights = distributed.on_rank0(lambda: checkpoint.load_weights_once(path, run.config["init_sha256"]))
@@ -136,7 +136,7 @@ def resumed_trainer(
     `make_first` makes the trainer of the run's first stage, if it has one, from the optimizer of its own epochs.
 
     Raises:
-        UserError: the run's `last.pth` does not fit.
+        UserError: the run's `last.pth` does not fit its options.
     """
     run.describe(data, task.student.known_as(run.config["model"]), options.image_size)
     optimizer, metrics = make_optimizer(task, **kwargs_for(make_optimizer, as_dict(options))), Metrics()

@@ -32,7 +32,7 @@ from options.flags import CommonOptions, StudentOptions
 from options.parse import PARSERS, resolve_pair
 from options.parser import Parser
 
-# Options that runs must have in common: they decide data, device and teacher.
+# Options that runs must have in common, since they determine data, device and teacher.
 SHARED = ("dataset", "data_dir", "image_size", "train_subset", "num_workers", "batch_size", "device", "gpu_id",
           "deterministic", "plain", "precision", "dry_run")  # fmt: skip
 SHARED_BY_STUDENTS = ("path_t", "model_t", "teacher_weights", "train_teacher", "skip_validation", "teacher_table",
@@ -67,7 +67,7 @@ def read_runs(path: Path) -> list[CommonOptions]:
 
 
 def check_shared(runs: Sequence[CommonOptions], keys: tuple[str, ...]) -> None:
-    """Raise UserError if runs differ in an option that they must have in common."""
+    """Raise UserError if runs differ in an option among `keys`."""
     for key in keys:
         if len({getattr(run, key) for run in runs}) > 1:
             raise UserError(f"the runs differ in --{key}, which runs that train together must have in common")
@@ -92,7 +92,7 @@ def train_together(runs: Sequence[CommonOptions]) -> list[Path]:
 def open_run(
     options: CommonOptions, found: FoundTeacher | None, data_sha256: str | None
 ) -> tuple[RunFolder, CommonOptions]:
-    """Return a run's folder and its options, those that depend on the teacher filled in."""
+    """Return a run's folder and its options, with those that depend on the teacher filled in."""
     if found is None or not isinstance(options, StudentOptions):
         return train_teacher.open_run(options, data_sha256), options
     options = resolve_pair(options, found.name)
@@ -106,7 +106,7 @@ def _train(runs: list[tuple[RunFolder, CommonOptions]], found: FoundTeacher | No
     # 2. data, and 3. the teacher
     if found and students:
         needs = {distiller_dict[student.distill].needs for student in students}
-        content = next(content for content in ("maps", "pooled", "logits") if content in needs)  # what serves all
+        content = next(content for content in ("maps", "pooled", "logits") if content in needs)  # enough for all
         data, model, teacher, found_out = train_student.load(students[0], found, device, content)
     else:
         data = train_teacher.load_data(runs[0][1], device)

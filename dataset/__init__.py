@@ -94,7 +94,7 @@ def create_dataset(
         name: one of dataset_names().
         batch_size: of training; validation batches may be larger.
         seed: of the order and the augmentations of the training images.
-        device: of the batches; all data sets but `imagenet` also keep their images there.
+        device: where the batches are; all data sets but `imagenet` also keep their images there.
         data_dir: where the files are; None for the data set's default, if it has one.
         image_size: side of the square images in pixels; must be 32 except for FILES.
         num_workers: processes that decode image files, once at the start or, of `imagenet`, in every epoch.
@@ -157,16 +157,16 @@ def val_batch_size(batch_size: int, image_size: int, device: torch.device) -> in
 
 
 def default_image_size(name: str) -> int:
-    """Return the side of a data set's images in pixels, if none is given."""
+    """Return the default side of a data set's images in pixels."""
     return SIZES.get(name, 32)
 
 
 def read_image(name: str, path: Path, image_size: int) -> Tensor:
-    """Return an image of any size as a data set's validation images are: [3, image_size, image_size] uint8.
+    """Return an image file, preprocessed like a data set's validation images: [3, image_size, image_size] uint8.
 
     Args:
-        name: the data set. Those of 32 x 32 images get the middle square, as `folder`.
-        path: of the image.
+        name: the data set. For those of 32 x 32 images, the middle square is taken, as for `folder`.
+        path: the image file, of any size.
         image_size: side of the square in pixels.
 
     Raises:

@@ -45,7 +45,7 @@ class AnnotatedImages(NamedTuple):
     boxes: list[Tensor]  # per image [G, 4] float32: left, top, right, bottom in pixels, within the image
     labels: list[Tensor]  # per image [G] int64, from 1
     ground_truth: dict[str, Any]  # in COCO's form and as given, with crowds: for `helper.average_precision`
-    left_out: int  # boxes without width or height, which are only in the ground truth
+    left_out: int  # number of boxes without width or height, which only the ground truth has
     files: Sequence[Path] = ()  # one per image
     pixels: Tensor | None = None  # [N, 3, H, W] uint8; None: read the files
 
@@ -69,10 +69,10 @@ def read_coco(json_file: Path, image_folder: Path) -> tuple[AnnotatedImages, Cat
 
     Args:
         json_file: the annotations; see `checked_annotations`.
-        image_folder: to which the images' file names are relative.
+        image_folder: folder that the images' file names are relative to.
 
     Raises:
-        UserError: the JSON file is missing or not as it should be, or images are missing.
+        UserError: the JSON file is missing or invalid, or images are missing.
     """
     try:
         with open_regular(json_file) as file:
@@ -102,11 +102,11 @@ def read_coco(json_file: Path, image_folder: Path) -> tuple[AnnotatedImages, Cat
 
 
 def checked_annotations(content: object, source: str) -> dict[str, Any]:
-    """Return what is needed of a parsed JSON file in COCO's format, in the same form.
+    """Return a validated copy of a parsed JSON file in COCO's format, with the needed fields only.
 
     Args:
-        content: a dict of the lists in FIELDS. Annotations may also have `iscrowd` (else 0) and `area` (else the
-            box's); other keys are dropped.
+        content: a dict of the lists in FIELDS. Annotations may also have `iscrowd` (default 0) and `area` (default that
+            of the box); other keys are dropped.
         source: its name, for error messages.
 
     Raises:
@@ -117,7 +117,7 @@ def checked_annotations(content: object, source: str) -> dict[str, Any]:
         raise UserError(f"{source} has images of impossible height or width: correct them")
     image_ids, category_ids = _ids(images, "images", source), _ids(categories, "categories", source)
     kept = []
-    for number, annotation in enumerate(annotations, 1):  # other ids are not needed, and 0 would not be evaluated
+    for number, annotation in enumerate(annotations, 1):  # new ids, since the evaluation ignores an id of 0
         image, category, box = (annotation[key] for key in FIELDS["annotations"])
         where, area, is_crowd = f"annotation {number} of {source}", annotation.get("area"), annotation.get("iscrowd")
         if image not in image_ids or category not in category_ids:
@@ -132,7 +132,7 @@ def checked_annotations(content: object, source: str) -> dict[str, Any]:
 
 
 def _entries(content: object, name: str, source: str) -> list[dict[str, Any]]:
-    """Return a list of a JSON file, whose entries have the fields that they must have."""
+    """Return a list of a JSON file by name. Raises UserError if it or a required field is missing."""
     entries = content.get(name) if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{source} has no list of {name}: give annotations in COCO's format")
@@ -151,7 +151,7 @@ def _ids(entries: list[dict[str, Any]], name: str, source: str) -> set[int]:
 
 
 def annotated(ground_truth: dict[str, Any]) -> tuple[AnnotatedImages, Categories]:
-    """Return the images, without files, and the categories of what `checked_annotations` returned."""
+    """Return the images, without files, and the categories in the result of `checked_annotations`."""
     images, annotations = ground_truth["images"], ground_truth["annotations"]
     categories = sorted(ground_truth["categories"], key=lambda category: category["id"])
     image_numbers, category_numbers = (

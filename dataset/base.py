@@ -91,7 +91,7 @@ class Batch:
 
 
 class Epoch:
-    """The batches of one training epoch in random order, by `Loader.epoch` and its arguments; loaders subclass it."""
+    """The batches of one training epoch in random order, as returned by `Loader.epoch`; loaders subclass it."""
 
     def __init__(self, loader: "Loader", number: int, start: int, partner: Tensor | None, weight: float) -> None:
         self.loader, self.number, self.start = loader, number, start
@@ -108,7 +108,7 @@ class Epoch:
         return None
 
     def generator(self, use: str = "") -> torch.Generator:
-        """Return one of the epoch's random generators, which depends only on seed, epoch and its use."""
+        """Return a random generator that depends only on seed, epoch and `use`, a name for what it draws."""
         return seeded(f"seed {self.loader.seed} epoch {self.number}{use}")
 
 
@@ -157,7 +157,7 @@ class Dataset(NamedTuple):
 
 
 def balanced_subset(target: Tensor, size: int) -> Tensor:
-    """Return which images to keep; class counts differ by at most one as long as no class runs out.
+    """Return which images to keep; class counts differ by at most one unless a class runs out.
 
     Args:
         target: [N] int64, the class of each image.

@@ -23,14 +23,14 @@ class Cifar:
     """One of the two data sets.
 
     Args:
-        name: as people write it.
-        folder: of its files.
-        variable: the environment variable that may name the place of the folder.
+        name: the name in messages, such as CIFAR-100.
+        folder: name of the folder with its files.
+        variable: environment variable with the path of that folder or its parent.
         train: the names of the training files.
         test: the name of the test file.
         meta: the name of the file with the names of the classes.
-        targets: the key of the classes' numbers in a file.
-        names: the key of the classes' names.
+        targets: key of the class numbers in a file.
+        names: key of the class names.
         num_classes: the number of classes.
         mean: of the channels, with white as 1.
         std: of the channels.

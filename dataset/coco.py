@@ -58,7 +58,7 @@ class DetectionBatch:
 
 
 class Step(NamedTuple):
-    """What a batch is made of."""
+    """The contents of a batch."""
 
     iteration: int
     images: Tensor  # [B] int64, their numbers in the split
@@ -69,7 +69,7 @@ def _batches(
     split: AnnotatedImages, steps: Iterable[Step], device: torch.device, num_workers: int
 ) -> Iterator[DetectionBatch]:
     """Yield the batches of steps; threads decode their images up to AHEAD batches in advance."""
-    pool = ThreadPoolExecutor(max(1, num_workers))  # which starts no thread before it gets something to do
+    pool = ThreadPoolExecutor(max(1, num_workers))  # starts no thread before its first task
     read: Callable[..., Iterator[Tensor]] = pool.map if num_workers else map
     waiting: deque[tuple[Step, Iterator[Tensor]]] = deque()
     try:
@@ -104,11 +104,11 @@ KeepEmpty = Annotated[bool, Option("train also on images without boxes")]
 
 
 class DetectionLoader:
-    """The training batches of a split; see `dataset.base.Loader`. An epoch of it is `period` iterations.
+    """The training batches of a split; see `dataset.base.Loader`. An epoch is `period` iterations.
 
-    The iterations go through the images in passes. In each, the images are shuffled, landscape and portrait images
-    (Detectron2's groups) form batches of their own, and the rest of both forms mixed batches; images that fill no batch
-    are left out of the pass.
+    The iterations make passes through the images. In each pass, the images are shuffled, landscape and portrait images
+    (Detectron2's groups) form separate batches, and the remaining images of both groups form mixed batches. Images that
+    do not fill a batch are left out of the pass.
 
     Args:
         split: the images.
@@ -285,7 +285,7 @@ def create_detection_data(
 
     Args:
         name: one of NAMES: "coco" for files in COCO's layout, "shapes" for synthetic images.
-        batch_size: of training, over all processes; a process evaluates on its share of as many.
+        batch_size: images per batch, over all processes that share it, in training and validation.
         seed: of the order and the flips of the training images.
         iterations: number of steps in the run.
         period: steps per epoch of the loader.
@@ -356,7 +356,7 @@ def create_validation_data(
 
 
 def _split(name: str, number: int, data_dir: str | None) -> tuple[AnnotatedImages, Categories]:
-    """Return one of SPLITS by its number. Raises UserError if it has no boxes to be found in validation."""
+    """Return one of SPLITS by its number. Raises UserError if the validation images have no boxes."""
     if name not in NAMES:
         raise unknown("data set", name, NAMES)
     if name == "coco" and not data_dir:

@@ -71,7 +71,7 @@ def middle_square(image: Image.Image, size: int) -> Tensor:
 
 
 def why(error: Exception) -> str:
-    """Return in a few words why a file could not be read."""
+    """Return a short reason why a file could not be read."""
     if isinstance(error, UnidentifiedImageError):
         return "it is no image that Pillow knows"
     if isinstance(error, NotRegularError):
@@ -81,7 +81,7 @@ def why(error: Exception) -> str:
 
 
 class Tree(TorchDataset):
-    """Images [3, S, S] uint8, each with a text: empty, or which file cannot be read and why.
+    """Images [3, S, S] uint8, each with an error message, which is empty if the file could be read.
 
     Args:
         root: the folder, for messages.
@@ -106,7 +106,7 @@ class Tree(TorchDataset):
             return self.unreadable(path, error)
 
     def unreadable(self, path: str, error: Exception) -> tuple[Tensor, str]:
-        """Return a black image and the text for an image that cannot be read."""
+        """Return a black image and the error message for an image that cannot be read."""
         black = torch.zeros(3, self.image_size, self.image_size, dtype=torch.uint8)
         return black, f"the image {path} cannot be read ({why(error)}); mend or remove it"
 

@@ -50,10 +50,7 @@ def _pixels(image: Image.Image) -> Tensor:
 
 
 class Images(TorchDataset):
-    """Images [3, S, S] uint8, indexed by `Sample`.
-
-    Each comes with a text, which is empty or says which file cannot be read and why.
-    """
+    """Images [3, S, S] uint8, indexed by `Sample`, each with an error message, which is empty if it could be read."""
 
     def __init__(self, tree: Tree, augment: bool) -> None:
         self.tree, self.cut = tree, random_cut if augment else middle_cut
@@ -80,7 +77,7 @@ class Images(TorchDataset):
 
 
 def _undisturbed(_: int) -> None:
-    """Have a worker ignore signals sent to all of the training's processes (by Ctrl-C, torchrun, Slurm).
+    """Make a worker ignore signals sent to all of the training's processes (by Ctrl-C, torchrun, Slurm).
 
     The training still needs the worker until its step is finished; then it terminates the worker itself.
     """
@@ -147,7 +144,7 @@ class StreamLoader:
         self.augment, self.seed, self.num_workers = augment, seed, num_workers
         self.rank, self.world_size = rank, world_size
         self.skip_unreadable = skip_unreadable
-        self.unreadable: dict[str, None] = {}  # texts of the images that were left out so far
+        self.unreadable: dict[str, None] = {}  # error messages of the images that were left out so far
         self.images, self.order, self.workers = Images(tree, augment), Order(), None
 
     def __len__(self) -> int:
@@ -187,7 +184,7 @@ class StreamLoader:
             yield Batch(images.contiguous(memory_format=torch.channels_last), self.target[index], index, None, count)
 
     def _readable(self, unreadable: Sequence[str]) -> Tensor:
-        """Return which images of a shard to use: in training as many as it has, some of them twice."""
+        """Return the indices of a shard's readable images; in training, repeated in place of the unreadable ones."""
         texts = list(filter(None, unreadable))
         read = [i for i, text in enumerate(unreadable) if not text]
         if not self.skip_unreadable or self.augment and not read:

@@ -126,7 +126,7 @@ class MemoryLoader:
         return iter(self.epoch(1)) if self.augment else self._val_batches()
 
     def epoch(self, number: int, start: int = 0, partner: Tensor | None = None, weight: float = 1.0) -> "MemoryEpoch":
-        """Return a training epoch's batches, see `Loader`. A blend mixes equal views of two images and has no view.
+        """Return a training epoch's batches, see `Loader`. Blends mix the same view of two images and have no view.
 
         Two blends may share a partner, so a number can occur twice in a batch; CRD's memory keeps one of them.
         """
@@ -190,9 +190,9 @@ class MemoryEpoch(Epoch):
                 yield Batch(images, loader.target[partner], partner, None, count, second=second)
 
     def _second_view(self, places: Tensor) -> Tensor:
-        """Return the second view [B, 3, H, W] of the images at some places [B] of the epoch's order.
+        """Return the second view [B, 3, H, W] of images, given their places [B] in the epoch's order.
 
-        It is another crop and flip, and strong augmentation. Two blended images are blended before it.
+        It is another crop and flip, followed by strong augmentation. Images are blended before the augmentation.
         """
         loader, (view, draws) = self.loader, self._second_draws
         index, view = (column[places].to(loader.target.device) for column in (self._drawn[0], view))
@@ -202,7 +202,7 @@ class MemoryEpoch(Epoch):
         return loader._normalise(strongly_augmented(images, draws.take(places)))
 
     def drawn(self) -> Tensor | None:
-        """Return numbers and views of the images in this process's batches, [2, M] int64, CPU; None with blending."""
+        """Return numbers and views of the images in this process's batches, [2, M] int64, CPU; None for blends."""
         if self.partner is not None:
             return None
         loader = self.loader
@@ -220,7 +220,7 @@ class MemoryEpoch(Epoch):
 
     @cached_property
     def _second_draws(self) -> tuple[Tensor, Draws]:
-        """Return what is random in the second views of the images in `_drawn`: their own views, and the rest."""
+        """Return the random choices for the second views of the images in `_drawn`: crops, and augmentations."""
         loader, generator = self.loader, self.generator("second")
         view = torch.randint(count_views(loader.pad), (loader.num_samples,), generator=generator)
         draws, left = draw(loader.num_samples, generator), slice(self.start * loader.batch_size, None)

@@ -13,14 +13,14 @@ from dataset.base import Batch, Epoch, Loader
 class MixedLoader:
     """The batches of another loader, each image mixed with another one of its batch.
 
-    A batch keeps the classes of the images that are mixed into; `soft_target` has the mixed ones. The shares are drawn
-    for each batch from seed, epoch and the batch's number alone. Several processes mix within their shards.
+    `target` keeps each image's own class; `soft_target` has the mixed classes. The shares are drawn per batch, and only
+    depend on seed, epoch and batch number. Each process mixes within its shard.
 
     Args:
         loader: of training images.
         num_classes: of the data set.
         mixup: parameter of the Beta distribution of MixUp's shares; 0: no MixUp.
-        cutmix: the same of CutMix; 0: no CutMix. With both, each batch gets either one, by chance.
+        cutmix: the same for CutMix; 0: no CutMix. With both, one is chosen at random for each batch.
     """
 
     def __init__(self, loader: Loader, num_classes: int, mixup: float, cutmix: float) -> None:

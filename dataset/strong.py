@@ -19,11 +19,11 @@ LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in a grey image
 
 
 class Draws(NamedTuple):
-    """What is random in the strong augmentation of N images, on the CPU."""
+    """The random choices in the strong augmentation of N images, on the CPU."""
 
     operation: Tensor  # [N, OPERATIONS] int64, numbers in `operations`
     strength: Tensor  # [N, OPERATIONS]
-    cutout: Tensor  # [N, 3]: the square's side as a part of half of the image's, and its centre as parts of the sides
+    cutout: Tensor  # [N, 3]: side of the square relative to half the image's side, and its centre relative to the sides
 
     def take(self, rows: Tensor | slice) -> "Draws":
         """Return the draws of some images."""
@@ -45,7 +45,7 @@ def strongly_augmented(images: Tensor, draws: Draws) -> Tensor:
 def _augmented(images: Tensor, draws: Draws) -> Tensor:
     for operation, strength in zip(draws.operation.T, draws.strength.T, strict=True):
         for number, apply in enumerate(operations):
-            rows = (operation == number).nonzero()[:, 0]  # on the CPU, so that no device is waited for
+            rows = (operation == number).nonzero()[:, 0]  # on the CPU, which avoids a synchronisation
             if len(rows):
                 own = rows.to(images.device)
                 images[own] = apply(images[own], strength[rows].to(images.device))
@@ -68,7 +68,7 @@ def _grey(images: Tensor) -> Tensor:
 
 
 def _blended(degenerate: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the operation that blends an image with a degenerate one, whose part is from 0.05 to 0.95."""
+    """Return the operation that blends an image with a degenerate one of weight 0.05 to 0.95."""
 
     def apply(images: Tensor, strength: Tensor) -> Tensor:
         return torch.lerp(degenerate(images).expand_as(images), images, (0.05 + 0.9 * strength).view(-1, 1, 1, 1))
@@ -91,14 +91,14 @@ def _stretched(images: Tensor, _: Tensor) -> Tensor:
 
 
 def _equalised(images: Tensor, _: Tensor) -> Tensor:
-    """Return the images with the values of each channel equally frequent."""
+    """Return the images with an equalised histogram of each channel."""
     from torchvision.transforms.v2.functional import equalize  # takes seconds to import
 
     return equalize(images.round().clamp(0, 255).byte()).float()
 
 
 def _posterised(images: Tensor, strength: Tensor) -> Tensor:
-    """Return the images with the highest 4 to 7 bits of each value."""
+    """Return the images with only the highest 4 to 7 bits of each value."""
     step = 2 ** (4 - (4 * strength).floor()).view(-1, 1, 1, 1)
     return (images / step).floor() * step
 
@@ -109,7 +109,7 @@ def _solarised(images: Tensor, strength: Tensor) -> Tensor:
 
 
 def _warped(matrix: Callable[[Tensor], tuple[tuple[Tensor, ...], ...]]) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the operation that moves pixels by a matrix of a number from -1 to 1; what comes in is black."""
+    """Return the operation that warps images by `matrix`, given a number from -1 to 1; uncovered pixels are black."""
 
     def apply(images: Tensor, strength: Tensor) -> Tensor:
         rows = [torch.stack(torch.broadcast_tensors(*row), -1) for row in matrix(2 * strength - 1)]

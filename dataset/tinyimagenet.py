@@ -13,7 +13,7 @@ EXPECTED = f"--dataset tinyimagenet expects {FOLDER}/ of tiny-imagenet-200.zip i
 
 
 def place(data_dir: str | None) -> Path:
-    """Return the folder of the images, FOLDER in `data_dir`, TINYIMAGENET_DIR or `data`, or the place itself."""
+    """Return the folder of the images: FOLDER in `data_dir`, TINYIMAGENET_DIR or `data`, or one of these itself."""
     root = Path(os.path.abspath(os.path.expanduser(data_dir or os.environ.get("TINYIMAGENET_DIR") or "data")))
     return root if root.name == FOLDER or not (root / FOLDER).is_dir() else root / FOLDER
 
@@ -32,7 +32,7 @@ def load(
 
     Args:
         data_dir: see `place`.
-        image_size: side of the images in pixels; other than 64 they are resized.
+        image_size: side of the images in pixels; they are resized unless it is 64.
         num_workers: processes that decode; 0 decodes in this one.
         exif: see `dataset.folder.read_image`.
         skip_unreadable: leave out images that cannot be read, and list them.
@@ -68,7 +68,7 @@ def _annotated(file: Path, classes: list[str]) -> Split:
 
 
 def _names(file: Path, classes: list[str]) -> list[str]:
-    """Return the classes in English, from lines like `n03444034<tab>go-kart`; their numbers where there are none."""
+    """Return the classes in English, from lines like `n03444034<tab>go-kart`; classes without a line keep their id."""
     known = dict(line.split("\t", 1) for line in _lines(file) if "\t" in line) if file.exists() else {}
     return [known.get(name, name) for name in classes]
 

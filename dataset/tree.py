@@ -82,7 +82,7 @@ def tell_unreadable(texts: Sequence[str]) -> None:
 
 
 def _is_hidden(name: str) -> bool:
-    """Return whether systems and editors leave such a name behind: .DS_Store, .ipynb_checkpoints, __MACOSX."""
+    """Return whether a name is one that systems or editors leave behind: .DS_Store, .ipynb_checkpoints, __MACOSX."""
     return name.startswith(".") or name == "__MACOSX"
 
 

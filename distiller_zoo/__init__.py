@@ -1,4 +1,4 @@
-"""Distillers: what is compared between teacher and student. To add one, write a file like `kd.py` and a line here."""
+"""Distillers: losses that compare teacher and student. To add one, write a file like `kd.py` and a line here."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,7 @@
 """AB: match the activation boundaries (Heo et al., AAAI 2019, arXiv 1811.03233).
 
-As in RepDistiller, the student's maps learn this in the first stage only. The run's own epochs have cross entropy and
-KD; beta has no effect.
+As in RepDistiller, this loss trains the student's maps in the first stage only. The run's own epochs use cross entropy
+and KD; beta has no effect.
 """
 
 from typing import Any
@@ -19,10 +19,10 @@ SCALE = 3 / 1000  # RepDistiller's factor of the whole loss
 
 
 def ab_loss(p_s: Tensor, p_t: Tensor, margin: float = 1.0) -> Tensor:
-    """Return how far the student is from being on as the teacher is, a scalar, with RepDistiller's factor of 3/1000.
+    """Return a squared hinge loss on the signs of the activations, a scalar, with RepDistiller's factor of 3/1000.
 
-    Where the teacher is on (positive) the student should be above the margin, elsewhere below minus the margin. What it
-    lacks is squared, summed over channels and positions, and averaged over images.
+    The student should be above the margin where the teacher is positive, and below minus the margin elsewhere. The
+    shortfall is squared, summed over channels and positions, and averaged over images.
 
     Args:
         p_s: the student's maps before the ReLU, in the teacher's width [B, C, H, W].
@@ -37,8 +37,8 @@ def ab_loss(p_s: Tensor, p_t: Tensor, margin: float = 1.0) -> Tensor:
 class AB(FirstOnly):
     """In the first stage, `ab_loss` of all stages, weighted by 1 for the last, 1/2 for the one before it, and so on.
 
-    Stages are paired by `pair_stages`. A connector, the regressor of FitNet without its ReLU, brings the student's maps
-    to the teacher's shape unless they have it; it is not used afterwards.
+    Stages are paired by `pair_stages`. If the shapes differ, a connector (FitNet's regressor without its ReLU) maps the
+    student's maps to the teacher's shape; it is not used after the first stage.
     """
 
     first_also = ("preact",)

@@ -24,9 +24,8 @@ def at_loss(g_s: Tensor, g_t: Tensor, form: str = "mean") -> Tensor:
     Args:
         g_s: the student's maps [B, C, H, W].
         g_t: the teacher's maps [B, D, I, J].
-        form: "mean", as in RepDistiller: the mean of the squared difference over images and positions, to which the
-            weight of 1000 belongs; "paper", as in torchdistill and the paper: the length of the difference, averaged
-            over images.
+        form: "mean", as in RepDistiller: the mean squared difference over images and positions, which the weight of
+            1000 assumes; "paper", as in torchdistill and the paper: the length of the difference, averaged over images.
     """
     difference = attention_difference(g_s, g_t)
     if form == "mean":
@@ -43,7 +42,7 @@ def attention_difference(g_s: Tensor, g_t: Tensor) -> Tensor:
 
 
 class AT(Distiller):
-    """The sum of `at_loss` over the stages, paired by `pair_stages`.
+    """Sums `at_loss` over the stages, paired by `pair_stages`.
 
     Args:
         at_form: see `at_loss`; the weight of 1000 assumes "mean".

@@ -30,10 +30,10 @@ class Distiller(TakesOptions, nn.Module):
     needs = "maps"  # of the teacher's output: "logits", "pooled" (also the last feature) or "maps" (all features)
     also: tuple[
         str, ...
-    ] = ()  # what else it needs of both networks' outputs, if `needs` is "maps": see `Model.forward`
-    teacher_also: tuple[str, ...] = ()  # the same, of the teacher's output alone
-    has_first_stage = False  # whether it trains something before the run's epochs, see `TwoStage`
-    first_also: tuple[str, ...] = ()  # as `also`, in the first stage
+    ] = ()  # further parts that it needs of both networks' outputs if `needs` is "maps", see `Model.forward`
+    teacher_also: tuple[str, ...] = ()  # further parts that it needs of the teacher's output only
+    has_first_stage = False  # whether it trains modules before the run's epochs, see `TwoStage`
+    first_also: tuple[str, ...] = ()  # `also` in the first stage
     uses_target = False  # whether `forward` uses the classes, so that images of mixed classes are refused
     second_view = False  # whether it needs both networks' logits of a second view of the images, see `Output.second`
     is_recordable = True  # whether a CUDA graph can hold its step
@@ -41,19 +41,19 @@ class Distiller(TakesOptions, nn.Module):
 
     @classmethod
     def check(cls, options: dict[str, Any], device: torch.device = CPU) -> None:
-        """Raise UserError for options that do not go together or exceed a device's memory; called before any work."""
+        """Raise UserError for contradictory options, or sizes that exceed a device's memory; called before any work."""
 
     @classmethod
     def complete(cls, options: dict[str, Any], pair: tuple[str, str]) -> dict[str, Any]:
         """Return the options whose defaults depend on `pair`, the names of teacher and student.
 
-        In `options` they are None if not given. Raises UserError for a pair that the distiller does not support.
+        An option that was not given is None in `options`. Raises UserError for an unsupported pair.
         """
         return {}
 
     @classmethod
     def wrap_student(cls, student: Model, teacher: Model, options: dict[str, Any]) -> Model:
-        """Return the network to train and test in place of `student`, which it may change; by default that itself.
+        """Return the network to train and test in place of `student`, which may be changed; by default `student`.
 
         Args:
             student: with its initial weights.
@@ -92,7 +92,7 @@ class Growing(Distiller):
     """A distiller whose loss grows linearly to its full weight; `forward` multiplies it by `warmup`.
 
     Args:
-        warmup_epochs: after which the weight is full; 0 for none.
+        warmup_epochs: length of the warm-up; 0 for none.
     """
 
     warmup: Tensor
@@ -107,7 +107,7 @@ class Growing(Distiller):
 
 
 def networks_of(pair: tuple[str, str], options: dict[str, Any]) -> list[Model]:
-    """Return teacher and student by name, without weights, so that a pair can be refused before anything takes time.
+    """Return teacher and student by name, without weights, so that a pair can be refused before any long work.
 
     Empty if a network is another library's.
     """
@@ -141,7 +141,7 @@ def unit(x: Tensor, dim: int = 1) -> Tensor:
 
 
 def batch_normed(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
-    """Return norm(x) for x [B, C, H, W]; by the running statistics if each channel has one value, so no variance."""
+    """Return norm(x) for x [B, C, H, W]; use the running statistics if a channel has one value, hence no variance."""
     if x.shape[0] * x.shape[2] * x.shape[3] > 1:
         return norm(x)
     return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
@@ -150,8 +150,8 @@ def batch_normed(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
 def to_unit_scale(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return x in float32 or better, divided by a power of two, and that power (a scalar without gradient).
 
-    It is the largest one at or below x's largest magnitude, so products of elements neither overflow nor underflow, and
-    no digit changes.
+    It is the largest power of two at or below x's largest magnitude, so products of elements neither overflow nor
+    underflow, and the division is exact.
     """
     x = at_least_float32(x)
     largest = x.detach().abs().amax()

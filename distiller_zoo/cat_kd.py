@@ -16,7 +16,7 @@ from temperature import Tau
 
 
 class Setting(NamedTuple):
-    """How a pair's class maps are compared."""
+    """The settings for comparing the class maps of a pair."""
 
     beta: float
     resolution: int
@@ -64,9 +64,9 @@ class CATKD(Distiller):
     """`cat_loss`, with the weight, resolution and normalisation of the pair in PAIRS.
 
     Args:
-        cat_resolution: side of the compared maps.
-        cat_normalise: "yes" or "no".
-        cat_without_bias: the student's last layer has no bias, as in the released code.
+        cat_resolution: side of the compared maps, in positions.
+        cat_normalise: "yes" or "no": whether to scale each class's map to length 1.
+        cat_without_bias: whether to train the student without the bias of its last layer, as in the released code.
     """
 
     weights = (1.0, 0.0, OTHERS.beta)

@@ -22,11 +22,11 @@ def cc_loss(e_s: Tensor, e_t: Tensor, kernel: str = "neighbours") -> Tensor:
     Args:
         e_s: embeddings of the student's features [B, D].
         e_t: embeddings of the teacher's features [B, D].
-        kernel: "neighbours", RepDistiller's loss, to which its numbers belong: the mean over i of the inner product of
-            |e_s - e_t| of the images i and i + 1, so it depends on the order of the batch. Or the paper's loss, the
-            length of the difference of both correlation matrices, divided by B^2: "bilinear" correlations are inner
-            products; "gaussian" ones are exp(-gamma |x - y|^2) of embeddings of length 1, by its Taylor series up to
-            order 2, with gamma 0.4, as in torchdistill.
+        kernel: "neighbours", the loss behind RepDistiller's published numbers: the mean over i of the inner product of
+            |e_s - e_t| of the images i and i + 1, so it depends on the order of the batch. The other two are the
+            paper's loss, the length of the difference of both correlation matrices, divided by B^2: "bilinear"
+            correlations are inner products; "gaussian" ones are exp(-gamma |x - y|^2) of embeddings of length 1, by its
+            Taylor series up to order 2, with gamma 0.4, as in torchdistill.
     """
     if kernel == "neighbours":
         difference = (e_s - e_t).abs()
@@ -55,9 +55,15 @@ class Embed(nn.Module):
 
 
 class CC(Distiller):
-    """`cc_loss` of both networks' pooled features, in embeddings that are trained for both, as in RepDistiller.
+    """Applies `cc_loss` to trained embeddings of both networks' pooled features, as in RepDistiller.
 
-    Shrinking both embeddings reduces the loss too, which limits what the student can learn from it.
+    Shrinking both embeddings reduces the loss too, which weakens its effect on the student.
+
+    Args:
+        student_widths: channels of each of the student's features: stem, stages, pooled vector.
+        teacher_widths: the same for the teacher.
+        feat_dim: length of an embedding.
+        cc_kernel: see `cc_loss`.
 
     Raises:
         UserError: an unknown kernel.

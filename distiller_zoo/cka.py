@@ -73,7 +73,7 @@ def hsic_terms(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _scaled_terms(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Return `hsic_terms` of unit-scaled features, and float64 factors [3] to undo it (fourth powers need float64)."""
+    """Return `hsic_terms` of unit-scaled features, and factors [3] that undo the scaling, in float64 for its range."""
     samples = len(x)
     if samples < SMALLEST or len(y) != samples:
         raise ValueError(f"the unbiased HSIC needs {SMALLEST} samples or more of both, not {samples} and {len(y)}")
@@ -100,7 +100,7 @@ def _centred(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _cross(x: Tensor, y: Tensor) -> Tensor:
-    """Return |Y'X|^2 of [N, P] and [N, Q], by the cheaper of two ways."""
+    """Return |Y'X|^2 of X [N, P] and Y [N, Q], a scalar, by the cheaper of two formulas."""
     if len(x) < min(x.shape[1], y.shape[1]):
         return ((x @ x.T) * (y @ y.T)).sum()
     return (y.T @ x).square().sum()
@@ -109,7 +109,7 @@ def _cross(x: Tensor, y: Tensor) -> Tensor:
 def _kernel(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return the linear kernel [B, B] without diagonal, its rows and columns centred, and its scale in float64."""
     n = len(x)
-    x, scale = _centred(x)  # the kernel is centred anyway, but large means would cost digits
+    x, scale = _centred(x)  # the kernel is centred anyway, but large means would lose precision
     off_diagonal = 1 - torch.eye(n, dtype=x.dtype, device=x.device)
     kernel = (x @ x.T / x.shape[1]) * off_diagonal
     rows = kernel.sum(1, keepdim=True) / (n - 2)

@@ -23,9 +23,9 @@ EPS = 1e-7
 
 
 def nce_loss(score: Tensor, log_z: Tensor, num_samples: int) -> Tensor:
-    """Return the loss of noise-contrastive estimation, a scalar: tell the positive from K noise samples.
+    """Return the loss of noise-contrastive estimation, a scalar: distinguish the positive from K noise samples.
 
-    It is minus the log likelihood of the correct answers with h = p / (p + K / N), as in the published code: summed
+    It is minus the log likelihood of the correct decisions with h = p / (p + K / N), as in the published code: summed
     over the K + 1 candidates, averaged over the batch.
 
     Args:
@@ -113,10 +113,10 @@ class Candidates(nn.Module):
     The positive is the image itself (`exact`) or any image of its class (`relax`). The K negatives are of other
     classes, drawn without replacement where possible; if there are fewer than K, with replacement, as published.
 
-    OURS: where all classes have the same size, the images of a batch share one random permutation of the negatives,
-    through which each steps from its own random start by its own random stride. An image's K negatives are equally
-    likely to be any K, as published; only those of two images in a batch are not independent. Drawing each image's
-    alone is slower: it selects K of N random numbers.
+    OURS: if all classes have the same size, the images of a batch share one random permutation of the negatives. Each
+    image takes every s-th element, cyclically, from a random start and with a random stride s. Any K negatives of an
+    image are equally likely, as published, but those of two images in a batch are not independent. Independent draws
+    are slower: they select K of N random numbers per image.
 
     Args:
         train_target: the class of each training image [N].
@@ -145,7 +145,7 @@ class Candidates(nn.Module):
         self.register_buffer("strides", strides, persistent=False)
 
     def forward(self, index: Tensor, target: Tensor) -> Tensor:
-        """Return candidates [B, 1 + K] for images [B] of classes [B]; the positive is the first."""
+        """Return candidates [B, 1 + K], the positive first, for image numbers `index` [B] and classes `target` [B]."""
         start, count = self.start[target][:, None], self.counts[target][:, None]
         positive = index[:, None] if self.mode == "exact" else self.by_class[start + _below(count, 1)]
         place = self._places(len(self.by_class) - count)
@@ -153,7 +153,7 @@ class Candidates(nn.Module):
         return torch.cat([positive, negative], dim=1)
 
     def _places(self, negatives: Tensor) -> Tensor:
-        """Return K of each image's negatives, numbered from 0; `negatives` [B, 1] is how many there are."""
+        """Return K of each image's negatives [B, K], numbered from 0; `negatives` [B, 1] is their number."""
         if self.none_enough:
             return _below(negatives, self.nce_k)
         if self.even:
@@ -171,13 +171,15 @@ class Candidates(nn.Module):
 
 
 def _below(limit: Tensor, columns: int) -> Tensor:
-    """Return random integers [B, columns] from 0 to below each row's limit [B, 1]."""
+    """Return random integers [B, columns], at least 0 and below each row's limit [B, 1]."""
     share = torch.rand(len(limit), columns, dtype=torch.float64, device=limit.device)
     return (share * limit).long()
 
 
 class CRD(Distiller):
-    """The contrastive loss of both networks' embedded pooled features; for the arguments see `Contrast`, `Candidates`.
+    """Applies the contrastive loss to embeddings of both networks' pooled features.
+
+    For the arguments see `Contrast` and `Candidates`.
 
     Raises:
         UserError: all images are of one class, or a number is outside its bounds.
@@ -193,9 +195,9 @@ class CRD(Distiller):
         teacher_widths: list[int],
         train_target: Tensor,
         feat_dim: EmbeddingSize = 128,
-        nce_k: Annotated[int, Option("negatives an image", 1, 10**9)] = 16384,
+        nce_k: Annotated[int, Option("negatives per image", 1, 10**9)] = 16384,
         nce_t: Annotated[float, Option("temperature of the contrast", 0.001, 1000.0)] = 0.07,
-        nce_m: Annotated[float, Option.of_share("how much of itself a memory keeps when it is renewed")] = 0.5,
+        nce_m: Annotated[float, Option.of_share("momentum of the memory banks")] = 0.5,
         mode: Annotated[str, Option("the positive is the image itself, or any of its class", choices=MODES)] = "exact",
     ) -> None:
         super().__init__()
@@ -205,7 +207,7 @@ class CRD(Distiller):
 
     @classmethod
     def check(cls, options: dict[str, Any], device: torch.device = CPU) -> None:
-        # of each negative: its place, a random number, its score, and their gradients
+        # per negative: its place, a random number, its score, and gradients
         size = 40 * options["batch_size"] * options["nce_k"]
         check_fits("CRD's negatives of a batch", size, "--nce_k or --batch_size", device)
 

@@ -18,7 +18,7 @@ def cskd_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float | Tenso
     Args:
         student_logits: [B, C].
         teacher_logits: [B, C].
-        tau: as in `kd_loss`; with one for each sample, the factor has their mean, as in the paper.
+        tau: as in `kd_loss`; if it differs between samples, the factor uses their mean, as in the paper.
     """
     tau = as_tau(tau)
     factor = tau.student.mean() * tau.teacher.mean() if tau.scale is None else tau.scale.mean()
@@ -27,16 +27,16 @@ def cskd_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float | Tenso
 
 
 def class_cosine_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float | Tensor | Tau) -> Tensor:
-    """Return 1 - mean cosine of the rows of both networks' correlations between classes, qT q and pT p, a scalar.
+    """Return 1 - mean cosine of the rows of both networks' class correlations, qT q and pT p, a scalar.
 
-    Its arguments are those of `cskd_loss`; it has no factor tau^2.
+    The arguments are those of `cskd_loss`. There is no factor tau^2.
     """
     q, p = softened(student_logits, teacher_logits, tau)
     return 1 - _cosines(q.T @ q, p.T @ p, 1).mean()
 
 
 def batch_cosine_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float | Tensor | Tau) -> Tensor:
-    """Return the same of the correlations between images, q qT and p pT, a scalar."""
+    """Return the same as `class_cosine_loss` for the correlations between images, q qT and p pT, a scalar."""
     q, p = softened(student_logits, teacher_logits, tau)
     return 1 - _cosines(q @ q.T, p @ p.T, 1).mean()
 
@@ -47,9 +47,9 @@ def _cosines(a: Tensor, b: Tensor, dim: int) -> Tensor:
 
 
 class CSKD(Distiller):
-    """The sum of `cskd_loss`, `class_cosine_loss` and `batch_cosine_loss`, beside the KD term.
+    """Sums `cskd_loss`, `class_cosine_loss` and `batch_cosine_loss`, in addition to the KD term.
 
-    OURS: one view of each image, MLKD's gamma and beta, and KD's alpha. The authors' training has two views and 480
+    OURS: one view of each image, MLKD's gamma and beta, and KD's alpha. The authors train with two views and for 480
     epochs.
     """
 

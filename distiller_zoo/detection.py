@@ -1,8 +1,9 @@
-"""Distillers of detectors: which of them apply, and those that compare the maps of a feature pyramid (FPN).
+"""Distillers for detectors: a list of those that apply, and those that compare the maps of a feature pyramid (FPN).
 
-A sample is a proposal. A detector's `Output` has the features p2, p3, p4, p5 (RetinaNet: p3 to p6), [B, C, H, W] each
-and padded to the largest image, and last the vectors of its N proposals [N, D]; logits [N, C + 1], of which class 0 is
-the background; in `last_map` the coarsest map; and `extent`. Distillers that pair stages leave out the first map.
+A sample is a proposal. The features of a detector's `Output` are p2, p3, p4, p5 (RetinaNet: p3 to p6), [B, C, H, W]
+each and padded to the largest image, and last the vectors of its N proposals [N, D]. Its logits are [N, C + 1], where
+class 0 is the background. `last_map` is the coarsest map, and `extent` is set. Distillers that pair stages skip the
+first map.
 """
 
 from collections.abc import Callable
@@ -30,16 +31,16 @@ from models import Output
 from temperature import Tau
 
 ROUNDING = 1e-3  # positions
-POSITIONS = 256  # of a map that CKA compares
-COARSE_PATCH = 4  # positions of a patch of p2 and p3 for one of the coarser maps
+POSITIONS = 256  # per map, as the samples of CKA
+COARSE_PATCH = 4  # side of a patch of p2 and p3, relative to a patch of the coarser maps
 
 
 class PyramidReviewKD(Distiller):
-    """ReviewKD of a feature pyramid, as in mdistiller: the sum of `hcl_loss` over its levels, from coarse to fine.
+    """ReviewKD for a feature pyramid, as in mdistiller: the sum of `hcl_loss` over its levels, from coarse to fine.
 
     Args:
-        student_widths: channels of each of the student's maps, and of its vector last; the coarsest map, which is not
-            among them, has those of the one before.
+        student_widths: channels of each of the student's maps but the coarsest, which has as many as the one before it,
+            and last the length of its vectors.
         teacher_widths: the same for the teacher.
     """
 
@@ -66,14 +67,14 @@ def _levels(output: Output) -> list[Tensor]:
 
 
 class PyramidDPK(DPK):
-    """DPK of the maps p2 to p5. OURS, since the authors' form for detectors is not published.
+    """DPK for the maps p2 to p5. OURS, since the authors' form for detectors is not published.
 
-    Padding counts neither in standardisation nor in the error. CKA has positions for samples: 256 of a level, drawn
-    from all images without their padding, since a batch has too few images. A patch of the two finest maps is four
-    times as long as one of the others.
+    Padding is excluded from standardisation and from the error. Since a batch has too few images for CKA, its samples
+    are 256 positions per level, drawn from all images without their padding. A patch of the two finest maps has four
+    times the side of one of the others.
 
     Args:
-        student_widths: channels of each of the student's maps, and of its vector last.
+        student_widths: channels of each of the student's maps, and last the length of its vectors.
         teacher_widths: the same for the teacher.
         epochs: length of the run in parts, for the schedule "linear".
         options: see `DPK`.
@@ -106,7 +107,7 @@ class PyramidDPK(DPK):
 
 
 def without_padding(maps: Tensor, extent: Tensor | None) -> Tensor:
-    """Return which positions of maps [B, C, H, W] show the image, as 0 or 1, [B, 1, H, W].
+    """Return a mask [B, 1, H, W] of the positions of maps [B, C, H, W] that show the image: 1 there, 0 for padding.
 
     Args:
         maps: padded at the bottom and on the right.
@@ -123,7 +124,7 @@ def without_padding(maps: Tensor, extent: Tensor | None) -> Tensor:
 
 
 def standardised_within(maps: Tensor, covered: Tensor) -> Tensor:
-    """Return maps [B, C, H, W] with mean 0 and variance 1 in each channel where `covered` [B, 1, H, W] is 1; else 0."""
+    """Return maps [B, C, H, W] with mean 0 and variance 1 per channel where `covered` [B, 1, H, W] is 1; else 0."""
     count = covered.sum()
     mean = (maps * covered).sum((0, 2, 3), keepdim=True) / count
     centred = (maps - mean) * covered

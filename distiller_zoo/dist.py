@@ -13,22 +13,22 @@ from models import Output
 from temperature import Tau, as_tau
 
 EPS = 1e-8  # added to the product of two lengths, as published
-CONSTANT = 1e-7  # a vector is constant if its deviations from its mean have a length below this, which is rounding
+CONSTANT = 1e-7  # a vector whose deviation from its mean is no longer than this, due to rounding, counts as constant
 
 
 def dist_loss(
     student_logits: Tensor, teacher_logits: Tensor, tau: float | Tensor | Tau, beta: float = 1.0, gamma: float = 1.0
 ) -> Tensor:
-    """Return tau^2 (beta inter + gamma intra), a scalar; tau^2 is the released code's.
+    """Return tau^2 (beta inter + gamma intra), a scalar; the factor tau^2 is from the released code.
 
-    Both compare softened probabilities [B, C] by 1 minus Pearson's correlation: the inter-class term the rows, the
-    intra-class term the columns, each of which is one class over the batch.
+    Both terms are 1 minus Pearson's correlation of softened probabilities [B, C]: the inter-class term correlates rows
+    (the classes of a sample), the intra-class term columns (a class over the batch).
 
-    OURS: each network is softened by its own temperature, and the factor is `Tau.gradient_scale`. If that differs from
-    sample to sample, the inter-class term of each sample has its own, and the intra-class term has the mean. The factor
+    OURS: each network is softened by its own temperature, and the factor is `Tau.gradient_scale`. If it differs between
+    samples, the inter-class term of each sample has its own factor, and the intra-class term has their mean. The factor
     gets no gradient: correlations do not shrink with tau as KL divergences do, so a temperature that maximises the
     loss, such as CTKD's, would only raise the factor. A constant vector, such as every column of a batch of one, has no
-    correlation and no gradient: its term is 0 if the other network's is constant too, else 1.
+    correlation and no gradient: its term is 0 if the other network's vector is constant too, else 1.
 
     Args:
         student_logits: [B, C].
@@ -50,7 +50,7 @@ def dist_loss(
 
 
 def _uncorrelated(a: Tensor, b: Tensor, dim: int) -> Tensor:
-    """Return 1 minus Pearson's correlation over `dim`, which becomes 1."""
+    """Return 1 minus Pearson's correlation over `dim`, whose size becomes 1."""
     a, b = (each - each.mean(dim, keepdim=True) for each in (a, b))
     constant = [length(each.detach(), dim).unsqueeze(dim) <= CONSTANT for each in (a, b)]
     a, b = (torch.where(is_constant, 0, each) for is_constant, each in zip(constant, (a, b), strict=True))

@@ -43,9 +43,9 @@ def dkd_loss(
 
     The mean is over samples; if logits have further dimensions, it is over all positions of all samples.
 
-    TCKD is the KL divergence between teacher and student of the two probabilities (target, any other class); NCKD is
-    that of the other classes' probabilities, renormalised without the target. Both are computed in log space, so they
-    are finite if a probability underflows. With different temperatures for teacher and student the factor is
+    TCKD is the KL divergence between teacher and student of the distribution (target, all other classes); NCKD is that
+    of the distribution over the other classes, renormalised without the target. Both are computed in log space, so they
+    are finite even if a probability underflows. With different temperatures for teacher and student the factor is
     `Tau.gradient_scale`.
 
     Args:
@@ -59,7 +59,7 @@ def dkd_loss(
 
     Raises:
         UserError: the shapes do not fit, the targets are probabilities, or there are fewer than three classes, so that
-            the classes besides the target have no distribution.
+            NCKD is undefined.
     """
     check_shapes(student_logits, teacher_logits)
     check_target(target, student_logits, dim)
@@ -72,13 +72,13 @@ def dkd_loss(
 
 
 def check_classes(distill: str, num_classes: int) -> None:
-    """Raise UserError unless the data set has the three classes that a distiller needs."""
+    """Raise UserError unless the data set has at least the three classes that a distiller needs."""
     if num_classes < 3:
         raise UserError(f"--distill {distill} needs three classes or more, not {num_classes}: use --distill kd")
 
 
 def check_target(target: Tensor, logits: Tensor, dim: int = 1, name: str = "DKD") -> None:
-    """Raise UserError unless there is one class index per position, and the classes besides it can be compared."""
+    """Raise UserError unless there is one class index per position, and at least two classes besides it."""
     positions = list(logits.shape)
     num_classes = positions.pop(dim)
     if num_classes < 3:
@@ -95,7 +95,7 @@ def check_target(target: Tensor, logits: Tensor, dim: int = 1, name: str = "DKD"
 
 
 def decouple(scaled: Tensor, target: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:
-    """Return log probabilities over `dim`: of target and rest (2), and of the classes within the rest (C - 1)."""
+    """Return two log probabilities over `dim`: of target and rest (size 2), and of the rest's classes (size C - 1)."""
     target = target.unsqueeze(dim)
     along = [1] * scaled.dim()
     along[dim] = -1

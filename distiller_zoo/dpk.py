@@ -3,7 +3,7 @@
 Part of the teacher's features is given to the student as prior knowledge, and the teacher's whole features must be
 reconstructed from that part and the student's own. The more the student needs it, the larger the part.
 
-The authors never released code, so this is a re-implementation from their description, not of their settings.
+The authors never released code, so this is re-implemented from their description; their exact settings are unknown.
 From the description: each network's map of a stage goes through its own encoder; a random set of the student's patches
 is replaced by the teacher's; a decoder reconstructs the teacher's map from this mixture; the teacher's share follows
 the gap between the features, measured by minibatch linear CKA.
@@ -15,19 +15,19 @@ OURS, where the sources are silent or differ:
 - CKA compares the two maps themselves, not their encodings, which are trained to fit each other; HSIC is smoothed,
   before the division, from the first batch on. Batches of fewer than 4 images are not measured. The share is clamped to
   0 to 1. Each patch is drawn independently for each image (TST: one mask per batch), so one-patch maps work too.
-- A patch is one position. Encoders and decoder are convolutions, as wide as the narrower of the two maps and 128 at
-  most. An encoder's receptive field is its patch, so one of the teacher's patches reveals nothing of the patches left
-  to the student, except through the decoder.
-- The target is the teacher's map itself, each channel standardised over the batch. It contains nothing trainable: if it
-  were the teacher's encoding, encoders and decoder could collapse to a constant. The mean squared error is over all
-  patches; predicting the channels' means gives 1.
+- A patch is one position. Encoders and decoder are convolutions, as wide as the narrower of the two maps, but at most
+  128. An encoder's receptive field is its patch, so the encoding of a teacher's patch contains no information on the
+  patches left to the student.
+- The target is the teacher's map itself, each channel standardised over the batch. It does not depend on trainable
+  parameters: if it were the teacher's encoding, encoders and decoder could collapse to a constant. The mean squared
+  error is over all patches; predicting the channels' means gives 1.
 - The stages' errors are summed. Next to KD's weights of 0.1 and 0.9 they have a weight of 10: at 1 their gradient in
   the student's stages (teacher resnet20, student resnet8, the first 200 steps on CIFAR-100) is a tenth of the KD
   term's, at 10 about as large. It was not tuned for accuracy. The student learns only from the patches left to it: the
   larger the teacher's share, the weaker its gradient, and at a share of 1 there is none. So schedules also differ in
   their effective weight.
-- The larger of two maps is averaged to the smaller's size, and zero-padded if patches do not divide it; networks with
-  different numbers of stages are paired by relative depth (`pair_stages`).
+- The larger of two maps is averaged to the size of the smaller. Both are zero-padded if patches do not divide them.
+  Networks with different numbers of stages are paired by relative depth (`pair_stages`).
 """
 
 from typing import Annotated, Any
@@ -47,8 +47,8 @@ from temperature.annealing import annealed
 MASKS = ("sample", "batch")
 MAX_WIDTH = 128
 MOST_GIVEN = 0.99  # the largest fixed share of the teacher's patches
-STAGES = Option("how many of the student's last stages; 0, or more than it has: all", 0, 1000)
-WIDTH = Option(f"channels of encodings (default: the narrower map's, {MAX_WIDTH} at most)", 1, 65_536)
+STAGES = Option("number of the student's stages, counted from the last; 0, or more than it has: all", 0, 1000)
+WIDTH = Option(f"channels of encodings (default: those of the narrower map, at most {MAX_WIDTH})", 1, 65_536)
 EPS = 1e-5
 
 
@@ -56,7 +56,7 @@ def share_schedule(text: str) -> float | str:
     """Parse a schedule of DPK: return "dynamic", "linear", or the number after "fixed:".
 
     Raises:
-        UserError: none of these, or a number outside 0 to 1.
+        UserError: the text is none of these, or the number is outside 0 to 1.
     """
     if text in ("dynamic", "linear"):
         return text
@@ -163,9 +163,9 @@ class DPK(Distiller):
         student_widths: channels of each of the student's features: stem, stages, pooled vector.
         teacher_widths: the same for the teacher.
         epochs: length of the run, for the schedule "linear".
-        dpk_stages: how many of the student's last stages; 0, or more than there are, for all.
+        dpk_stages: number of the student's stages, counted from the last; 0, or more than it has, for all.
         dpk_patch: side of a patch in positions of the map.
-        dpk_width: channels of the encodings; None for those of the narrower map, 128 at most.
+        dpk_width: channels of the encodings; None for those of the narrower map, at most 128.
         dpk_encoder_depth: residual blocks, of one convolution each, in each encoder.
         dpk_decoder_depth: residual blocks in the decoder.
         dpk_mask: one mask per "sample", or one per "batch".
@@ -189,17 +189,17 @@ class DPK(Distiller):
         dpk_width: Annotated[int | None, WIDTH] = None,
         dpk_encoder_depth: Annotated[int, Option("residual blocks of each encoder", 0, 1000)] = 1,
         dpk_decoder_depth: Annotated[int, Option("residual blocks of the decoder", 0, 1000)] = 2,
-        dpk_mask: Annotated[str, Option("a mask for each sample, or one for a batch", choices=MASKS)] = "sample",
+        dpk_mask: Annotated[str, Option("one mask per sample, or one per batch", choices=MASKS)] = "sample",
         dpk_schedule: Annotated[str, SCHEDULE] = "dynamic",
         dpk_momentum: Annotated[
-            float, Option.of_share("how much of the smoothed HSIC, which CKA is made of, is kept")
+            float, Option.of_share("momentum of the smoothed HSIC, from which CKA is computed")
         ] = 0.9,
     ) -> None:
         super().__init__()
         self.mask, self.schedule = dpk_mask, share_schedule(dpk_schedule)
         self.epochs, self.momentum = epochs, dpk_momentum
         pairs = list(enumerate(pair_stages(len(student_widths) - 2, len(teacher_widths) - 2)))
-        self.pairs = [(s + 1, t + 1) for s, t in pairs[-dpk_stages:]]  # indices into the features; [-0:] is all
+        self.pairs = [(s + 1, t + 1) for s, t in pairs[-dpk_stages:]]  # indices into the features; [-0:] takes all
         stages = []
         for s, t in self.pairs:
             widths = student_widths[s], teacher_widths[t]
@@ -243,7 +243,7 @@ class DPK(Distiller):
             )
 
     def patch_of(self, stage: int, patch: int) -> int:
-        """Return the side of a patch in a stage of the student, counted from 1, given --dpk_patch."""
+        """Return the side of a patch in positions, given --dpk_patch, for a student's stage counted from 1."""
         return patch
 
     def start_epoch(self, epoch: int) -> None:

@@ -1,7 +1,7 @@
 """FSP: match how the maps change from stage to stage (Yim et al., CVPR 2017, "A gift from knowledge distillation").
 
-As in RepDistiller, the student's maps learn this in the first stage only. The run's own epochs have cross entropy and
-KD; beta has no effect.
+As in RepDistiller, this loss trains the student's maps in the first stage only. The run's own epochs use cross entropy
+and KD; beta has no effect.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ from models import Output, feature_widths
 
 
 def fsp_matrix(low: Tensor, high: Tensor) -> Tensor:
-    """Return the flow between two maps, [B, C, D]: the mean over positions of the products of their channels.
+    """Return the flow between two maps [B, C, D]: the mean over positions of the products of channels.
 
     Args:
         low: maps [B, C, H, W].
@@ -49,7 +49,7 @@ def _check_widths(student: list[int], teacher: list[int]) -> None:
 
 
 class FSP(FirstOnly):
-    """In the first stage, the sum of `fsp_loss` over all neighbouring features, from the stem to the last stage.
+    """In the first stage, sums `fsp_loss` over all pairs of consecutive features, from the stem to the last stage.
 
     Raises:
         UserError: the networks' maps differ in number or widths.

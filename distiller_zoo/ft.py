@@ -53,7 +53,7 @@ class Paraphraser(nn.Module):
         self.decoder = _layers((factor, factor, width, width), nn.ConvTranspose2d)
 
     def forward(self, g_t: Tensor) -> Tensor:
-        """Return the reconstruction of the teacher's maps, of their shape."""
+        """Return the reconstruction of the teacher's maps [B, width, H, W]."""
         return self.decoder(self.encoder(at_least_float32(g_t)))
 
 
@@ -72,7 +72,7 @@ class Translator(nn.Module):
 
 
 class FT(TwoStage):
-    """`ft_loss` of the last maps. In the first stage the paraphraser learns to reconstruct the teacher's.
+    """Applies `ft_loss` to the last maps. The first stage trains the paraphraser to reconstruct the teacher's map.
 
     The options are those of `TwoStage`.
     """

@@ -1,7 +1,7 @@
 """FitNet: predict the teacher's map from the student's in the middle of the network (Romero et al., ICLR 2015).
 
-arXiv 1412.6550. As in RepDistiller, the hint is trained together with the rest, not in a stage of its own before it as
-in the paper.
+arXiv 1412.6550. As in RepDistiller, the hint is trained together with all other losses; the paper trains it in a
+separate stage before them.
 """
 
 from typing import Annotated
@@ -20,8 +20,8 @@ def hint_loss(prediction: Tensor, g_t: Tensor) -> Tensor:
     """Return the mean squared error, a scalar: the paper's hint loss, averaged.
 
     Args:
-        prediction: of the teacher's map, [B, C, H, W].
-        g_t: the teacher's map, [B, C, H, W].
+        prediction: prediction of the teacher's map [B, C, H, W].
+        g_t: the teacher's map [B, C, H, W].
     """
     return F.mse_loss(prediction, at_least_float32(g_t))
 
@@ -32,15 +32,15 @@ class Regressor(nn.Module):
     The convolution brings the map to the teacher's size [H_t, W_t], as in RepDistiller:
 
     - if the student's map is twice as large: 3x3, stride 2;
-    - if it is as large, or larger in another way: a kernel of [1 + H_s - H_t, 1 + W_s - W_t];
+    - if it has the same or any other larger size: a kernel of [1 + H_s - H_t, 1 + W_s - W_t];
     - if it is half as large: transposed, 4x4, stride 2;
-    - if it is smaller in another way, where RepDistiller stops: 1x1, and the teacher's map is averaged to the student's
-      size, as in SimKD's code.
+    - if it has any other smaller size, which RepDistiller does not support: 1x1, and the teacher's map is averaged to
+      the student's size, as in SimKD's code.
 
     Args:
         student_shape: [C, H, W] of the student's map.
         teacher_shape: [C, H, W] of the teacher's map.
-        rectified: whether the prediction has no negative numbers.
+        rectified: whether a ReLU follows, so that the prediction has no negative values.
     """
 
     def __init__(self, student_shape: list[int], teacher_shape: list[int], rectified: bool = True) -> None:
@@ -66,13 +66,15 @@ class Regressor(nn.Module):
 
 
 class Hint(Distiller):
-    """`hint_loss` of one stage.
+    """Applies `hint_loss` to one map.
 
-    The prediction has no negative numbers, so a map before a ReLU, as those of wide residual networks and MobileNetV2
-    are here and in RepDistiller, cannot be reached.
+    The prediction has no negative values, so it cannot match a map before a ReLU, such as those of wide residual
+    networks and MobileNetV2, here and in RepDistiller.
 
     Args:
-        hint_layer: the feature, counted from 0, the stem.
+        student_shapes: shape of each of the student's features: stem, stages, pooled vector.
+        teacher_shapes: the same for the teacher.
+        hint_layer: index of the feature: 0 the stem, 1 the first stage, ...
 
     Raises:
         UserError: one of the networks has no such map, or the number is outside its bounds.

@@ -1,4 +1,4 @@
-"""ICKD: match how the channels of the last map correlate.
+"""ICKD: match the correlations between the channels of the last map.
 
 Liu et al., ICCV 2021, "Exploring Inter-Channel Correlation for Diversity-preserved Knowledge Distillation".
 """
@@ -15,8 +15,8 @@ def ickd_loss(g_s: Tensor, g_t: Tensor) -> Tensor:
     """Return the squared difference of both networks' channel correlations, a scalar.
 
     A map's correlations are the inner products of its channels over all positions, [C, C], with rows scaled to length
-    1; so the maps may differ in size. The squares are summed over one row and column each, averaged over rows and over
-    the batch, as in the published code.
+    1, so the maps may differ in size. The squares are summed over all elements, divided by C, and averaged over the
+    batch, as in the published code.
 
     Args:
         g_s: the student's maps in the teacher's width, [B, C, H, W].
@@ -39,7 +39,7 @@ class Embed(nn.Module):
 
 
 class ICKD(Distiller):
-    """`ickd_loss` of the last maps."""
+    """Applies `ickd_loss` to the last maps."""
 
     weights = (0.1, 0.9, 2.5)
 

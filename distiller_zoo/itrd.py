@@ -37,12 +37,12 @@ def itrd_correlation_loss(f_s: Tensor, f_t: Tensor, alpha: float = 1.5) -> Tenso
 
 
 def itrd_mutual_loss(f_s: Tensor, f_t: Tensor) -> Tensor:
-    """Return the mean over pairs of images of k_s^2 (1 - k_t^2), a scalar; k are the cosines of their vectors.
+    """Return the mean over pairs of images of k_s^2 (1 - k_t^2), a scalar, where k is the cosine of their vectors.
 
-    It is the difference of the squared Frobenius norms of the student's cosine matrix and of its product, element by
-    element, with the teacher's, both divided by B, which is their trace.
+    It is |K_s|^2 - |K_s * K_t|^2 (squared Frobenius norms, elementwise product) of the cosine matrices after division
+    by their trace B.
 
-    OURS: an image whose vector is 0 counts in B; the published code divides by the traces, which do not count it.
+    OURS: an image whose vector is 0 counts in B; the published code divides by the traces, which exclude it.
 
     Args:
         f_s: the student's vectors [B, D].
@@ -53,17 +53,17 @@ def itrd_mutual_loss(f_s: Tensor, f_t: Tensor) -> Tensor:
 
 
 class ITRD(Distiller):
-    """Both losses of the pooled vectors, the student's through a linear layer to the teacher's width.
+    """Applies both losses to the pooled vectors, after a linear layer from the student's to the teacher's width.
 
     Args:
         student_widths: channels of the student's features.
         teacher_widths: channels of the teacher's features.
         itrd_correlation: weight of `itrd_correlation_loss`.
         itrd_mutual: weight of `itrd_mutual_loss`.
-        itrd_alpha: half of the exponent in the first.
+        itrd_alpha: half of the exponent in `itrd_correlation_loss`.
 
     Raises:
-        UserError: both weights are 0, or a number outside its bounds.
+        UserError: both weights are 0, or a number is outside its bounds.
     """
 
     weights = (0.1, 0.9, 1.0)

@@ -20,8 +20,8 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float | Tensor 
     Args:
         student_logits: [B, C], or with more dimensions, such as [B, C, H, W] (dim 1) or [B, L, C] (dim -1).
         teacher_logits: of the same shape.
-        tau: a number; a tensor: a scalar, one per sample ([B] or [B, 1]), or one per position (the logits' shape with 1
-            for the classes, such as [B, L, 1]); or a Tau of such tensors.
+        tau: a number, a scalar tensor, one value per sample ([B] or [B, 1]) or per position (the logits' shape with 1
+            for the classes, such as [B, L, 1]), or a Tau of such tensors.
         dim: the dimension of the classes.
 
     Raises:
@@ -42,7 +42,7 @@ def check_shapes(student_logits: Tensor, teacher_logits: Tensor) -> None:
 
 
 def kl_divergence(log_student: Tensor, log_teacher: Tensor, dim: int = 1) -> Tensor:
-    """Return KL(teacher || student) from log probabilities over dimension `dim`, which becomes 1: [B, C] -> [B, 1]."""
+    """Return KL(teacher || student) from log probabilities over dimension `dim`, which is kept: [B, C] -> [B, 1]."""
     return F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(dim, keepdim=True)
 
 

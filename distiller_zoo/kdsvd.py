@@ -1,4 +1,4 @@
-"""KDSVD: compare how the main singular vectors of neighbouring maps relate (Lee et al., ECCV 2018).
+"""KDSVD: compare the relations between the main singular vectors of consecutive maps (Lee et al., ECCV 2018).
 
 "Self-supervised Knowledge Distillation Using Singular Value Decomposition".
 """
@@ -15,21 +15,21 @@ from inputs import Option, UserError
 from models import Output
 from temperature import Tau
 
-CANDIDATES = 4  # of the student's vectors, of which the one nearest to the teacher's is compared
-EPS = 1e-6  # of eigenvalues, relative to the largest: those that differ by less have no gradient between them
+CANDIDATES = 4  # vectors of the student; the one nearest to the teacher's is compared
+EPS = 1e-6  # relative to the largest eigenvalue: eigenvalues that differ by less have no gradient between them
 FORMS = ("rows", "channels")
 
 
 class _Eigenvectors(torch.autograd.Function):
     """The eigenvectors of symmetric matrices [B, N, N], with finite gradients where eigenvalues are equal.
 
-    They are NaN if a matrix is not finite.
+    The eigenvectors of a matrix that is not finite are NaN.
     """
 
     @staticmethod
     def forward(ctx: Any, matrices: Tensor) -> Tensor:
         is_finite = matrices.isfinite().all(2, keepdim=True).all(1, keepdim=True)
-        values, vectors = torch.linalg.eigh(torch.where(is_finite, matrices, 0))  # which raises for numbers not finite
+        values, vectors = torch.linalg.eigh(torch.where(is_finite, matrices, 0))  # it raises for infinities and NaN
         ctx.save_for_backward(values, vectors)
         return torch.where(is_finite, vectors, torch.nan)
 
@@ -57,13 +57,13 @@ def singular_vectors(maps: Tensor, form: str) -> Tensor:
 
 
 def kdsvd_loss(maps_s: Sequence[Tensor], maps_t: Sequence[Tensor], form: str = "rows") -> Tensor:
-    """Return the squared differences of both networks' relations between the vectors of neighbouring maps, a scalar.
+    """Return the squared difference of both networks' relations between the vectors of consecutive maps, a scalar.
 
-    Each map has its main singular vector v; the relation of two maps is exp(-(v_i - w_j)^2 / 8) for all pairs of
-    elements. The squares are summed over pairs of elements and of maps, and averaged over the batch.
+    The relation of two maps with main singular vectors v and w is exp(-(v_i - w_j)^2 / 8) for all pairs of elements.
+    The squares are summed over pairs of elements and of maps, and averaged over the batch.
 
-    A singular vector's sign is arbitrary, and the published loss depends on it. Here the teacher's has a positive sum,
-    and the student's is turned towards it, as published.
+    A singular vector's sign is arbitrary, and the published loss depends on it. Here the sign of the teacher's vector
+    makes its sum positive; that of the student's makes it point towards the teacher's, as published.
 
     Args:
         maps_s: the student's maps [B, C, H, W] of each stage.
@@ -83,7 +83,7 @@ def kdsvd_loss(maps_s: Sequence[Tensor], maps_t: Sequence[Tensor], form: str = "
 
 
 def _nearest(candidates: Tensor, vector: Tensor) -> Tensor:
-    """Return the candidate [B, N, K] whose direction is nearest to the vector [B, N], turned towards it."""
+    """Return the candidate, of [B, N, K], nearest in direction to the vector [B, N], with its sign: [B, N]."""
     cosine = (candidates.mT @ vector[:, :, None])[..., 0]
     best = cosine.abs().argmax(1, keepdim=True)
     sign = torch.where(cosine.gather(1, best) < 0, -1, 1)
@@ -91,9 +91,9 @@ def _nearest(candidates: Tensor, vector: Tensor) -> Tensor:
 
 
 class KDSVD(Distiller):
-    """`kdsvd_loss` of the stages, paired by `pair_stages`; the larger of two maps is averaged first.
+    """Applies `kdsvd_loss` to the stages, paired by `pair_stages`; the larger of two maps is averaged first.
 
-    OURS: the neighbour of a student's only stage is the stem.
+    OURS: a student with one stage only is compared by its stem and that stage.
 
     Args:
         kdsvd_form: see `singular_vectors`.
@@ -103,7 +103,7 @@ class KDSVD(Distiller):
     """
 
     weights = (0.1, 0.9, 1.0)
-    is_recordable = False  # eigenvectors are computed with a look at the result
+    is_recordable = False  # computing eigenvectors synchronises the device
 
     def __init__(
         self,

@@ -8,9 +8,9 @@ from torch import Tensor
 
 
 def pair_stages(student_stages: int, teacher_stages: int) -> list[int]:
-    """Return the teacher's stage, from 0, at the same relative depth as each of the student's stages.
+    """Return for each of the student's stages the teacher's stage at the same relative depth, counted from 0.
 
-    Equal numbers of stages are paired one to one, and the last always with the last: 3 stages are paired with the
+    Equal numbers of stages are paired one to one, and the last stages are always paired. 3 stages are paired with the
     first, third and fourth of 4; 4 stages with the first, second, second and third of 3.
     """
     shares = [(stage + 1) / student_stages for stage in range(student_stages)]
@@ -18,7 +18,7 @@ def pair_stages(student_stages: int, teacher_stages: int) -> list[int]:
 
 
 def same_size(g_s: Tensor, g_t: Tensor) -> tuple[Tensor, Tensor]:
-    """Return maps [B, C, H, W] and [B, D, I, J], the larger averaged to the smaller's size."""
+    """Return maps [B, C, H, W] and [B, D, I, J], the larger averaged to the size of the smaller."""
     size = min(g_s.shape[2:], g_t.shape[2:])
     return averaged(g_s, size), averaged(g_t, size)
 
@@ -38,7 +38,7 @@ def averaged(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _shares(have: int, want: int, like: Tensor) -> Tensor:
-    """Return the share of each of `have` positions in each of `want` averages of neighbours, [want, have]."""
+    """Return the weights [want, have] of `have` positions in `want` averages of neighbouring positions."""
     cell, position = (torch.arange(count, device=like.device) for count in (want, have))
     first, behind = cell * have // want, -(-(cell + 1) * have // want)
     inside = ((position >= first[:, None]) & (position < behind[:, None])).to(like.dtype)

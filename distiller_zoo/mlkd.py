@@ -36,7 +36,7 @@ def class_correlation_loss(student_logits: Tensor, teacher_logits: Tensor, tau: 
 def batch_correlation_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float | Tensor | Tau) -> Tensor:
     """Return the squared difference of both networks' correlations between images, |q qT - p pT|^2 / B, a scalar.
 
-    Its arguments are those of `class_correlation_loss`.
+    The arguments are those of `class_correlation_loss`.
     """
     q, p = softened(student_logits, teacher_logits, tau)
     return (q @ q.T - p @ p.T).square().sum() / len(q)
@@ -50,7 +50,7 @@ def softened(student_logits: Tensor, teacher_logits: Tensor, tau: float | Tensor
 
 
 def temperatures(tau: Tau) -> list[Tau]:
-    """Return tau times each of FACTORS; a scale of its own grows with the factor's square, as tau^2 does."""
+    """Return tau times each of FACTORS; `scale`, if given, is multiplied by the square, like tau^2."""
     return [
         Tau(tau.student * factor, tau.teacher * factor, None if tau.scale is None else tau.scale * factor**2)
         for factor in FACTORS
@@ -58,7 +58,7 @@ def temperatures(tau: Tau) -> list[Tau]:
 
 
 def chosen(confidence: Tensor) -> Tensor:
-    """Return the share of values [N] that are not above their median, a scalar."""
+    """Return the share of values [N] at or below their median, a scalar."""
     return (confidence <= confidence.median()).to(confidence.dtype).mean()
 
 
@@ -67,18 +67,18 @@ def mlkd_losses(
 ) -> dict[str, Tensor]:
     """Return MLKD's three terms, scalars: by image (KD), by class and by batch.
 
-    "paper": each is the sum over the five temperatures and both views.
+    The form "paper" sums each term over the five temperatures and both views.
 
-    "released", what the published code computes. Its masks, of the images (classes) of which the teacher is not surer
-    than of the median one, select nothing, but weaken a whole term by their share of about one half; KD of the second
-    view uses the first view's logits at the lowest and at the highest temperature; the other terms of the second view
-    are left out.
+    The form "released" computes what the published code does. Its masks of the images (classes) with a confidence at or
+    below the median do not select anything; they multiply a whole term by their mean, about one half. KD of the second
+    view uses the first view's logits at the lowest and at the highest temperature. The other terms of the second view
+    are missing.
 
     Args:
         student: the student's logits [B, C] of the first view.
         teacher: the teacher's logits [B, C] of the first view.
         tau: the middle temperature.
-        second: both networks' logits of the second view; None: there is none.
+        second: both networks' logits [B, C] of the second view; None if there is none.
         form: one of FORMS.
     """
     taus, views = temperatures(tau), [(student, teacher)] + ([second] if second else [])
@@ -99,7 +99,7 @@ def mlkd_losses(
 
 
 class MLKD(Distiller):
-    """`mlkd_losses` of two views of each image, or of one; the cross entropy has the same views.
+    """Applies `mlkd_losses` to two views of each image, or to one; so does the cross entropy.
 
     The second view is another crop and flip with strong augmentation, see dataset/strong.py.
 

@@ -25,9 +25,9 @@ def nkd_loss(
 ) -> Tensor:
     """Return the mean of -p_t log q_t - gamma tau^2 sum p log q, a scalar.
 
-    p is the teacher's, q the student's probability. The first term is that of the target, at temperature 1; the sum is
-    over the other classes, softened by tau and renormalised without the target. These are cross entropies, so the loss
-    of a student that equals its teacher is not 0.
+    p is the teacher's, q the student's probability. The first term is for the target, at temperature 1; the sum is over
+    the other classes, softened by tau and renormalised without the target. Both are cross entropies, so the loss of a
+    student that equals its teacher is not 0.
 
     OURS: with different temperatures for teacher and student, the factor of the sum is `Tau.gradient_scale`; tau gets
     the gradient of the KL divergence only, see `kd.cross_entropy`.
@@ -37,7 +37,7 @@ def nkd_loss(
         teacher_logits: [B, C].
         target: the classes [B].
         tau: as in `kd_loss`.
-        gamma: weight of the other classes' term.
+        gamma: weight of the term of the other classes.
 
     Raises:
         UserError: the shapes do not fit, the targets are probabilities, or there are fewer than three classes.
@@ -57,7 +57,7 @@ def nkd_loss(
 
 
 class NKD(Distiller):
-    """`nkd_loss` in place of the KD term, so alpha is 0. Its paper uses temperature 1, on ImageNet.
+    """Applies `nkd_loss` in place of the KD term, so alpha is 0. The paper uses temperature 1, on ImageNet.
 
     Args:
         num_classes: of the data set.

@@ -30,7 +30,7 @@ def nst_loss(g_s: Tensor, g_t: Tensor) -> Tensor:
 def _mean_kernel(a: Tensor, b: Tensor) -> Tensor:
     """Return the mean of (a . b)^2 over all pairs of channels, [B], from a [B, C, N] and b [B, D, N].
 
-    The sum over pairs also is the inner product of aT a and bT b, [B, N, N]; the smaller of both matrices is formed.
+    The sum over pairs is also the inner product of aT a and bT b, [B, N, N]; the cheaper of the two forms is computed.
     """
     (channels, positions), others = a.shape[1:], b.shape[1]
     if channels * others <= positions**2:
@@ -39,7 +39,7 @@ def _mean_kernel(a: Tensor, b: Tensor) -> Tensor:
 
 
 class NST(Distiller):
-    """The sum of `nst_loss` over the stages, paired by `pair_stages`."""
+    """Sums `nst_loss` over the stages, paired by `pair_stages`."""
 
     weights = (0.1, 0.9, 50.0)
 

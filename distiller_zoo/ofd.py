@@ -1,7 +1,7 @@
 """OFD: the overhaul of feature distillation (Heo et al., ICCV 2019, arXiv 1904.01866).
 
-It compares the stages' maps before their ReLU. The released code normalises the teacher by each batch, because its
-`train()` does not leave the teacher in evaluation mode; here the teacher is in evaluation mode.
+It compares the stages' maps before their ReLU. In the released code the teacher uses batch statistics, because
+`train()` also sets the teacher to training mode; here the teacher is in evaluation mode.
 """
 
 import math
@@ -20,14 +20,14 @@ LEAST_SHARE = 0.001  # of a channel's values below 0; for channels with fewer, t
 
 
 def ofd_margin(weight: Tensor, bias: Tensor) -> Tensor:
-    """Return the margin of each channel [C], the mean of its negative values, from the batch norm that made it.
+    """Return the margin of each channel [C], the mean of its negative values, from the batch norm before the ReLU.
 
-    Its values are taken as Gaussian with mean m = bias and standard deviation s = |weight|. The mean of those below 0
-    is m - s pdf(m / s) / cdf(-m / s). If these are less than a thousandth of all values, the margin is -3 s.
+    The values are assumed Gaussian with mean m = bias and standard deviation s = |weight|. The mean of those below 0 is
+    m - s pdf(m / s) / cdf(-m / s). If fewer than a thousandth of the values are below 0, the margin is -3 s.
 
     Args:
-        weight: of the batch norm before the ReLU, [C].
-        bias: of the same, [C].
+        weight: weight of the batch norm [C].
+        bias: bias of the batch norm [C].
     """
     std = weight.abs()
     ratio = bias / torch.where(std > 0, std, 1)
@@ -35,14 +35,14 @@ def ofd_margin(weight: Tensor, bias: Tensor) -> Tensor:
     density = (-ratio.square() / 2).exp() / math.sqrt(2 * math.pi)
     is_rare = share <= LEAST_SHARE
     mean = bias - std * density / torch.where(is_rare, 1, share)
-    return torch.where(std > 0, torch.where(is_rare, -3 * std, mean), bias.clamp(max=0))  # a constant is its own mean
+    return torch.where(std > 0, torch.where(is_rare, -3 * std, mean), bias.clamp(max=0))  # std 0: all values are bias
 
 
 def ofd_loss(p_s: Tensor, p_t: Tensor, margin: Tensor) -> Tensor:
     """Return the partial squared distance, summed over channels and positions and averaged over images, a scalar.
 
-    The target is the teacher's value, or the margin if that is greater. Positions count where the student is above its
-    target or the teacher is positive: where the teacher's unit is off, the student's only has to be off too. The larger
+    The target is the larger of the teacher's value and the margin. Positions count if the student is above its target
+    or the teacher is positive: where the teacher is negative, the student only has to be negative enough. The larger
     map is averaged first.
 
     Args:
@@ -57,11 +57,11 @@ def ofd_loss(p_s: Tensor, p_t: Tensor, margin: Tensor) -> Tensor:
 
 
 class Connector(nn.Sequential):
-    """Maps a stage of the student to the teacher's width, by 1x1 convolution and batch norm, and compares.
+    """Maps a stage of the student to the teacher's width by 1x1 convolution and batch norm, and returns the loss.
 
     Args:
         student_width: channels of the student's stage.
-        margin: of the channels of the teacher's stage [C], see `ofd_margin`.
+        margin: margins of the teacher's channels [C], see `ofd_margin`.
     """
 
     margin: Tensor
@@ -87,9 +87,9 @@ def _check_norms(norms: int, stages: int) -> None:
 
 
 class OFD(Distiller):
-    """The sum of `ofd_loss` over the stages, each with a trainable connector; see `pair_stages`.
+    """Sums `ofd_loss` over the stages, each with a trainable connector; see `pair_stages`.
 
-    The last stage has the weight 1, each stage before it half of the next one's.
+    The last stage has weight 1, and each earlier stage half the weight of the next.
 
     Args:
         student_widths: channels of each of the student's features: stem, stages, pooled vector.

@@ -32,7 +32,7 @@ def _similarities(features: Tensor) -> Tensor:
 
 
 class PKT(Distiller):
-    """`pkt_loss` of the pooled features."""
+    """Applies `pkt_loss` to the pooled features."""
 
     weights = (0.1, 0.9, 30000.0)
     needs = "pooled"

@@ -1,7 +1,7 @@
 """ReviewKD: shallow stages of the teacher teach deeper ones of the student (Chen et al., CVPR 2021, arXiv 2104.09044).
 
-From the deepest level, the pooled vector, to the shallowest stage, the student's map is fused with that of the level
-below and compared with the teacher's map before its ReLU.
+From the deepest level, the pooled vector, to the shallowest stage, the student's map is fused with the fused map of the
+next deeper level and compared with the teacher's map before its ReLU.
 """
 
 from typing import Annotated
@@ -16,7 +16,7 @@ from inputs import Option
 from models import Output
 from temperature import Tau
 
-SIZES = (4, 2, 1)  # to which maps are averaged
+SIZES = (4, 2, 1)  # sides of the averaged maps
 WIDEST = 512  # channels of the fused maps
 WARMUP = 20  # of 240 epochs
 # beta by teacher and student: ReviewKD's script for CIFAR-100, mdistiller for ImageNet
@@ -37,9 +37,9 @@ PAIR_BETA = {
 def hcl_loss(g_s: Tensor, g_t: Tensor) -> Tensor:
     """Return the hierarchical context loss of a level, a scalar.
 
-    It is the weighted mean of the mean squared errors of the maps, with weight 1, and of their averages over grids of
-    4, 2 and 1 cells a side, with weights 1/2, 1/4 and 1/8. Grids that are not smaller than the maps are left out, and
-    the first one that is used has the weight 1/2.
+    It is the weighted mean of the mean squared errors of the maps, with weight 1, and of their averages over grids with
+    4, 2 and 1 cells per side, with weights 1/2, 1/4 and 1/8. Grids that are not smaller than the maps are left out; the
+    first remaining grid has weight 1/2.
 
     Args:
         g_s: the student's fused maps [B, C, H, W].
@@ -55,13 +55,13 @@ def hcl_loss(g_s: Tensor, g_t: Tensor) -> Tensor:
 
 
 class Fusion(nn.Module):
-    """Fuses a map of the student with the fused map of the level below, by attention (the paper's ABF).
+    """Fuses a map of the student with the fused map of the next deeper level, by attention (the paper's ABF).
 
     Args:
         student_width: channels of the student's map.
         width: channels of fused maps.
         teacher_width: channels of the teacher's map.
-        is_deepest: whether there is no level below.
+        is_deepest: whether there is no deeper level.
     """
 
     def __init__(self, student_width: int, width: int, teacher_width: int, is_deepest: bool) -> None:
@@ -79,7 +79,7 @@ class Fusion(nn.Module):
 
         Args:
             g_s: the student's map [B, C, H, W].
-            deeper: the fused map of the level below [B, E, I, J]; None at the deepest level.
+            deeper: the fused map of the next deeper level [B, E, I, J]; None at the deepest level.
             size: height and width of the teacher's map.
         """
         fused = _normed(self.conv1, g_s)
@@ -101,9 +101,9 @@ def _resized(maps: Tensor, size: torch.Size) -> Tensor:
 
 
 class ReviewKD(Growing):
-    """The sum of `hcl_loss` over the levels, the pooled vectors and the stages as `pair_stages` pairs them.
+    """Sums `hcl_loss` over the levels: the pooled vectors, and the stages, paired by `pair_stages`.
 
-    Pairs without a published beta get 1.
+    The default beta of pairs without a published one is 1.
 
     Args:
         student_widths: channels of each of the student's features: stem, stages, pooled vector.

@@ -11,7 +11,7 @@ from inputs import Option, UserError
 from models import Output
 from temperature import Tau
 
-EQUAL = 1e-5  # two images are equal if their distance is below this share of the batch's root mean square distance
+EQUAL = 1e-5  # images count as equal if their distance is below this share of the batch's root mean square distance
 
 
 def rkd_loss(f_s: Tensor, f_t: Tensor, distance: float = 25.0, angle: float = 50.0) -> Tensor:
@@ -20,8 +20,8 @@ def rkd_loss(f_s: Tensor, f_t: Tensor, distance: float = 25.0, angle: float = 50
     The first compares the distances of all pairs, divided by their mean; the second the cosines of the angles of all
     triples. Both are Huber losses (delta 1), averaged over all B^2 pairs and all B^3 triples, as published.
 
-    OURS: equal images, such as two with no active feature, have distance 0 and no direction, hence no gradient. In the
-    published code their gradient is of the order of 1e10.
+    OURS: images with equal features, such as two without active features, have distance 0 and no direction, hence no
+    gradient. In the published code their gradient is of the order of 1e10.
 
     Args:
         f_s: the student's pooled features [B, D].
@@ -39,7 +39,7 @@ def rkd_loss(f_s: Tensor, f_t: Tensor, distance: float = 25.0, angle: float = 50
 
 
 def _relations(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Return distances divided by their mean [B, B], and directions from each image to each other [B, B, D]."""
+    """Return distances divided by their mean [B, B], and unit vectors from each image to every other [B, B, D]."""
     features, _ = to_unit_scale(features)  # neither depends on scale
     difference = features - features[:, None]
     squares = difference.square().sum(2)
@@ -52,7 +52,7 @@ def _relations(features: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class RKD(Distiller):
-    """`rkd_loss` of the pooled features.
+    """Applies `rkd_loss` to the pooled features.
 
     Args:
         rkd_distance: weight of the distances.

@@ -27,11 +27,10 @@ def rld_loss(
 ) -> Tensor:
     """Return the mean of alpha tau_confidence^2 SCD + beta tau^2 MCD, a scalar.
 
-    SCD, sample confidence, is the KL divergence between the teacher's largest probability with the rest and the
-    student's probability of the target with the rest. MCD, masked correlation, is the KL divergence over the classes
-    that the teacher ranks below the target; the target and all classes ranked as high or higher are left out. If no
-    class is left, it is 0. Computed in log space, so both are finite where the released code has the logarithm of an
-    underflowing sum.
+    SCD, sample confidence distillation, is the KL divergence between (p, 1 - p) for the teacher's largest probability p
+    and (q, 1 - q) for the student's probability q of the target. MCD, masked correlation distillation, is the KL
+    divergence over the classes that the teacher ranks below the target; it is 0 if there are none. Both are computed in
+    log space, so they are finite where the released code takes the logarithm of an underflowing sum.
 
     OURS: with different temperatures for teacher and student, the factors are `Tau.gradient_scale`.
 
@@ -39,8 +38,8 @@ def rld_loss(
         student_logits: [B, C].
         teacher_logits: [B, C].
         target: the classes [B].
-        tau: of the masked correlation; as in `kd_loss`.
-        tau_confidence: of the sample confidence, likewise.
+        tau: temperature of the masked correlation, as in `kd_loss`.
+        tau_confidence: temperature of the sample confidence, as in `kd_loss`.
         alpha: weight of the sample confidence.
         beta: weight of the masked correlation.
 
@@ -57,7 +56,7 @@ def rld_loss(
 
     kept = teacher_logits < teacher_logits.gather(1, target[:, None])
     has_any = kept.any(1, keepdim=True)
-    kept = kept | ~has_any  # a softmax over no class has no gradient
+    kept = kept | ~has_any  # a softmax over no class would give NaN
     masked = kl_divergence(
         _log_softmax_of(student_logits / tau.student, kept), _log_softmax_of(teacher_logits / tau.teacher, kept)
     )
@@ -65,19 +64,19 @@ def rld_loss(
 
 
 def _log_softmax_of(scaled: Tensor, kept: Tensor) -> Tensor:
-    """Return log probabilities within the kept classes, [B, C]; 0 for the others, for which no KL divergence arises."""
+    """Return log probabilities within the kept classes, [B, C]; 0 for the others, which add no KL divergence."""
     return torch.where(kept, F.log_softmax(scaled.masked_fill(~kept, -torch.inf), dim=1), 0)
 
 
 class RLD(Growing):
-    """`rld_loss` in place of the KD term, so alpha is 0. tau acts in the masked correlation.
+    """Applies `rld_loss` in place of the KD term, so alpha is 0. tau is used for the masked correlation.
 
     Args:
         num_classes: of the data set.
         rld_alpha: weight of the sample confidence.
         rld_beta: weight of the masked correlation.
         rld_tau: temperature of the sample confidence.
-        rld_same_tau: use tau there too; `--same-t` in the released code.
+        rld_same_tau: use tau for the sample confidence too; `--same-t` in the released code.
         rld_warmup: epochs of linear warm-up of both terms.
 
     Raises:

@@ -1,4 +1,4 @@
-"""SDD: distil the predictions of regions of the image besides that of the whole (Luo, CVPR 2024, arXiv 2403.13512).
+"""SDD: distil predictions for regions of the image as well as for the whole (Luo, CVPR 2024, arXiv 2403.13512).
 
 "Scale Decoupled Distillation".
 """
@@ -22,10 +22,10 @@ SCALES = ("1,2", "1,2,4")  # for teacher and student of one kind, and of two
 
 
 def sdd_logits(class_maps: Tensor, logits: Tensor, scales: tuple[int, ...] = (1, 2)) -> Tensor:
-    """Return the logits of regions [R, B, C], those that the last layer gives for the average of its map there.
+    """Return the logits of regions [R, B, C]: the last layer applied to the average of the map over each region.
 
-    The bias is what the logits of the whole image have beside the average of their class maps; where dropout precedes
-    the last layer, that includes its noise, the same for all regions.
+    The bias is the difference between the logits of the whole image and the average of its class maps. If dropout
+    precedes the last layer, this difference includes its noise, which is then the same for all regions.
 
     The regions are the cells of grids with 1, 2, ... cells per side: 5 for the scales 1 and 2, 21 for 1, 2 and 4. The
     first is the whole image. On maps smaller than a grid, cells repeat.
@@ -45,7 +45,7 @@ def sdd_logits(class_maps: Tensor, logits: Tensor, scales: tuple[int, ...] = (1,
 def sdd_kd_loss(student_logits: Tensor, teacher_logits: Tensor, target: Tensor, tau: float | Tensor | Tau) -> Tensor:
     """Return the mean of `kd_loss` over regions and images, a scalar; complementary regions count twice.
 
-    In these the teacher is right about the region and wrong about the whole image, or the other way around.
+    In a complementary region the teacher's prediction is right and that for the whole image is wrong, or vice versa.
 
     Args:
         student_logits: of the regions [R, B, C], the whole image first; see `sdd_logits`.
@@ -70,10 +70,10 @@ def sdd_dkd_loss(
     """Return the mean of `dkd_loss` over regions and images, a scalar; complementary regions count twice.
 
     Args:
-        student_logits: as in `sdd_kd_loss`, as are the next three.
+        student_logits: of the regions [R, B, C], the whole image first; see `sdd_logits`.
         teacher_logits: likewise.
-        target: likewise.
-        tau: likewise.
+        target: the classes [B].
+        tau: as in `kd_loss`; an image's regions share its temperature.
         alpha: as in `dkd_loss`.
         beta: as in `dkd_loss`.
 
@@ -95,7 +95,7 @@ def _weighted(tau: float | Tensor | Tau, teacher_logits: Tensor, target: Tensor)
 
 
 class SDD(Growing):
-    """`sdd_kd_loss` or `sdd_dkd_loss`, which replace the KD term, whose alpha is 0.
+    """Applies `sdd_kd_loss` or `sdd_dkd_loss` in place of the KD term, so alpha is 0.
 
     Args:
         num_classes: of the data set.

@@ -21,21 +21,21 @@ def simkd_loss(prediction: Tensor, g_t: Tensor) -> Tensor:
     """Return the mean squared error, a scalar: the paper's loss, averaged.
 
     Args:
-        prediction: of the teacher's map, [B, C, H, W].
-        g_t: the teacher's map [B, C, I, J]; the larger of both is averaged.
+        prediction: prediction of the teacher's map [B, C, H, W].
+        g_t: the teacher's map [B, C, I, J]; the larger of both is averaged first.
     """
     return F.mse_loss(*same_size(at_least_float32(prediction), at_least_float32(g_t)))
 
 
 class SimKD(Distiller):
-    """`simkd_loss` of the maps that the last layers average; the student is a `Projected`, also at test time.
+    """Applies `simkd_loss` to the student's projected map and the teacher's; the student is a `Projected`, at test too.
 
-    The student's map is its last feature. The teacher's is the one that its last layer averages: otherwise that layer
-    would not classify its projection. In RepDistiller's wide residual networks the last feature is before the batch
-    norm and ReLU that precede the average.
+    The student's map is its last feature. The teacher's is the map that its last layer averages, since that layer also
+    classifies the projection. (In RepDistiller's wide residual networks the last feature is before the batch norm and
+    ReLU that precede the average.)
 
     Args:
-        simkd_factor: the teacher's width divided by the projector's.
+        simkd_factor: the teacher's width divided by that of the projector.
     """
 
     weights = (0.0, 0.0, 1.0)

@@ -16,8 +16,9 @@ REGULARISATION = 0.1  # added to the variances, as in the released code
 def skd_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """Return the mean length of the rows of the difference of both networks' cosine matrices, a scalar.
 
-    The cosine matrix [B, B] has the cosines between the logits of all pairs of images. A row's length is Mahalanobis
-    length, sqrt(d^T S^-1 d), where S is the covariance of the rows plus 0.1 times the identity. S has a gradient too.
+    The cosine matrix [B, B] has the cosines between the logits of all pairs of images. The length of a row d is its
+    Mahalanobis length sqrt(d^T S^-1 d), where S is the covariance of the rows plus 0.1 times the identity. Gradient
+    also flows through S.
 
     Args:
         student_logits: [B, C].
@@ -27,16 +28,16 @@ def skd_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     difference = s @ s.T - t @ t.T  # symmetric, so its columns are its rows
     count = len(difference)
     centred = difference - difference.mean(0)
-    covariance = centred.T @ centred / max(count - 1, 1)  # torch.cov waits for the device
+    covariance = centred.T @ centred / max(count - 1, 1)  # torch.cov would synchronise the device
     root, _ = torch.linalg.cholesky_ex(covariance + REGULARISATION * torch.eye(count).to(difference))
     return length(torch.linalg.solve_triangular(root, difference, upper=False), 0).mean()
 
 
 class SKD(Distiller):
-    """`skd_loss` beside the KD term, which is SKD's other part.
+    """Applies `skd_loss` in addition to the KD term, which is SKD's other part.
 
-    OURS: the weights, and KD over all images; the released code leaves out those of which the teacher is sure, and
-    scales `skd_loss` differently from the paper, whose form this is.
+    OURS: the weights, and KD over all images. The released code omits images with confident teacher predictions, and
+    scales `skd_loss` differently from the paper; this is the paper's form.
     """
 
     weights = (0.1, 0.9, 1.0)

@@ -26,7 +26,7 @@ def _similarities(maps: Tensor) -> Tensor:
 
 
 class SP(Distiller):
-    """`sp_loss` of the last maps before pooling."""
+    """Applies `sp_loss` to the last maps before pooling."""
 
     weights = (0.1, 0.9, 3000.0)
 

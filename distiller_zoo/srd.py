@@ -33,14 +33,14 @@ def srd_loss(f_s: Tensor, f_t: Tensor, exponent: float = 4.0) -> Tensor:
 
 
 def normalised(x: Tensor, eps: float = EPS) -> Tensor:
-    """Return x [B, D] with mean 0 and variance 1 over the batch, but for `eps`; one image becomes 0."""
+    """Return x [B, D] with mean 0 and variance 1 over the batch, up to `eps`; a batch of one image becomes 0."""
     x = at_least_float32(x)
     x = x - x.mean(0)
     return x / (x.square().mean(0) + eps).sqrt()
 
 
 class SRD(Distiller):
-    """`srd_loss` of the pooled vectors, the student's through a linear projection without bias."""
+    """Applies `srd_loss` to the pooled vectors, after a linear projection of the student's without bias."""
 
     weights = (0.1, 0.9, 2.0)
     needs = "pooled"

@@ -1,4 +1,4 @@
-"""SRRL: the teacher's classifier judges the student's features, projected to the teacher's space.
+"""SRRL: the teacher's classifier is applied to the student's features, projected to the teacher's space.
 
 Yang et al., ICLR 2021, "Knowledge distillation via softmax regression representation learning".
 """
@@ -26,13 +26,11 @@ class Connector(nn.Module):
 
 
 class SRRL(Distiller):
-    """Compare projected features, and the logits of the teacher's classifier for them, with the teacher's own.
+    """Compares projected features, and the teacher's classifier's logits for them, with the teacher's.
 
-    Both are mean squared errors.
-
-    This is CTKD's version, not the original: it uses pooled vectors and the squared error of logits. The classifier is
-    the teacher's last layer, frozen. A batch of one image has no variance, so it is normalised by the running
-    statistics.
+    Both losses are mean squared errors. This is CTKD's version, not the original: it uses pooled vectors and the
+    squared error of logits. The classifier is the teacher's last layer, frozen. A batch of one image has no variance,
+    so it is normalised by the running statistics.
     """
 
     weights = (0.1, 0.9, 1.0)
@@ -41,7 +39,7 @@ class SRRL(Distiller):
     def __init__(self, student_widths: list[int], teacher_widths: list[int], teacher_classifier: nn.Linear) -> None:
         super().__init__()
         self.connector = Connector(student_widths[-1], teacher_widths[-1])
-        # not the layer itself, which belongs to the teacher and must be neither trained nor saved here
+        # a copy, since the teacher's layer must be neither trained nor saved here
         self.register_buffer("weight", at_least_float32(teacher_classifier.weight.detach()), persistent=False)
         self.register_buffer("bias", at_least_float32(teacher_classifier.bias.detach()), persistent=False)
 

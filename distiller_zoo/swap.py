@@ -13,7 +13,7 @@ from temperature import Tau
 
 
 def swap_target(teacher_logits: Tensor, target: Tensor) -> Tensor:
-    """Return the logits [B, C] with the target's exchanged for the largest; unchanged where they are the same.
+    """Return the logits [B, C] with the target's logit and the largest one exchanged.
 
     Args:
         teacher_logits: [B, C].
@@ -25,7 +25,7 @@ def swap_target(teacher_logits: Tensor, target: Tensor) -> Tensor:
 
 
 class Swap(Distiller):
-    """`kd_loss` from the swapped logits in place of the KD term, so alpha is 0. tau is that of the teacher as it is."""
+    """Applies `kd_loss` to the swapped logits in place of the KD term, so alpha is 0. tau is from the unswapped ones."""
 
     weights = (0.1, 0.0, 0.9)
     needs = "logits"

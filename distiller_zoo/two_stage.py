@@ -12,13 +12,13 @@ from temperature import Tau
 
 
 class TwoStage(Distiller):
-    """A distiller that trains something before the run's epochs, with an optimizer of its own.
+    """A distiller that trains modules before the run's epochs, with a separate optimizer.
 
-    The loss of this first stage is `first_loss` alone, for the live teacher's features. What learns are `first_modules`
-    and, if `trains_student`, the parameters of the student that its maps depend on. All else stays as it is, the
-    running statistics of batch norms included. The learning rate is constant; momentum and weight decay are the run's.
+    The loss of this first stage is `first_loss` alone, with features from the online teacher. It trains `first_modules`
+    and, if `trains_student`, the parameters of the student that its maps depend on. All else stays unchanged, including
+    the running statistics of batch norms. The learning rate is constant; momentum and weight decay are the run's.
 
-    A constructor freezes (`requires_grad_(False)`) what is to learn in the first stage only.
+    A subclass's constructor freezes (`requires_grad_(False)`) the modules that only the first stage trains.
 
     Args:
         init_epochs: length of the first stage; 0 for none.
@@ -26,7 +26,7 @@ class TwoStage(Distiller):
     """
 
     has_first_stage = True
-    trains_student = True  # whether the student learns in the first stage; if not, it does not run either
+    trains_student = True  # whether the first stage trains the student; if not, the student does not run in it
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class TwoStage(Distiller):
         return {"init_lr": options["learning_rate"]}
 
     def train(self, mode: bool = True) -> "TwoStage":
-        """Set the training mode; what is frozen after the first stage stays in evaluation mode."""
+        """Set the training mode; modules frozen after the first stage stay in evaluation mode."""
         super().train(mode)
         for module in self.first_modules():
             if not any(parameter.requires_grad for parameter in module.parameters()):
@@ -62,7 +62,7 @@ class TwoStage(Distiller):
         return self
 
     def first_modules(self) -> list[nn.Module]:
-        """Return the distiller's modules that learn in the first stage."""
+        """Return the distiller's modules that the first stage trains."""
         return []
 
     def first_loss(self, student: Output | None, teacher: Output) -> dict[str, Tensor]:

@@ -23,8 +23,8 @@ def vid_loss(prediction: Tensor, g_t: Tensor, log_scale: Tensor) -> Tensor:
     """Return the mean of (g_t - prediction)^2 / (2 variance) + log(variance) / 2: the paper's variational bound.
 
     Args:
-        prediction: of the teacher's map, [B, C, H, W].
-        g_t: the teacher's map, [B, C, H, W].
+        prediction: prediction of the teacher's map [B, C, H, W].
+        g_t: the teacher's map [B, C, H, W].
         log_scale: [C]; the variance of each channel is softplus(log_scale) + 1e-5.
     """
     variance = F.softplus(log_scale).view(1, -1, 1, 1) + EPS
@@ -48,13 +48,13 @@ class Regressor(nn.Module):
         self.log_scale = nn.Parameter(torch.full((teacher_width,), math.log(math.expm1(VARIANCE - EPS))))
 
     def forward(self, g_s: Tensor, g_t: Tensor) -> Tensor:
-        """Return `vid_loss` of maps [B, C, H, W] and [B, D, I, J]; the larger is averaged to the smaller's size."""
+        """Return `vid_loss` of maps [B, C, H, W] and [B, D, I, J]; the larger is averaged to the other's size."""
         g_s, g_t = same_size(at_least_float32(g_s), at_least_float32(g_t))
         return vid_loss(self.regressor(g_s), g_t, self.log_scale)
 
 
 class VID(Distiller):
-    """The sum of `vid_loss` over the stages, each with its own trainable regressor; see `pair_stages`."""
+    """Sums `vid_loss` over the stages, each with its own trainable regressor; see `pair_stages`."""
 
     weights = (0.1, 0.9, 1.0)
 

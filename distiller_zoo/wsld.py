@@ -16,9 +16,9 @@ def wsld_loss(
 ) -> Tensor:
     """Return the mean of w tau^2 times the cross entropy of both softened predictions, a scalar.
 
-    w is 1 - exp(-CE_s / CE_t), without gradient, with each network's cross entropy with the class at temperature 1: the
-    better the student already is compared with the teacher, the less its soft label counts. It is a cross entropy, not
-    a KL divergence, so a student that equals its teacher has a loss.
+    w is 1 - exp(-CE_s / CE_t), without gradient, where CE is a network's cross entropy with the class at temperature 1:
+    the smaller the student's is relative to the teacher's, the less the soft label counts. Since the loss is a cross
+    entropy and not a KL divergence, it is not 0 for a student that equals its teacher.
 
     OURS: with different temperatures for teacher and student, the factor is `Tau.gradient_scale`; tau gets the gradient
     of the KL divergence only, see `kd.cross_entropy`.
@@ -48,9 +48,9 @@ def wsld_loss(
 
 
 class WSLD(Distiller):
-    """`wsld_loss` in place of the KD term, so alpha is 0.
+    """Applies `wsld_loss` in place of the KD term, so alpha is 0.
 
-    The weight of 2.25 is published with a temperature of 4, in cls_KD; the authors' is 2.5 with a temperature of 2.
+    cls_KD publishes the weight 2.25 with a temperature of 4; the authors use 2.5 with a temperature of 2.
     """
 
     weights = (1.0, 0.0, 2.25)

@@ -13,7 +13,7 @@ KEYS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")  # in the ord
 
 
 def check_installed() -> None:
-    """Raise UserError if faster-coco-eval is not installed; for an early error, long before it is needed."""
+    """Raise UserError if faster-coco-eval is not installed; called early, long before the package is needed."""
     if importlib.util.find_spec("faster_coco_eval") is None:
         raise UserError(
             "detectors are evaluated by the package faster-coco-eval: install it with"
@@ -24,16 +24,16 @@ def check_installed() -> None:
 def average_precision(ground_truth: dict[str, Any], detections: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Return COCO's average precisions of boxes, in percent.
 
-    "ap" is the mean over the IoU thresholds .5, .55, ..., .95, "ap50" and "ap75" are at one of them, "ap_small",
-    "ap_medium" and "ap_large" are of objects below 32^2, from there to 96^2, and above 96^2 pixels. At most 100
-    detections of an image count (Lin et al. 2014, https://arxiv.org/abs/1405.0312; cocodataset.org/#detection-eval).
+    "ap" is the mean over the IoU thresholds .5, .55, ..., .95; "ap50" and "ap75" use one threshold; "ap_small",
+    "ap_medium" and "ap_large" are for objects below 32^2, from 32^2 to 96^2, and above 96^2 pixels. At most 100
+    detections per image count (Lin et al. 2014, https://arxiv.org/abs/1405.0312; cocodataset.org/#detection-eval).
 
     Args:
         ground_truth: in the form of COCO's JSON files; see `dataset.coco.AnnotatedImages`.
         detections: dicts of image_id, category_id, bbox (left, top, width, height in pixels) and score; may be empty.
 
     Returns:
-        The numbers of KEYS. Sizes that no object has are left out.
+        The numbers of KEYS, without those for sizes that no object has.
 
     Raises:
         UserError: faster-coco-eval is not installed.
@@ -42,7 +42,7 @@ def average_precision(ground_truth: dict[str, Any], detections: Sequence[dict[st
     from faster_coco_eval import COCO, COCOeval_faster
 
     truth = COCO(ground_truth, print_function=_silent)
-    found = truth.loadRes([dict(each) for each in detections])  # it adds to the dicts
+    found = truth.loadRes([dict(each) for each in detections])  # copies, since it adds keys
     evaluation = COCOeval_faster(truth, found, "bbox", print_function=_silent)
     evaluation.run()
     values = dict(zip(KEYS, evaluation.stats[: len(KEYS)].tolist(), strict=True))
@@ -70,4 +70,4 @@ def as_coco(
 
 
 def _silent(*_: object) -> None:
-    """Take what the library would print."""
+    """Discard what the library would print."""

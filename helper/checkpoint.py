@@ -1,4 +1,4 @@
-"""Read and write weights: atomic writes, reads that never run code, and which network weights belong to."""
+"""Read and write weights: atomic writes, reads that never run code, and recognition of the network."""
 
 import hashlib
 import io
@@ -22,7 +22,7 @@ from models.state_dict import find_weights, without_prefixes
 
 
 class _Unread:
-    """Stands for a NumPy array, whose content is not read."""
+    """Placeholder for a NumPy array, whose content is not read."""
 
     def __init__(self, *_: Any) -> None: ...
 
@@ -42,7 +42,7 @@ INFO = "network_info"  # the key of Info in a file
 
 
 class Info(NamedTuple):
-    """What a file says about its weights: all that is needed to use them."""
+    """A file's description of its weights: all that is needed to use them."""
 
     network: str  # in the model zoo
     dataset: str
@@ -109,16 +109,16 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 @lru_cache(maxsize=1)
 def load_weights_once(path: Path, _: str | None) -> dict[str, Tensor]:
-    """Return the same for several runs that start from a file with a hash."""
+    """Return `load_weights`, cached for several runs that start from one file; the second argument is its hash."""
     return load_weights(path)
 
 
 def load_file(path: Path) -> tuple[dict[str, Tensor], Info | None]:
-    """Return the weights in a checkpoint, and what it says about them.
+    """Return the weights in a checkpoint, and its description of them.
 
-    Accepted are files of torch.save and of safetensors (by the suffix), with the weights under any of
-    `state_dict.PLACES`. Prefixes of the names are removed and other values left out, which is printed. Half and double
-    precision become float32.
+    The file is one of torch.save or, by its suffix, of safetensors, with the weights under any of `state_dict.PLACES`.
+    Prefixes of names and values other than weights are dropped, which is printed. Half and double precision become
+    float32.
 
     Raises:
         UserError: as `load`, or the file holds no weights, or a tensor in it is not finite or not dense.
@@ -145,9 +145,10 @@ def load_file(path: Path) -> tuple[dict[str, Tensor], Info | None]:
 
 
 def read_info(path: Path) -> Info | None:
-    """Return what a checkpoint says about its weights, without reading these; None if it says nothing usable.
+    """Return a checkpoint's description of its weights without reading them; None if there is no usable description.
 
-    What is wrong with the file is left to those who read the weights. Raises UserError if it is no regular file.
+    A damaged file gives None too: the error is raised when the weights are read. Raises UserError if the path is not a
+    regular file.
     """
     _opened(path).close()
     try:
@@ -172,7 +173,7 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 class Expected(NamedTuple):
-    """The weights that a network has."""
+    """The weights that a network needs."""
 
     head: str  # the name of its last layer
     weights: dict[str, Tensor]  # for one class
@@ -189,15 +190,15 @@ def identify(
     """Return the network of the zoo that has these parameter names and shapes, for any number of classes.
 
     Args:
-        path: of the weights.
-        weights: of the network.
-        name: the network that it must be; None for any.
-        dataset: decides which network a name means.
-        guess: the network that it is likely to be.
-        advice: what to do if it is another than `name`, for the error message.
+        path: the file of the weights, for error messages.
+        weights: tensors by name.
+        name: the required network; None for any.
+        dataset: the data set, since a name may mean different networks for different ones.
+        guess: the likely network, which is tried first.
+        advice: what to do if the network is not `name`, for the error message.
 
     Raises:
-        UserError: the weights belong to another network, or to none.
+        UserError: the weights belong to another network, or to no known one.
     """
     hint = name or guess or model_of_folder(path.parent)
     hint = hint if name or hint in networks(dataset) or is_outside(hint or "") or is_projected(hint) else None
@@ -244,15 +245,15 @@ class Loaded(NamedTuple):
 
 
 def load_network(path: Path, name: str | None = None, dataset: str | None = None) -> Loaded:
-    """Return the network in a checkpoint, for the classes that it was trained for.
+    """Return the network in a checkpoint, with the number of classes that it was trained for.
 
     Args:
         path: a file as `load_file` reads it.
-        name: the network, if it must be that one; None: the one that the file says, or whose weights fit.
-        dataset: that it was trained on, for files that do not say so.
+        name: the required network; None: the one that the file names, or whose weights fit.
+        dataset: the data set of its training, for files that do not name it.
 
     Raises:
-        UserError: as `load_file` and `identify`, or the file says something that its weights contradict.
+        UserError: as `load_file` and `identify`, or the file's description contradicts its weights.
     """
     weights, info = load_file(path)
     dataset, guess = (info.dataset, info.network) if info else (dataset, None)
@@ -264,10 +265,10 @@ def load_network(path: Path, name: str | None = None, dataset: str | None = None
 
 
 def initialise(model: Model, path: Path, weights: dict[str, Tensor], name: str, dataset: str) -> None:
-    """Start a network from weights; if they are for other classes, its last layer is left as it is, which is printed.
+    """Initialise a network from weights; for another number of classes, its last layer is unchanged, which is printed.
 
     Raises:
-        UserError: they are those of another network.
+        UserError: the weights belong to another network.
     """
     identify(path, weights, name, dataset, advice="give that as the network to train, or another --init_weights")
     head, classes = _classifier_name(model), model.classifier.out_features
@@ -292,7 +293,7 @@ def _is_known(weights: dict[str, Tensor]) -> bool:
 
 @cache
 def _expected_shapes(name: str, dataset: str | None) -> Expected:
-    """Return `expected_weights` on the meta device: an import of two seconds, then a hundredth of the time."""
+    """Return `expected_weights` on the meta device: a hundredth of the time, after an import of two seconds."""
     return expected_weights(name, dataset, "meta")
 
 
@@ -311,10 +312,10 @@ def _classifier_name(model: Model) -> str:
 
 
 def _differences(weights: dict[str, Tensor], expected: Expected) -> list[str]:
-    """Return in words how weights differ from a network's; empty if they match.
+    """Return a phrase for each difference between weights and those of a network; empty if they match.
 
-    The number of classes, the classifier's first dimension, is ignored. Weights from before PyTorch 0.4.1 lack batch
-    norm's number of batches.
+    The number of classes, the classifier's first dimension, is ignored. Batch norm's `num_batches_tracked` may be
+    missing, as in weights from before PyTorch 0.4.1.
     """
     found = []
     for key, wanted in expected.weights.items():

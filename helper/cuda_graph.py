@@ -16,7 +16,7 @@ WARM_UPS = 3  # steps before recording, in which libraries choose their algorith
 
 
 class CUDAGraphStep:
-    """Makes a step, as `train_step` does, by replaying a recorded one.
+    """Makes training steps, as `train_step` does, by replaying a recorded one.
 
     The recording covers augmentation, teacher, student, temperature, losses, backward, optimizer and metrics. A step
     has hundreds of small kernels; launching them one by one takes longer than computing them. A replay uses the tensors
@@ -25,7 +25,7 @@ class CUDAGraphStep:
     are not recorded.
 
     Args:
-        batch_size: of the batches that are recorded.
+        batch_size: size of the batches to record; others are not recorded.
     """
 
     def __init__(self, batch_size: int) -> None:
@@ -41,7 +41,7 @@ class CUDAGraphStep:
         optimizer: torch.optim.Optimizer,
         metrics: Metrics,
     ) -> StepOutput:
-        """Make a step, with the same arguments but `batch` in every call; the next step overwrites its result."""
+        """Make a step; the next one overwrites its result. All arguments but `batch` are the same in every call."""
         phase = task.phase
         if phase is None or batch.view is None or len(batch) != self.batch_size:
             return train_step(task, teacher, batch, optimizer, metrics)
@@ -61,7 +61,7 @@ class CUDAGraphStep:
         return output
 
     def warm_up(self, step: Callable[[], StepOutput], device: torch.device) -> None:
-        """Make some steps on the stream of the recordings."""
+        """Make WARM_UPS steps on the stream of the recordings."""
         # libraries cache workspaces per stream, also for recordings, so the stream is not shared with other runs
         self.stream = self.stream or torch.cuda.Stream(device)
         outer = torch.cuda.current_stream(device)
@@ -72,9 +72,9 @@ class CUDAGraphStep:
         outer.wait_stream(self.stream)
 
     def capture(self, step: Callable[[], StepOutput]) -> tuple[torch.cuda.CUDAGraph, StepOutput]:
-        """Return a recorded step and its output, which only a replay fills. Raises RunError if that fails."""
+        """Return a recorded step and its output, whose values only a replay computes. Raises RunError if it fails."""
         graph, outer = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.stream.device if self.stream else None)
-        try:  # a recording that fails does not leave its stream, and ends with an error that hides the first one
+        try:  # a failed recording does not restore the stream, and ends with an error that hides the first one
             with torch.cuda.stream(outer), torch.cuda.graph(graph, stream=self.stream):
                 output = step()
         except RuntimeError as error:

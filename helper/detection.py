@@ -1,4 +1,4 @@
-"""What a detector's run trains, how it steps, and how a detector is evaluated."""
+"""The training task, training step and evaluation of detectors."""
 
 import random
 import time
@@ -34,11 +34,11 @@ FIRST_RATE = 1e-3  # share of the learning rate in the first step of its warm-up
 
 
 class DetectorAnswers:
-    """A teacher's maps of a batch, and what its box head says of proposals.
+    """A teacher's maps of a batch, and on request the output of its box head for proposals.
 
     Args:
         model: the teacher.
-        maps: of the batch's images.
+        maps: of the batch's images, [B, C, H, W] each.
         images: the batch's images, with their sizes before padding.
         precision: one of options.flags.PRECISIONS.
     """
@@ -48,7 +48,7 @@ class DetectorAnswers:
 
     @torch.no_grad()
     def on(self, proposals: list[Tensor] | None) -> Output:
-        """Return the teacher's output for the student's proposals, [n, 4] for each image."""
+        """Return the teacher's output for the student's proposals: per image [n, 4], in pixels of the resized image."""
         if proposals is None:
             return output_of(self.maps, None, None, self.images)
         with autocast(self.images.tensors.device, self.precision):
@@ -57,7 +57,7 @@ class DetectorAnswers:
 
 
 class DetectorTeacher:
-    """Runs a teacher on each batch: its maps at once, its box head when the student has its proposals.
+    """Runs a teacher on each batch: the backbone at once, the box head when the student's proposals are known.
 
     Args:
         model: on the device, in evaluation mode.
@@ -71,7 +71,7 @@ class DetectorTeacher:
         """Do nothing: the teacher runs in each step."""
 
     def __call__(self, batch: DetectionBatch, also: Collection[str] = ()) -> DetectorAnswers:
-        """Return the teacher's answers for the images as the student sees them: resized and padded alike."""
+        """Return the teacher's answers for the images, resized and padded as for the student."""
         images = batch.prepared.images
         with autocast(images.tensors.device, self.precision):
             maps = self.model.maps(images.tensors)
@@ -79,13 +79,13 @@ class DetectorTeacher:
 
 
 def output_of(maps: dict[str, Tensor], pooled: Tensor | None, logits: Tensor | None, images: ImageList) -> Output:
-    """Return what a detector found as an `Output`; see distiller_zoo/detection.py.
+    """Return a detector's maps and predictions as an `Output`; see distiller_zoo/detection.py.
 
     Args:
         maps: of the feature pyramid, from fine to coarse, [B, C, H, W] each.
-        pooled: the vectors of N proposals [N, D]; None without proposals, then those of images take their place.
-        logits: their class scores [N, C + 1]; None without proposals.
-        images: padded, with their sizes before.
+        pooled: the vectors of N proposals [N, D]; None without proposals: the coarsest map's average is used instead.
+        logits: class scores of the proposals [N, C + 1]; None without proposals.
+        images: the padded images, with their sizes before padding.
     """
     *finer, coarsest = maps.values()
     if pooled is None or logits is None:
@@ -101,7 +101,7 @@ class DetectorTask(Task):
     Args:
         student: the detector.
         precision: see `Task`.
-        seed: of the proposals and anchors that are sampled, and of the images' sizes.
+        seed: of the sampling of proposals and anchors, and of the images' sizes.
     """
 
     student: Detector
@@ -133,7 +133,7 @@ def prepared(student: Detector, batch: DetectionBatch, seed: int) -> DetectionBa
 
 
 def found_in(task: Task, batch: DetectionBatch) -> tuple[Found, dict[str, Tensor]]:
-    """Return what a task's detector finds in a batch, its losses among it, and its maps."""
+    """Return the result of the detector's training step on a batch, and its maps."""
     with task.autocast():
         maps = task.student.maps(batch.prepared.images.tensors)
         return task.student.train_losses(batch.prepared, maps), maps
@@ -145,7 +145,7 @@ def total(losses: dict[str, Tensor]) -> Tensor:
 
 
 def target_of(found: Found, batch: DetectionBatch) -> Tensor:
-    """Return the classes of the proposals [N]; without proposals those of the boxes."""
+    """Return the classes of the proposals [N], or without proposals those of the boxes."""
     return batch.target if found.target is None else found.target
 
 
@@ -160,7 +160,7 @@ class DetectorDistillation(Distillation):
         distiller: compares student and teacher.
         alpha: weight of the KD term.
         beta: weight of the distiller's terms.
-        part: steps of a part of the run, in which a temperature counts as in epochs.
+        part: steps per part of the run; a temperature treats parts as epochs.
         warmup_iters: steps over which the KD term grows to its full weight; 0 for none.
         precision: see `Task`.
         seed: see `DetectorTask`.
@@ -195,7 +195,7 @@ class DetectorDistillation(Distillation):
         return Mixing()
 
     def before_step(self, batch: DetectionBatch) -> DetectionBatch:
-        """Return the images to train on, resized and padded; an observing temperature first gets some as its probe."""
+        """Return the images to train on, resized and padded. An observing temperature's probe is split off first."""
         self.temperature.advance((batch.iteration + 1) / self.part)
         if self.warmup_iters:
             self.warmup.fill_(min((batch.iteration + 1) / self.warmup_iters, 1.0))
@@ -207,7 +207,7 @@ class DetectorDistillation(Distillation):
 
     @torch.no_grad()
     def _choose_probe(self, batch: DetectionBatch) -> None:
-        """Keep images with the proposals that the student samples in them now, and measure its loss on these."""
+        """Keep images as the probe, with the proposals that the student samples now, and observe its loss on them."""
         with _kept_statistics(self.student):
             found, _ = found_in(self, batch)
         images = batch.prepared.images
@@ -280,7 +280,7 @@ class DetectorDistillation(Distillation):
 
 @contextmanager
 def _kept_statistics(model: nn.Module) -> Iterator[None]:
-    """Restore a network's buffers, such as batch norm's running statistics, at the end."""
+    """Restore a network's buffers, such as batch norm's running statistics, on exit."""
     copies = [buffer.clone() for buffer in model.buffers()]
     yield
     for buffer, copy in zip(model.buffers(), copies, strict=True):
@@ -308,7 +308,7 @@ class DetectorTrainer(Trainer):
         if is_trained:
             return result
         if not self.task.student.has_proposals:
-            result.pop("train_top1", None)  # of no class scores
+            result.pop("train_top1", None)  # there are no class scores
         if distributed.world_size() > 1:
             result = _averaged(result)
         steps = self._end(epoch) - (epoch - 1) * self.options.eval_every

@@ -1,4 +1,4 @@
-"""Find and load a detector that teaches, or is evaluated."""
+"""Find and load a detector, as a teacher or for evaluation."""
 
 from collections.abc import Callable
 from http.client import HTTPException
@@ -28,7 +28,7 @@ def find_teacher(options: DetectorOptions) -> FoundDetector:
     """Return the teacher that --path-t names, resizing images as the run's options say.
 
     Raises:
-        UserError: there is none, or its file cannot be used.
+        UserError: there is no teacher, or its file cannot be used.
     """
     if options.path_t == "torchvision" and not options.dry_run:
         path = fetched(fetch_coco_weights, options.model_t or "", "--path-t")
@@ -47,12 +47,12 @@ def fetched(fetch: Callable[[str], Path], name: str, flag: str) -> Path:
     """Return the file of torchvision's weights that `fetch` downloads for a detector.
 
     Args:
-        fetch: takes the detector's name.
+        fetch: downloads a file, given the detector's name.
         name: of the detector.
-        flag: that takes a file instead, for the error message.
+        flag: the flag that takes a file instead, for the error message.
 
     Raises:
-        UserError: there are none, or they could not be downloaded.
+        UserError: torchvision has no such weights, or they could not be downloaded.
     """
 
     def work() -> Path:
@@ -73,10 +73,10 @@ def read_detector(file: Path, name: str | None, pickle_sha256: str | None, **set
     """Return the detector in a file of ours, of torchvision or of detectron2 (.pkl).
 
     Args:
-        file: of weights.
-        name: of the detector; None: what the file says.
-        pickle_sha256: of a .pkl.
-        settings: of `create_detector`.
+        file: the file of weights.
+        name: of the detector; None: the one that the file names.
+        pickle_sha256: expected hash of a .pkl file.
+        settings: arguments of `create_detector`.
 
     Raises:
         UserError: the file cannot be used, or does not say which detector it holds.

@@ -26,18 +26,19 @@ def prepare_device(
     """Return the device of a run, after setting PyTorch's global flags for it.
 
     Args:
-        name: of the device; None: the first of `gpu_id`, else a GPU if there is one, else the CPU. Of several processes
-            on a machine, each gets its own GPU.
+        name: of the device; None: the first of `gpu_id`, else a GPU if there is one, else the CPU. If a machine runs
+            several processes, each gets its own GPU.
         gpu_id: comma-separated numbers of the GPUs to use; None: all.
         deterministic: use only algorithms that are bitwise reproducible.
-        plain: leave out what is only for speed.
-        precision: tf32 computes a GPU's convolutions in TensorFloat-32, as does PyTorch and so the published code.
+        plain: turn off everything that is only for speed.
+        precision: "tf32" computes convolutions on a GPU in TensorFloat-32, PyTorch's default and thus that of the
+            published code.
 
     Raises:
         UserError: the name is no device, or a GPU that this machine does not have.
     """
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats only with a fixed workspace
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs a fixed workspace for this
         torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = not deterministic and not plain
     if not plain:
@@ -71,7 +72,7 @@ def device_of(options: CommonOptions) -> Iterator[torch.device]:
         UserError: as `prepare_device`, or the sizes in the options do not fit into the device's memory.
         RunError: as `distributed.process_group`.
     """
-    tf32 = torch.backends.cudnn.allow_tf32  # of a run that this one is nested in: its teacher's training
+    tf32 = torch.backends.cudnn.allow_tf32  # restored for a student's run that trains its teacher first
     with distributed.own_errors_said():
         device = prepare_device(options.device, options.gpu_id, options.deterministic, options.plain, options.precision)
         check_sizes(options, device)
@@ -83,7 +84,7 @@ def device_of(options: CommonOptions) -> Iterator[torch.device]:
 
 
 def gpus_of(gpu_id: str) -> list[str]:
-    """Return the numbers of a comma-separated list. Raises UserError if it has anything else."""
+    """Return the numbers in a comma-separated list, as text. Raises UserError for anything else."""
     listed = [number.strip() for number in gpu_id.split(",")]
     if not all(number.isdecimal() for number in listed):
         raise UserError(f"--gpu_id takes numbers and commas, like 0,1; not {gpu_id}")
@@ -119,9 +120,9 @@ def keep_memory() -> None:
 
 @contextmanager
 def all_cores(device: torch.device) -> Iterator[None]:
-    """Let PyTorch use all cores of this machine on a CPU, shared with the run's other processes here; then as before.
+    """Use all cores inside, divided among the run's processes on this machine; then restore the number of threads.
 
-    For work that takes long and precedes the run, whatever number of threads the run itself has.
+    For long work on a CPU before the run, independent of the run's own number of threads. A GPU's is unchanged.
     """
     before = torch.get_num_threads()
     if device.type == "cpu":
@@ -135,10 +136,10 @@ def all_cores(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def unbenchmarked() -> Iterator[None]:
-    """Let cuDNN choose its convolutions by its heuristics instead of by trying all of them.
+    """Make cuDNN choose convolution algorithms by heuristics inside, instead of trying all of them.
 
-    Trying takes seconds and much memory with the large batches of a validation, for each size of a batch and in each
-    run of --trials again.
+    Trying takes seconds and much memory with the large batches of a validation, for each batch size and again in each
+    run of --trials.
     """
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = False
@@ -176,7 +177,7 @@ def place(module: nn.Module, device: torch.device, plain: bool = False) -> nn.Mo
 
 @contextmanager
 def fitting_batch(size: int) -> Iterator[None]:
-    """Turn a GPU's lack of memory for a batch of `size` images into a UserError."""
+    """Turn a GPU's out-of-memory error for a batch of `size` images into a UserError."""
     try:
         yield
     except torch.OutOfMemoryError as error:

@@ -42,7 +42,7 @@ def env_local_rank() -> int:
 
 
 def env_local_world_size() -> int:
-    """Return the number of processes on this machine, as torchrun says (1 for a single process)."""
+    """Return the number of processes on this machine that torchrun sets (1 for a single process)."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
@@ -114,7 +114,7 @@ def process_group(device: torch.device, timeout: float) -> Iterator[None]:
 
 @contextmanager
 def own_errors_said() -> Iterator[None]:
-    """Print a UserError that only this process raises; those of local rank 0 are printed anyway."""
+    """Print a UserError that only this process raises; `run_main` prints those of local rank 0."""
     try:
         yield
     except UserError as error:
@@ -132,10 +132,10 @@ def _lost_processes_said(timeout: float) -> Iterator[None]:
         if not isinstance(error, dist.DistError) and not _of_connections(str(error)):
             raise
         why = re.sub(r"^\[.*?\] ", "", str(error).partition(". ")[0].splitlines()[0])
-        what = f"waited {timeout:g} s for another in vain" if "time" in why.lower() else "lost another"
+        what = f"timed out after {timeout:g} s of waiting for another" if "time" in why.lower() else "lost another"
         lost = RunError(
-            f"process {env_rank()} of {env_world_size()} {what} ({why}): look at what that said last; unless torchrun"
-            " has them start again, repeat the command, which goes on from the last checkpoint"
+            f"process {env_rank()} of {env_world_size()} {what} ({why}): see the last output of that one; unless"
+            " torchrun restarts them, repeat the command, which resumes from the last checkpoint"
         )
         lost.known_to_all = True  # local rank 0 of each machine prints it
         raise lost from error
@@ -209,9 +209,9 @@ def shard(rows: Tensor) -> Tensor:
 def all_gather_grad(rows: Tensor, count: int) -> Tensor:
     """Return the rows [b, ...] of all processes in the order before `shard`, [count, ...].
 
-    This process's rows get their gradient times the number of processes: averaged over the processes, as
-    DistributedDataParallel does, it is then the gradient of a loss that each process computed from all rows. Extra
-    trainable modules see all rows on every rank, so their gradients are equal before averaging.
+    The gradient of this process's rows is multiplied by the number of processes, so that DistributedDataParallel's
+    average over the processes is the gradient of a loss on all rows. Extra trainable modules process all rows on every
+    rank, so their gradients are equal before averaging.
     """
     return rows if world_size() == 1 else _Gather.apply(rows)[:count]
 
@@ -282,7 +282,7 @@ def ddp(module: nn.Module) -> nn.Module:
 def average_statistics(module: nn.Module) -> None:
     """Average batch norm's running statistics over the processes, each of which updates them on its shard.
 
-    The mean is then that of all images, the variance that within the shards.
+    The mean becomes that of all images, the variance the average of the variances within shards.
     """
     if world_size() == 1:
         return
@@ -301,7 +301,7 @@ def average_statistics(module: nn.Module) -> None:
 def broadcast_state(module: nn.Module) -> None:
     """Copy rank 0's weights and state to all processes, once per epoch.
 
-    They are equal already, unless different GPUs or non-deterministic kernels changed state that gets no gradient.
+    They differ only if different GPUs or non-deterministic kernels changed state that gets no gradient.
     """
     if world_size() > 1:
         for tensor in (*module.parameters(), *module.buffers()):
@@ -309,7 +309,7 @@ def broadcast_state(module: nn.Module) -> None:
 
 
 def hide_progress() -> bool | None:
-    """Return what tqdm takes as `disable`: True, or on rank 0 None, with which it shows progress on terminals only."""
+    """Return tqdm's argument `disable`: True, or None on rank 0, which shows progress on terminals only."""
     return None if is_rank0() else True
 
 

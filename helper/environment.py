@@ -7,9 +7,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# How often an idle OpenMP thread looks for work before it sleeps. With libgomp's default it spins so long that two
-# trainings on the same cores run at a tenth of their speed; with this number a single training is no slower. See
-# benchmarks/sharing.py for the measurement.
+# How often an idle OpenMP thread checks for work before it sleeps. With libgomp's default it spins so long that two
+# trainings on the same cores run at a tenth of their speed; this number does not slow down a single training. Measured
+# by benchmarks/sharing.py.
 SPIN_COUNT = "300"
 
 

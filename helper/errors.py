@@ -39,8 +39,8 @@ def run_main(main: Callable[[], None]) -> None:
 
     A UserError becomes one line on stderr and its status; of several processes on a machine, local rank 0 prints it
     (helper/distributed.py prints errors that only another process knows). SIGTERM is treated like Ctrl-C; the statuses
-    are 143 and 130. Output that cannot be written stops nothing; if the script otherwise succeeds, its status is then
-    1, or 141 if the reader of a pipe has left.
+    are 143 and 130. A failed write to stdout or stderr does not stop the script; if it otherwise succeeds, its status
+    is then 1, or 141 if the reader of a pipe has left.
     """
     sys.stdout, sys.stderr = _Output(sys.stdout), _Output(sys.stderr)
     signals.listen()
@@ -57,7 +57,7 @@ def run_main(main: Callable[[], None]) -> None:
         status = 143 if isinstance(interrupt, signals.Terminated) else 130
     except BrokenPipeError:
         status = 141
-    except SystemExit as end:  # of --help, say
+    except SystemExit as end:  # for example of --help
         status = end.code
     sys.stdout.flush()
     failed = sys.stdout.error
@@ -71,7 +71,7 @@ def run_main(main: Callable[[], None]) -> None:
 
 
 class _Output:
-    """A text stream whose failures stop nothing.
+    """A text stream whose failures raise no error.
 
     Characters that its encoding lacks become question marks; a failed write and all output after it are lost.
 

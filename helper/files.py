@@ -14,7 +14,7 @@ from helper.errors import RunError
 from inputs import UserError, open_regular
 
 PATIENCE = 5.0  # seconds between checks of a run in progress elsewhere
-TRIES = 10  # attempts to start a run that is in use each time although its lock looks free
+TRIES = 10  # attempts to start a run whose lock looks free but is taken each time
 WRONG_PLACE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 
 
@@ -88,7 +88,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def check_free(path: Path, overwrite: bool) -> None:
-    """Raise UserError if there is a file that would be replaced although nobody said --overwrite."""
+    """Raise UserError if `path` exists and `overwrite` is not set."""
     if os.path.lexists(path) and not overwrite:
         raise UserError(f"{path} is there already: give another --output, or add --overwrite to replace it")
 

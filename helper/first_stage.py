@@ -1,4 +1,4 @@
-"""The first stage of a run: what a distiller trains before the run's own epochs, see `TwoStage`."""
+"""The first stage of a run: a distiller's training before the run's own epochs, see `TwoStage`."""
 
 import random
 import time
@@ -23,7 +23,7 @@ from options.parse import kwargs_for
 
 
 class FirstTask(Task):
-    """What learns in the first stage of a distillation, and its loss.
+    """The modules trained in the first stage of a distillation, and their loss.
 
     Args:
         main: the task of the run's own epochs, with the same modules.
@@ -40,7 +40,7 @@ class FirstTask(Task):
 
     @contextmanager
     def learning(self) -> Iterator[None]:
-        """Let only what learns in this stage have gradients, inside."""
+        """Inside, let only the parameters that this stage trains require gradients."""
         before = {parameter: parameter.requires_grad for parameter in self.parameters()}
         try:
             for parameter in before:
@@ -52,7 +52,7 @@ class FirstTask(Task):
                 parameter.grad = None
 
     def train(self, mode: bool = True) -> "FirstTask":
-        """Set the training mode of what learns; all else is in evaluation mode."""
+        """Set the training mode of the modules that this stage trains; all others are in evaluation mode."""
         super().train(mode)
         for module in self.modules():
             parameters = list(module.parameters())
@@ -66,7 +66,7 @@ class FirstTask(Task):
 
     def forward(self, batch: Batch, teacher: Output | None) -> StepOutput:
         assert teacher is not None
-        student = teacher  # in place of the student's output, if that does not learn
+        student = teacher  # a placeholder, if the student is not trained
         if self.distiller.trains_student:
             with self.autocast():
                 student = self.student(batch.images, is_feat=True, also=self.distiller.first_also)
@@ -76,12 +76,12 @@ class FirstTask(Task):
 
 
 class FirstTrainer(Trainer):
-    """Trains the first stage of a run: as `Trainer`, without tests.
+    """Trains the first stage of a run, like `Trainer` but without tests.
 
     Args:
         run: see `Trainer`.
         main: the task of the run's own epochs.
-        teacher: answers with its maps.
+        teacher: returns maps too.
         data: training images, in the orders of the run's own epochs.
         options: of the run.
         pass_turn: see `Trainer`.
@@ -106,7 +106,7 @@ class FirstTrainer(Trainer):
         task = FirstTask(main, options.image_size)
         rate = task.distiller.init_lr or options.learning_rate
         options = replace(options, epochs=task.distiller.init_epochs, learning_rate=rate, lr_decay_epochs=[])
-        # its own batches, so that the run's epochs have the same ones as with other distillers
+        # its own batches, so that the run's epochs have the same batches as with other distillers
         seed = random.Random(f"seed {options.seed} first stage").getrandbits(63)
         data = data._replace(train=data.train.with_seed(seed))
         with task.learning():

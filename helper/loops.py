@@ -42,9 +42,9 @@ def train_step(
         teacher: frozen; None without distillation.
         batch: images of a training set.
         optimizer: of the task.
-        metrics: to which the step is added.
-        forward: called in place of the task, such as the task in DistributedDataParallel.
-        clip_grad: the largest norm of the whole gradient, to which longer ones are scaled; 0 for none.
+        metrics: sums of the epoch, which the step is added to.
+        forward: called in place of the task, such as the task wrapped in DistributedDataParallel.
+        clip_grad: largest norm of the whole gradient; a longer one is scaled down to it. 0 for no clipping.
 
     Returns:
         The step's output, without gradient.
@@ -84,7 +84,7 @@ def train_one_epoch(
         optimizer: of the task.
         metrics: sums of the epoch.
         epoch: its number, from 1.
-        start_step: steps made before, whose state task and metrics hold.
+        start_step: steps of the epoch already made; task and metrics hold their state.
         on_step: called after each step with its number and its output.
         step: makes a step; `helper.cuda_graph.CUDAGraphStep` replays a recorded one.
 
@@ -139,7 +139,7 @@ def evaluate(
             if loader.batch_size == 1:
                 raise
             loader.batch_size //= 2  # for later passes too
-    *totals, count = distributed.all_reduce(sums).tolist()  # each process has its own images
+    *totals, count = distributed.all_reduce(sums).tolist()  # each process has evaluated its own images
     loss, top1, top5 = (total / count for total in totals)
     return {"test_loss": loss, "top1": 100 * top1, "top5": 100 * top5}
 

@@ -45,7 +45,7 @@ class Metrics:
             tensor.fill_({"first_bad": math.inf, "tau_min": math.inf, "tau_max": -math.inf}.get(name, 0))
 
     def update(self, step: StepOutput) -> None:
-        """Add a step of B samples. Raises UserError if its losses differ from those in the loaded state."""
+        """Add a step. Raises UserError if the loaded state has sums of other losses."""
         values = torch.stack([step.loss, *step.losses.values()]).detach()
         tau = [step.tau.student.detach(), step.tau.teacher.detach()] if step.tau else []
         if not self.compared:
@@ -69,7 +69,7 @@ class Metrics:
             self._prepare(step, values, names)
         elif names != self.names or bool(step.tau) != ("tau" in self.tensors):
             raise UserError(
-                f"last.pth holds other sums within its epoch than of {', '.join(names)}: add --overwrite to start anew"
+                f"the mid-epoch sums in last.pth are not those of {', '.join(names)}: add --overwrite to start anew"
             )
         self.compared = True
 
@@ -90,7 +90,7 @@ class Metrics:
         return {"tensors": self.tensors, "names": self.names, "two_taus": self.two_taus}
 
     def load_state(self, state: dict[str, Any], device: torch.device) -> None:
-        """Restore a `state` on a device; all losses in its sums were finite."""
+        """Restore a `state` on a device. All losses in its sums were finite."""
         self.compared = False
         self.names, self.two_taus = state["names"], state["two_taus"]
         self.tensors = {name: tensor.to(device) for name, tensor in state["tensors"].items() if name != "first_bad"}

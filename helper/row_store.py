@@ -18,15 +18,14 @@ MOST = 2**31 - 2  # row numbers fit into int32
 class RowStore:
     """Rows of a fixed width, each written once, in the order of writing.
 
-    The file `values` holds the rows one after another, and the file `rows` the number of each, from 1 (0 is no row: the
-    file was extended but its end never written). Under a lock, values reach the disk before the numbers that make them
-    valid. So a reader never sees half a row, even if a writer is killed, and concurrent writers append one after the
-    other.
+    The file `values` holds the rows one after another, and the file `rows` the number of each, from 1 (0 marks a part
+    that was allocated but never written). Under a lock, values reach the disk before the numbers that make them valid.
+    So a reader never sees half a row, even if a writer is killed, and concurrent writers append one after the other.
 
     Args:
         folder: where the files are; created if it is missing.
-        num_rows: the largest number of rows.
-        width: of a row.
+        num_rows: the largest possible number of rows.
+        width: values per row.
         dtype: float32 or float16.
         about: the content of `table.json`, which describes the table.
 

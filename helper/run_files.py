@@ -15,7 +15,7 @@ Record = dict[str, float]
 SCORES = {
     "top1": "top-1",
     "ap": "AP",
-}  # in words, of the keys that tell how good a network or detector is
+}  # names of the headline metrics, by their keys in the records
 LARGEST = 1e19  # accepted number: above any seed, and small enough that sums and figures do not overflow
 MOST_EPOCHS = 10_000_000
 LONGEST = 200  # letters of a name
@@ -59,12 +59,12 @@ def number(value: Any) -> float | None:
 
 
 def read_log(folder: Path) -> list[Record]:
-    """Return a run's own epochs in its `log.jsonl`; none if that is missing or has a damaged line."""
+    """Return the records of a run's own epochs in `log.jsonl`; none if it is missing or has a damaged line."""
     return [record for record in read_whole_log(folder) if "stage" not in record]
 
 
 def read_whole_log(folder: Path) -> list[Record]:
-    """Return the epochs of the first stage, if there is one, and the run's own; none as `read_log`."""
+    """Return the records of the first stage, if there is one, and of the run's own epochs; none as for `read_log`."""
     try:
         records = list(records_of(folder))
     except (OSError, UserError):

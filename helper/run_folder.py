@@ -42,7 +42,7 @@ PARSERS = {"teacher": teacher_parser, "student": student_parser, "detector": det
 # What identifies a run, besides its options
 IDENTITY = ("kind", "model", "teacher", "teacher_sha256", "data_sha256", "init_sha256")
 
-VERSION = 3  # of the format of last.pth; 2 knew no first stage
+VERSION = 3  # of the format of last.pth; version 2 had no first stage
 # Buffers that version 1 of last.pth did not store with the weights, because each epoch resets them.
 SUMS_OF_AN_EPOCH = ("warmup", "count", "total", "squares", "ratio", "epoch_hsic", "epoch_ratio", "epoch_steps")
 
@@ -52,7 +52,7 @@ ALIKE = ("skip_validation", "teacher_table", "fill_teacher_table", "dry_run", "o
 
 
 class Described(Protocol):
-    """What weights need of their data set: a `Dataset` or a `DetectionData`."""
+    """The part of a `Dataset` or `DetectionData` that is saved with weights."""
 
     class_names: Sequence[str]
     mean: Sequence[float]
@@ -62,7 +62,7 @@ class Described(Protocol):
 class FirstStage(NamedTuple):
     """The state of a first stage, see helper/first_stage.py."""
 
-    epochs: int  # its length
+    epochs: int  # length of the stage
     optimizer: torch.optim.Optimizer
     metrics: Metrics
 
@@ -76,7 +76,7 @@ class RunFolder:
         config: the content of `config.json`; its `options` decide whether a run already there is the same run.
         overwrite: start anew, replacing any run already there.
         draw: draws the curves of a history, with a title, into a PNG file.
-        score: the key of the records that says how good an epoch is, in percent.
+        score: key of the headline metric in the records, in percent.
     """
 
     def __init__(
@@ -218,7 +218,7 @@ class RunFolder:
         return config
 
     def _check_extension(self, epochs: int) -> None:
-        """Raise UserError if the run, of `epochs` epochs, cannot go on as a longer run would have begun."""
+        """Raise UserError unless the run's `epochs` epochs are those that a longer run would begin with."""
         options = self.config["options"]
         methods = {"distill": distiller_dict, "temperature": temperature_dict}
         for key, registry in methods.items():
@@ -232,7 +232,7 @@ class RunFolder:
             raise UserError(f"{self.folder} has no last.pth to extend the run from: give another --run_dir")
 
     def _flags(self, options: dict[str, Any]) -> str:
-        """Return the flags that give options these values, and their script, as text; empty if flags cannot."""
+        """Return as text a script with flags that set options to these values; empty if flags cannot."""
         kind = self.config.get("kind", "student")
         flags = flags_of(PARSERS[kind](), options)
         return flags and f"{shlex.join(flags)} to train_{kind}.py"
@@ -278,7 +278,7 @@ class RunFolder:
             print("note: the hash of this run's data is of an older version: whether the data changed is not checked")
 
     def _extend(self, config: dict[str, Any], epochs: int) -> None:
-        """Make a run of `epochs` epochs one of more epochs; the weights that it ended with are kept."""
+        """Extend a run of `epochs` epochs; its last weights are kept."""
         more = self.config["epochs"]
         last = self.folder / f"{self.model}_last.pth"
         if last.exists():
@@ -307,7 +307,7 @@ class RunFolder:
             first: the first stage, if the run has one.
 
         Raises:
-            UserError: something in `last.pth` does not fit; then nothing was changed.
+            UserError: something in `last.pth` does not fit; nothing is changed then.
         """
         state = distributed.on_rank0(lambda: self._read_state(task, optimizer, steps, first))
         if state is not None:
@@ -350,7 +350,7 @@ class RunFolder:
     ) -> Checked:
         """Return the pattern of a valid `last.pth`, see helper/structure.py and `save`.
 
-        `first` is the run's first stage, and `unfinished` too if the state is within it.
+        `first` is the run's first stage; `unfinished` is the same if the state is within it, else None.
         """
         length = first.epochs if first else 0
         device, epochs, record = next(task.parameters()).device, self.config.get("epochs", math.inf), {str: float}
@@ -418,7 +418,7 @@ class RunFolder:
             torch.cuda.set_rng_state(state["rng_cuda"][0], device)
 
     def save_first(self, record: Record, task: Task, optimizer: torch.optim.Optimizer) -> None:
-        """Save a finished epoch of the first stage, the state first; `optimizer` is that of the next epoch."""
+        """Save a finished epoch of the first stage: `last.pth`, then the log. `optimizer` is that of the next epoch."""
         self.save(task, optimizer, first=[*self.first, record])
         if distributed.is_rank0():
             self.log.append(record)
@@ -453,8 +453,8 @@ class RunFolder:
             optimizer: of the task.
             history: the run's own epochs; None: unchanged.
             step: steps made of the next epoch.
-            seconds: time these took.
-            metrics: their sums.
+            seconds: time that these steps took.
+            metrics: sums over these steps.
             trained: the means of the epoch, in place of the sums, if only its test is left.
             first: epochs of the first stage; None: unchanged.
         """
@@ -489,12 +489,12 @@ class RunFolder:
         return f"{self.folder} keeps {' and '.join(kept)}"
 
     def describe(self, data: Described, network: str, image_size: int) -> None:
-        """Set what is saved with the weights, so that they can be used alone.
+        """Set the description that is saved with the weights, so that they can be used alone.
 
         Args:
-            data: with the names of the classes, and the scale of the channels.
-            network: its name in the zoo.
-            image_size: side of its images in pixels; of a detector the short side in tests.
+            data: has the names of the classes, and mean and standard deviation of the channels.
+            network: name of the network in the zoo.
+            image_size: side of the images in pixels; for a detector, the short side in tests.
         """
         like = (list(data.class_names), list(data.mean), list(data.std))
         self.info = checkpoint.Info(network, self.config["dataset"], image_size, *like)
@@ -541,7 +541,7 @@ class RunFolder:
 
 
 def init_hash(init_weights: str | None, folder: Path) -> str | None:
-    """Return the sha256 of the file of --init_weights; if it is gone, the one that the run in the folder began from."""
+    """Return the sha256 of the file of --init_weights; if the file is gone, the one recorded by the run in `folder`."""
     return distributed.on_rank0(lambda: _init_hash(Path(init_weights), folder)) if init_weights else None
 
 
@@ -591,7 +591,7 @@ def upgraded(state: Any, task: Task) -> Any:
     of an epoch with the weights.
 
     Raises:
-        Misfit: it is of neither version.
+        Misfit: it has neither format.
     """
     if not isinstance(state, dict) or "version" in state or not isinstance(state.get("module"), dict):
         return state

@@ -31,7 +31,7 @@ TYPES = (
 
 
 class Misfit(Exception):
-    """A value does not match its pattern; the message says which, and why."""
+    """A value does not match its pattern; the message names the value and the reason."""
 
 
 class Maybe(NamedTuple):
@@ -124,7 +124,7 @@ def _fitted_tensor(value: Any, pattern: Tensor, name: str) -> Tensor:
     )
     _expect(fits, f"{name} is {list(value.shape)} instead of {list(pattern.shape)}")
     _expect(value.dtype == pattern.dtype, f"{name} is {type_name(value)} instead of {type_name(pattern)}")
-    if pattern.isfinite().all():  # not so for CRD's normaliser, NaN before the first step
+    if pattern.isfinite().all():  # CRD's normaliser is NaN before the first step
         check_numbers(value, name)
     if value.shape != pattern.shape:
         return value.clone()

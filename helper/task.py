@@ -1,4 +1,4 @@
-"""What a run trains: a student, alone or with temperature and distiller, and its loss."""
+"""The modules that a run trains, a student alone or with temperature and distiller, and their loss."""
 
 from collections.abc import Collection, Hashable
 from contextlib import AbstractContextManager
@@ -23,7 +23,7 @@ PROBE = 24  # images on which an observing temperature measures the student's pr
 
 
 class StepOutput(NamedTuple):
-    """What a step computed from a batch."""
+    """The result of a training step on a batch."""
 
     loss: Tensor  # a scalar, with gradient
     losses: dict[str, Tensor]  # its terms before weighting
@@ -44,8 +44,8 @@ class Task(nn.Module):
 
     Args:
         student: the network.
-        precision: what the student computes in, one of options.flags.PRECISIONS; losses are always in float32.
-        label_smoothing: of the cross entropy.
+        precision: of the student's computations, one of options.flags.PRECISIONS; losses are always in float32.
+        label_smoothing: share of the cross entropy's targets that all classes get equally.
     """
 
     def __init__(self, student: Model, precision: str = "fp32", label_smoothing: float = 0.0) -> None:
@@ -65,7 +65,7 @@ class Task(nn.Module):
 
     @property
     def teacher_also(self) -> Collection[str]:
-        """Return what it needs of the teacher's output besides features and logits; see `Model.forward`."""
+        """Return which extra parts of the teacher's output the loss needs; see `Model.forward`."""
         return ()
 
     @property
@@ -75,14 +75,14 @@ class Task(nn.Module):
 
     @property
     def phase(self) -> Hashable | None:
-        """Return what decides which code a step runs in this epoch; see `Temperature.phase`."""
+        """Return the state that decides which code a step runs in this epoch; see `Temperature.phase`."""
         return ()
 
     def start_epoch(self, epoch: int) -> None:
         """Prepare an epoch; called before each, counted from 1."""
 
     def mixing(self) -> Mixing:
-        """Return which images are blended into which in this epoch."""
+        """Return the images to blend in this epoch."""
         return Mixing()
 
     def before_step(self, batch: Batch) -> Batch:
@@ -187,8 +187,8 @@ class Distillation(Task):
     def before_step(self, batch: Batch) -> Batch:
         """Return the samples to train on in this step.
 
-        In an epoch in which the temperature observes, the first batch gives up some samples as its probe. They are left
-        out of that step, because otherwise the first rewards would measure that they were trained on.
+        In an epoch in which the temperature observes, some samples of the first batch become its probe. The step leaves
+        them out, because otherwise the first rewards would measure the effect of training on them.
         """
         world_size = distributed.world_size()
         size = min(max(PROBE // world_size, 1), len(batch) // 2)  # of this process's shard
@@ -205,7 +205,7 @@ class Distillation(Task):
             student = self.student(batch.images, is_feat=True, also=self.distiller.also)
             second = Output([], at_least_float32(self.student(batch.second))) if self.distiller.second_view else None
         student = replace(student, logits=at_least_float32(student.logits), second=second)
-        if teacher is None:  # of which nothing is used
+        if teacher is None:  # a placeholder, since the loss does not use it
             teacher = Output([], student.logits.detach())
         student, teacher, target, index = whole_batch(student, teacher, batch)
         losses = {"ce": self.cross_entropy(student.logits, target, batch)}
@@ -224,13 +224,13 @@ class Distillation(Task):
         target: Tensor,
         index: Tensor,
     ) -> StepOutput:
-        """Add the KD terms and those of the distiller to a loss and to its named terms, and return the step's output.
+        """Return the output of a step after adding the KD terms and the distiller's terms to its loss.
 
         Args:
             loss: a scalar.
-            losses: its terms before weighting, to which others are added.
-            student: its output for B samples.
-            teacher: its output for the same samples, without gradient.
+            losses: its terms by name before weighting; the new terms are added.
+            student: the student's output for B samples.
+            teacher: the teacher's output for the same samples, without gradient.
             target: the classes [B].
             index: the images' numbers in the data set [B].
         """

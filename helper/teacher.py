@@ -42,7 +42,7 @@ class FoundTeacher(NamedTuple):
     name: str  # in the model zoo
     sha256: str | None  # of the file; None in a dry run without one
     weights: dict[str, Tensor]
-    scale: tuple[list[float], list[float]] | None = None  # mean and std of its training's images, if its file has them
+    scale: tuple[list[float], list[float]] | None = None  # mean and std of its training images, if its file has them
 
 
 def folder_name(model: str, dataset: str) -> str:
@@ -51,14 +51,14 @@ def folder_name(model: str, dataset: str) -> str:
 
 
 def find_teacher(options: StudentOptions, train: Train | None = None) -> FoundTeacher:
-    """Read the teacher that --path-t or --model_t names; with --train_teacher, train it first if it is missing.
+    """Return the teacher of --path-t or --model_t; with --train_teacher, train it first if it is missing.
 
     Args:
         options: of the student's run.
         train: trains the networks of the given options, and returns their folders.
 
     Raises:
-        UserError: there is none, its file is damaged, or it is not the network of --model_t.
+        UserError: there is no teacher, its file is damaged, or it is not the network of --model_t.
     """
     if options.teacher_weights:
         if options.dry_run:
@@ -90,9 +90,9 @@ def _read(file: Path, expected: str | None, dataset: str) -> FoundTeacher:
 
 
 def _find_outside(options: StudentOptions) -> FoundTeacher:
-    """Return the teacher `timm:NAME` or `hf:NAME` with the weights of its library, or those trained here.
+    """Return the teacher `timm:NAME` or `hf:NAME`, with its library's weights or those trained here.
 
-    Downloaded weights are kept in a file, which identifies them.
+    Downloaded weights are saved to a file, whose hash identifies them.
     """
     name = options.model_t
     trained = Path("save/models") / folder_name(name, options.dataset)
@@ -128,7 +128,7 @@ def _downloaded(name: str, source: str) -> Path:
 def load_teacher(found: FoundTeacher, data: Dataset, options: StudentOptions) -> Model:
     """Return the teacher's network on the device of the data: in evaluation mode, frozen and, unless plain, optimized.
 
-    If it was trained on images that were normalised otherwise, it gets them so.
+    If its training images were normalised differently, its input is renormalised.
 
     Raises:
         UserError: it was trained for another number of classes.
@@ -162,13 +162,13 @@ def fold_batch_norm(model: Model) -> Model:
 
     Features and logits do not change, up to rounding. A network that cannot be traced is left unchanged.
     """
-    also = ("preact",) if model.defines_trace() else ()  # what is asked for must not change either
+    also = ("preact",) if model.defines_trace() else ()  # the maps before the ReLU must not change either
     try:
         graph = torch.fx.Tracer().trace(model, concrete_args={"is_feat": True, "also": also})
     except Exception:  # the tracer can raise nearly anything if control flow depends on the input
         return model
     calls, named = [node for node in graph.nodes if node.op == "call_module"], dict(model.named_modules())
-    read = {node.target.rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}  # their parameters
+    read = {node.target.rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}  # by their parameters
     once = {target for target, count in Counter(node.target for node in calls).items() if count == 1} - read
     for norm in calls:
         conv = norm.args[0]
@@ -205,7 +205,7 @@ def find_weights(path: Path) -> Path:
 def newest_weights(path: Path) -> Path | None:
     """Return the file itself, or the `ckpt_epoch_<n>.pth` with the highest n of a folder without an unfinished run.
 
-    In a folder without such files, such as a student's, it is `<name>_last.pth`; None if there is nothing.
+    In a folder without such files, such as a student's, return `<name>_last.pth`, or None if it is missing too.
     """
     try:
         if not stat.S_ISDIR(path.stat().st_mode):
@@ -242,7 +242,7 @@ def _train_missing(path: Path, folder: Path, name: str | None, options: StudentO
 
 
 def _train_or_wait(options: TeacherOptions, train: Train) -> Path:
-    """Train a teacher; if another process is training it, wait until that ends and resume."""
+    """Train a teacher; if another process is training it, wait for that process and then resume."""
     tries = 0
     while True:
         try:

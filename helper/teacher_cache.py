@@ -27,7 +27,7 @@ from models import Model, Output
 from models.renormalised import Renormalised
 
 ASKED_PIXELS = {"cpu": 128 * 32**2, "cuda": 4096 * 32**2}  # per batch
-WRITTEN_AT_ONCE, WRITTEN_EVERY = 2**26, 2.0  # bytes or seconds after which outputs are written: both wait for the disk
+WRITTEN_AT_ONCE, WRITTEN_EVERY = 2**26, 2.0  # bytes or seconds between writes, since each write waits for the disk
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
@@ -46,7 +46,7 @@ class OnlineTeacher:
         """Do nothing: the teacher runs in each step."""
 
     def __call__(self, batch: Batch, also: Collection[str] = ()) -> Output:
-        """Return features and logits [B, C] of the images, and what else is asked for; logits in float32."""
+        """Return features and logits [B, C] of the images, and the parts in `also`; logits in float32."""
         second = self.second(batch) if "second" in also else None
         with autocast(batch.images.device, self.precision):
             said = self.model(batch.images, is_feat=True, also=[name for name in also if name != "second"])
@@ -59,7 +59,7 @@ class OnlineTeacher:
 
 
 def check_table_dir(folder: Path) -> None:
-    """Raise UserError if no table can be written into a folder, before anything takes time."""
+    """Raise UserError if no table can be written into a folder; called before any long work."""
     try:
         try_writing(folder)
     except (OSError, ValueError) as error:
@@ -72,9 +72,9 @@ def check_table_dir(folder: Path) -> None:
 class CachedTeacher:
     """A table of a frozen teacher's outputs, with one row per image and view.
 
-    Since views are numbered (see dataset/memory.py), the teacher's outputs for a data set are a finite table. Its files
-    are reused and extended by later runs with the same teacher and data. At the start of an epoch the teacher computes
-    the missing rows, in batches larger than the student's; in the steps every lookup hits. On a GPU the whole table is
+    Since views are numbered (see dataset/memory.py), the teacher's outputs for a data set are a finite table. Later
+    runs with the same teacher and data reuse and extend its files. At the start of an epoch the missing rows are
+    computed, in batches larger than the student's, so that every lookup in the steps hits. On a GPU the whole table is
     also held in device memory.
 
     Args:
@@ -86,7 +86,7 @@ class CachedTeacher:
         content: "logits" [B, C], or "pooled" for the pooled features, from which the teacher's last layer recomputes
             the logits.
         dtype: "float32" or "float16".
-        precision: of the computation, "fp32" or, with the device set up for it, "tf32".
+        precision: of the computation, "fp32", or "tf32" if `prepare_device` has set it up.
 
     Raises:
         UserError: the folder cannot be written, the table would have too many rows, or its content does not match the
@@ -150,7 +150,7 @@ class CachedTeacher:
             raise Interrupted("stopped before the teacher had answered")
 
     def fill(self) -> None:
-        """Compute all rows that are not in the table yet, on a CPU with all its cores."""
+        """Compute all rows that are not in the table yet; on a CPU, use all its cores."""
         rows = torch.arange(len(self.file.position))
         rows = distributed.shard(rows if self.loader.flip else rows[::2])
         print(f"asking the teacher for {len(self.file.missing(rows)):,} answers", flush=True)
@@ -170,7 +170,7 @@ class CachedTeacher:
         """
         if batch.view is None:
             return self.online(batch, also)
-        second = self.online.second(batch) if "second" in also else None  # its views are too many for a table
+        second = self.online.second(batch) if "second" in also else None  # there are too many second views for a table
         rows = batch.index * self.views + batch.view
         if self.on_device is None:
             said = self.file.values.index_select(0, self.file.position.index_select(0, rows))
@@ -218,13 +218,13 @@ class CachedTeacher:
         rows, said = map(torch.cat, zip(*answers, strict=True))
         if not said.to(self.file.dtype).isfinite().all():
             raise RunError(
-                "the teacher says something that is not finite, or too large for --table_dtype float16: check"
-                " its weights, or leave --teacher_table or --table_dtype out"
+                "the teacher's output is not finite, or too large for --table_dtype float16: check its weights, or"
+                " leave --teacher_table or --table_dtype out"
             )
         return self._hold(self.file.append(rows, said.cpu()))
 
     def _asked(self, rows: Tensor) -> Tensor:
-        """Return the teacher's outputs [M, width] for rows [M]; one batch size, so they do not depend on other rows."""
+        """Return the teacher's outputs [M, width] for rows [M]; the batch size is fixed, so they are reproducible."""
         size = len(rows)
         rows = torch.cat([rows, rows[:1].expand(self.at_once - size)]).to(self.device)
         images = self.loader.view_of(rows // self.views, rows % self.views)
@@ -233,7 +233,7 @@ class CachedTeacher:
 
     @torch.no_grad()
     def _check(self) -> None:
-        """Recompute a few rows and compare: files may be damaged in ways that their lengths do not show."""
+        """Recompute a few rows and compare them, since damage need not change the files' lengths."""
         known = (self.file.position >= 0).nonzero()[:, 0]
         if not len(known):
             return
@@ -241,12 +241,12 @@ class CachedTeacher:
         said, kept = self._asked(rows).cpu(), self.file.values[self.file.position[rows].long()].float()
         if not (kept - said).abs().max() <= 1e-2 * said.abs().max():  # also true for NaN
             raise UserError(
-                f"the table {self.folder} is damaged, for it does not hold what the teacher says: remove that folder,"
-                " and its answers are asked for anew"
+                f"the table {self.folder} is damaged, since it differs from the teacher's output: remove that folder,"
+                " and its rows are computed again"
             )
 
     def _hold(self, rows: Tensor) -> None:
-        """Copy the rows [M] that were last read from the file to the device."""
+        """Copy the rows [M], the last ones read from the file, to the device."""
         if self.on_device is None or not len(rows):
             return
         for chunk, values in zip(rows.split(2**20), self.file.values[-len(rows) :].split(2**20), strict=True):
@@ -261,10 +261,10 @@ class CachedTeacher:
             f" {size / 1e6:,.0f} MB when full"
         )
         if size * (1 - known / full) > shutil.disk_usage(self.folder).free:
-            print("note: the disk has not as much room; where it gets full the run stops, and goes on with more")
+            print("note: the disk has too little space; when it is full the run stops, and can resume with more space")
         tables = (path for path in self.folder.parent.glob("*/table.json") if path.parent != self.folder)
         if others := [path.parent.name for path in tables if _of_others(path, identity)]:
-            print(f"note: of other weights, images or subsets, and not used here: {', '.join(sorted(others))}")
+            print(f"note: tables of other weights, images or subsets, not used here: {', '.join(sorted(others))}")
 
 
 def _of_others(path: Path, identity: dict[str, Any]) -> bool:

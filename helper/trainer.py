@@ -25,7 +25,7 @@ from helper.task import StepOutput, Task
 from inputs import UserError
 from options.flags import CommonOptions
 
-RECENT = 5  # epochs whose duration tells the remaining time
+RECENT = 5  # last epochs, whose durations give the estimate of the remaining time
 TURN = 8  # steps of one run before the next run's turn
 
 
@@ -36,7 +36,7 @@ def make_optimizer(
 
     Args:
         module: its parameters with `requires_grad` are trained.
-        learning_rate: the initial one.
+        learning_rate: initial learning rate.
         momentum: share of the velocity that a step keeps.
         weight_decay: L2 penalty.
         plain: use the unfused implementation; otherwise a step is one kernel, and the learning rate a tensor, so that
@@ -86,8 +86,8 @@ class Trainer:
         data: training and validation images.
         options: of the run.
         step: makes a step, see `helper.loops.train_one_epoch`.
-        pass_turn: called after every TURN steps and before each test if several runs take turns.
-        table: on the screen; shared by the runs that take turns.
+        pass_turn: passes the turn to the next of several runs, after every TURN steps and before each test; or None.
+        table: the table on the screen, shared by the runs that take turns.
         first: trains the run's first stage, if it has one.
     """
 
@@ -171,7 +171,7 @@ class Trainer:
         return result | {"images_per_second": data.num_samples / (time.perf_counter() - self.started)}
 
     def evaluate(self, trained: Record) -> Record:
-        """Test the student; `trained` has the epoch's training means."""
+        """Return the student's test results; `trained` has the epoch's training means."""
         self.trained = trained
         if self.pass_turn:  # only before the test: runs that take turns share the loader
             self.pass_turn()
@@ -186,7 +186,7 @@ class Trainer:
             raise Diverged("the weights are not finite after the last step")
 
     def _seconds_left(self, epoch: int, *more: Record) -> float:
-        """Return the estimated time after an epoch to the end of the run, by the last epochs' durations."""
+        """Return the estimated seconds from the end of an epoch to that of the run, by the last epochs' durations."""
         seconds = [record["seconds"] for record in [*self.history, *more][-RECENT:] if "seconds" in record]
         return fmean(seconds) * (self.options.epochs - epoch) if seconds else math.nan
 

@@ -21,7 +21,7 @@ O = TypeVar("O", bound=CommonOptions)  # noqa: E741
 
 
 def trials_of(options: O) -> list[O]:
-    """Return the options of each of --trials runs: consecutive seeds, which are also added to given names."""
+    """Return the options of each run of --trials: they have consecutive seeds, which are appended to given names."""
     if options.trials == 1:
         return [options]
     trials = []
@@ -58,11 +58,11 @@ class Turns:
         self.cuda_random = [torch.Generator(device) for _ in range(count)] if device.type == "cuda" else []
 
     def run(self, works: Sequence[Callable[[Callable[[], None]], None]]) -> None:
-        """Call all works, each with a function that passes the turn to the next one, until they return.
+        """Call each function in its own thread, with a function that passes the turn to the next one; wait for all.
 
         Raises:
-            RunError: raised by a work (an Interrupted first); the other works have run to their end.
-            BaseException: any other error, which ends all works.
+            RunError: raised by one of them (preferably an Interrupted); the others have run to their end.
+            BaseException: any other error of one of them, which ends all.
         """
         threads = [threading.Thread(target=self._work, args=each, daemon=True) for each in enumerate(works)]
         try:
@@ -153,7 +153,7 @@ def train_runs(
     Args:
         runs: folders and options.
         device: of all of them.
-        found_out: further entries of their `config.json`.
+        found_out: entries to add to their `config.json`.
         build: makes the trainer of a run, in its turn, from its folder, its options, a function that passes the turn
             (None for a single run), and the table on the screen.
     """

@@ -97,8 +97,9 @@ def networks(dataset: str | None = None) -> dict[str, Callable[[int], Model]]:
 def create_model(name: str, num_classes: int, dataset: str | None = None) -> Model:
     """Return a freshly initialised network from images [B, 3, H, W] to logits [B, num_classes].
 
-    Raises UserError for a name that is not in `networks(dataset)`, nor of a network of timm or Hugging Face, nor of a
-    student of SimKD.
+    Raises:
+        UserError: the name is not in `networks(dataset)`, and is not that of a network of timm or Hugging Face or of a
+            student of SimKD.
     """
     if is_projected(name):
         student, teacher_shape, *how = parse_name(name)

@@ -22,7 +22,7 @@ class Output:
     class_maps: Tensor | None = None  # if asked for: [B, classes, H, W], see `Model.forward`
     last_map: Tensor | None = None  # if asked for: [B, D, H, W], the map whose average is the pooled vector
     second: "Output | None" = None  # if asked for: that for a second view of the images
-    extent: Tensor | None = None  # of a detector: [B, 2], the share of the maps' height and width that is no padding
+    extent: Tensor | None = None  # of a detector: [B, 2], the share of the maps' height and width without padding
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.features, self.logits))
@@ -45,7 +45,7 @@ class Model(nn.Module):
     def trace(self, x: Tensor, preact: list[Tensor] | None = None) -> tuple[list[Tensor], Tensor | None]:
         """Return the features of images x [B, 3, H, W] and the map whose average over positions is the pooled vector.
 
-        That map is None if the pooled vector is no average.
+        The map is None if the pooled vector is not an average.
 
         Args:
             x: the images.
@@ -92,11 +92,11 @@ class Model(nn.Module):
         Args:
             x: the images.
             is_feat: whether to return an Output.
-            also: what else it has: "preact"; "last_map", the map that is averaged; "class_maps", the last layer's
-                weight, without bias, applied at every position of that map.
+            also: further parts of the Output: "preact"; "last_map", the map that is averaged; "class_maps", the last
+                layer's weight, without bias, applied at every position of that map.
 
         Raises:
-            UserError: the network does not give this.
+            UserError: the network cannot compute one of these.
         """
         if not also:
             features = self.extract(x)
@@ -137,11 +137,11 @@ def feature_shapes(
         model: the network; its training mode is restored.
         image_size: side of a square image that the model accepts, in pixels.
         maps: whether the maps of stem and stages are needed.
-        also: what else is needed, see `Model.forward`.
+        also: further parts of the output that are needed, see `Model.forward`.
 
     Raises:
-        UserError: the network does not follow `Model` (without `maps` only its pooled vector is checked), does not give
-            what else is needed, or does not take images of this size.
+        UserError: the network does not follow `Model` (without `maps` only its pooled vector is checked), lacks a part
+            in `also`, or does not accept images of this size.
     """
     name, classifier = type(model).__name__, getattr(model, "classifier", None)
     if not isinstance(classifier, nn.Linear):

@@ -32,7 +32,7 @@ Maps = OrderedDict[str, Tensor]  # [B, channels, H, W] each, from the finest to 
 
 
 class Prepared(NamedTuple):
-    """A batch as a detector's backbone takes it."""
+    """A batch in the form that a detector's backbone takes."""
 
     images: (
         ImageList  # resized and normalised; `tensors` [B, 3, H, W] padded to one size, `image_sizes` without padding
@@ -93,7 +93,7 @@ class Detector(nn.Module):
         return super().train(mode)
 
     def prepare(self, images: list[Tensor], boxes: list[Tensor], labels: list[Tensor]) -> Prepared:
-        """Return images and boxes resized, the images normalised and padded to one size.
+        """Resize images and boxes, and normalise the images and pad them to one size.
 
         In training mode each image's short side is drawn by torch's global generator.
 
@@ -122,7 +122,7 @@ class Detector(nn.Module):
         return self.backbone(images)
 
     def train_losses(self, prepared: Prepared, maps: Maps) -> Found:
-        """Return the losses of a batch in training mode, and what they were computed from.
+        """Return the losses of a batch in training mode, with the proposals that they were computed from.
 
         Anchors and proposals are sampled by torch's global generator, as in torchvision's `detector(images, targets)`,
         whose losses these are.
@@ -251,12 +251,12 @@ def create_detector(
         name: one of DETECTORS.
         num_classes: C, without background.
         frozen_norm: whether batch norm is fixed (FrozenBatchNorm2d), which needs pretrained statistics.
-        trainable_layers: of the backbone's five parts (stem and stages, the tiny ones' blocks) the last ones that are
-            trained; 3 freezes stem and first stage.
-        min_sizes: short sides in pixels, of which training draws one per image; None for 800, with tiny ones 96.
-        max_size: the largest long side in pixels; the short side becomes smaller for it.
-        test_size: short side in evaluation mode; None for the largest of `min_sizes`.
-        rois: proposals that are sampled per image; None for 512, with tiny ones 32. Of no effect without proposals.
+        trainable_layers: number of trained parts of the backbone, counted from the last of five (stem and stages, or a
+            tiny detector's blocks); 3 freezes stem and first stage.
+        min_sizes: short sides in pixels; training draws one per image. None for 800, or 96 for tiny detectors.
+        max_size: the largest long side in pixels, which takes precedence over the short side.
+        test_size: short side in pixels in evaluation mode; None for the largest of `min_sizes`.
+        rois: proposals sampled per image; None for 512, or 32 for tiny detectors. No effect without proposals.
 
     Raises:
         UserError: the name is unknown, or `trainable_layers` is not from 0 to 5.
@@ -322,7 +322,7 @@ def _tiny_anchors() -> AnchorGenerator:
 
 
 def _tiny_heads(num_classes: int) -> dict[str, Any]:
-    """Return torchvision's settings of a tiny Faster R-CNN; its predictor takes the place of the number of classes."""
+    """Return torchvision's settings for a tiny Faster R-CNN; a predictor replaces the number of classes."""
     return {
         "num_classes": None,
         "rpn_anchor_generator": _tiny_anchors(),

@@ -16,8 +16,8 @@ from models.download import fetch
 from models.imagenet import fetch_weights
 from models.state_dict import find_weights
 
-# torchvision's name of each detector of which it has weights for COCO. They have an output for each of COCO's category
-# ids, from 1 to 90, of which ten are unused, and for background, 0.
+# torchvision's names of the detectors for which it has COCO weights. These have 91 outputs: background (0) and COCO's
+# category ids from 1 to 90, ten of them unused.
 COCO_WEIGHTS = {
     "faster_rcnn_ResNet50": "fasterrcnn_resnet50_fpn",
     "faster_rcnn_ResNet50_v2": "fasterrcnn_resnet50_fpn_v2",
@@ -29,10 +29,10 @@ RETINA_CLASS, RETINA_BOX = "head.classification_head.cls_logits", "head.regressi
 
 
 def fetch_coco_weights(name: str) -> Path:
-    """Return the file with torchvision's weights for COCO of a detector, downloaded once.
+    """Return the file with torchvision's COCO weights of a detector, downloaded once.
 
     Raises:
-        UserError: torchvision has none of this detector.
+        UserError: torchvision has none for this detector.
         OSError, RuntimeError, HTTPException: as `fetch`.
     """
     if name not in COCO_WEIGHTS:
@@ -55,13 +55,13 @@ def coco_names() -> list[str]:
 def load_detector(path: Path, name: str | None = None, **settings: Any) -> Detector:
     """Return the detector in a file: one of ours, or one of torchvision's with weights for COCO.
 
-    Of torchvision's 91 outputs those of the 80 categories are kept. Batch norm is frozen unless the file counts its
-    batches; `settings` can say otherwise.
+    Of torchvision's 91 outputs, only background and the 80 categories are kept. Batch norm is frozen unless the file
+    has its `num_batches_tracked`; `settings` can override this.
 
     Args:
-        path: a file of torch.save, whose content is never run.
-        name: one of DETECTORS; None: what the file says.
-        settings: of `create_detector`.
+        path: a file of torch.save; code in it is never run.
+        name: one of DETECTORS; None: the one that the file names.
+        settings: arguments of `create_detector`.
 
     Raises:
         UserError: the file cannot be read, or does not hold this detector.
@@ -95,13 +95,13 @@ def fetch_backbone(name: str) -> Path:
 
 
 def _classifier_of(name: str) -> str:
-    """Return the ImageNet classifier whose layers a detector's backbone has."""
+    """Return the name of the ImageNet classifier that a detector's backbone is part of."""
     backbone = backbone_of(name)
     return "MobileNetV2_Imagenet" if backbone == "MobileNetV2" else backbone
 
 
 def load_backbone(model: Detector, path: Path) -> None:
-    """Start a detector's backbone, without its pyramid, from an ImageNet classifier, whose last layers are left out.
+    """Initialise a detector's backbone, without the pyramid, from an ImageNet classifier without its last layers.
 
     Args:
         model: the detector, which is changed.
@@ -120,9 +120,9 @@ def fit(module: nn.Module, weights: dict[str, Tensor], path: Path, name: str) ->
     """Load weights into a module that has exactly these; batch norm's number of batches may be absent.
 
     Args:
-        module: that takes them; it is partly changed if an error is raised.
+        module: the module; it is partly changed if an error is raised.
         weights: by their names in the module.
-        path: where they are from, for the error message.
+        path: the file of the weights, for the error message.
         name: of the module, for the error message.
 
     Raises:
@@ -137,12 +137,12 @@ def fit(module: nn.Module, weights: dict[str, Tensor], path: Path, name: str) ->
 
 
 def check_names(path: Path, name: str, problem: str, keys: Iterable[str]) -> None:
-    """Raise UserError with the first three keys, and the number of the others, if there are any.
+    """Raise UserError if there are keys; the message has the first three, and the number of the others.
 
     Args:
         path: of the weights.
         name: of the network that should be in it.
-        problem: a verb that goes before the keys.
+        problem: the phrase before the keys, such as "has other shapes of".
         keys: names of weights.
     """
     keys = list(keys)
@@ -161,7 +161,7 @@ def _count_outputs(path: Path, weights: dict[str, Tensor]) -> int:
 
 
 def _for_categories(weights: dict[str, Tensor], ids: list[int]) -> dict[str, Tensor]:
-    """Return weights with 91 outputs for background and categories alone."""
+    """Return weights of 91 outputs, reduced to background and the categories with the given ids."""
     rows, kept = [0, *ids], dict(weights)
     for end in ("weight", "bias"):
         for key, groups in ((f"{FASTER_CLASS}.{end}", (-1, 1)), (f"{FASTER_BOX}.{end}", (-1, 4))):
@@ -173,9 +173,9 @@ def _for_categories(weights: dict[str, Tensor], ids: list[int]) -> dict[str, Ten
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the weights in a file of torch.save, and what it says of them, such as their `network`; may be nothing.
+    """Return the weights in a file of torch.save, and its description of them, such as `network`; it may be empty.
 
-    Nothing in the file is run.
+    Code in the file is never run.
     """
     try:
         with open_regular(path) as file:

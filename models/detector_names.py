@@ -13,5 +13,5 @@ DETECTORS = (
 
 
 def pyramid_of(name: str) -> tuple[str, bool]:
-    """Return what decides the levels of a detector's maps: its family, and whether it is a tiny one."""
+    """Return a detector's family, and whether it is a tiny one; together they determine the levels of its maps."""
     return name.partition("_")[0], "tiny" in name

@@ -1,4 +1,4 @@
-"""Load the Faster R-CNNs of detectron2's model zoo (Wu et al. 2019), with layers a little unlike torchvision's."""
+"""Load the Faster R-CNNs of detectron2's model zoo (Wu et al. 2019); some layers differ from torchvision's."""
 
 import hashlib
 import pickle
@@ -38,14 +38,14 @@ _PARTS = {
 }
 _CONSTANTS = ("pixel_mean", "pixel_std", "proposal_generator.anchor_generator.cell_anchors.")  # in older files
 
-# All that the pickle of a dict of NumPy arrays names; NumPy 1 and 2 have different modules.
+# All names in a pickle of a dict of NumPy arrays; NumPy 1 and 2 have different modules.
 _ALLOWED = {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode"), ("collections", "OrderedDict")}
 _ALLOWED |= {(f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")}
 _ALLOWED |= {(f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")}
 
 
 class AlignedPool(MultiScaleRoIAlign):
-    """ROI align with sampling points shifted by half a pixel of the map, as detectron2's; torchvision's are not."""
+    """ROI align with sampling points shifted by half a pixel of the map, as in detectron2, unlike torchvision."""
 
     def forward(self, x: Maps, boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
         """Return the pooled boxes [N, channels, *output_size].
@@ -71,14 +71,14 @@ class AlignedPool(MultiScaleRoIAlign):
 
 
 def load_detectron2(path: Path, sha256: str | None, model: FasterRCNN) -> None:
-    """Load a file of detectron2's model zoo, and make the network compute what detectron2's does.
+    """Load a file of detectron2's model zoo, and change the network to compute what detectron2's does.
 
-    A state dict of the network does not hold these changes of it: a stage's stride is in its first 1x1 convolution, the
-    ROI align is `AlignedPool`, anchors are not rounded, and at most 1000 proposals remain in training as well.
+    The changes are not part of a state dict: a stage's stride is in its first 1x1 convolution, the ROI align is
+    `AlignedPool`, anchors are not rounded, and at most 1000 proposals remain in training as well.
 
     Args:
         path: a pickle of NumPy arrays, such as those of faster_rcnn_R_50_FPN_3x and faster_rcnn_R_101_FPN_3x.
-        sha256: the file's hash in hexadecimal; nothing is read from a file with another.
+        sha256: the expected hash in hexadecimal; a file with another hash is not read.
         model: faster_rcnn_ResNet50 or faster_rcnn_ResNet101 for 80 classes, which are COCO's by ascending id.
 
     Raises:
@@ -107,9 +107,9 @@ def _detectron2_name(name: str) -> str:
 
 
 def _converted(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return detectron2's weights, under torchvision's names, for RGB in 0 to 1 and for background first.
+    """Return detectron2's weights under torchvision's names, for RGB images from 0 to 1 and with background first.
 
-    detectron2 takes BGR in 0 to 255 minus ImageNet's mean; torchvision also divides by the standard deviation.
+    detectron2 takes BGR from 0 to 255 minus ImageNet's mean; torchvision also divides by the standard deviation.
     """
     scale = 255 * torch.tensor([0.229, 0.224, 0.225])
     stem = "backbone.body.conv1.weight"
@@ -122,7 +122,7 @@ def _converted(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _lay_out(model: FasterRCNN) -> None:
-    """Change a network's layers to detectron2's, which its weights were trained with."""
+    """Change a network's layers to those of detectron2, which the weights were trained with."""
     for stage in ("layer2", "layer3", "layer4"):
         block = model.backbone.body[stage][0]
         block.conv1.stride, block.conv2.stride = (2, 2), (1, 1)
@@ -150,7 +150,7 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def _read(path: Path, sha256: str | None) -> dict[str, np.ndarray]:
-    """Return the arrays in a pickle with a known hash."""
+    """Return the arrays in a pickle. Raises UserError unless its hash is the expected one."""
     try:
         with open_regular(path) as file:
             content = file.read()

@@ -6,8 +6,8 @@ import torch
 
 from inputs import UserError
 
-# Teachers for CIFAR-100 by Yaofo Chen (github.com/chenyaofo/pytorch-cifar-models, BSD 3-Clause). Top-1 published there:
-# 68.83, 70.16, 71.63, 72.63. A name ends in the first eight digits of the file's sha256.
+# Teachers for CIFAR-100 by Yaofo Chen (github.com/chenyaofo/pytorch-cifar-models, BSD 3-Clause). Their published top-1
+# accuracies are 68.83, 70.16, 71.63 and 72.63. A name ends in the first eight digits of the file's sha256.
 _RELEASE = "https://github.com/chenyaofo/pytorch-cifar-models/releases/download/resnet/cifar100_"
 HUB = {
     "resnet20": f"{_RELEASE}resnet20-23dac2f1.pt",
@@ -18,7 +18,7 @@ HUB = {
 
 
 def fetch(url: str) -> Path:
-    """Return the file at a URL whose name ends in the beginning of its sha256; it is downloaded once.
+    """Return the file at a URL, downloaded once; its name must end in the first digits of its sha256.
 
     Raises:
         OSError, HTTPException: it cannot be downloaded.
@@ -35,7 +35,7 @@ def fetch_hub(name: str) -> Path:
     """Return the file with public CIFAR-100 weights of a network; see `HUB` and `fetch`.
 
     Raises:
-        UserError: there are none of this network.
+        UserError: there are none for this network.
         OSError, RuntimeError, HTTPException: as `fetch`.
     """
     if name not in HUB:

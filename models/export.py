@@ -68,9 +68,10 @@ def load_exported(form: str, path: Path) -> Callable[[Tensor], Tensor]:
 def compare_logits(
     model: Model, exported: Callable[[Tensor], Tensor], image_size: int, batch: int | None = None
 ) -> tuple[float, float]:
-    """Return the largest absolute difference of a network's and its export's logits, and the largest absolute logit.
+    """Return the largest absolute difference between the logits of a network and its export, and the largest logit.
 
-    Both see random normal images: one batch of size `batch`; if it is None, two batches, of sizes 1 and 3.
+    The logit is absolute too. The inputs are random normal images: one batch of size `batch`; if it is None, two
+    batches of sizes 1 and 3.
     """
     generator, differences, logits = torch.Generator().manual_seed(0), [], []
     for size in [batch] if batch else [1, 3]:

@@ -1,8 +1,8 @@
 """Export a detector for programs without this code: to TorchScript or ONNX, with resizing and non-maximum suppression.
 
-torch.export cannot: how many boxes a network finds decides what is computed next, which a recorded graph does not allow
-("data-dependent guards" of PyTorch 2.6 to 2.14). For the same reason ONNX files are made by the older of PyTorch's two
-exporters, for which torchvision has what is needed.
+torch.export cannot: later computations depend on how many boxes a network finds, which a recorded graph does not allow
+("data-dependent guards" of PyTorch 2.6 to 2.14). For the same reason ONNX files are written by the older of PyTorch's
+two exporters, which torchvision supports.
 """
 
 import copy
@@ -26,16 +26,16 @@ from models.export import SUFFIXES, check_packages
 OUTPUTS = ("boxes", "labels", "scores")  # [D, 4] in pixels of the image, [D] int64 from 1, [D] from 0 to 1
 OPSET = 17  # of ONNX: the last one of the older exporter
 FAR = 1e6  # pixels
-SIDE = 96  # of the image with which a graph is recorded, which takes others all the same
+SIDE = 96  # pixels of the image that a graph is recorded with; the graph takes other sizes too
 
 Exported = Callable[[Tensor], dict[str, Tensor]]  # from an image [3, H, W], RGB in 0 to 1, to OUTPUTS
 
 
 class Comparison(NamedTuple):
-    """How the detections of an exported detector differ from the detector's own."""
+    """Differences between the detections of an exported detector and the detector's own."""
 
     boxes: int  # of the detector, in all images
-    is_alike: bool  # whether there are as many, of the same classes
+    is_alike: bool  # whether the export finds as many, of the same classes
     box_difference: float  # the largest, in pixels
     largest: float  # coordinate, in pixels
     score_difference: float  # the largest
@@ -54,7 +54,7 @@ class _OfOneImage(nn.Module):
 
 
 class _ExactResize(GeneralizedRCNNTransform):
-    """Resizes by double precision in TorchScript too, where torchvision's often makes a side one pixel shorter."""
+    """Computes sizes in double precision in TorchScript too, where torchvision's are often one pixel too short."""
 
     def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
         height, width = image.shape[-2:]
@@ -66,10 +66,10 @@ class _ExactResize(GeneralizedRCNNTransform):
 
 
 def check_form(form: str) -> None:
-    """Raise UserError if a detector cannot be had in a format, or the format needs packages that are not installed."""
+    """Raise UserError if a format does not support detectors, or needs packages that are not installed."""
     if form == "torch.export":
         raise UserError(
-            "--export torch.export cannot be had with detectors (what they compute depends on how many boxes they"
+            "--export torch.export is not supported for detectors (what they compute depends on how many boxes they"
             f" find): choose one of {', '.join(each for each in SUFFIXES if each != form)}"
         )
     check_packages(form)
@@ -78,7 +78,7 @@ def check_form(form: str) -> None:
 def export_detector(model: Detector, form: str, path: Path) -> None:
     """Write a detector in evaluation mode on the CPU to a file; it takes images of any size.
 
-    An ONNX graph computes sizes in float32, so that a side is resized to a pixel less for about a tenth of all sizes.
+    An ONNX graph computes sizes in float32: for about a tenth of all sizes, a side becomes one pixel shorter.
 
     Args:
         model: the detector.
@@ -91,7 +91,7 @@ def export_detector(model: Detector, form: str, path: Path) -> None:
     """
     check_form(form)
     if any(isinstance(module, AlignedPool) for module in model.modules()):
-        raise UserError("--export cannot be had with detectron2's networks (their pooling is not torchvision's): train"
+        raise UserError("--export is not supported for detectron2's networks (their pooling differs): train"
                         " a detector with this one as its teacher, and export that")  # fmt: skip
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchScript and the older exporter are deprecated
@@ -125,7 +125,7 @@ def load_exported_detector(form: str, path: Path) -> Exported:
 
         def run_script(image: Tensor) -> dict[str, Tensor]:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # it says that it returns losses too
+                warnings.simplefilter("ignore")  # a warning that it returns losses too
                 return script([image])[1][0]
 
         return run_script
@@ -142,7 +142,7 @@ def load_exported_detector(form: str, path: Path) -> Exported:
 
 @torch.no_grad()
 def compare_detections(model: Detector, exported: Exported, images: list[Tensor]) -> Comparison:
-    """Return how the detections of a detector and its export differ; those of one score may be in another order.
+    """Compare the detections of a detector and its export; the order of detections with equal scores does not matter.
 
     Args:
         model: in evaluation mode on the CPU.

@@ -18,7 +18,7 @@ PREFIXES = ("timm:", "hf:")
 
 
 class Outside(Model):
-    """A network of another library; its weights keep the names that they have there.
+    """A network of another library; its weights keep that library's names.
 
     Args:
         net: the network.
@@ -53,7 +53,7 @@ class Timm(Outside):
     """A network of timm. Features: the maps that timm's `forward_intermediates` returns, and the pooled vector."""
 
     def extract(self, x: Tensor) -> list[Tensor]:
-        """Return maps, the first of which counts as the stem, and the pooled vector for images x [B, 3, H, W]."""
+        """Return maps [B, C, H, W] and the pooled vector [B, D] of images x [B, 3, H, W]; the first map is the stem."""
         if hasattr(self.net, "forward_intermediates"):
             last, maps = self.net.forward_intermediates(x)
         else:
@@ -80,8 +80,8 @@ def create_outside(name: str, num_classes: int | None = None, pretrained: bool =
 
     Args:
         name: with its prefix.
-        num_classes: of the last layer; None for as many as its pretrained weights have.
-        pretrained: with the library's weights, downloaded if necessary; otherwise freshly initialised.
+        num_classes: of the last layer; None for the number of the pretrained weights.
+        pretrained: whether to load the library's weights, downloaded if necessary, or initialise freshly.
 
     Raises:
         UserError: the library is not installed, has no such network, or the network does not end in one linear layer.
@@ -127,12 +127,12 @@ def _library(library: str, name: str) -> ModuleType:
 
 
 def is_outside(name: str) -> bool:
-    """Return whether a name is that of another library's network."""
+    """Return whether a name is one of another library's networks."""
     return name.startswith(PREFIXES)
 
 
 def file_name(name: str) -> str:
-    """Return a network's name as it is used in names of files and folders."""
+    """Return a network's name in the form used in names of files and folders."""
     return name.replace(":", "_").replace("/", "_")
 
 

@@ -1,4 +1,4 @@
-"""A student whose last map is projected to a teacher's, with the teacher's last layer: what SimKD trains and tests.
+"""SimKD's student: its last map is projected to the teacher's, and the teacher's last layer classifies it.
 
 Chen et al., CVPR 2022, "Knowledge Distillation with the Reused Teacher Classifier", arXiv 2203.14001.
 """
@@ -20,7 +20,7 @@ FORM = re.compile(PREFIX + r"(.+):([1-9]\d{0,3})x([1-9]\d{0,3})x([1-9]\d{0,3}):(
 
 
 class Projected(Model):
-    """A network without the layers behind its last map, a projector of that map, and the teacher's last layer.
+    """A network without the layers after its last map, followed by a projector and the teacher's last layer.
 
     The map is averaged to the size of the teacher's if it is larger. The projector, named as in the published code, is
     convolutions of 1x1, 3x3 and 1x1, each with batch norm and ReLU. The last layer is frozen.
@@ -57,7 +57,7 @@ class Projected(Model):
         return (*(f"net.{name}" for name in own[:-1]), "transfer.7") if own else ()
 
     def trace(self, x: Tensor, preact: list[Tensor] | None = None) -> tuple[list[Tensor], Tensor]:
-        """Return the student's features with the projected map and its average as the last two, and that map."""
+        """Return the student's features, the last two being the projected map and its average, and that map."""
         *maps, last, _ = self.net.extract(x) if preact is None else self.net.trace(x, preact)[0]
         projected = self.transfer(self.pool(last))
         if preact is not None:
@@ -71,10 +71,10 @@ class Projected(Model):
 
 
 def parse_name(name: str) -> tuple[str, list[int], int, int]:
-    """Return the student's name, the shape of the teacher's map, the factor and the image size in a name.
+    """Parse a name into the student's name, the shape of the teacher's map, the factor and the image size.
 
     Raises:
-        UserError: it is not of the form that `Projected.known_as` gives.
+        UserError: the name does not have the form of `Projected.known_as`.
     """
     found = FORM.fullmatch(name)
     if found is None:
@@ -85,12 +85,12 @@ def parse_name(name: str) -> tuple[str, list[int], int, int]:
 
 
 def is_projected(name: str | None) -> bool:
-    """Return whether a name is that of a `Projected` network."""
+    """Return whether a name is one of a `Projected` network."""
     return name is not None and name.startswith(PREFIX)
 
 
 def has_projector(weights: Mapping[str, Tensor]) -> bool:
-    """Return whether weights are those of a `Projected` network."""
+    """Return whether weights belong to a `Projected` network."""
     return {"transfer.0.weight", "classifier.weight"} <= weights.keys()
 
 
@@ -105,10 +105,10 @@ def _pool(size: list[int], smaller: list[int]) -> nn.Module:
 
 
 def _keep_last_map(net: Model, image_size: int) -> list[int]:
-    """Replace the layers of a network behind its last map by the identity; return the map's shape [C, H, W].
+    """Replace the layers after a network's last map by the identity; return the map's shape [C, H, W].
 
-    Their parameters are those that the map does not depend on. They are only frozen where that cannot be done: in a
-    layer that holds others too, and in a network that then fails.
+    These layers are found by their parameters, which the map does not depend on. Parameters are only frozen in a layer
+    that also holds others, and in a network that would fail without the layer.
     """
     probe = copy.deepcopy(net).to("meta").requires_grad_(True).eval()
     with torch.enable_grad():
@@ -125,14 +125,14 @@ def _keep_last_map(net: Model, image_size: int) -> list[int]:
             if own and own <= behind and not list(layer.children()):
                 replaced.append((module, name, layer))
                 setattr(module, name, nn.Identity())
-    if not _extracts(net, image_size):  # as where a layer that stays expects the width of one that does not
+    if not _extracts(net, image_size):  # for example, a remaining layer expects the width of a removed one
         for module, name, layer in replaced:
             setattr(module, name, layer)
     return list(last.shape[1:])
 
 
 def _extracts(net: Model, image_size: int) -> bool:
-    """Return whether a network still gives its features."""
+    """Return whether a network can still compute its features."""
     try:
         copy.deepcopy(net).to("meta").eval().extract(torch.empty(1, 3, image_size, image_size, device="meta"))
     except RuntimeError:

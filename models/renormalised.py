@@ -1,4 +1,4 @@
-"""A network for images that are normalised by other numbers than in its training."""
+"""A network for images that are normalised differently than in its training."""
 
 from collections.abc import Sequence
 
@@ -13,8 +13,8 @@ class Renormalised(Model):
 
     Args:
         net: the network.
-        given: mean and standard deviation of the channels of its images.
-        own: mean and standard deviation of its training.
+        given: mean and standard deviation by which its images are normalised, one number per channel.
+        own: mean and standard deviation by which its training images were normalised.
     """
 
     scale: Tensor

@@ -1,4 +1,4 @@
-"""Find a network's weights among what other programs save with them, and remove the prefixes of their names."""
+"""Find a network's weights in the checkpoints of other programs, and remove the prefixes of their names."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -12,7 +12,7 @@ PLACES = ("state_dict", "model", "net", "student", "model_state_dict", "ema")  #
 WRAPPERS = ("module.", "_orig_mod.")  # prefixes of DistributedDataParallel and torch.compile, in no network's own names
 OWNERS = ("student.", "model.", "backbone.")  # prefixes of a module that holds the network, or the network's own names
 COUNTERS = ("total_ops", "total_params")  # buffers that thop adds to each module
-DEEPEST = 5  # places in one another
+DEEPEST = 5  # levels of nested places
 MOST_NAMED = 5  # in a note
 
 Weights = dict[str, Tensor]
@@ -26,7 +26,7 @@ class Found(NamedTuple):
     left_out: tuple[str, ...] = ()  # names of other weights and values
 
     def note(self) -> str:
-        """Return in words what was removed and left out; empty if nothing was."""
+        """Return a text about the removed prefix and the values left out; empty if there are none."""
         groups = Counter(self.left_out).most_common()
         named = [f"{count} x {name}" if count > 1 else name for name, count in groups[:MOST_NAMED]]
         named += [f"{len(groups) - MOST_NAMED} more"] if groups[MOST_NAMED:] else []
@@ -36,10 +36,10 @@ class Found(NamedTuple):
 
 
 def find_weights(content: Any) -> Found:
-    """Return the state dict in a checkpoint: at its top level, or under PLACES, which may be in one another.
+    """Return the state dict in a checkpoint: at its top level, or under PLACES, which may be nested.
 
     Raises:
-        UserError: there is none, or there are several; the message says what the file holds.
+        UserError: there is none, or there are several; the message completes "the file holds ...".
     """
     left_out: list[str] = []
     for _ in range(DEEPEST):
@@ -76,7 +76,7 @@ def _places(content: Any, depth: int) -> list[str]:
 
 
 def _is_state_dict(value: Any) -> bool:
-    """Return whether a value is a dict of tensors by name; plain values beside them are allowed, dicts are not."""
+    """Return whether a value is a dict of tensors by name; it may also hold plain values, but no dicts."""
     if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
         return False
     return any(isinstance(each, Tensor) for each in value.values()) and not any(
@@ -88,14 +88,14 @@ def without_prefixes(found: Found, is_known: Callable[[Weights], bool]) -> Found
     """Remove the prefixes in WRAPPERS and OWNERS, including nested ones, from the names of weights.
 
     If no prefix is common to all names, only the weights under "student." are kept. If there are none, those under the
-    one prefix that holds a known network are kept; otherwise all are returned as they are.
+    only prefix that holds a known network are kept; otherwise all weights are returned unchanged.
 
     Args:
-        found: weights with the names of their file.
-        is_known: whether weights are those of a known network, whose names are left as they are.
+        found: weights by their names in the file.
+        is_known: returns whether weights belong to a known network; its names are left unchanged.
 
     Raises:
-        UserError: there are several known networks; the message says what the file holds.
+        UserError: there are several known networks; the message completes "the file holds ...".
     """
     names = found.weights
     prefixes = [prefix for prefix in (*WRAPPERS, *OWNERS) if any(name.startswith(prefix) for name in names)]
@@ -112,7 +112,7 @@ def without_prefixes(found: Found, is_known: Callable[[Weights], bool]) -> Found
 
 
 def _below(found: Found, prefix: str) -> Found:
-    """Return the weights with a prefix, without it."""
+    """Return the weights whose names have a prefix, under the names without it."""
     weights = {name.removeprefix(prefix): each for name, each in found.weights.items() if name.startswith(prefix)}
     others = [name.partition(".")[0] + ".*" for name in found.weights if not name.startswith(prefix)]
     return Found(weights, found.prefix + prefix, (*found.left_out, *others))

@@ -42,7 +42,7 @@ class PreActivationBlock(nn.Module):
 class _Stage(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, count: int, stride: int):
         super().__init__()
-        # named for published names such as block1.layer.0
+        # the attribute's name gives published names such as block1.layer.0
         self.layer = make_stage(PreActivationBlock, in_channels, out_channels, count, stride)
 
     def forward(self, x: Tensor, preact: list[Tensor] | None = None) -> Tensor:

@@ -26,9 +26,9 @@ from temperature.base import KdT
 DATASETS = ("coco", "shapes")
 NORMS = ("frozen", "trained")
 MOST = 10**9  # iterations
-BATCH = 8  # to which the learning rate belongs
-# Defaults that depend on the data set: mdistiller's protocol for COCO; the tiny setting of tests for shapes. The
-# numbers of iterations are those of a whole run, to which the others are in proportion.
+BATCH = 8  # the batch size that the learning rates below assume
+# Defaults by data set: mdistiller's protocol for COCO, a tiny one for the synthetic shapes of tests. The values of
+# IN_PROPORTION are for a run of `iterations` steps and scale with --iterations.
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "coco": {
         "iterations": 180_000, "eval_every": 10_000, "learning_rate": 0.01, "lr_steps": [120_000, 160_000],
@@ -47,10 +47,10 @@ PAIR_BETA = {
     ("faster_rcnn_ResNet101", "faster_rcnn_ResNet50"): 1.0,
     ("faster_rcnn_ResNet50", "faster_rcnn_MobileNetV2"): 2.0,
 }
-# Options of methods with other defaults than in classification: mdistiller's beta of DKD for detectors; a range of tau
-# and no blended images, since a temperature far above 1 makes a detector diverge (see docs/detection.md).
+# Method options whose defaults differ from classification: DKD's weights are mdistiller's for detectors; tau's range is
+# narrow, since a temperature far above 1 makes a detector diverge (see docs/detection.md); images are not blended.
 METHODS = {"dkd_alpha": 1.0, "dkd_beta": 0.25, "tau_range": 3.0, "aug_epoch": 0, "dpk_stages": 0}
-# Flags of the other scripts that cannot be had here, and why.
+# Flags of the other scripts that are not supported here, and why.
 ELSEWHERE = {
     "teacher_table": "the teacher sees each image in many sizes, and answers for the student's proposals",
     "fill_teacher_table": "the teacher sees each image in many sizes, and answers for the student's proposals",
@@ -66,17 +66,17 @@ ELSEWHERE = {
 
 
 def whole_numbers(text: str | list[int]) -> list[int]:
-    """Return the numbers of a comma-separated list. Raises UserError if it has anything else."""
+    """Return the integers in a comma-separated list. Raises UserError for anything else."""
     if isinstance(text, list):
         return text
     try:
         return [int(number) for number in text.split(",")]
     except ValueError as error:
-        raise UserError(f"whole numbers with commas are needed, like 640,800; not {text}") from error
+        raise UserError(f"give whole numbers separated by commas, like 640,800, not {text}") from error
 
 
 def by_dataset(help: str, *bounds: float, **more: Any) -> Option:
-    """Return an option whose default PROTOCOLS has."""
+    """Return an option whose default depends on the data set; see PROTOCOLS."""
     return Option(help, *bounds, later=True, **more)
 
 
@@ -91,10 +91,10 @@ class DetectionData:
     num_workers: NumWorkers = 2
     min_sizes: Annotated[
         list[int],
-        by_dataset("short sides of training images in pixels, one of which is drawn for each (default: 640 to 800)",
+        by_dataset("short sides of training images in pixels; one is drawn per image (default: 640 to 800)",
                    32, 8192, shown="N,N", normal=whole_numbers),
     ]  # fmt: skip
-    max_size: Annotated[int, by_dataset("their longest side (default: 1333)", 32, 8192)]
+    max_size: Annotated[int, by_dataset("largest long side of images in pixels (default: 1333)", 32, 8192)]
     test_size: Annotated[int, by_dataset("short side of test images (default: 800)", 32, 8192)]
     keep_empty: KeepEmpty = False
 
@@ -104,11 +104,11 @@ class DetectionOptimization:
     """optimization: by default mdistiller's protocol, in proportion to --iterations"""
 
     iterations: Annotated[int, by_dataset("steps of the run (default: 180000)", 1, MOST)]
-    eval_every: Annotated[int, by_dataset("steps of a part, after which it is tested (default: 10000)", 1, MOST)]
+    eval_every: Annotated[int, by_dataset("steps per part of the run; each ends with a test (default: 10000)", 1, MOST)]
     batch_size: BatchSize = BATCH
     learning_rate: Annotated[
         float,
-        by_dataset("(default: 0.01 for 8 images a step, in proportion to --batch_size)", 1e-9, 100.0, shown="LR"),
+        by_dataset("(default: 0.01 for 8 images per step, in proportion to --batch_size)", 1e-9, 100.0, shown="LR"),
     ]
     lr_steps: Annotated[
         list[int],
@@ -122,8 +122,9 @@ class DetectionOptimization:
     momentum: Annotated[float, Option("of SGD", 1e-6, 0.9999, or_zero=True)] = 0.9
     weight_decay: Annotated[float, Option("of SGD, for all trained parameters", 1e-9, 10.0, or_zero=True)] = 1e-4
     clip_grad: Annotated[
-        float, Option("the gradient's largest norm; 0: any, as in detectron2 and mdistiller", 1e-6, 1e9, or_zero=True)
-    ] = 10.0
+        float, Option("clip the gradient to this norm; 0: never, as in detectron2 and mdistiller", 1e-6, 1e9,
+                      or_zero=True)
+    ] = 10.0  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,21 +141,21 @@ class DetectorPair:
                 " torchvision, which downloads its weights of --model_t for COCO", shown="FILE"),
     ] = None  # fmt: skip
     pickle_sha256: Annotated[
-        str | None, neutral("of a .pkl file: a pickle may hold code, so no other is read", shown="HASH")
+        str | None, neutral("expected hash of a .pkl file, required since a pickle may hold code", shown="HASH")
     ] = None
     skip_validation: Annotated[bool, neutral("do not evaluate the teacher before distilling")] = False
     backbone: Annotated[
         str | None,
         neutral("ImageNet weights to start from: a file of torchvision's format, or torchvision to download them"
                 " (default: none); other weights make another run", shown="FILE"),
-    ] = None  # the path, which is neutral; config.json has the file's hash, which is not  # fmt: skip
+    ] = None  # the path is neutral; the file's hash in config.json is not  # fmt: skip
     norm: Annotated[
         str, Option("the backbone's batch norm (default: frozen with --backbone, else trained)", choices=NORMS,
                     later=True)
     ]  # fmt: skip
     trainable_layers: Annotated[
-        int, Option("how many of the backbone's last stages are trained (default: 3 with --backbone, 5 of a"
-                    " MobileNetV2; else 5)",
+        int, Option("number of trained stages of the backbone, counted from the last (default: 3 with --backbone, but 5"
+                    " for MobileNetV2; else 5)",
                     0, 5, later=True)
     ]  # fmt: skip
     rois: Annotated[int, by_dataset("proposals sampled from an image (default: 512)", 1, 100_000)]
@@ -185,11 +186,11 @@ class DetectorOptions(
     """The options of train_detector.py."""
 
     kd_T: KdT = 1.0
-    method: Mapping[str, Any]  # the options of all its distillers and temperatures, by name
+    method: Mapping[str, Any]  # the options of the run's distiller and temperature, by name
 
     @property
     def epochs(self) -> int:
-        """Return the number of parts of the run, which a trainer counts like epochs."""
+        """Return the number of parts of `eval_every` steps in the run; a trainer treats them as epochs."""
         return -(-self.iterations // self.eval_every)
 
 

@@ -27,7 +27,7 @@ PUBLISHED_TEMPERATURES = {"global": "ctkd-global", "instance": "ctkd-instance"} 
 
 
 def name_of(help: str, known: Callable[[], Iterable[str]], **more: Any) -> Option:
-    """Return the option of a name in a registry, to which plug-ins may add; unknown names are refused later."""
+    """Return the option for a name in a registry. Since plug-ins may add names, it is not checked during parsing."""
     return Option(help, known=known, shown="NAME", **more)
 
 
@@ -43,16 +43,16 @@ DATASET = name_of(
 
 
 def channels_of(text: str) -> list[float]:
-    """Return the numbers of a comma-separated list, one for each channel. Raises UserError if it is none."""
+    """Return the three numbers in a comma-separated list, one per channel. Raises UserError for anything else."""
     try:
         red, green, blue = map(float, text.split(","))
     except ValueError as error:
-        raise UserError(f"three numbers with commas are needed, like 0.5,0.5,0.5, not {text}") from error
+        raise UserError(f"give three numbers separated by commas, like 0.5,0.5,0.5, not {text}") from error
     return [red, green, blue]
 
 
 def scale_of(what: str, least: float, default: str) -> Option:
-    """Return the option of the channels' mean or standard deviation."""
+    """Return the option for the mean or standard deviation of each channel."""
     help = f"{what} of the channels, like 0.5,0.5,0.5, with white as 1 (default: {default})"
     return Option(help, least, 10.0, shown="R,G,B", later=True, normal=channels_of, before=None)
 
@@ -82,7 +82,7 @@ class DataOptions:
 
 
 def epochs_of(text: str) -> list[int]:
-    """Return the epochs of a comma-separated list. Raises UserError if it has anything else."""
+    """Return the epochs in a comma-separated list. Raises UserError for anything else."""
     try:
         return [int(epoch) for epoch in text.split(",")]
     except ValueError as error:
@@ -267,7 +267,7 @@ class PairOptions:
 
 
 def own_weight(help: str, flag: str) -> Option:
-    """Return the option of a loss weight whose default depends on the distiller."""
+    """Return the option for a loss weight whose default depends on the distiller."""
     return Option.of_weight(f"{help} (default: the distiller's own)", names=(flag,), later=True)
 
 
@@ -342,13 +342,13 @@ class StudentOptions(CommonOptions, TemperatureOptions, LossOptions, PairOptions
 
 
 def as_dict(options: CommonOptions) -> dict[str, Any]:
-    """Return all options by name, including those of all methods."""
+    """Return all options by name, including those of every method."""
     values = {field.name: getattr(options, field.name) for field in fields(options)}
     return values | values.pop("method", {})
 
 
 def as_options(values: dict[str, Any]) -> Any:
-    """Return the StudentOptions or TeacherOptions with these values by name."""
+    """Return StudentOptions or TeacherOptions from values by option name."""
     if "model_s" not in values:
         return TeacherOptions(**values)
     own = {field.name for field in fields(StudentOptions)}
@@ -357,7 +357,7 @@ def as_options(values: dict[str, Any]) -> Any:
 
 
 def first_epochs(options: CommonOptions) -> int:
-    """Return the epochs of a run's first stage, before its own epochs; 0 without one."""
+    """Return the length of a run's first stage in epochs, see `TwoStage`; 0 if it has none."""
     if not isinstance(options, StudentOptions) or not distiller_dict[options.distill].has_first_stage:
         return 0
     return options.method["init_epochs"]
@@ -475,14 +475,14 @@ def _curriculum(text: str) -> str:
 
 
 def own_options(distill: str | None, temperature: str | None) -> dict[str, Declared]:
-    """Return the options that only a distiller and a temperature have, not all runs."""
+    """Return the options declared by a distiller and a temperature, without those that every run has."""
     takers = (distiller_dict.get(distill or ""), temperature_dict.get(temperature or ""))
     own = {name: declared for taker in takers if taker for name, declared in options_of(taker).items()}
     return {name: declared for name, declared in own.items() if name not in options_of(StudentOptions)}
 
 
 def all_options() -> dict[str, Declared]:
-    """Return all options by name. Raises ValueError if one is declared in two ways."""
+    """Return all options by name. Raises ValueError if two declarations of an option differ."""
     known: dict[str, Declared] = {}
     for taker in (*distiller_dict.values(), *temperature_dict.values(), TeacherOptions, StudentOptions):
         for name, declared in options_of(taker).items():

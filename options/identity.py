@@ -12,21 +12,21 @@ HASHES = {  # key: message if it differs
 
 
 def added_options() -> dict[str, Any]:
-    """Return the options added later, each with the value that describes runs from before it existed."""
+    """Return the options that older runs lack, each with the value that describes those runs."""
     return {name: declared.option.before for name, declared in all_options().items() if declared.option.was_added}
 
 
 def decisive(options: dict[str, Any], distill: str | None, temperature: str | None) -> dict[str, Any]:
     """Return the options, including the seed, that can change the result of a run with this distiller and temperature.
 
-    Left out are those that only name, place or show it, and those of other distillers and temperatures.
+    It omits options that only name, place or show the run, and those of other distillers and temperatures.
     """
     left_out = neutral_options() | foreign_options(distill, temperature)
     return {key: value for key, value in options.items() if key not in left_out}
 
 
 def neutral_options() -> set[str]:
-    """Return the options that only name, place or show a run and do not change its result; the seed is not one."""
+    """Return the options that only name, place or show a run without changing its result; the seed is not one."""
     declared = all_options() | options_of(DetectorOptions)
     return {name for name, option in declared.items() if option.option.is_neutral}
 
@@ -38,7 +38,7 @@ def foreign_options(distill: str | None, temperature: str | None) -> set[str]:
 
 
 def own_dict(options: StudentOptions | DetectorOptions) -> dict[str, Any]:
-    """Return the options by name without those of methods that the run does not use, as in `config.json`."""
+    """Return the options by name, as in `config.json`: without those of methods that the run does not use."""
     foreign = foreign_options(options.distill, options.temperature)
     return {name: value for name, value in as_dict(options).items() if name not in foreign}
 
@@ -52,8 +52,8 @@ def differing(there: dict[str, Any], here: dict[str, Any]) -> str:
 def differing_keys(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
     """Return the common options in which two runs differ.
 
-    The hash of data or a teacher does not count if it is unknown here, because none was given, or of another version of
-    the formula.
+    A hash of the data or the teacher is ignored if it is unknown here or if the two were computed by different versions
+    of the formula.
     """
     both = sorted(key for key in there.keys() & here.keys() if there[key] != here[key])
     return [

@@ -41,8 +41,8 @@ from temperature import dtkd, temperature_dict
 from temperature.ctkd import curriculum_lambda
 
 DECAYS = (150 / 240, 180 / 240, 210 / 240)  # where the published schedule of 240 epochs lowers the learning rate
-# Names in other code: a distiller's in RepDistiller and CTKD, an ImageNet network's in mdistiller. (mdistiller's names
-# of distillers are in capitals, which are accepted too.)
+# Names in other code: of distillers in RepDistiller and CTKD, of ImageNet networks in mdistiller. (Capitals, as in
+# mdistiller's names of distillers, are accepted anyway.)
 PUBLISHED_NAMES = {
     "similarity": "sp", "attention": "at", "correlation": "cc", "fitnet": "hint", "factor": "ft", "abound": "ab",
     "cat-kd": "cat_kd", "mobilenetv1": "MobileNetV1_Imagenet",
@@ -58,9 +58,9 @@ def given(parser: Parser, argv: list[str]) -> set[str]:
 
 
 def flags_of(parser: Parser, options: dict[str, Any]) -> list[str]:
-    """Return the flags that give options these values, or an empty list if flags cannot.
+    """Return the flags that set options to these values; an empty list if flags cannot.
 
-    That is the case if one has no flag, has a value that only leaving its flag out gives, or changes other defaults.
+    They cannot if an option has no flag, has a value that no flag can express, or changes the defaults of others.
     """
     known = vars(parser.parse_args([])).keys() - DECIDE_DEFAULTS
     if not options.keys() <= known or any(value is None or value is False for value in options.values()):
@@ -145,7 +145,7 @@ def _check_teacher_weights(options: dict[str, Any]) -> None:
 
 
 def resolve_processes(options: dict[str, Any]) -> None:
-    """Raise UserError for options that several processes cannot do with."""
+    """Raise UserError for options that do not work with several processes."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return
     if options["trials"] > 1:
@@ -155,7 +155,7 @@ def resolve_processes(options: dict[str, Any]) -> None:
 
 
 def resolve_speed(options: dict[str, Any]) -> None:
-    """Fill in the precision of a table, and raise UserError for options that --plain turns off."""
+    """Fill in the options of a teacher's table, and raise UserError for options that --plain turns off."""
     if "teacher_table" in options:
         _resolve_table(options)
     if options["plain"]:
@@ -190,7 +190,7 @@ def underscored(word: str) -> str:
 
 
 def _network(key: str, name: str, known: Iterable[str]) -> str:
-    """Return the name of a network of the zoo or of another library; UserError if unknown."""
+    """Return the canonical name of a network of the zoo or of another library. Raises UserError if it is unknown."""
     if not is_outside(name):
         return known_name("model", name, known)
     if name.startswith("hf:") and key != "model_t":
@@ -203,7 +203,7 @@ def _network(key: str, name: str, known: Iterable[str]) -> str:
 
 
 def known_name(kind: str, name: str, known: Iterable[str]) -> str:
-    """Return this project's name of a network or distiller, given that or a published one; UserError if unknown."""
+    """Return this project's name for a network or distiller, given it or a published name. Raises UserError."""
     named = {other.lower(): other for other in known}
     found = name if name in known else named.get(PUBLISHED_NAMES.get(name.lower(), name).lower())
     if found is not None:
@@ -214,7 +214,7 @@ def known_name(kind: str, name: str, known: Iterable[str]) -> str:
 
 
 def tell_foreign(names: set[str], distill: str, temperature: str) -> None:
-    """Print which given options belong to methods that the run does not use; published scripts give some."""
+    """Print which given options belong to methods that the run does not use; published scripts set some of these."""
     if foreign := sorted(names & foreign_options(distill, temperature)):
         flags = ", ".join(f"--{name}" for name in foreign)
         print(f"note: without effect under --distill {distill} and --temperature {temperature}: {flags}")
@@ -270,7 +270,7 @@ def resolve_pair(given: StudentOptions, teacher: str) -> StudentOptions:
     """Return the options with those that depend on the teacher filled in: weights, and warm-ups of DKD and DTKD.
 
     Raises:
-        UserError: --dkd_weights mdistiller for a pair without published weights, or a warm-up of nothing.
+        UserError: --dkd_weights mdistiller for a pair without published weights, or a KD warm-up without a KD term.
     """
     pair, options = (teacher, given.model_s), as_dict(given)
     distiller, temperature = distiller_dict[given.distill], temperature_dict[given.temperature]
@@ -314,7 +314,7 @@ def _decays(epochs: int) -> list[int]:
 
 
 def proportions_in_words(given: CommonOptions) -> str | None:
-    """Return what a run of less than 240 epochs scales in proportion and what not, with the flags; None if nothing."""
+    """Return a text on which settings a run of fewer than 240 epochs scales and which it keeps; None if neither."""
     options = as_dict(given)
     epochs, temperature = options["epochs"], options.get("temperature")
     scaled, kept = [], []
@@ -325,7 +325,7 @@ def proportions_in_words(given: CommonOptions) -> str | None:
             reached = f", which reaches {epochs / warmup:.0%} of the weight" if warmup > epochs else ""
             is_scaled = warmup == in_proportion(published, epochs)
             (scaled if is_scaled else kept).append(f"{name}'s warm-up over {warmup} epochs{reached} (--{key})")
-    left = in_proportion(dtkd.WARMUP, epochs)  # of the warm-up; a given 0 is in proportion only if this is 0
+    left = in_proportion(dtkd.WARMUP, epochs)  # epochs of warm-up; a given 0 is in proportion only if this is 0
     if temperature == "dtkd" and options["distill"] == "kd" and options["kd_warmup"] == left == 0:
         scaled.append("KD's warm-up, of which nothing is left (--kd_warmup)")
     own = own_options(options.get("distill"), temperature)
@@ -354,7 +354,7 @@ def _check_files(options: dict[str, Any]) -> None:
 
 
 def _check_mixing(options: dict[str, Any]) -> None:
-    """Raise UserError for methods that cannot do with mixed images."""
+    """Raise UserError for methods that do not work with mixed images."""
     mixes = [key for key in ("mixup", "cutmix") if options[key]]
     if not mixes or "distill" not in options:
         return
@@ -366,7 +366,7 @@ def _check_mixing(options: dict[str, Any]) -> None:
 
 
 def _check_together(options: dict[str, Any]) -> None:
-    """Raise UserError for numbers that do not go together."""
+    """Raise UserError for numbers that contradict one another."""
     _check_files(options)
     _check_mixing(options)
     if options["seed"] + options["trials"] > 2**63:

@@ -35,14 +35,14 @@ def parse_detector(argv: list[str] | None = None) -> DetectorOptions:
         argv: the words of the command line; None: those of this process.
 
     Raises:
-        UserError: an unknown flag or name, a number that makes no sense, or a combination that cannot be had.
+        UserError: an unknown flag or name, a number that makes no sense, or an unsupported combination.
     """
     argv = sys.argv[1:] if argv is None else argv
     load_plugins(argv)
     words = [underscored(word) for word in argv]
     for name in (word.partition("=")[0].removeprefix("--") for word in words if word.startswith("--")):
         if name in ELSEWHERE:
-            raise UserError(f"--{name} cannot be had with detectors ({ELSEWHERE[name]}): leave it out")
+            raise UserError(f"--{name} is not supported for detectors ({ELSEWHERE[name]}): leave it out")
     parser = detector_parser()
     options, names = vars(parser.parse_args(words)), given(parser, argv)
     if options["dataset"] not in DATASETS:
@@ -158,7 +158,7 @@ def _check_alone(options: dict[str, Any]) -> None:
 
 
 def _check_without_proposals(options: dict[str, Any], distiller: Any) -> None:
-    """Raise UserError for what compares proposals, which a RetinaNet does not have."""
+    """Raise UserError for options that compare proposals, since a RetinaNet has none."""
     if distiller.needs != "maps" or options["alpha"]:
         usable = [name for name, each in detector_distillers.items() if each.needs == "maps"]
         raise UserError(
@@ -168,7 +168,7 @@ def _check_without_proposals(options: dict[str, Any], distiller: Any) -> None:
 
 
 def _resolve_methods(options: dict[str, Any], names: set[str]) -> None:
-    """Fill in what is in proportion to the number of parts, and leave out the options of other methods."""
+    """Fill in the defaults that scale with the number of parts, and remove the options of other methods."""
     parts = -(-options["iterations"] // options["eval_every"])
     taken = [temperature_dict[options["temperature"]], detector_distillers.get(options["distill"])]
     own = {key: declared for taker in taken if taker for key, declared in options_of(taker).items()}
@@ -190,9 +190,9 @@ def _resolve_methods(options: dict[str, Any], names: set[str]) -> None:
 
 def _check_together(options: dict[str, Any]) -> None:
     if options["trials"] > 1:
-        raise UserError("--trials cannot be had with detectors (a step of one uses the whole device): leave it out")
+        raise UserError("--trials is not supported for detectors (a step of one uses the whole device): leave it out")
     if options.get("aug_epoch"):
-        raise UserError("--aug_epoch cannot be had with detectors (boxes cannot be blended): leave it out")
+        raise UserError("--aug_epoch is not supported for detectors (boxes cannot be blended): leave it out")
     processes = int(os.environ.get("WORLD_SIZE", 1))
     if options["batch_size"] % processes:
         raise UserError(
@@ -205,7 +205,7 @@ def _check_together(options: dict[str, Any]) -> None:
         )
     if processes > 1 and options["temperature"] == "rlkd":
         raise UserError(
-            "--temperature rlkd cannot be had with several processes (its agent learns from the whole batch, and each"
+            "--temperature rlkd does not work with several processes (its agent learns from the whole batch, and each"
             " process has other proposals): use one process, or another temperature"
         )
     if options["max_size"] < (longest := max(*options["min_sizes"], options["test_size"])):
@@ -215,7 +215,7 @@ def _check_together(options: dict[str, Any]) -> None:
 
 
 def resolve_pair(options: DetectorOptions, teacher: str) -> DetectorOptions:
-    """Return the options with the distiller's weight filled in, which may depend on the teacher."""
+    """Return the options with the default weight of the distiller filled in, which may depend on the teacher."""
     if options.beta is not None:
         return options
     published = PAIR_BETA.get((teacher, options.model_s)) if options.distill == "reviewkd" else None

@@ -73,7 +73,7 @@ def _check(file: str, before: dict[str, dict]) -> None:
                 added.append(f"{kind} {name}")
             elif before[kind][name] is not maker:
                 raise UserError(f"--plugins {file} replaces the {kind} {name}: register it under another name")
-    all_options()  # raises ValueError for an option that is declared in two ways
+    all_options()  # raises ValueError if two declarations of an option differ
     if not added:
         raise UserError(
             f'--plugins {file} registers nothing: assign to a registry in it, such as temperature_dict["mine"] = Mine'

@@ -1,4 +1,4 @@
-"""Check that a run fits into memory, as far as the options tell, before anything is allocated."""
+"""Check the sizes in the options against the device's memory, before anything is allocated."""
 
 import torch
 
@@ -24,7 +24,7 @@ def check_sizes(options: CommonOptions | DetectorOptions, device: torch.device =
         for method in (distiller_dict[options.distill], temperature_dict[options.temperature]):
             method.check(given, device)
     if trials > 1:
-        with torch.device("meta"):  # without memory
+        with torch.device("meta"):  # allocates nothing
             model = create_model(name, 1, options.dataset)
         size = TRAINED * trials * sum(parameter.numel() for parameter in model.parameters())
         check_fits(f"{trials} networks, trained side by side,", size, "--trials", device)

@@ -45,12 +45,12 @@ def lookup(
     """Return the published numbers for one configuration, the preferred source first; empty if there are none.
 
     Args:
-        dataset: name as in the registry, as are the following names.
-        teacher: name of a network; the result is for the teacher alone if there is no student.
+        dataset: name of a data set in this project; the names below are this project's too.
+        teacher: name of a network; without a student, the numbers are those of the teacher alone.
         student: name of a network.
         distill: name of a distiller; None for the student alone.
         temperature: name of a temperature.
-        kd_T: the value that a published fixed temperature must have.
+        kd_T: the value of a fixed temperature.
         kd_term: whether the KD term is added to the distiller's loss (`PKT+KD`) or not (`PKT`); None accepts both.
     """
     dataset = DATASETS.get(dataset, dataset)
@@ -81,7 +81,7 @@ def settings(record: Record, assumed: bool = False) -> dict[str, Any]:
 
     Args:
         record: one cell of a published table.
-        assumed: where the protocol is not fully known, return what is assumed instead.
+        assumed: where the protocol is not fully known, return the assumed options instead.
     """
     dataset, known = record["dataset"], source(record)["settings"]
     if assumed:

@@ -20,7 +20,7 @@ from report.statistics import (
 from report.tables import Table, in_markdown
 
 KD_WEIGHTS = (USUAL_KD["gamma"], USUAL_KD["alpha"])
-TEACHER_TOLERANCE = 0.5  # points of accuracy; beyond that, the teacher makes it another experiment
+TEACHER_TOLERANCE = 0.5  # points of accuracy; a teacher that differs by more makes it another experiment
 REPORTS = {
     "last": "the last epoch",
     "best": "the best epoch",
@@ -34,8 +34,8 @@ RECIPE = (  # what two configurations must share, besides the data, for their di
     "iterations", "lr_steps", "warmup_iters", "clip_grad", "min_sizes", "max_size", "test_size", "keep_empty", "rois",
     "norm", "backbone", "trainable_layers",
 )  # fmt: skip
-# The values in all published protocols that do not list another. (DTKD's second weight is part of the method.) The
-# published codes leave the precision to PyTorch, whose default depends on its version and the GPU.
+# The values of all published protocols that do not list another. (DTKD's second weight is part of the method.) The
+# published codes use PyTorch's default precision, which depends on its version and the GPU.
 USUAL = {"precision": ("fp32", "tf32"), "kd_warmup": (0,), "sync_bn": (False,), "processes": (1,),
          "label_smoothing": (0.0,), "mixup": (0.0,), "cutmix": (0.0,)}  # fmt: skip
 HEADING = [
@@ -72,7 +72,7 @@ class Notes:
         self.texts: list[str] = []
 
     def marked(self, cell: str, text: str) -> str:
-        """Return a cell with the mark of its footnote, such as `71.19 [1]`; without it if footnotes are not shown."""
+        """Return a cell with the number of its footnote, such as `71.19 [1]`; unchanged if footnotes are not shown."""
         if not self.shown:
             return cell
         if text not in self.texts:
@@ -81,11 +81,11 @@ class Notes:
 
 
 def verdict(runs: Sequence[Run], record: published.Record) -> str:
-    """Return where runs lie from a number published for the same protocol.
+    """Return where the accuracies of runs lie relative to a number published for the same protocol.
 
-    `above`, `below`, `within noise (±1.00)`, or `noise unknown (n = 1)` if there is only one. If it is not stated which
-    epoch is published, last and best both count: `within noise` if either is, `between last and best` if they lie on
-    two sides.
+    The result is `above`, `below`, `within noise (±1.00)`, or `noise unknown (n = 1)` for a single run. If the source
+    does not state which epoch its number is from, last and best both count: `within noise` if either is, and `between
+    last and best` if they lie on opposite sides.
     """
     reports = published.source(record)["reports"]
     counted = [values(runs, which) for which in ("last", "best") if reports in (which, "mean", "unstated")]
@@ -99,7 +99,7 @@ def verdict(runs: Sequence[Run], record: published.Record) -> str:
 
 
 def differences(runs: Sequence[Run], record: published.Record) -> list[str]:
-    """Return how the runs of one configuration deviate from the published protocol, which must be known."""
+    """Return a phrase for each deviation of a configuration's runs from the published protocol, which must be known."""
     found = []
     for name, theirs in published.settings(record).items():
         ours = runs[0].option(name)
@@ -186,29 +186,29 @@ def is_baseline(run: Run) -> bool:
 
 
 def order(run: Run) -> tuple[object, ...]:
-    """Return a row's sort key: data set, alone first, pair, epochs, KD first, fixed temperature first, KD's weight."""
+    """Return a row's sort key: data set, no teacher first, pair, epochs, KD first, fixed tau first, KD's weight."""
     method = not is_baseline(run), str(run.option("distill")), not is_fixed(run), run.method
     weight = run.option("alpha") or 0.0
     return str(run.dataset), run.option("distill") is not None, run.pair, run.epochs, *method, weight
 
 
 def weights(run: Run) -> tuple[object, object]:
-    """Return the weights of cross entropy and of KD at the temperature."""
+    """Return the weights of cross entropy and of KD at tau."""
     return run.option("gamma"), run.option("alpha")
 
 
 def has_usual_weights(run: Run) -> bool:
-    """Return whether a run has the weights of plain KD: 0.1 and 0.9, of a detector 1 beside its own losses."""
+    """Return whether a run has the weights of plain KD: 0.1 and 0.9, or for a detector 1 next to its own losses."""
     return run.option("alpha") == 1 if run.is_detector else weights(run) == KD_WEIGHTS
 
 
 def kd_weight(run: Run) -> float:
-    """Return the total weight of KD, at the temperature and at a fixed one."""
+    """Return the total weight of KD, at tau and at a fixed temperature."""
     return round((run.option("alpha") or 0.0) + (run.option("fixed_alpha") or 0.0), 9)
 
 
 def recipe(run: Run) -> list[object]:
-    """Return what a network's runs must share, besides the data, to be comparable at all."""
+    """Return the settings that a network's runs must share, besides the data, to be comparable at all."""
     targets = [run.option(name) or 0.0 for name in ("label_smoothing", "mixup", "cutmix")]
     return [
         run.dataset,
@@ -219,7 +219,7 @@ def recipe(run: Run) -> list[object]:
 
 
 def setting(run: Run) -> list[object]:
-    """Return what runs must share to be compared as methods: the recipe and the teacher."""
+    """Return the settings that runs must share for a comparison of methods: the recipe and the teacher."""
     return [*recipe(run), *map(run.option, ("teacher", "teacher_sha256"))]
 
 
@@ -231,7 +231,7 @@ def on_its_data(runs: Sequence[Run], groups: Sequence[Sequence[Run]], among: Seq
 
 
 def rank(runs: Sequence[Run]) -> tuple[bool, bool, bool, int]:
-    """Return the sort key of baselines: best for KD are the usual weights, no warm-up and tau 4, of detectors tau 1."""
+    """Return the sort key of baselines, preferring the usual weights, no warm-up, and tau 4 (1 for detectors)."""
     run = runs[0]
     return has_usual_weights(run), not run.kd_warmup, run.option("kd_T") == (1 if run.is_detector else 4), len(runs)
 
@@ -239,9 +239,9 @@ def rank(runs: Sequence[Run]) -> tuple[bool, bool, bool, int]:
 def baselines(runs: Sequence[Run], groups: Sequence[Sequence[Run]]) -> list[int]:
     """Return the indices of a group's baselines in the same recipe.
 
-    These are its student alone and, at a fixed tau, KD and the group's own loss. KD has the usual weights, or else the
-    group's. The own loss has the same distiller and weights; the weights of KD at tau and at a fixed
-    temperature are added. Of several fixed temperatures, 4 is preferred.
+    These are the student alone and, at a fixed tau, KD and the group's own loss. KD has the usual weights, or else the
+    group's. The own loss has the same distiller and weights, where the weights of KD at tau and at a fixed temperature
+    are added up. If there are several fixed temperatures, 4 is preferred.
     """
 
     def method(run: Run) -> list[object]:
@@ -268,7 +268,7 @@ def baselines(runs: Sequence[Run], groups: Sequence[Sequence[Run]]) -> list[int]
 
 
 def gain_rows(groups: Sequence[Sequence[Run]], labels: Sequence[str]) -> list[list[str]]:
-    """Return the rows of what every method gains over its baselines."""
+    """Return the rows with the gains of every method over its baselines."""
     rows = []
     for runs, label in zip(groups, labels, strict=True):
         if runs[0].option("distill") is None:
@@ -286,7 +286,7 @@ def gain_rows(groups: Sequence[Sequence[Run]], labels: Sequence[str]) -> list[li
 
 
 def _gain(ours: Sequence[float], theirs: Sequence[float], pool: Sequence[Sequence[Run]], which: str) -> str:
-    """Return the difference of two means, with the noise by the seeds of `pool`."""
+    """Return the difference of two means, with its noise estimated from the seeds of `pool`."""
     if not ours or not theirs:
         return "–"
     noise = significance_margin(pool, which, len(ours), len(theirs))
@@ -300,7 +300,7 @@ def finished_groups(runs: Iterable[Run]) -> list[list[Run]]:
 
 
 def tables_of(groups: Sequence[Sequence[Run]], labels: Sequence[str], notes: Notes) -> list[Table]:
-    """Return the tables of one data set: results, gains if there are baselines, and what is published for COCO."""
+    """Return the tables of one data set: results, gains if there are baselines, and published numbers for COCO."""
     if groups[0][0].is_detector:
         rows = [detector_rows.detector_row(*each) for each in zip(groups, labels, strict=True)]
         tables = [Table(detector_rows.HEADING, rows)]
@@ -314,14 +314,14 @@ def tables_of(groups: Sequence[Sequence[Run]], labels: Sequence[str], notes: Not
 
 
 def explanations(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """Return what the columns of the tables mean."""
+    """Return explanations of the tables' columns."""
     kinds = {group[0].is_detector for group in groups}
     texts = [EXPLANATION] * (False in kinds) + [detector_rows.EXPLANATION] * (True in kinds)
     return texts + [detector_rows.PUBLISHED_EXPLANATION] * any(group[0].dataset == "coco" for group in groups)
 
 
 def report(runs: Sequence[Run], markdown: bool = False, explain: bool = False) -> str:
-    """Return all tables as text; in Markdown or with `explain` also explanations, footnotes and remarks on runs."""
+    """Return all tables as text; in Markdown or with `explain`, add explanations, footnotes and remarks on runs."""
     notes, lines, gains = Notes(shown=markdown or explain), [], False
     groups = finished_groups(runs)
     for dataset in dict.fromkeys(group[0].dataset for group in groups):

@@ -31,7 +31,7 @@ from report.style import PALETTE
 from report.tables import Table
 
 BATCH = 8  # images at a time
-PICTURE = 400  # pixels: short sides below this are enlarged by a whole number, so that names can be read
+PICTURE = 400  # pixels: images with a smaller short side are enlarged by a whole number, so that names are legible
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}  # of pictures, by suffix
 CORNERS = ("left", "top", "right", "bottom")
 
@@ -48,20 +48,20 @@ def load(file: Path, info: Info | None, name: str | None, pickle_sha256: str | N
     """Return the detector in a file.
 
     Args:
-        file: of weights: ours, torchvision's or detectron2's.
-        info: what it says about itself.
-        name: of the detector; None: what the file says.
-        pickle_sha256: of a .pkl.
-        settings: of `create_detector`.
+        file: the weights: ours, torchvision's or detectron2's.
+        info: the file's description of its weights.
+        name: of the detector; None: the one that the file names.
+        pickle_sha256: expected hash of a .pkl file.
+        settings: arguments of `create_detector`.
 
     Raises:
-        UserError: as `read_detector`, or the file names other classes than it has.
+        UserError: as `read_detector`, or the file names more or fewer classes than its weights have.
     """
     model = read_detector(file, name, pickle_sha256, **settings)
     names = info.class_names if info else coco_names()
     if info and len(names) != model.num_classes:
         raise UserError(f"{file} names {len(names)} classes and has weights for {model.num_classes}: get it again")
-    if len(names) != model.num_classes:  # somebody else's data
+    if len(names) != model.num_classes:  # trained on another data set, whose class names are unknown
         names = [f"class {number}" for number in range(1, model.num_classes + 1)]
     return Subject(file, model.eval(), names)
 
@@ -75,7 +75,7 @@ def test(
     """Return a detector's average precisions on the validation images, as text and as plain values.
 
     Raises:
-        UserError: the data set is not known or not here, or has another number of classes than the detector.
+        UserError: the data set is unknown or missing, or has another number of classes than the detector.
     """
     file, model = subject.file, subject.model
     if dataset is None:
@@ -114,13 +114,13 @@ def predict(
     Args:
         subject: the detector.
         files: the images, of any size.
-        output: the picture; None: `<image>_boxes.png` beside each image.
-        min_score: boxes with a lower score are left out.
-        overwrite: replace pictures that are there.
+        output: the picture to write; None: `<image>_boxes.png` beside each image.
+        min_score: least score of the boxes that are drawn, from 0 to 1.
+        overwrite: replace existing pictures.
         device: of the detector.
 
     Raises:
-        UserError: a picture is there already, or has no possible name; or an image cannot be read.
+        UserError: a picture exists already, or its name is invalid; or an image cannot be read.
     """
     images, rows = [], []
     for file, picture in zip(files, _pictures(files, output, overwrite), strict=True):
@@ -142,7 +142,7 @@ def predict(
 
 
 def _pictures(files: Sequence[str], output: str | None, overwrite: bool) -> list[Path]:
-    """Return where the pictures of images are written, none of which may be there."""
+    """Return the paths of the pictures to write. Raises UserError if one exists and `overwrite` is not set."""
     if output and len(files) > 1:
         raise UserError(f"--output is one picture, and there are {len(files)} images: leave it out, or give one image")
     named = [Path(file) for file in files]
@@ -157,9 +157,9 @@ def _pictures(files: Sequence[str], output: str | None, overwrite: bool) -> list
 
 
 def _drawn(pixels: Tensor, boxes: Tensor, labels: Sequence[int], texts: Sequence[str]) -> Image.Image:
-    """Return an image [3, H, W] uint8 with boxes [D, 4], a colour for each class; small images are enlarged.
+    """Return an image [3, H, W] uint8 with boxes [D, 4] in pixels, one colour per class; small images are enlarged.
 
-    A text stands above its box, or in it at the top of the image. The first box is drawn last.
+    A box's text is above it, or inside it at the top of the image. The first box is drawn last.
     """
     scale = max(1, -(-PICTURE // min(pixels.shape[1:])))
     image = to_pil_image(pixels.repeat_interleave(scale, 1).repeat_interleave(scale, 2))
@@ -186,17 +186,17 @@ def _write(image: Image.Image, path: Path) -> None:
 def export(
     subject: Subject, form: str, output: str | None, overwrite: bool, tolerance: float
 ) -> tuple[str, dict[str, Any]]:
-    """Export a detector, and write the file if, loaded again, it finds the same boxes in two test images.
+    """Export a detector, and write the file if its reloaded copy finds the same boxes in two test images.
 
     Args:
         subject: the detector, on the CPU.
         form: one of `models.export.SUFFIXES`.
         output: the file; None: beside the weights.
-        overwrite: replace a file that is there.
-        tolerance: for scores, and for boxes relative to the largest coordinate.
+        overwrite: replace an existing file.
+        tolerance: largest difference of scores, and of boxes relative to the largest coordinate.
 
     Raises:
-        UserError: there is such a file already; or as `export_detector`.
+        UserError: the file exists already; or as `export_detector`.
         RunError: the boxes differ.
     """
     path = Path(output) if output else subject.file.with_suffix(SUFFIXES[form])
@@ -222,7 +222,7 @@ def export(
 
 
 def _test_images(model: Detector) -> list[Tensor]:
-    """Return two images [3, H, W], a square and a portrait, that are resized by a factor without rounding errors."""
+    """Return two images [3, H, W], a square and a portrait, whose resizing factor has no rounding error."""
     (side,), longest = model.transform.min_size, model.transform.max_size
     short = side if side % 2 else side // 2
     pixels, _ = shapes.make(2, seed=0)

@@ -31,7 +31,7 @@ LEGEND = "AP in %, after the last step: mean Â± standard deviation of n seeds. Â
 
 
 def detector_row(runs: Sequence[Run], label: str) -> list[str]:
-    """Return the cells of one configuration, as HEADING names them."""
+    """Return the cells of one configuration, in the order of HEADING."""
     run, teacher = runs[0], runs[0].option("teacher_ap")
     cells = [run.pair, label, mean_and_spread(values(runs, "last")), mean_and_spread(values(runs, "best"))]
     for key in FURTHER:
@@ -40,7 +40,7 @@ def detector_row(runs: Sequence[Run], label: str) -> list[str]:
 
 
 def detector_recipe(run: Run) -> str:
-    """Return the protocol of a run in words."""
+    """Return the protocol of a run as text."""
     told = {name: run.option(name) for name in PROTOCOL}
     if None in told.values():
         return "not fully recorded in config.json"

@@ -1,4 +1,4 @@
-"""The figures of a results page: last accuracy or AP of every run, the same by epoch, and tau beside CTKD's figure."""
+"""The figures of a results page: last accuracy or AP of every run, accuracy by epoch, and tau with CTKD's range."""
 
 import math
 import re
@@ -19,14 +19,14 @@ from report.statistics import same_noise_pool, significance_margin, values
 from report.style import FEW, looks, pdf, shortened, svg
 
 THIN = 0.8  # line width of a method that is indistinguishable from KD
-FALL = 2  # ratio of a pair's largest and smallest tau from which on their axis is logarithmic
+FALL = 2  # the axis of tau is logarithmic if the ratio of a pair's largest and smallest tau is this or more
 TAU_MEAN, TAU_TEACHER = "tau_mean", "tau_teacher_mean"
 Groups = Sequence[Sequence[Run]]  # configurations
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of a page: the name of its files without suffix, what it shows, and the drawing."""
+    """A figure of a page: the name of its files without suffix, its caption, and the drawing."""
 
     name: str
     about: str
@@ -39,12 +39,12 @@ class Figure:
         return svg(self.drawing, self.name, self.about)
 
     def pdf(self, maker: str) -> bytes:
-        """Return the drawing as a PDF file whose metadata name `maker`."""
+        """Return the content of a PDF file of the drawing, whose metadata name `maker` as its creator."""
         return pdf(self.drawing, self.about, maker)
 
 
 class Shown(NamedTuple):
-    """A configuration with its name and its look in all figures of its pair."""
+    """A configuration with its name and its line style in all figures of its pair."""
 
     group: Sequence[Run]
     label: str
@@ -55,7 +55,7 @@ class Shown(NamedTuple):
         return self.curve(self.group[0].score, **look)
 
     def curve(self, key: str, name: str = "", **look: Any) -> list[Curve]:
-        """Return the curve of a key of the logs, in a list that is empty if no log has it."""
+        """Return a list of the curve of a key of the logs; empty if no log has the key."""
         runs = [points for run in self.group if (points := curve(run.history, key))[0]]
         if not runs:
             return []
@@ -108,7 +108,7 @@ def _file_name(text: str) -> str:
 
 
 def _of_pair(name: str, title: str, shown: Sequence[Shown], groups: Groups) -> Iterator[Figure]:
-    """Yield the figures of a pair; `shown` begins with the student alone and KD, as far as they were run."""
+    """Yield the figures of a pair; `shown` begins with the student alone and KD, if there are such runs."""
     kd = next((each.group for each in shown if is_baseline(each.group[0])), [])
     ours = values(kd, "last")
     mean = fmean(ours) if ours else None
@@ -130,7 +130,7 @@ def _of_pair(name: str, title: str, shown: Sequence[Shown], groups: Groups) -> I
 
 
 def _accuracy(name: str, title: str, lines: Sequence[Curve], legend: str, run: Run) -> Iterator[Figure]:
-    """Yield the figure of top-1 or AP, if there are curves; `run` is one of those that they show."""
+    """Yield the figure of top-1 or AP, if there are curves; `run` is one of the runs shown."""
     if lines:
         score, period = SCORES[run.score], period_of(run.history)
         late = not run.is_detector or run.epochs > FEW
@@ -154,13 +154,13 @@ def _tau(name: str, title: str, shown: Sequence[Shown]) -> Iterator[Figure]:
 
 
 def _is_like_the_papers(run: Run) -> bool:
-    """Return whether a run's tau can be compared with CTKD's figure: CTKD's, on CIFAR-100, with plain logits."""
+    """Return whether a run's tau is comparable with CTKD's figure: a run of CTKD on CIFAR-100, with plain logits."""
     is_ctkd = str(run.option("temperature")).startswith("ctkd")
     return is_ctkd and run.dataset == "cifar100" and not run.option("logit_stand") and not run.control
 
 
 def _paper_tau(shown: Sequence[Shown]) -> list[tuple[float, float]]:
-    """Return the corners of about where CTKD's figure has its four curves, which widen from the drop at 150 of 240."""
+    """Return the corners of the area that the four curves of CTKD's figure cover, which widens after epoch 150."""
     last = max(run.epochs for each in shown for run in each.group)
     drop = 150 / 240 * last
     return [(1, 2.6), (drop, 2.6), (last, 3.4), (last, 4.0), (drop, 4.4), (1, 4.4)]

@@ -23,7 +23,7 @@ QUOTED = {"strong": "**", "em": "*", "s": "~~"}
 
 
 class Text(NamedTuple):
-    """A part of the notes in both forms; both are empty if there is nothing."""
+    """A part of the notes, in HTML and in Markdown; both may be empty."""
 
     html: str
     markdown: str
@@ -42,8 +42,8 @@ def read_notes(root: Path, folder: str, sections: Mapping[str, str]) -> Notes:
 
     Args:
         root: the folder of the page.
-        folder: the one that holds notes.md, relative to `root`.
-        sections: for each folder shown on the page, the id of its section: links to its notes lead there.
+        folder: the folder of notes.md, relative to `root`.
+        sections: the id of the section of each folder on the page; links to the folder's notes lead there.
     """
     path = root / folder / "notes.md"
     try:
@@ -70,7 +70,7 @@ def _text(tokens: Sequence[Token]) -> Text:
 
 
 def _adapt(token: Token, folder: str, sections: Mapping[str, str]) -> None:
-    """Lower headings, and make relative links start at the page instead of the notes."""
+    """Lower headings, and make relative links relative to the page instead of the notes."""
     if token.type.startswith("heading"):
         level = min(int(token.tag[1:]) + SHIFT, 6)
         token.tag, token.markup = f"h{level}", "#" * level
@@ -80,7 +80,7 @@ def _adapt(token: Token, folder: str, sections: Mapping[str, str]) -> None:
 
 
 def _from_page(href: str, folder: str, sections: Mapping[str, str]) -> str:
-    """Return a link of the notes in `folder` as it is to be on the page."""
+    """Return a link of the notes in `folder`, adapted to the page."""
     parts = urlsplit(href)
     if parts.scheme or parts.netloc or href.startswith("/"):
         return href
@@ -94,7 +94,7 @@ def _from_page(href: str, folder: str, sections: Mapping[str, str]) -> str:
 
 
 def _block(node: SyntaxTreeNode) -> str:
-    """Return a block as Markdown that says the same in every renderer, whether or not it takes HTML."""
+    """Return a block as Markdown that every renderer shows alike, whether or not it allows HTML."""
     if node.type in ("bullet_list", "ordered_list"):
         start = int(node.attrs.get("start", 1))
         marks = ["- " if node.type == "bullet_list" else f"{start + i}. " for i in range(len(node.children))]
@@ -137,4 +137,4 @@ def _inline(node: SyntaxTreeNode) -> str:
     before = node.previous_sibling
     starts_line = before.type.endswith("break") if before else node.parent is not None and node.parent.type == "inline"
     text = in_markdown(node.content) if starts_line else in_markdown(f"x{node.content}")[1:]
-    return re.sub("!$", r"\\!", text)  # would make an image of a link after it
+    return re.sub("!$", r"\\!", text)  # would turn a following link into an image

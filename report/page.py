@@ -32,7 +32,7 @@ from report.statistics import pooled, same_noise_pool, significance_margin
 from report.tables import LEFT, Link, Table, address, in_markdown
 
 MARK = "<!-- Made of the logs by compare.py (pages): what is written in here by hand is lost. -->"  # in our files
-PDF_SIZE = 2**24  # most bytes of a PDF file that are searched for MAKER
+PDF_SIZE = 2**24  # largest number of bytes of a PDF file that is searched for MAKER
 MAKER = "compare.py --pages"  # in our PDF files
 RECIPE = ("epochs", "batch_size", "learning_rate", "lr_decay_rate", "lr_decay_epochs", "momentum", "weight_decay")
 RUNS_HEADING = ("pair", "method", "γ, α, β", "seeds", "hours a run", "machine")
@@ -56,7 +56,7 @@ class Section(NamedTuple):
     summary: str  # a line for the table of contents
     about: list[Text]  # the first paragraphs of the notes
     texts: list[str]
-    notes: list[Text]  # what follows in the notes
+    notes: list[Text]  # the rest of the notes
     tables: list[Table]
     figures: list[Figure]
     footnotes: list[str]
@@ -68,7 +68,8 @@ def write_pages(root: Path) -> None:
     Obsolete generated figures are removed. If anything cannot be written, all files stay as they were.
 
     Raises:
-        UserError: it is no folder, holds no run, or has a file of one of these names that was not generated.
+        UserError: `root` is not a folder, holds no finished run, or has a file of one of these names that was not
+            generated.
         RunError: writing failed, for example because the disk is full.
     """
     made, pictures = pages(root), root / "figures"
@@ -83,7 +84,7 @@ def write_pages(root: Path) -> None:
         for name, content in made.items():
             write_atomically(Path(beside) / name, content)
         pictures.mkdir(exist_ok=True)
-        for name in sorted(made, key=lambda name: "/" not in name):  # pages last: figures/ may not be writable
+        for name in sorted(made, key=lambda name: "/" not in name):  # pages last, since figures/ may not be writable
             os.replace(Path(beside) / name, root / name)
         for path in old - {root / name for name in made}:
             path.unlink()
@@ -137,7 +138,7 @@ def _name(root: Path, folders: Sequence[str]) -> str:
 def _folders(root: Path, runs: Sequence[Run]) -> list[list[str]]:
     """Return the folders below `root` by section.
 
-    Two of them share a section if they hold seeds of one configuration, or a configuration and its baseline.
+    Two folders share a section if they hold seeds of one configuration, or a configuration and its baseline.
     """
     parts = [[folder] for folder in dict.fromkeys(_folder(root, run) for run in runs)]
     groups = finished_groups(runs)
@@ -190,7 +191,7 @@ def _summary(groups: Sequence[Sequence[Run]]) -> str:
 
 
 def _status(groups: Sequence[Sequence[Run]]) -> str:
-    """Return a sentence on how many configurations can be compared with a published number at all."""
+    """Return a sentence on how many configurations are comparable with a published number."""
     follow = 0
     for group in groups:
         records = find_published(group[0])
@@ -220,7 +221,7 @@ def _recipe(run: Run) -> str:
 
 
 def _noise(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """Return by how much two single runs must differ to be significant, for each student and number of epochs."""
+    """Return sentences on the difference of two single runs that is significant, per student and number of epochs."""
     texts = {}
     for group in groups:
         here = same_noise_pool(group[0], groups)
@@ -239,7 +240,7 @@ def _noise(groups: Sequence[Sequence[Run]]) -> list[str]:
 
 
 def _run_row(root: Path, group: Sequence[Run], label: str) -> list[str | list[Link]]:
-    """Return the row of a configuration: its weights, links to its runs, duration and machines."""
+    """Return the row of a configuration: loss weights, links to its runs, duration in hours, and machines."""
     links = []
     for run in group:
         place = run.folder.relative_to(root)
@@ -250,7 +251,7 @@ def _run_row(root: Path, group: Sequence[Run], label: str) -> list[str | list[Li
 
 
 def _weights(run: Run) -> str:
-    """Return the weights of the own loss, of KD (at the temperature + at a fixed one) and of the distiller's term."""
+    """Return the weights of the network's own loss, of KD (at tau + at a fixed temperature) and of the distiller."""
     if run.option("distill") is None:
         return "–"
     gamma, alpha, fixed, beta = (run.option(name) or 0.0 for name in ("gamma", "alpha", "fixed_alpha", "beta"))

@@ -21,10 +21,10 @@ PANELS = {  # prefix of a record's keys: label of the panel that shows them
     "tau_mean": "temperature tau", "lambda": "lambda", "rl_action_mean": "action", "rl_reward": "reward a step",
     "dpk_ratio": "teacher's share", "dpk_cka": "CKA of maps",
 }  # fmt: skip
-TITLE = 80  # most letters
+TITLE = 80  # largest number of letters
 WIDTH = 9.6  # of the figures on a page, in inches
-LATE = 0.75  # the share of the epochs before those that are drawn enlarged
-BANDS = 4  # most configurations for which tau's range is drawn: more bands hide each other
+LATE = 0.75  # the epochs after this share of the run are drawn enlarged
+BANDS = 4  # largest number of configurations for which tau's range is drawn: more bands hide each other
 
 
 class Curve(NamedTuple):
@@ -32,7 +32,7 @@ class Curve(NamedTuple):
 
     name: str
     look: Look
-    runs: Sequence[tuple[Sequence[int], Sequence[float]]]  # epochs and values of each
+    runs: Sequence[tuple[Sequence[int], Sequence[float]]]  # epochs and values of each run
 
 
 def curve(history: History, key: str) -> tuple[list[int], list[float]]:
@@ -42,7 +42,7 @@ def curve(history: History, key: str) -> tuple[list[int], list[float]]:
 
 
 def period_of(history: History) -> str:
-    """Return what a record is of: an epoch, or the part of a detector's run before an evaluation."""
+    """Return the period that a record covers: an epoch, or the part of a detector's run before an evaluation."""
     return "part" if history and "iteration" in history[-1] else "epoch"
 
 
@@ -62,11 +62,11 @@ def draw_curves(
         title: above the figure.
         axis: label of the values.
         curves: at least one, each of at least one run.
-        band: the corners of the area where CTKD's figure has its curves.
+        band: corners of the area that the curves of CTKD's figure cover.
         legend: title of the legend.
-        late: draw the last quarter of the epochs once more, enlarged, if all curves are of one length.
+        late: draw the last quarter of the epochs again, enlarged, if all curves have the same length.
         log: make the axis of the values logarithmic.
-        period: what the runs' records are of; see `period_of`.
+        period: the period of a record, see `period_of`.
     """
     lengths = {int(run[0][-1]) for each in curves for run in each.runs}
     last, late = max(lengths), late and len(lengths) == 1 and min(lengths) > 2
@@ -120,9 +120,9 @@ def draw_dots(
     Args:
         title: above the figure.
         axis: label of the values.
-        rows: name, look and values of each, at least one.
-        mark: KD's mean, where a dashed line is drawn.
-        noise: half the width of a grey band around it; 0 if unknown.
+        rows: at least one: name, look and values.
+        mark: KD's mean, shown by a dashed line.
+        noise: half the width of a grey band around the line; 0 if unknown.
     """
     figure = Figure(figsize=(WIDTH, 1.1 + 0.22 * len(rows) + 0.2 * (mark is not None)))
     axes = figure.subplots()
@@ -141,7 +141,7 @@ def draw_dots(
 
 
 def plot_run(run: Run | History, title: str, path: str | Path) -> None:
-    """Draw a run's accuracy by epoch and, if logged, what PANELS lists.
+    """Draw a run's accuracy by epoch and, if logged, the values of PANELS.
 
     Args:
         run: a run of at least one epoch, or its history.
@@ -203,7 +203,7 @@ def plot_compare(runs: Sequence[Run], path: str | Path) -> None:
 
 
 def _legend_names(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """Return each configuration's legend: method, epochs if they differ, mean of the last accuracies."""
+    """Return each configuration's legend: method, number of epochs if it differs, mean of the last accuracies."""
     lengths = {group[0].length for group in groups}
     names = []
     for group, name in zip(groups, group_labels(groups), strict=True):
@@ -235,7 +235,7 @@ def _draw_panel(axes: Axes, history: History, key: str) -> None:
     """Draw one of PANELS."""
     if key.startswith("dpk"):
         for name in history[-1]:
-            if found := re.fullmatch(rf"{key}_stage([1-9]\d?)", name):  # the student's, from 1
+            if found := re.fullmatch(rf"{key}_stage([1-9]\d?)", name):  # of the student, counted from 1
                 look = {"color": PALETTE[int(found[1]) % len(PALETTE)], "label": f"stage {found[1]}"}
                 axes.plot(*curve(history, name), **with_dots(look, history))
         axes.set_ylim(min(axes.get_ylim()[0], -0.05), 1.05)

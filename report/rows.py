@@ -52,7 +52,7 @@ POLICIES = {  # name in the tables: --temperature
 UNKNOWN = "protocol unknown"
 ITS_WEIGHT = "how the weight in the logs' names acts is unknown"
 OTHER_NKD = "its NKD, which keeps the target among the other classes, is another loss"
-WHY_NOT = {  # source or data set, and method or temperature as it names them: why no run here can be that row
+WHY_NOT = {  # (source or data set, its name for a method or temperature): the reason why no run here is that row
     ("S06", "CTKD global"): UNKNOWN,
     ("E01", "KD"): UNKNOWN,
     ("E04", "NKD"): OTHER_NKD,
@@ -64,14 +64,14 @@ WHY_NOT = {  # source or data set, and method or temperature as it names them: w
 OF_MDISTILLER = {"S14", "S06", "E04"}  # sources with mdistiller's weights of DKD, and its settings on ImageNet
 NAMED = ("base_tau", "sdd_loss", "simkd_factor")  # options of a source that are part of a row's name
 EPOCHS = {"cifar100": {240: 64}, "imagenet": {120: 256, 100: 512}}  # of the published protocols: usual batch size
-LONGEST_ALONE = 240  # epochs of a network alone on CIFAR-100, also where its distillation takes longer
+LONGEST_ALONE = 240  # epochs of a network alone on CIFAR-100, even if its distillation takes more
 ALONE = (  # the settings of a protocol that also hold for a network trained alone
     "epochs", "batch_size", "learning_rate", "lr_decay_epochs", "lr_decay_rate", "momentum", "weight_decay",
     "num_workers",
 )  # fmt: skip
 SHORT_PAIRS = (("resnet14", "resnet8"), ("resnet20", "resnet8"))
-# All else is as published: the learning rate's decays, DTKD's warm-up and RLKD's phases are scaled in proportion, but
-# lambda rises over 10 epochs as in 240.
+# All else is as published: the drops of the learning rate, DTKD's warm-up and RLKD's phases scale with the length, but
+# lambda rises over 10 epochs as in runs of 240.
 SHORT_OPTIONS = {"epochs": 40}
 DTKD_WEIGHTS = {"gamma": 1.0, "alpha": 4.0, "kd_warmup": 3}  # DTKD's loss at one tau, to isolate its temperature
 SHORT_METHODS = {  # name: --distill, --temperature and further options
@@ -179,7 +179,7 @@ def left_out(table: str) -> list[str]:
 
 
 def assumptions(table: str) -> list[str]:
-    """Return what the runs of a table assume where its protocol is not fully known, a text per source."""
+    """Return the assumptions of a table's runs where the protocol is not fully known, one text per source."""
     sources = [published.source(record) for record in _records(table) if not _why_not(record)]
     found = (source.get("assumption", {}).get(TABLES[table][0]) for source in sources)
     return list(dict.fromkeys(filter(None, found)))
@@ -192,7 +192,7 @@ def _records(table: str) -> list[published.Record]:
 
 
 def _why_not(record: published.Record) -> str | None:
-    """Return why no run here is the row of a record; None if one is."""
+    """Return the reason why no run here reproduces a record; None if one does."""
     for key in product((record["source_id"], record["dataset"]), (record["method"], record["temperature_policy"])):
         if key in WHY_NOT:
             return WHY_NOT[key]
@@ -272,7 +272,7 @@ def _short(teacher: str, model: str, name: str) -> Row:
 
 
 def _named(name: str, dataset: str) -> str | None:
-    """Return this project's name of a published network; None if it is not here."""
+    """Return this project's name for a published network; None if it has no such network."""
     known = networks(dataset)
     return next((ours for ours in known if ours.lower().removesuffix("_imagenet") == name.lower()), None)
 

@@ -24,16 +24,16 @@ class Run:
     folder: Path
     config: dict[str, Any]  # the content of config.json, see helper.run_files.FIELDS
     history: list[Record]  # one record per epoch, from log.jsonl
-    damaged: int = 0  # lines of log.jsonl that are no record
+    damaged: int = 0  # number of invalid lines in log.jsonl
     first: Sequence[Record] = ()  # the epochs of a first stage, before those of `history`
 
     def option(self, name: str) -> Any:
-        """Return the run's value of an option; None if it has none."""
+        """Return the value of an option; None if the run has none."""
         return self.config.get(name, self.config["options"].get(name))
 
     @property
     def dataset(self) -> str | None:
-        """Return the data set's name; with the number of classes for a part of ImageNet, which no table has."""
+        """Return the data set's name; for a part of ImageNet with the number of classes, so that no table matches."""
         name, classes = self.option("dataset"), self.config.get("num_classes")
         return f"{name} of {classes} classes" if name == "imagenet" and classes not in (None, 1000) else name
 
@@ -54,17 +54,17 @@ class Run:
 
     @property
     def score(self) -> str:
-        """Return the key of the records that says how good an epoch is, see helper.run_files.SCORES."""
+        """Return the key of the headline metric in the records, one of helper.run_files.SCORES."""
         return "ap" if self.is_detector else "top1"
 
     @property
     def unit(self) -> str:
-        """Return what `length` counts: epochs, or the steps of a detector."""
+        """Return the unit of `length`: epochs, or steps for a detector."""
         return "steps" if self.is_detector else "epochs"
 
     @property
     def length(self) -> Any:
-        """Return how long the run is to be, in `unit`."""
+        """Return the planned length of the run, in `unit`."""
         return self.option("iterations" if self.is_detector else "epochs")
 
     @property
@@ -79,7 +79,7 @@ class Run:
 
     @property
     def kd_warmup(self) -> float | None:
-        """Return the warm-up of KD in epochs; of a detector in steps beyond the usual ones, the learning rate's."""
+        """Return the warm-up of KD in epochs; for a detector, in steps beyond the learning rate's warm-up."""
         steps = self.option("kd_warmup_iters")
         return self.option("kd_warmup") if steps is None else steps - (self.option("warmup_iters") or 0)
 
@@ -117,7 +117,7 @@ def find_runs(paths: Iterable[str | Path]) -> list[Run]:
     """Return all runs in and below folders, sorted by folder; unreadable ones are left out with a warning on stderr.
 
     Raises:
-        UserError: a path is no folder, or holds no run.
+        UserError: a path is not a folder, or holds no run.
     """
     runs = {}
     for path in map(Path, paths):
@@ -156,8 +156,8 @@ def group_runs(runs: Iterable[Run]) -> list[list[Run]]:
 def by_data(groups: Sequence[Sequence[Run]]) -> list[list[Sequence[Run]]]:
     """Return the groups of runs, in one list per data set.
 
-    All are on the same data unless two of their hashes are of one version and differ. Then only those with a common
-    hash are: it is not known which of the data sets a hash of another version belongs to.
+    All groups count as one data set unless two hashes of the same version differ. Then only groups with a common hash
+    do, since a hash of another version could belong to either data set.
     """
     hashes = _hashes(groups) - {None}
     if len(hashes) == len(set(map(hash_version, hashes))):
@@ -192,7 +192,7 @@ def one_a_seed(runs: Sequence[Run]) -> list[Run]:
 def group_labels(groups: Sequence[Sequence[Run]]) -> list[str]:
     """Return each group's method, with the options that distinguish it from others of the same method.
 
-    KD at a fixed tau leaves out those that have their value in USUAL_KD.
+    For KD at a fixed tau, options with their value in USUAL_KD are omitted.
     """
     labels = []
     for group in groups:
@@ -224,7 +224,7 @@ def _shown(run: Run) -> tuple[Any, ...]:
 
 
 def _configuration(run: Run) -> dict[str, Any]:
-    """Return all that can change a run's result except the seed and the data, for which see `by_data`."""
+    """Return all options that can change a run's result, except the seed; for the data see `by_data`."""
     names = ("kind", "dataset", "model", "teacher", "teacher_sha256", "init_sha256", "distill", "temperature", "epochs")
     told = decisive(run.config["options"], run.option("distill"), run.option("temperature"))
     told.pop("seed", None)
@@ -236,7 +236,7 @@ def _read_run(folder: Path) -> Run | None:
     try:
         config = read_json(folder / "config.json")
         if not has_log and not (isinstance(config, dict) and "kind" in config):
-            return None  # somebody else's config.json
+            return None  # another program's config.json
         config = check_config(config)
         records = list(records_of(folder)) if has_log else []
     except (OSError, ValueError) as error:

@@ -22,7 +22,7 @@ class ClassScore(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """How well a network does on a data set."""
+    """The accuracy, loss and calibration of a network on a data set."""
 
     samples: int
     top1: float  # percent
@@ -64,12 +64,12 @@ def score(logits: Tensor, target: Tensor, class_names: Sequence[str]) -> Scores:
 def calibration_error(logits: Tensor, target: Tensor, bins: int = BINS) -> float:
     """Return the expected calibration error, from 0 to 1 (Guo et al. 2017, On Calibration of Modern Neural Networks).
 
-    The confidence of a sample is its largest probability. Samples are put into `bins` bins of equal width by it: bin m
-    holds confidences above (m - 1) / bins, up to and with m / bins. With B_m the n_m of N samples in a bin,
+    The confidence of a sample is its largest probability. Bin m of `bins` bins of equal width holds the samples with
+    confidences above (m - 1) / bins and up to m / bins. If B_m has n_m of the N samples,
 
         ECE = sum over m of n_m / N * |acc(B_m) - conf(B_m)|        (equation 3)
 
-    where acc is the share of samples with the right class and conf the mean confidence.
+    where acc is the share of correct predictions and conf the mean confidence.
 
     Args:
         logits: [N, C].

@@ -1,4 +1,4 @@
-"""Mean and spread of accuracies, and which differences may be noise."""
+"""Mean and spread of accuracies, and the significance of differences."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -47,7 +47,7 @@ def pooled(groups: Iterable[Sequence[Run]], which: str) -> tuple[float, int]:
 
 
 def significance_margin(groups: Iterable[Sequence[Run]], which: str, ours: int, theirs: int) -> float | None:
-    """Return how far the means of `ours` and `theirs` runs may differ by chance (95 %); None if no spread is known."""
+    """Return the largest difference by chance (95 %) of the means of `ours` and `theirs` runs; None if unknown."""
     spread, freedom = pooled(groups, which)
     if not spread or not ours or not theirs:
         return None

@@ -27,7 +27,7 @@ rcParams.update({
     "legend.frameon": False, "legend.handlelength": 2.8, "figure.constrained_layout.use": True, "savefig.dpi": 130,
 })  # fmt: skip
 
-COLOURS = {  # of the student alone, of plain KD by its temperature, and of the other distillers
+COLOURS = {  # of the student alone, of plain KD by temperature, and of the other distillers
     "alone": "#999999", "kd": "#222222",
     "ctkd-global": "#0077BB", "ctkd-instance": "#66BBEE", "dtkd": "#CC3311", "rlkd": "#117733", "random": "#99AA22",
     "annealing": "#EE7733", "standardised": "#AA4499",
@@ -42,13 +42,13 @@ COLOURS = {  # of the student alone, of plain KD by its temperature, and of the 
     "normkd": "#CC99BB", "ttm": "#77AADD", "wttm": "#225555", "cswt": "#FFAABB", "idts": "#663333",
 }  # fmt: skip
 PALETTE = list(COLOURS.values())[2:]
-# Of methods from elsewhere, chosen by a hash of the name: fixed whatever other methods there are.
+# For methods of plug-ins, chosen by a hash of the name, so that they do not depend on other methods.
 PLUGINS = ("#59A14F", "#000080", "#B07AA1", "#D7B100", "#00A5AD", "#FF8A9D", "#808000", "#7B4B00")
 TEST, TRAINING, BEST = COLOURS["pkt"], COLOURS["srrl"], COLOURS["vid"]  # the lines of one run
 # Line style and marker, which distinguish configurations of one colour.
 STYLES = (("-", "o"), ("--", "s"), (":", "D"), ("-.", "^"), ((0, (7, 2, 1, 2, 1, 2)), "v"), ((0, (1, 3)), "P"))
-FEW = 12  # most epochs for which each one gets a dot
-LONGEST = 46  # most letters of a name in a figure
+FEW = 12  # largest number of epochs for which each epoch gets a dot
+LONGEST = 46  # largest number of letters of a name in a figure
 
 
 def colour(run: Run) -> str:
@@ -71,7 +71,7 @@ def looks(groups: Sequence[Sequence[Run]]) -> list[dict[str, Any]]:
 
 
 def with_dots(look: Mapping[str, Any], points: Sequence[Any]) -> dict[str, Any]:
-    """Return the look of a curve, with a marker per epoch if there are few."""
+    """Return the look of a curve, with a marker per epoch if there are at most FEW."""
     return {"marker": "o", "markersize": 4} | dict(look) | ({} if len(points) <= FEW else {"marker": ""})
 
 
@@ -92,7 +92,7 @@ def svg(figure: Figure, name: str, title: str) -> str:
 
     Args:
         figure: to convert.
-        name: makes its ids differ from those of other figures on a page.
+        name: makes its ids unique among the figures of a page.
         title: for screen readers.
     """
     metadata = dict.fromkeys(("Date", "Creator", "Format", "Type")) | {"Title": title}
@@ -105,7 +105,7 @@ def svg(figure: Figure, name: str, title: str) -> str:
 
 
 def pdf(figure: Figure, title: str, maker: str | None = None) -> bytes:
-    """Return a figure as a PDF file, reproducibly: no date; `maker` is who its metadata says it was made by."""
+    """Return the content of a reproducible PDF file of a figure, without date; its metadata name `maker` as creator."""
     metadata = dict.fromkeys(("CreationDate", "Creator")) | {"Title": title, "Producer": maker}
     return _written(figure, "pdf", metadata)
 
@@ -119,7 +119,7 @@ def _written(figure: Figure, form: str, metadata: Mapping[str, str | None]) -> b
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    """Write a figure as PNG, SVG or PDF by the path's suffix (PNG for any other); replace the file in one step."""
+    """Write a figure atomically, as PNG, SVG or PDF by the path's suffix (PNG for any other)."""
     path = Path(path)
     if path.suffix == ".svg":
         content = svg(figure, path.stem, path.stem).encode()

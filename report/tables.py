@@ -1,4 +1,4 @@
-"""Format tables as text or Markdown, and texts and links as Markdown."""
+"""Format tables as text or Markdown, and strings and links as Markdown."""
 
 import os
 import re
@@ -42,9 +42,9 @@ class Table(NamedTuple):
         return self._aligned("pipe", in_markdown)
 
     def _aligned(self, form: str, shown: Callable[[Cell], str]) -> str:
-        import tabulate  # here, because it is slow to import and --help does without it
+        import tabulate  # here, because it is slow to import and --help does not need it
 
-        tabulate.MIN_PADDING = 0  # columns no wider than what is in them
+        tabulate.MIN_PADDING = 0  # columns no wider than their content
         sides = ["left" if name in LEFT else "right" for name in self.heading]
         cells = [[shown(cell) for cell in row] for row in (self.heading, *self.rows)]
         return tabulate.tabulate(cells[1:], cells[0], form, colalign=sides, disable_numparse=True)

@@ -40,7 +40,7 @@ temperature_dict: dict[str, Callable[..., Temperature]] = {
 
 
 def create_temperature(name: str, **options: Any) -> Temperature:
-    """Return the temperature `name`, constructed with `options`. Raises UserError for a name or option it refuses."""
+    """Return the temperature `name`, constructed with `options`. Raises UserError for a wrong name or value."""
     if name not in temperature_dict:
         raise unknown("temperature", name, temperature_dict)
     return temperature_dict[name](**options)

@@ -1,6 +1,6 @@
-"""Annealing: tau falls over the epochs, the same for all samples. A control in which nothing is learned.
+"""Annealing: tau falls over the epochs, the same for all samples. A control without learning.
 
-Only the schedule is that of Annealing-KD (Jafari et al., EACL 2021, arXiv 2104.07163), which also has another loss.
+Only the schedule follows Annealing-KD (Jafari et al., EACL 2021, arXiv 2104.07163); its loss is not used.
 """
 
 import math
@@ -24,10 +24,13 @@ def annealed(epoch: int, epochs: int, start: float, end: float, shape: str = "li
 
 
 class Annealing(Temperature):
-    """tau from `anneal_from` to `anneal_to`, linearly or along half a cosine. OUR default ends have a mean of 4.
+    """Anneals tau from `anneal_from` to `anneal_to`, linearly or along half a cosine. OUR defaults have a mean of 4.
 
     Args:
         epochs: length of the run.
+        anneal_from: tau in the first epoch.
+        anneal_to: tau in the last epoch.
+        anneal_shape: `linear` or `cosine`.
 
     Raises:
         UserError: a temperature outside its bounds, or an unknown shape.

@@ -42,12 +42,12 @@ def check_tau(tau: object, name: str, size: int) -> None:
 
 
 def as_tau(tau: "float | Tensor | Tau", dims: int = 2) -> Tau:
-    """Return a Tau that broadcasts to logits with `dims` dimensions, of which the first is the batch.
+    """Return a Tau that broadcasts to logits with `dims` dimensions; the first dimension is the batch.
 
     Args:
-        tau: a number; a tensor: a scalar, one per sample ([B] or [B, 1]), or of the logits' shape with 1 for the
-            classes; or a Tau of such tensors.
-        dims: the number of the logits' dimensions.
+        tau: a number, a scalar tensor, one value per sample ([B] or [B, 1]), a tensor of the logits' shape with 1 for
+            the classes, or a Tau of such tensors.
+        dims: number of dimensions of the logits.
     """
     if isinstance(tau, Tau):
         if dims == 2:
@@ -67,7 +67,7 @@ def _broadcast(tau: Tensor, dims: int) -> Tensor:
 
 
 class Average(nn.Module):
-    """Mean and standard deviation of all numbers added since `reset`.
+    """The mean and standard deviation of all numbers added since `reset`.
 
     The sums are device tensors updated in place: nothing synchronises until `result`, and a step replayed as a CUDA
     graph keeps updating them.
@@ -99,11 +99,11 @@ class Average(nn.Module):
         if not count:
             return None
         mean = total / count
-        return mean, max(squares / count - mean * mean, 0.0) ** 0.5  # a power may raise OverflowError
+        return mean, max(squares / count - mean * mean, 0.0) ** 0.5  # mean**2 could raise OverflowError
 
 
 class Mixing(NamedTuple):
-    """Which images are blended in an epoch. A blend takes the class and number of its partner, which it shows most."""
+    """The images blended in an epoch. A blend gets the class and number of its partner, which has the larger weight."""
 
     partner: Tensor | None = None  # [N] int64: the image blended into each one (itself: no blend); None: no mixing
     weight: float = 1.0  # of the partner, from 0.5 to 1
@@ -129,7 +129,7 @@ class Temperature(TakesOptions, nn.Module):
 
     @classmethod
     def check(cls, options: dict[str, Any], device: torch.device = CPU) -> None:
-        """Raise UserError for options that do not go together or exceed a device's memory; called before any work."""
+        """Raise UserError for contradictory options, or sizes that exceed a device's memory; called before any work."""
 
     @classmethod
     def complete(cls, options: dict[str, Any], pair: tuple[str, str]) -> dict[str, Any]:
@@ -176,15 +176,15 @@ class Temperature(TakesOptions, nn.Module):
             index: the images' numbers in the data set [B].
 
         Raises:
-            UserError: the temperature needs `target` or `index`, and it is missing.
+            UserError: `target` or `index` is missing, and the temperature needs it.
         """
         raise NotImplementedError
 
     def observe(self, probe_loss: Tensor) -> None:
-        """Receive the student's loss on the probe images, before the epoch's first step and after each step.
+        """Receive the student's loss on the probe images; called before the epoch's first step and after each step.
 
         Args:
-            probe_loss: cross entropy on images that stay the same for an epoch, a scalar without gradient.
+            probe_loss: cross entropy on the probe, the same images throughout an epoch; a scalar without gradient.
         """
 
     def end_epoch(self) -> None:

@@ -1,4 +1,4 @@
-"""Controls: another temperature's values without the information that they carry."""
+"""Controls: keep the values of another temperature, but not its dependence on the sample."""
 
 from collections.abc import Hashable
 
@@ -50,9 +50,9 @@ def controlled(tau: Tau, size: int, kind: str, fixed: float = KD_T) -> Tau:
     Args:
         tau: the temperatures of the batch.
         size: its number of samples.
-        kind: "shuffled": each sample gets the temperatures of another one, drawn in every step; "mean": all samples get
-            the mean of the batch; "weights": all samples have the temperature `fixed`, and keep the weights that `tau`
-            gives them, its factors of the KD term, with a mean of 1.
+        kind: "shuffled": permute the temperatures over the samples at random in every step; "mean": give all samples
+            the batch mean; "weights": set all temperatures to `fixed`, but keep the relative weights of the samples in
+            the KD term, scaled to a mean of 1.
         fixed: the temperature of "weights".
     """
     sides = (tau.student, tau.teacher, tau.gradient_scale)
@@ -66,10 +66,10 @@ def controlled(tau: Tau, size: int, kind: str, fixed: float = KD_T) -> Tau:
 
 
 class Controlled(Wrapped):
-    """`controlled` temperatures of another one.
+    """Applies `controlled` to the temperatures of another one.
 
     Args:
-        inner: the other one; what it learns from is the loss at the controlled temperatures.
+        inner: the other temperature; it is trained on the loss at the controlled temperatures.
         kind: see `controlled`.
         kd_T: the temperature of "weights".
     """

@@ -15,12 +15,12 @@ from temperature.base import Tau, Temperature
 
 @torch.no_grad()
 def cswt_tau(student_logits: Tensor, teacher_logits: Tensor, low: float = 2.0, high: float = 6.0) -> Tau:
-    """Return CSWT's temperatures [B, 1], by the cosine similarity of both networks' predictions at temperature 1.
+    """Return CSWT's temperatures [B, 1], from the cosine similarity of both networks' predictions at temperature 1.
 
-    They fall linearly with it: `high` for the batch's smallest similarity, `low` for its largest.
+    They fall linearly with the similarity: `high` at the smallest in the batch, `low` at the largest.
 
     OURS: the factor of the KD term is each sample's tau^2; the authors' is the square of the mean tau. If all
-    similarities are equal, where the released code divides by 0, all temperatures are in the middle.
+    similarities are equal, all temperatures are (low + high) / 2; the released code divides by 0.
 
     Args:
         student_logits: [B, C]; gets no gradient.
@@ -37,7 +37,7 @@ def cswt_tau(student_logits: Tensor, teacher_logits: Tensor, low: float = 2.0, h
 
 
 class CSWT(Temperature):
-    """`cswt_tau` of each batch.
+    """Sets the temperatures of each batch by `cswt_tau`.
 
     Args:
         cswt_low: the lowest temperature, of the sample on which the networks agree most.

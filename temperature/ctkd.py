@@ -56,15 +56,15 @@ def _strength(help: str) -> Option:
 
 
 class CTKD(Temperature):
-    """What both forms share: the bounds (tau_init, tau_init + tau_range), the gradient reversal and the curriculum.
+    """Base class of both forms: the bounds (tau_init, tau_init + tau_range), gradient reversal and curriculum.
 
     Args:
         tau_init: lower bound of tau; the published flag is `t_start`.
-        tau_range: width of tau's range; the published flag is `t_end`, although it is not an end.
+        tau_range: width of tau's range; the published flag is `t_end`, although it is not the end of the range.
         curriculum: `cosine`, `linear` or `constant`.
         lambda_min: strength of the adversary at epoch 0.
         lambda_max: strength of the adversary from epoch lambda_epochs on.
-        lambda_epochs: length of the curriculum.
+        lambda_epochs: length of the curriculum in epochs.
 
     Raises:
         UserError: a number outside its bounds, or an unknown curriculum.
@@ -77,7 +77,7 @@ class CTKD(Temperature):
         curriculum: Annotated[str, Option("how lambda rises", choices=CURRICULA)] = "cosine",
         lambda_min: Annotated[float, _strength("lambda at epoch 0")] = 0.0,
         lambda_max: Annotated[float, _strength("lambda from epoch lambda_epochs on")] = 1.0,
-        lambda_epochs: Annotated[float, Option("when lambda has risen", 0.001, 1e7, names=("--decay_loops",))] = 10.0,
+        lambda_epochs: Annotated[float, Option("epochs of lambda's rise", 0.001, 1e7, names=("--decay_loops",))] = 10.0,
     ) -> None:
         super().__init__()
         self.tau_init, self.tau_range = tau_init, tau_range
@@ -92,7 +92,7 @@ class CTKD(Temperature):
         self.lambda_.fill_(curriculum_lambda(epoch, *self.schedule))
 
     def bounded(self, prediction: Tensor) -> Tau:
-        """Return tau from an unbounded prediction by gradient reversal and the paper's bounding equation."""
+        """Return tau from an unbounded prediction of the same shape: gradient reversal, then the paper's bounds."""
         self.warn_unless_started()
         tau = self.tau_init + self.tau_range * torch.sigmoid(reverse_gradient(prediction, self.lambda_))
         return Tau(tau, tau)

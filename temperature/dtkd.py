@@ -37,8 +37,8 @@ def dtkd_tau(student_logits: Tensor, teacher_logits: Tensor, tau: float | Tensor
     """Return 2 tau x / (x + y) for the teacher and 2 tau y / (x + y) for the student, each [B, 1].
 
     x and y are the teacher's and the student's largest logits of a sample. The released code divides without a check.
-    Here a sample gets tau for both networks if one of its largest logits is not positive or not finite, and
-    temperatures are clamped to 0.01 tau to 1.99 tau; ordinary logits need neither.
+    Here a sample gets tau for both networks if x or y is not positive or not finite, and temperatures are clamped to
+    0.01 tau to 1.99 tau. Neither happens with ordinary logits.
 
     Args:
         student_logits: [B, C]; gradient flows through each sample's largest logit.
@@ -49,16 +49,17 @@ def dtkd_tau(student_logits: Tensor, teacher_logits: Tensor, tau: float | Tensor
     y = student_logits.max(1, keepdim=True).values
     ordinary = (x > 0) & (y > 0) & x.isfinite() & y.isfinite()
     one = torch.ones_like(x)
-    x, y = torch.where(ordinary, x, one), torch.where(ordinary, y, one)  # a NaN would spoil the gradient too
+    x, y = torch.where(ordinary, x, one), torch.where(ordinary, y, one)  # otherwise the gradient would be NaN too
     student = (2 * tau * y / (x + y)).clamp(LOWEST * tau, (2 - LOWEST) * tau)
     return Tau(student, 2 * tau - student)
 
 
 class DTKD(Temperature):
-    """`dtkd_tau` of each batch, with the reference temperature kd_T.
+    """Sets the temperatures of each batch by `dtkd_tau`.
 
     Args:
-        dtkd_detach: no gradient through the student's largest logit; in the released code there is one.
+        kd_T: the reference temperature.
+        dtkd_detach: stop the gradient through the student's largest logit, unlike the released code.
 
     Raises:
         UserError: kd_T is outside its bounds.

@@ -7,7 +7,10 @@ from temperature.base import KD_T, KdT, Tau, Temperature
 
 
 class Fixed(Temperature):
-    """tau = kd_T, always.
+    """Returns kd_T for student and teacher.
+
+    Args:
+        kd_T: the temperature.
 
     Raises:
         UserError: kd_T is outside its bounds.

@@ -17,22 +17,22 @@ STRENGTH = Option("tau is from kd_T exp(-c) to kd_T exp(c), where c is this", 1e
 
 @torch.no_grad()
 def idts_tau(student_logits: Tensor, teacher_logits: Tensor, tau: float = KD_T, strength: float = 0.5) -> Tau:
-    """Return tau exp(-strength tanh(ln d)) [B, 1], d the sample's difficulty divided by the batch's median.
+    """Return tau exp(-strength tanh(ln d)) [B, 1], where d is a sample's difficulty divided by the batch median.
 
-    It is tau exp(-strength) or more, which the hardest samples get, and tau exp(strength) or less.
+    Temperatures range from tau exp(-strength) for the hardest samples to tau exp(strength) for the easiest.
 
-    OURS: the difficulty of an image is the KL divergence of both predictions at temperature 1, KL(teacher || student);
-    AdaKD scores a token of a language model. If the median is 0, all temperatures are tau.
+    OURS: the difficulty of an image is KL(teacher || student) of the predictions at temperature 1; AdaKD scores the
+    tokens of a language model. If the median is 0, all temperatures are tau.
 
     Args:
         student_logits: [B, C]; gets no gradient.
         teacher_logits: [B, C].
         tau: the temperature of median difficulty.
-        strength: c in AdaKD, which uses 0.3 to 0.5.
+        strength: c in AdaKD, where it is 0.3 to 0.5.
     """
     log_student, log_teacher = student_logits.log_softmax(1), teacher_logits.log_softmax(1)
     difficulty = F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(1, keepdim=True)
-    difficulty = difficulty.clamp(min=0)  # rounding may give less
+    difficulty = difficulty.clamp(min=0)  # rounding can make it negative
     median = difficulty.sort(0).values[(len(difficulty) - 1) // 2]
     ratio = torch.where(median > 0, difficulty / torch.where(median > 0, median, 1), 1)
     scaled = tau * (-strength * ratio.log().tanh()).exp()

@@ -8,17 +8,17 @@ from inputs import Option
 from temperature.base import Tau, Temperature
 from temperature.standardised import standard_deviation
 
-LEAST = 0.01  # the least standard deviation; logits of ordinary networks are above it
+LEAST = 0.01  # lower bound of the standard deviation; ordinary logits stay above it
 
 
 def normkd_tau(student_logits: Tensor, teacher_logits: Tensor, scale: float = 2.0) -> Tau:
-    """Return scale times the standard deviation of each network's logits, each [B, 1].
+    """Return `scale` times the standard deviation of each network's logits, [B, 1] for each network.
 
-    The factor of the KD term is the teacher's tau squared. The deviation is over the classes, unbiased as in the
-    released code; gradient flows through the student's. The softened predictions are those of logit standardisation at
-    the same base temperature, whose factor is constant. Here a sample whose teacher's logits spread counts more.
+    The factor of the KD term is the teacher's tau squared. The standard deviation is over classes, unbiased as in the
+    released code; gradient flows through the student's. Logit standardisation at the same base temperature gives the
+    same softened predictions with a constant factor; here samples with widely spread teacher logits weigh more.
 
-    OURS: a deviation is at least 0.01, since in the released code equal logits give NaN.
+    OURS: the standard deviation is at least 0.01; in the released code equal logits give NaN.
 
     Args:
         student_logits: [B, C].
@@ -30,10 +30,11 @@ def normkd_tau(student_logits: Tensor, teacher_logits: Tensor, scale: float = 2.
 
 
 class NormKD(Temperature):
-    """`normkd_tau` of each batch.
+    """Sets the temperatures of each batch by `normkd_tau`.
 
     Args:
-        normkd_scale: temperature of logits with a standard deviation of 1; published are 2, and 1 for ImageNet.
+        normkd_scale: temperature of logits with a standard deviation of 1; the published values are 2, and 1 for
+            ImageNet.
 
     Raises:
         UserError: normkd_scale is outside its bounds.

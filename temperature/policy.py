@@ -1,4 +1,4 @@
-"""Policies, which draw a temperature for each sample: all of RLKD's agent except its learning, and a control.
+"""Policies, which draw a temperature for each sample: RLKD's agent without its learning, and a control.
 
 The phases are RLKD's (see rlkd.py): first a fixed temperature, then one drawn for every sample in every step; in
 epochs of exploration, images that the student is sure of are blended with images that it is unsure of.
@@ -41,7 +41,7 @@ class Policy(Temperature):
         epochs: length of the run.
         kd_T: the temperature before the policy begins.
         rl_warmup: the epoch in which the policy begins.
-        aug_epoch: after rl_warmup, explore in the epochs that are multiples of this; 0 for never.
+        aug_epoch: after rl_warmup, explore in epochs divisible by this; 0 for never.
         rl_tau_min: lower bound of tau.
         rl_tau_max: upper bound of tau.
 
@@ -49,7 +49,7 @@ class Policy(Temperature):
         UserError: a number is outside its bounds.
     """
 
-    uses_target = True  # images are blended into others, whose class they get
+    uses_target = True  # a blend has the class of one of its images
 
     notes = ("rl_action",)
 
@@ -58,8 +58,8 @@ class Policy(Temperature):
         train_target: Tensor,
         epochs: int,
         kd_T: KdT = KD_T,
-        rl_warmup: Annotated[int, phase("the epoch in which they begin to set tau")] = PHASE,
-        aug_epoch: Annotated[int, phase("every so many-th epoch mixes images; 0 for none", least=0)] = PHASE,
+        rl_warmup: Annotated[int, phase("epoch in which the policy begins to set tau")] = PHASE,
+        aug_epoch: Annotated[int, phase("blend images in epochs divisible by this; 0: never", least=0)] = PHASE,
         rl_tau_min: Annotated[float, Option.of_tau("lower bound of tau")] = 1.0,
         rl_tau_max: Annotated[float, Option.of_tau("upper bound of tau")] = 10.0,
     ) -> None:
@@ -90,10 +90,10 @@ class Policy(Temperature):
     def mixing(self) -> Mixing:
         """In an epoch of exploration, blend the second tenth of the images by entropy into the ninth tenth.
 
-        Each image's entropy is summed over equally many epochs, so sums can be ranked (row 14); only probe images miss
-        the epochs in which they were a probe. The released code gives a blend the class of the image that is hardly
-        visible in it; here it is the other image's. OURS: the weight falls from 1 to 0.7 linearly over the epochs. When
-        to explore follows the released code; the paper reportedly explores early.
+        Each image's entropy is summed over the same number of epochs, so sums can be ranked (row 14), except that probe
+        images miss the epochs in which they were a probe. The released code gives a blend the class of the image that
+        is hardly visible in it; here it gets that of the other image. OURS: the weight falls from 1 to 0.7 linearly
+        over the epochs. The epochs of exploration follow the released code; the paper reportedly explores early.
         """
         if not self.explores:
             return Mixing()
@@ -118,7 +118,7 @@ class Policy(Temperature):
                 " images that it blends: pass it to forward, or construct it with aug_epoch=0"
             )
         if index is not None and not self.explores:  # a blend's entropy belongs to neither image
-            self.entropy.index_add_(0, index, entropy(log_student))  # also where images repeat
+            self.entropy.index_add_(0, index, entropy(log_student))  # correct for repeated images too
         if not self.acts:
             return Tau(self.tau, self.tau)
         action = self.act(log_student.exp(), teacher_logits.float().softmax(1))
@@ -130,7 +130,7 @@ class Policy(Temperature):
         raise NotImplementedError
 
     def squash(self, action: Tensor) -> Tensor:
-        """Return the temperatures of actions, in the same shape."""
+        """Return the temperatures of actions, of the same shape."""
         return self.low + (self.high - self.low) * action.sigmoid()
 
     def note(self, **values: Tensor) -> None:

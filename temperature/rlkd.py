@@ -84,7 +84,7 @@ LIMIT = Option(
     or_zero=True,
     before=0.0,
 )
-SHORTENINGS = 6  # guesses at the share to keep of an update that leaves the trust region
+SHORTENINGS = 6  # guesses at how much of an update to keep if it leaves the trust region
 EPS = 1e-8
 
 
@@ -103,9 +103,9 @@ def log_probability(action: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
 
 
 def redistribute(prediction: Tensor, reward: Tensor, mean_of: Tensor) -> Tensor:
-    """Return each sample's reward [M]: its prediction plus an equal share of the batch's residual.
+    """Return each sample's reward [M]: its prediction plus the batch's residual.
 
-    So the mean over a batch is the batch's reward.
+    The mean over a batch is therefore the batch's reward.
 
     Args:
         prediction: of each sample [M].
@@ -154,7 +154,7 @@ def _network(inputs: int, *hidden: int) -> nn.Sequential:
 
 
 class Agent(nn.Module):
-    """The policy N(mean of the state, std), the critic, and the calibration: reward predictor and detector of weights.
+    """The policy N(mean(state), std), the critic, and the calibration: a reward predictor and a detector of weights.
 
     Every network takes states [M, 3] (the predictor also the actions) and returns [M].
     """
@@ -170,7 +170,7 @@ class Agent(nn.Module):
         self.predictor, self.detector = _network(4, 16), _network(3, 16)
 
     def predicted_reward(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """Return each sample's weighted prediction, and the detector's weight in it, from 0 to 1; both [M]."""
+        """Return each sample's weighted prediction, and the detector's weight from 0 to 1, both [M]."""
         weight = self.detector(state).sigmoid()
         return weight * self.predictor(torch.cat([state, action[:, None]], 1)), weight
 
@@ -193,7 +193,7 @@ class RLKD(Policy):
     """The policy of an agent that PPO trains in every rl_epoch-th epoch.
 
     Args:
-        rl_epoch: the agent learns in the epochs that are multiples of this.
+        rl_epoch: the agent learns in epochs divisible by this.
         rl_rollout: batches per update; the last update of an epoch may have fewer.
         phases_and_bounds: the other arguments of `Policy`.
 
@@ -207,8 +207,8 @@ class RLKD(Policy):
         self,
         train_target: Tensor,
         epochs: int,
-        rl_epoch: Annotated[int, phase("it learns in every so many-th epoch")] = PHASE,
-        rl_rollout: Annotated[int, Option("batches an update of the agent (our choice)", 2, 100_000)] = 16,
+        rl_epoch: Annotated[int, phase("the agent learns in epochs divisible by this")] = PHASE,
+        rl_rollout: Annotated[int, Option("batches per update of the agent (our choice)", 2, 100_000)] = 16,
         rl_calibration: Annotated[str, SPREAD] = "even",
         rl_max_kl: Annotated[float, LIMIT] = MAX_KL,
         **phases_and_bounds: Any,
@@ -237,7 +237,7 @@ class RLKD(Policy):
         }
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Return the optimizers' part of the checkpoint and, mid-epoch, the rollout."""
+        """Return the optimizers' state and, mid-epoch, the rollout."""
         within = {"rollout": [tuple(each) for each in self.rollout], "rewards": self.rewards, "probe": self.probe_loss}
         return {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()} | within
 
@@ -277,7 +277,7 @@ class RLKD(Policy):
 
     def observe(self, probe_loss: Tensor) -> None:
         if self.probe_loss is not None and len(self.rewards) < len(self.rollout):
-            # of the last actions only (rows 3 and 4)
+            # the effect of the last actions only (rows 3 and 4)
             self.rewards.append((self.probe_loss - probe_loss).float())
             self.note(rl_reward=self.rewards[-1])
         self.probe_loss = probe_loss
@@ -285,7 +285,7 @@ class RLKD(Policy):
             self._learn()
 
     def end_epoch(self) -> None:
-        if len(self.rewards) > 1:  # one batch alone has no spread of rewards
+        if len(self.rewards) > 1:  # a single reward cannot be standardised
             self._learn()
 
     def _learn(self) -> None:
@@ -322,7 +322,7 @@ class RLKD(Policy):
         self.note(rl_value_loss=value_loss.detach(), rl_policy_entropy=policy_entropy)
 
     def _calibrated(self, state: Tensor, action: Tensor, batch_reward: Tensor, mean_of: Tensor) -> Tensor:
-        """Train the calibration on this rollout, then return each sample's reward [M] by it."""
+        """Train the calibration on this rollout, then return the reward [M] that it gives each sample."""
         for _ in range(CALIBRATION_PASSES):
             prediction, weight = self.agent.predicted_reward(state, action)
             self._step("calibration", F.mse_loss(mean_of @ prediction, batch_reward) + SPARSITY * weight.mean())
@@ -339,7 +339,7 @@ class RLKD(Policy):
         _assign(policy, before)
         mean, log_std = self.agent.actor(state), self.agent.log_std.clone()
         kept = torch.ones_like(log_std)
-        low, high = torch.zeros_like(kept), torch.ones_like(kept)  # the largest share known to fit, the smallest not to
+        low, high = torch.zeros_like(kept), torch.ones_like(kept)  # largest share that fits, smallest that does not
         for _ in range(SHORTENINGS):
             _assign(policy, [old.lerp(new, kept) for old, new in zip(before, after, strict=True)])
             moved = divergence(mean, log_std, self.agent.actor(state), self.agent.log_std)

@@ -26,7 +26,7 @@ class Standardised(Wrapped):
 
     Args:
         base_tau: a fixed base temperature; LSKD's is 2, with a weight of 9 for the KD term.
-        inner: a temperature used instead of base_tau; it sees the z-scored logits, and its tau acts on them.
+        inner: a temperature used instead of base_tau; it is computed from the z-scored logits and applied to them.
 
     Raises:
         UserError: base_tau is outside its bounds.
@@ -40,7 +40,7 @@ class Standardised(Wrapped):
         inner: Temperature | None = None,
     ) -> None:
         super().__init__(Fixed(base_tau) if inner is None else inner)
-        self.seen = Average()  # the inner temperature
+        self.seen = Average()  # of the inner temperature
 
     def forward(
         self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None = None, index: Tensor | None = None

@@ -13,15 +13,15 @@ from temperature.base import Tau, Temperature
 
 
 def ttm_tau(teacher_logits: Tensor, exponent: float = 0.1, weighted: bool = False) -> Tau:
-    """Return 1 for the student and 1 / exponent for the teacher, with a factor of 1 or, if weighted, of [B, 1].
+    """Return tau 1 for the student and 1 / exponent for the teacher; the scale is 1 or, if weighted, [B, 1].
 
-    The weight of a sample is its sum over classes of p^exponent, p the teacher's probability at temperature 1: from 1
-    for a teacher that is sure to C^(1 - exponent) for one that knows nothing.
+    A sample's weight is the sum over classes of p^exponent, where p is the teacher's probability at temperature 1: from
+    1 for a one-hot prediction to C^(1 - exponent) for a uniform one.
 
     Args:
         teacher_logits: [B, C].
         exponent: gamma in the paper.
-        weighted: whether samples have weights, which is WTTM.
+        weighted: whether to weight the samples, as WTTM does.
     """
     one = teacher_logits.new_ones(())
     scale = (exponent * teacher_logits.log_softmax(1)).exp().sum(1, keepdim=True) if weighted else one
@@ -34,7 +34,7 @@ def of_exponent(help: str) -> Option:
 
 
 class TTM(Temperature):
-    """`ttm_tau` without weights. The published weights 1 and 45 of the loss are those of vgg13 → vgg8.
+    """Sets tau by `ttm_tau` without weights. The loss weights 1 and 45 are those published for vgg13 → vgg8.
 
     Args:
         ttm_exponent: gamma in the paper; the teacher's tau is its inverse.
@@ -59,7 +59,7 @@ class TTM(Temperature):
 
 
 class WTTM(Temperature):
-    """`ttm_tau` with weights. The published weight of the loss, 4, and exponent, 0.2, are those beside CRD.
+    """Sets tau by `ttm_tau` with weights. The loss weight 4 and exponent 0.2 are those published with CRD.
 
     Args:
         wttm_exponent: gamma in the paper; the teacher's tau is its inverse.

@@ -244,7 +244,7 @@ def test_detections_are_compared_whatever_their_order():
 
 def test_what_differs_or_cannot_be_exported_is_not_written(weights, monkeypatch, tmp_path):
     told = fails(weights, "--export", "torch.export")
-    assert "cannot be had with detectors" in told and "onnx, torchscript" in told
+    assert "is not supported for detectors" in told and "onnx, torchscript" in told
     assert "--export_batch is for networks that classify" in fails(
         weights, "--export", "torchscript", "--export_batch", 2
     )
@@ -264,7 +264,7 @@ def test_detectron2s_pooling_is_refused(tmp_path):
     model.roi_heads.box_roi_pool = AlignedPool(pool.featmap_names, pool.output_size, 0)
     subject = detector.Subject(tmp_path / "model.pkl", model, shapes.KINDS)
     told = error_of(detector.export, subject, "torchscript", None, False, 1e-4)
-    assert "cannot be had with detectron2's networks" in told and not list(tmp_path.iterdir())
+    assert "is not supported for detectron2's networks" in told and not list(tmp_path.iterdir())
 
 
 # ---------------------------------------------------------------- flags

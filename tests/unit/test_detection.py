@@ -1,4 +1,4 @@
-"""Distilling detectors: a step, its gradients, the command line, and what cannot be had."""
+"""Distilling detectors: a step, its gradients, the command line, and what is not supported."""
 
 import pytest
 import torch
@@ -234,11 +234,11 @@ def test_the_published_range_is_a_flag():
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("--path-t x --trials 2", "--trials cannot be had with detectors"),
-        ("--path-t x --mixup 0.2", "--mixup cannot be had with detectors (boxes cannot be mixed)"),
-        ("--path-t x --teacher-table", "--teacher_table cannot be had with detectors"),
+        ("--path-t x --trials 2", "--trials is not supported for detectors"),
+        ("--path-t x --mixup 0.2", "--mixup is not supported for detectors (boxes cannot be mixed)"),
+        ("--path-t x --teacher-table", "--teacher_table is not supported for detectors"),
         ("--path-t x --epochs 3", "a detector's run is counted in --iterations"),
-        ("--path-t x --temperature rlkd --aug_epoch 2", "--aug_epoch cannot be had with detectors"),
+        ("--path-t x --temperature rlkd --aug_epoch 2", "--aug_epoch is not supported for detectors"),
         ("--path-t x --distill crd", "--distill crd keeps a memory with a place for each image"),
         ("--path-t x --distill ofd", "unknown distiller of detectors 'ofd'"),
         ("--path-t x --model_s retinanet_tiny", "has no proposals whose predictions could be softened"),
@@ -262,7 +262,7 @@ def test_the_published_range_is_a_flag():
         ("--path-t x --distill sp --batch_size 1", "--distill sp compares images of one process"),
         ("--path-t x --distill vid --temperature dtkd -a 0", "--alpha 0 leaves the temperature nothing"),
         ("--norm frozen", "--norm frozen needs weights"),
-        ("--min_sizes 640,many", "whole numbers with commas are needed"),
+        ("--min_sizes 640,many", "give whole numbers separated by commas"),
         ("--max_size 100", "--max_size 100 is below the short side 800"),
         ("--iterations 0", "--iterations must be 1 or more"),
         ("--dataset voc", "unknown data set 'voc'; the known ones are: coco, shapes"),
@@ -295,7 +295,7 @@ def test_processes_share_a_batch_evenly(monkeypatch):
 
 def test_rlkd_needs_a_single_process(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "--temperature rlkd cannot be had with several processes" in error_of(options_of, "--temperature rlkd")
+    assert "--temperature rlkd does not work with several processes" in error_of(options_of, "--temperature rlkd")
 
 
 def test_reviewkd_has_the_published_weights_of_a_pair():

@@ -273,7 +273,7 @@ def test_steps_of_another_loss_are_not_added_up(stopped, fresh):
     other = make("rlkd", "pkt")
     other.start_epoch(1)
     batch = next(iter(loaders()[0]))
-    with pytest.raises(UserError, match="other sums within its epoch than of loss, loss_ce, loss_kd, loss_pkt:"):
+    with pytest.raises(UserError, match="sums in last.pth are not those of loss, loss_ce, loss_kd, loss_pkt:"):
         metrics.update(other(batch, OnlineTeacher(Tiny(width=12).eval())(batch)))
 
 

@@ -205,7 +205,7 @@ def test_a_table_with_other_values_is_noticed(damage, tmp_path):
     table.prepare(loader.epoch(1))
     values = torch.from_file(str(table.folder / "values"), shared=True, size=960)
     values[480:] = damage
-    with pytest.raises(UserError, match="is damaged, for it does not hold what the teacher says: remove that folder"):
+    with pytest.raises(UserError, match="is damaged, since it differs from the teacher's output: remove that folder"):
         CachedTeacher(model, loader, tmp_path, "sha")
     shutil.rmtree(table.folder)
     CachedTeacher(model, loader, tmp_path, "sha").prepare(loader.epoch(1))
@@ -394,7 +394,7 @@ def test_a_table_belongs_to_weights_images_and_content(tmp_path, capsys):
         CachedTeacher(model, loader_of(), tmp_path, "sha", dtype="float16").folder,
     ]
     assert len(set(folders)) == 5
-    assert "note: of other weights, images or subsets, and not used here: logits_float32_" in capsys.readouterr().out
+    assert "note: tables of other weights, images or subsets, not used here: logits_float32_" in capsys.readouterr().out
     assert CachedTeacher(model, loader_of(seed=9, batch_size=7), tmp_path, "sha").folder == folders[0]
 
 
