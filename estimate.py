@@ -68,7 +68,7 @@ def estimate(options: CommonOptions) -> Estimate:
     The times for reading image files and for filling a teacher's table are not included.
 
     Args:
-        options: of the run; a student's need --model_t.
+        options: the run's options; those of a student need --model_t.
     """
     is_student = isinstance(options, StudentOptions)
     if is_student and options.model_t is None:
