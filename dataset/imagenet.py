@@ -77,9 +77,9 @@ class Images(TorchDataset):
 
 
 def _undisturbed(_: int) -> None:
-    """Make a worker ignore signals sent to all of the training's processes (by Ctrl-C, torchrun, Slurm).
+    """Make a worker ignore signals sent to all processes of the run (by Ctrl-C, torchrun, Slurm).
 
-    The training still needs the worker until its step is finished; then it terminates the worker itself.
+    The training process needs the worker until its step is finished, and then terminates it.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

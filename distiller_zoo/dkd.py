@@ -107,7 +107,7 @@ def decouple(scaled: Tensor, target: Tensor, dim: int = 1) -> tuple[Tensor, Tens
 
 
 class DKD(Growing):
-    """`dkd_loss` in place of the KD term, so alpha is 0.
+    """Applies `dkd_loss` in place of the KD term, so alpha is 0.
 
     Args:
         num_classes: number of classes of the data set.

@@ -144,7 +144,7 @@ class RunFolder:
         """Return the config of the run to resume; None for a new run.
 
         Raises:
-            UserError: the folder holds anything that this run would replace or mix with.
+            UserError: the folder holds other files, or a run with other options.
         """
         if self.overwrite:
             return None

@@ -191,11 +191,15 @@ class Transition(NamedTuple):
 
 
 class RLKD(Policy):
-    """The policy of an agent that PPO trains in every rl_epoch-th epoch.
+    """The policy of an agent that PPO trains in epochs divisible by rl_epoch.
 
     Args:
+        train_target: see `Policy`.
+        epochs: see `Policy`.
         rl_epoch: the agent learns in epochs divisible by this.
         rl_rollout: batches per update; the last update of an epoch may have fewer.
+        rl_calibration: "even" or "learned", see the top of this file.
+        rl_max_kl: largest KL divergence of an update, 0 for no limit.
         phases_and_bounds: the other arguments of `Policy`.
 
     Raises:
