@@ -1,4 +1,4 @@
-"""Estimate how long a training takes on this machine, from a few of its steps on random images.
+"""Estimate how long a run trains on this machine, from a few of its steps on random images.
 
 python estimate.py train_student.py --model_t resnet56 --model_s resnet20 --temperature ctkd-global
 """
@@ -43,7 +43,7 @@ measured: dict[
 
 
 class Estimate(NamedTuple):
-    """The estimated time of a training."""
+    """The estimated training time of a run."""
 
     step: float  # seconds
     steps: int  # in an epoch
@@ -68,7 +68,7 @@ def estimate(options: CommonOptions) -> Estimate:
     The times for reading image files and for filling a teacher's table are not included.
 
     Args:
-        options: of the run; a student's need --model_t.
+        options: the run's options; those of a student need --model_t.
     """
     is_student = isinstance(options, StudentOptions)
     if is_student and options.model_t is None:

@@ -258,13 +258,13 @@ def check_fits(what: str, size: int, flags: str, device: torch.device = CPU) -> 
     """Refuse an allocation that exceeds a device's memory, before it is made.
 
     Args:
-        what: its name in the error message.
-        size: in bytes.
-        flags: the flags that make it smaller.
-        device: where it will be allocated.
+        what: name of the allocation in the error message.
+        size: size of the allocation in bytes.
+        flags: the flags that make the allocation smaller.
+        device: the device of the allocation.
 
     Raises:
-        UserError: it does not fit.
+        UserError: the allocation does not fit.
     """
     limit = memory_of(device)
     if size > limit:

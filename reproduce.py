@@ -1,4 +1,4 @@
-"""Make the published tables: train every run behind them, one by one or several at a time.
+"""Reproduce the published tables: train every run behind them, one by one or several at a time.
 
 Finished runs are skipped and interrupted ones resume, so the same command can be repeated.
 

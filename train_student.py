@@ -73,9 +73,9 @@ def load(
     """Load data and teacher.
 
     Args:
-        options: of the run.
+        options: the run's options.
         found: the teacher's weights.
-        device: of the data and the teacher.
+        device: the device of the data and the teacher.
         content: content of a table of the teacher's outputs, see `CachedTeacher`.
 
     Returns:

@@ -92,16 +92,16 @@ def create_dataset(
 
     Args:
         name: one of dataset_names().
-        batch_size: of training; validation batches may be larger.
-        seed: of the order and the augmentations of the training images.
-        device: where the batches are; all data sets but `imagenet` also keep their images there.
-        data_dir: where the files are; None for the data set's default, if it has one.
+        batch_size: images per training batch; validation batches may be larger.
+        seed: seed of the order and the augmentations of the training images.
+        device: the device of the batches; all data sets but `imagenet` also keep their images there.
+        data_dir: folder of the files; None for the data set's default, if it has one.
         image_size: side of the square images in pixels; must be 32 except for FILES.
         num_workers: processes that decode image files, once at the start or, of `imagenet`, in every epoch.
         train_subset: how many training images to keep, balanced over the classes as far as possible; 0 keeps all.
             The choice does not depend on the seed, and a smaller subset is part of a larger one.
-        mean: of the channels, with white as 1; None for the data set's own.
-        std: of the channels; None for the data set's own.
+        mean: mean of each channel, with white as 1; None for the data set's own.
+        std: standard deviation of each channel; None for the data set's own.
         exif: turn image files as their EXIF orientation says.
         skip_unreadable: leave out image files that cannot be read, and list them.
         mixup: see `MixedLoader`.

@@ -107,10 +107,10 @@ def checked_annotations(content: object, source: str) -> dict[str, Any]:
     Args:
         content: a dict of the lists in FIELDS. Annotations may also have `iscrowd` (default 0) and `area` (default that
             of the box); other keys are dropped.
-        source: its name, for error messages.
+        source: name of the file, for error messages.
 
     Raises:
-        UserError: a list, field, image or category is missing, or a number is impossible.
+        UserError: a list, field, image or category is missing, or a number is invalid.
     """
     images, annotations, categories = (_entries(content, name, source) for name in FIELDS)
     if any(not 0 < side < LARGEST for image in images for side in (image["height"], image["width"])):

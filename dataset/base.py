@@ -135,10 +135,10 @@ class Loader(Protocol):
         """Return the shuffled, augmented batches of an epoch.
 
         Args:
-            number: of the epoch, from 1; with the seed it determines order and augmentations.
+            number: number of the epoch, from 1; with the seed it determines order and augmentations.
             start: batches to skip at its beginning.
             partner: [num_samples] int64, the image blended into each one (itself for none); None: no blending.
-            weight: of the partner, from 0.5 to 1. A blend has the class and number of its partner.
+            weight: weight of the partner, from 0.5 to 1. A blend has the class and number of its partner.
         """
 
     def with_seed(self, seed: int) -> "Loader":

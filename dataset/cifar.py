@@ -32,9 +32,9 @@ class Cifar:
         targets: key of the class numbers in a file.
         names: key of the class names.
         num_classes: the number of classes.
-        mean: of the channels, with white as 1.
-        std: of the channels.
-        md5: of the official files and of the archive.
+        mean: mean of each channel, with white as 1.
+        std: standard deviation of each channel, with white as 1.
+        md5: hashes of the official files and of the archive.
     """
 
     name: str

@@ -52,7 +52,7 @@ class DetectionBatch:
         return torch.cat(self.labels)
 
     def part(self, first: int, behind: int | None = None) -> "DetectionBatch":
-        """Return the images from `first` to before `behind` as a batch."""
+        """Return the images from `first` up to but excluding `behind` as a batch."""
         rows = slice(first, behind)
         return DetectionBatch(self.images[rows], self.boxes[rows], self.labels[rows], self.index[rows], self.iteration)
 
@@ -113,10 +113,10 @@ class DetectionLoader:
     Args:
         split: the images.
         batch_size: images per batch, over all processes that share it.
-        seed: of order and flips.
+        seed: seed of order and flips.
         iterations: number of steps in the run.
         period: steps per epoch; the last epoch may have fewer.
-        device: where the batches are.
+        device: the device of the batches.
         rank: this process's rank among those that share the batches.
         world_size: the number of these processes.
         num_workers: threads that decode; 0 decodes in the caller's.
@@ -223,7 +223,7 @@ class DetectionTestLoader:
     Args:
         split: the images.
         batch_size: images per batch of this process; may be changed between passes.
-        device: where the batches are.
+        device: the device of the batches.
         rank: this process's rank; it has every world_size-th image from there on.
         world_size: the number of processes.
         num_workers: threads that decode; 0 decodes in the caller's.
@@ -286,10 +286,10 @@ def create_detection_data(
     Args:
         name: one of NAMES: "coco" for files in COCO's layout, "shapes" for synthetic images.
         batch_size: images per batch, over all processes that share it, in training and validation.
-        seed: of the order and the flips of the training images.
+        seed: seed of the order and the flips of the training images.
         iterations: number of steps in the run.
         period: steps per epoch of the loader.
-        device: of the batches.
+        device: the device of the batches.
         data_dir: the folder of "coco"; see EXPECTED.
         num_workers: threads that decode; 0 decodes in the caller's.
         flip: share of the training images that are flipped horizontally.
@@ -343,7 +343,7 @@ def create_validation_data(
     Args:
         name: one of NAMES.
         batch_size: images per batch.
-        device: of the batches.
+        device: the device of the batches.
         data_dir: the folder of "coco"; see EXPECTED.
         num_workers: threads that decode; 0 decodes in the caller's.
 

@@ -159,7 +159,7 @@ def open_splits(data_dir: str | None, image_size: int, expected: str, exif: bool
         exif: see `read_image`.
 
     Raises:
-        UserError: it has another layout, or is not given.
+        UserError: the tree has another layout, or `data_dir` is None.
     """
     if not data_dir:
         raise UserError(f"--data_dir is missing; {expected}")

@@ -77,9 +77,9 @@ class Images(TorchDataset):
 
 
 def _undisturbed(_: int) -> None:
-    """Make a worker ignore signals sent to all of the training's processes (by Ctrl-C, torchrun, Slurm).
+    """Make a worker ignore signals sent to all processes of the run (by Ctrl-C, torchrun, Slurm).
 
-    The training still needs the worker until its step is finished; then it terminates the worker itself.
+    The training process needs the worker until its step is finished, and then terminates it.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -112,12 +112,12 @@ class StreamLoader:
         tree: the images, and the side of their crops in pixels.
         augment: whether it is for training, with random order and crops; otherwise in order.
         batch_size: images per batch, over all processes that share it.
-        device: where the batches are.
+        device: the device of the batches.
         num_workers: processes that decode; 0 decodes in this one.
-        mean: of the channels, with white as 1, to be subtracted.
-        std: of the channels, to divide by.
+        mean: mean of each channel, with white as 1; it is subtracted.
+        std: standard deviation of each channel, by which images are divided.
         skip_unreadable: leave out images that cannot be read: a training batch gets another of its images instead.
-        seed: of order and crops.
+        seed: seed of order and crops.
         rank: this process's rank among those that share the batches.
         world_size: the number of these processes.
     """
@@ -184,7 +184,7 @@ class StreamLoader:
             yield Batch(images.contiguous(memory_format=torch.channels_last), self.target[index], index, None, count)
 
     def _readable(self, unreadable: Sequence[str]) -> Tensor:
-        """Return the indices of a shard's readable images; in training, repeated in place of the unreadable ones."""
+        """Return the indices of a shard's readable images; in training, some repeat to replace unreadable ones."""
         texts = list(filter(None, unreadable))
         read = [i for i, text in enumerate(unreadable) if not text]
         if not self.skip_unreadable or self.augment and not read:

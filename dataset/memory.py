@@ -30,7 +30,7 @@ class ImageSet(NamedTuple):
 
 
 def count_views(pad: int) -> int:
-    """Return how many views `crop` makes of an image: (2 * pad + 1)^2 positions, each plain or flipped."""
+    """Return the number of views that `crop` makes of an image: (2 * pad + 1)^2 positions, each plain or flipped."""
     return (2 * pad + 1) ** 2 * 2
 
 
@@ -73,11 +73,11 @@ class MemoryLoader:
         images: [N, 3, H, W] uint8.
         target: [N] int64, the classes.
         batch_size: images per batch, over all processes that share it.
-        mean: of the channels, with white as 1, to be subtracted.
-        std: of the channels, to divide by.
+        mean: mean of each channel, with white as 1; it is subtracted.
+        std: standard deviation of each channel, by which images are divided.
         device: where the images are kept and the batches are made.
         augment: whether it is for training.
-        seed: of order and views.
+        seed: seed of order and views.
         flip: whether half of the images are flipped.
         pad: width of the border in pixels.
         rank: this process's rank among those that share the batches.

@@ -17,8 +17,8 @@ class MixedLoader:
     depend on seed, epoch and batch number. Each process mixes within its shard.
 
     Args:
-        loader: of training images.
-        num_classes: of the data set.
+        loader: loads the training images.
+        num_classes: number of classes of the data set.
         mixup: parameter of the Beta distribution of MixUp's shares; 0: no MixUp.
         cutmix: the same for CutMix; 0: no CutMix. With both, one is chosen at random for each batch.
     """

@@ -44,7 +44,7 @@ def make(count: int, seed: int) -> tuple[Tensor, dict[str, Any]]:
 
 
 def mask(kind: str, side: int) -> Tensor:
-    """Return which pixels of a shape's box it covers, [side, side] bool; a triangle stands on its base."""
+    """Return a mask of the pixels that a shape covers in its box, [side, side] bool; a triangle stands on its base."""
     row = torch.arange(side)[:, None]
     from_middle = 2 * row + 1 - side  # of the pixels' centres, in half pixels
     if kind == "disc":

@@ -1,4 +1,4 @@
-"""Strong augmentation, for methods that see a second view of each image: two random operations, then Cutout.
+"""Strong augmentation, for methods with a second view of each image: two random operations, then Cutout.
 
 Fourteen operations on colours and shapes, each with a random strength, as in the code of FixMatch (Sohn et al.,
 NeurIPS 2020, arXiv 2001.07685), and a grey square of up to half of the side (DeVries and Taylor 2017, arXiv

@@ -114,7 +114,7 @@ def _entries(folder: str, hidden: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _place(folder: str) -> tuple[int, int]:
-    """Return what identifies a folder whatever its path: its device and inode number."""
+    """Return a folder's identity, independent of its path: device and inode number."""
     with _reading(folder):
         status = os.stat(folder)
         return status.st_dev, status.st_ino

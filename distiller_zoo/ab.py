@@ -27,7 +27,7 @@ def ab_loss(p_s: Tensor, p_t: Tensor, margin: float = 1.0) -> Tensor:
     Args:
         p_s: the student's maps before the ReLU, in the teacher's width [B, C, H, W].
         p_t: the teacher's maps before the ReLU [B, C, I, J]; the larger of both is averaged first.
-        margin: of the student's activations.
+        margin: margin of the student's activations.
     """
     p_s, p_t = same_size(at_least_float32(p_s), at_least_float32(p_t))
     lack = torch.where(p_t > 0, margin - p_s, margin + p_s).clamp(min=0)

@@ -56,9 +56,9 @@ class Distiller(TakesOptions, nn.Module):
         """Return the network to train and test in place of `student`, which may be changed; by default `student`.
 
         Args:
-            student: with its initial weights.
+            student: the student with its initial weights.
             teacher: frozen, in evaluation mode.
-            options: of the run.
+            options: the run's options.
         """
         return student
 

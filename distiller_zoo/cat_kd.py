@@ -61,7 +61,7 @@ def cat_loss(cam_s: Tensor, cam_t: Tensor, resolution: int = 2, normalise: bool 
 
 
 class CATKD(Distiller):
-    """`cat_loss`, with the weight, resolution and normalisation of the pair in PAIRS.
+    """Applies `cat_loss` with the weight, resolution and normalisation of the pair in PAIRS.
 
     Args:
         cat_resolution: side of the compared maps, in positions.

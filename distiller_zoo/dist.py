@@ -60,7 +60,7 @@ def _uncorrelated(a: Tensor, b: Tensor, dim: int) -> Tensor:
 
 
 class DIST(Distiller):
-    """`dist_loss` in place of the KD term, so alpha is 0.
+    """Applies `dist_loss` in place of the KD term, so alpha is 0.
 
     Args:
         dist_beta: weight of the inter-class term.

@@ -50,7 +50,7 @@ def dkd_loss(
 
     Args:
         student_logits: [B, C], or with more dimensions, such as [B, C, H, W] (dim 1) or [B, L, C] (dim -1).
-        teacher_logits: of the same shape.
+        teacher_logits: logits of the same shape.
         target: class indices, of that shape without the classes: [B], [B, H, W] or [B, L].
         tau: as in `kd_loss`.
         alpha: weight of TCKD.
@@ -107,10 +107,10 @@ def decouple(scaled: Tensor, target: Tensor, dim: int = 1) -> tuple[Tensor, Tens
 
 
 class DKD(Growing):
-    """`dkd_loss` in place of the KD term, so alpha is 0.
+    """Applies `dkd_loss` in place of the KD term, so alpha is 0.
 
     Args:
-        num_classes: of the data set.
+        num_classes: number of classes of the data set.
         dkd_alpha: weight of TCKD.
         dkd_beta: weight of NCKD.
         dkd_warmup: epochs of linear warm-up, as in mdistiller; 0 for none, as in CTKD.

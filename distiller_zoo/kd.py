@@ -19,7 +19,7 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float | Tensor 
 
     Args:
         student_logits: [B, C], or with more dimensions, such as [B, C, H, W] (dim 1) or [B, L, C] (dim -1).
-        teacher_logits: of the same shape.
+        teacher_logits: logits of the same shape.
         tau: a number, a scalar tensor, one value per sample ([B] or [B, 1]) or per position (the logits' shape with 1
             for the classes, such as [B, L, 1]), or a Tau of such tensors.
         dim: the dimension of the classes.

@@ -67,7 +67,7 @@ def kdsvd_loss(maps_s: Sequence[Tensor], maps_t: Sequence[Tensor], form: str = "
 
     Args:
         maps_s: the student's maps [B, C, H, W] of each stage.
-        maps_t: the teacher's, as many, of the same sizes; with the form "channels" also of the same widths.
+        maps_t: the teacher's maps, of the same number and sizes; with the form "channels" also of the same widths.
         form: see `singular_vectors`.
     """
     relations: list[list[Tensor]] = []

@@ -48,7 +48,7 @@ def ofd_loss(p_s: Tensor, p_t: Tensor, margin: Tensor) -> Tensor:
     Args:
         p_s: the student's maps before the ReLU, in the teacher's width [B, C, H, W].
         p_t: the teacher's maps before the ReLU [B, C, I, J].
-        margin: of the teacher's channels [C], see `ofd_margin`.
+        margin: margins of the teacher's channels [C], see `ofd_margin`.
     """
     p_s, p_t = same_size(at_least_float32(p_s), at_least_float32(p_t))
     target = torch.maximum(p_t, margin.view(1, -1, 1, 1))

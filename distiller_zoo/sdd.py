@@ -33,7 +33,7 @@ def sdd_logits(class_maps: Tensor, logits: Tensor, scales: tuple[int, ...] = (1,
     Args:
         class_maps: the last layer's weight, without bias, applied at every position of the map that it averages, [B, C,
             H, W].
-        logits: of the whole image [B, C].
+        logits: logits of the whole image [B, C].
         scales: cells per side of the grids, from 1 on.
     """
     class_maps, logits = at_least_float32(class_maps), at_least_float32(logits)
@@ -48,7 +48,7 @@ def sdd_kd_loss(student_logits: Tensor, teacher_logits: Tensor, target: Tensor, 
     In a complementary region the teacher's prediction is right and that for the whole image is wrong, or vice versa.
 
     Args:
-        student_logits: of the regions [R, B, C], the whole image first; see `sdd_logits`.
+        student_logits: logits of the regions [R, B, C], the whole image first; see `sdd_logits`.
         teacher_logits: likewise.
         target: the classes [B].
         tau: as in `kd_loss`; an image's regions share its temperature.
@@ -70,7 +70,7 @@ def sdd_dkd_loss(
     """Return the mean of `dkd_loss` over regions and images, a scalar; complementary regions count twice.
 
     Args:
-        student_logits: of the regions [R, B, C], the whole image first; see `sdd_logits`.
+        student_logits: logits of the regions [R, B, C], the whole image first; see `sdd_logits`.
         teacher_logits: likewise.
         target: the classes [B].
         tau: as in `kd_loss`; an image's regions share its temperature.
@@ -98,7 +98,7 @@ class SDD(Growing):
     """Applies `sdd_kd_loss` or `sdd_dkd_loss` in place of the KD term, so alpha is 0.
 
     Args:
-        num_classes: of the data set.
+        num_classes: number of classes of the data set.
         sdd_loss: "kd" or "dkd".
         sdd_scales: "1,2" or "1,2,4".
         sdd_alpha: weight of TCKD, for "dkd".

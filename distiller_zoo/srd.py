@@ -25,7 +25,7 @@ def srd_loss(f_s: Tensor, f_t: Tensor, exponent: float = 4.0) -> Tensor:
     Args:
         f_s: the student's pooled vectors, projected to the teacher's width, [B, D].
         f_t: the teacher's pooled vectors [B, D].
-        exponent: of the difference; the paper's is 4.
+        exponent: exponent of the differences; 4 in the paper.
     """
     difference = (normalised(f_s) - normalised(f_t)).abs()
     total = difference.pow(exponent).sum()

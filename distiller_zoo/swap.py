@@ -25,7 +25,7 @@ def swap_target(teacher_logits: Tensor, target: Tensor) -> Tensor:
 
 
 class Swap(Distiller):
-    """Applies `kd_loss` to the swapped logits in place of the KD term, so alpha is 0. tau is from the unswapped ones."""
+    """Applies `kd_loss` to the swapped logits in place of the KD term, so alpha is 0. tau is from unswapped logits."""
 
     weights = (0.1, 0.0, 0.9)
     needs = "logits"

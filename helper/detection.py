@@ -38,7 +38,7 @@ class DetectorAnswers:
 
     Args:
         model: the teacher.
-        maps: of the batch's images, [B, C, H, W] each.
+        maps: maps of the batch's images, [B, C, H, W] each.
         images: the batch's images, with their sizes before padding.
         precision: one of options.flags.PRECISIONS.
     """
@@ -60,7 +60,7 @@ class DetectorTeacher:
     """Runs a teacher on each batch: the backbone at once, the box head when the student's proposals are known.
 
     Args:
-        model: on the device, in evaluation mode.
+        model: the teacher, on the device and in evaluation mode.
         precision: one of options.flags.PRECISIONS.
     """
 
@@ -82,7 +82,7 @@ def output_of(maps: dict[str, Tensor], pooled: Tensor | None, logits: Tensor | N
     """Return a detector's maps and predictions as an `Output`; see distiller_zoo/detection.py.
 
     Args:
-        maps: of the feature pyramid, from fine to coarse, [B, C, H, W] each.
+        maps: maps of the feature pyramid, from fine to coarse, [B, C, H, W] each.
         pooled: the vectors of N proposals [N, D]; None without proposals: the coarsest map's average is used instead.
         logits: class scores of the proposals [N, C + 1]; None without proposals.
         images: the padded images, with their sizes before padding.
@@ -101,7 +101,7 @@ class DetectorTask(Task):
     Args:
         student: the detector.
         precision: see `Task`.
-        seed: of the sampling of proposals and anchors, and of the images' sizes.
+        seed: seed of the sampling of proposals and anchors, and of the images' sizes.
     """
 
     student: Detector
@@ -378,7 +378,7 @@ def evaluate_detector(
         model: the detector; left in evaluation mode.
         data: its validation images and their boxes.
         on_batch: called before each batch.
-        description: for the progress bar.
+        description: text of the progress bar.
     """
     model.eval()
     found: list[dict[str, Any]] = []

@@ -48,7 +48,7 @@ def fetched(fetch: Callable[[str], Path], name: str, flag: str) -> Path:
 
     Args:
         fetch: downloads a file, given the detector's name.
-        name: of the detector.
+        name: name of the detector.
         flag: the flag that takes a file instead, for the error message.
 
     Raises:
@@ -74,7 +74,7 @@ def read_detector(file: Path, name: str | None, pickle_sha256: str | None, **set
 
     Args:
         file: the file of weights.
-        name: of the detector; None: the one that the file names.
+        name: name of the detector; None: the one that the file names.
         pickle_sha256: expected hash of a .pkl file.
         settings: arguments of `create_detector`.
 

@@ -26,8 +26,8 @@ def prepare_device(
     """Return the device of a run, after setting PyTorch's global flags for it.
 
     Args:
-        name: of the device; None: the first of `gpu_id`, else a GPU if there is one, else the CPU. If a machine runs
-            several processes, each gets its own GPU.
+        name: name of the device; None: the first of `gpu_id`, else a GPU if there is one, else the CPU. With several
+            processes on a machine, each gets its own GPU.
         gpu_id: comma-separated numbers of the GPUs to use; None: all.
         deterministic: use only algorithms that are bitwise reproducible.
         plain: turn off everything that is only for speed.

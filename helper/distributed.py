@@ -47,17 +47,17 @@ def env_local_world_size() -> int:
 
 
 def env_world_size() -> int:
-    """Return how many processes the launcher started."""
+    """Return the number of processes that the launcher started."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def restarts() -> int:
-    """Return how often `torchrun` has restarted this machine's processes after losing one, or Slurm the job."""
+    """Return the number of restarts of this machine's processes by `torchrun`, or of the job by Slurm."""
     return sum(int(os.environ.get(name, 0)) for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
 
 
 def world_size() -> int:
-    """Return how many processes train together."""
+    """Return the number of processes that train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -320,7 +320,7 @@ def start_together(count: int, address: str | None) -> None:
 
     Args:
         count: number of processes.
-        address: of the rendezvous, like tcp://127.0.0.1:23451; None for a free port.
+        address: address of the rendezvous, like tcp://127.0.0.1:23451; None for a free port.
 
     Raises:
         UserError: the address is invalid, or its port is taken.

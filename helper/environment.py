@@ -8,8 +8,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 # How often an idle OpenMP thread checks for work before it sleeps. With libgomp's default it spins so long that two
-# trainings on the same cores run at a tenth of their speed; this number does not slow down a single training. Measured
-# by benchmarks/sharing.py.
+# runs on the same cores train at a tenth of their speed; this number does not slow down a single run. Measured by
+# benchmarks/sharing.py.
 SPIN_COUNT = "300"
 
 

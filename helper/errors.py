@@ -31,7 +31,7 @@ class Diverged(RunError):
 
 
 class Interrupted(RunError):
-    """A training stopped mid-epoch on request, after saving its state."""
+    """Training was stopped on request, after saving its state."""
 
 
 def run_main(main: Callable[[], None]) -> None:

@@ -41,7 +41,7 @@ def is_locked(path: Path) -> bool:
 
 
 def try_writing(folder: Path) -> None:
-    """Raise OSError or ValueError if a folder, which may not exist yet, cannot be written to; leave nothing behind."""
+    """Raise OSError or ValueError if a folder, which need not exist yet, is not writable; create nothing."""
     with suppress(FileNotFoundError):
         folder.stat()
     there = next(each for each in (folder, *folder.parents) if os.path.lexists(each))
@@ -68,7 +68,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a new file beside `path` and rename it, so that `path` is always complete: the old file or the new one.
+    """Write a new file next to `path` and rename it, so that `path` is always complete: the old file or the new one.
 
     Raises:
         UserError, RunError: it cannot be written, see `writing`; the old file remains.

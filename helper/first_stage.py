@@ -26,7 +26,7 @@ class FirstTask(Task):
     """The modules trained in the first stage of a distillation, and their loss.
 
     Args:
-        main: the task of the run's own epochs, with the same modules.
+        main: the task of the run's own epochs, which shares its modules.
         image_size: side of the images in pixels.
     """
 
@@ -83,10 +83,10 @@ class FirstTrainer(Trainer):
         main: the task of the run's own epochs.
         teacher: returns maps too.
         data: training images, in the orders of the run's own epochs.
-        options: of the run.
+        options: the run's options.
         pass_turn: see `Trainer`.
         table: see `Trainer`.
-        main_optimizer: of `main`.
+        main_optimizer: the optimizer of `main`.
     """
 
     task: FirstTask
@@ -116,7 +116,7 @@ class FirstTrainer(Trainer):
         self.saved, self.main_optimizer = main, main_optimizer
 
     def state(self) -> FirstStage:
-        """Return what `RunFolder.resume` restores."""
+        """Return the state that `RunFolder.resume` restores."""
         return FirstStage(self.options.epochs, self.optimizer, self.metrics)
 
     @property

@@ -41,7 +41,7 @@ def train_step(
         task: the modules that are trained.
         teacher: frozen; None without distillation.
         batch: images of a training set.
-        optimizer: of the task.
+        optimizer: the task's optimizer.
         metrics: sums of the epoch, which the step is added to.
         forward: called in place of the task, such as the task wrapped in DistributedDataParallel.
         clip_grad: largest norm of the whole gradient; a longer one is scaled down to it. 0 for no clipping.
@@ -81,7 +81,7 @@ def train_one_epoch(
         task: the modules that are trained.
         teacher: frozen; None without distillation.
         loader: the training set.
-        optimizer: of the task.
+        optimizer: the task's optimizer.
         metrics: sums of the epoch.
         epoch: its number, from 1.
         start_step: steps of the epoch already made; task and metrics hold their state.
@@ -120,8 +120,8 @@ def evaluate(
 
     Args:
         model: the network; left in evaluation mode.
-        loader: of validation images.
-        description: for the progress bar.
+        loader: loads the validation images.
+        description: text of the progress bar.
         on_batch: called before each batch.
     """
     model.eval()

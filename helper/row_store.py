@@ -23,7 +23,7 @@ class RowStore:
     So a reader never sees half a row, even if a writer is killed, and concurrent writers append one after the other.
 
     Args:
-        folder: where the files are; created if it is missing.
+        folder: folder of the files; created if it is missing.
         num_rows: the largest possible number of rows.
         width: values per row.
         dtype: float32 or float16.

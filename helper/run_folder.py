@@ -74,7 +74,7 @@ class RunFolder:
         folder: its path.
         model: the trained network's name; files are named after it.
         config: the content of `config.json`; its `options` decide whether a run already there is the same run.
-        overwrite: start anew, replacing any run already there.
+        overwrite: start from scratch, replacing any run already there.
         draw: draws the curves of a history, with a title, into a PNG file.
         score: key of the headline metric in the records, in percent.
     """
@@ -100,7 +100,7 @@ class RunFolder:
         self.path = folder / "config.json"
 
     def check(self) -> "RunFolder":
-        """Compare the run with that of the other processes and with what is in the folder; return it.
+        """Compare the run with those of the other processes and with the content of the folder; return it.
 
         After a restart by torchrun nothing is overwritten.
 
@@ -144,7 +144,7 @@ class RunFolder:
         """Return the config of the run to resume; None for a new run.
 
         Raises:
-            UserError: the folder holds anything that this run would replace or mix with.
+            UserError: the folder holds other files, or a run with other options.
         """
         if self.overwrite:
             return None
@@ -263,7 +263,7 @@ class RunFolder:
             except BlockingIOError as error:
                 raise InUse(f"another process is training in {self.folder}: wait for it, or stop it") from error
             remove_leftovers(self.folder)
-            config = self._check()  # again: another process may have begun here in the meantime
+            config = self._check()  # again: another process may have started here in the meantime
             if self.overwrite:
                 for file in self._files():
                     file.unlink()
@@ -301,7 +301,7 @@ class RunFolder:
 
         Args:
             task: the modules that are trained.
-            optimizer: of the task.
+            optimizer: the task's optimizer.
             metrics: sums of an epoch.
             steps: per epoch.
             first: the first stage, if the run has one.
@@ -450,7 +450,7 @@ class RunFolder:
 
         Args:
             task: the modules that are trained.
-            optimizer: of the task.
+            optimizer: the task's optimizer.
             history: the run's own epochs; None: unchanged.
             step: steps made of the next epoch.
             seconds: time that these steps took.
@@ -480,7 +480,7 @@ class RunFolder:
         self.step, self.seconds, self.trained = step, seconds, trained
 
     def kept(self) -> str:
-        """Return which epochs and steps of the run are saved, in words."""
+        """Return a text that names the saved epochs and steps of the run."""
         if not self.first and not self.history and not self.step:
             return "no epoch was finished yet"
         done = f"{len(self.history)}" if self.history else f"{len(self.first)} of the first stage"
@@ -500,7 +500,7 @@ class RunFolder:
         self.info = checkpoint.Info(network, self.config["dataset"], image_size, *like)
 
     def _save_weights(self, name: str, student: nn.Module, record: Record) -> None:
-        """Write weights under the key `model`, the format of published teachers, with what is needed to use them."""
+        """Write weights under the key `model`, the format of published teachers, with a description of them."""
         content = {"epoch": record["epoch"], "model": student.state_dict(), self.score: record[self.score]}
         content |= {checkpoint.INFO: self.info._asdict()} if self.info else {}
         checkpoint.save(content, self.folder / name)

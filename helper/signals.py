@@ -14,7 +14,7 @@ class Terminated(KeyboardInterrupt):
 
 
 class _Asked:
-    """The signal that asked the process to end, its time, and whether a training polls for it."""
+    """The signal that asked the process to end, its time, and whether the training loop polls for it."""
 
     number: int | None = None
     since = 0.0

@@ -1,4 +1,4 @@
-"""Check what was read from a file against what it will be loaded into, before anything is changed.
+"""Check the content of a file against the objects that it will be loaded into, before anything is changed.
 
 A pattern describes a value:
 

@@ -44,7 +44,7 @@ class Task(nn.Module):
 
     Args:
         student: the network.
-        precision: of the student's computations, one of options.flags.PRECISIONS; losses are always in float32.
+        precision: one of options.flags.PRECISIONS, for the student's computations; losses are always in float32.
         label_smoothing: share of the cross entropy's targets that all classes get equally.
     """
 
@@ -65,7 +65,7 @@ class Task(nn.Module):
 
     @property
     def teacher_also(self) -> Collection[str]:
-        """Return which extra parts of the teacher's output the loss needs; see `Model.forward`."""
+        """Return the extra parts of the teacher's output that the loss needs; see `Model.forward`."""
         return ()
 
     @property
@@ -130,7 +130,7 @@ class Distillation(Task):
         alpha: weight of KD at tau.
         beta: weight of the distiller's terms.
         fixed_alpha: weight of KD at the fixed temperature kd_T.
-        kd_T: that temperature.
+        kd_T: the fixed temperature.
         kd_warmup: epochs over which both KD terms grow to their full weight; 0 for none.
         precision: see `Task`.
         label_smoothing: see `Task`.

@@ -54,7 +54,7 @@ def find_teacher(options: StudentOptions, train: Train | None = None) -> FoundTe
     """Return the teacher of --path-t or --model_t; with --train_teacher, train it first if it is missing.
 
     Args:
-        options: of the student's run.
+        options: options of the student's run.
         train: trains the networks of the given options, and returns their folders.
 
     Raises:

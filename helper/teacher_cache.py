@@ -35,7 +35,7 @@ class OnlineTeacher:
     """Runs the teacher on each batch.
 
     Args:
-        model: on the device, in evaluation mode.
+        model: the teacher, on the device and in evaluation mode.
         precision: one of options.flags.PRECISIONS.
     """
 
@@ -79,14 +79,14 @@ class CachedTeacher:
 
     Args:
         model: the teacher, on the device, in evaluation mode.
-        loader: of the training images.
-        folder: where this teacher's tables are, each in a subfolder named after a hash of weights, images,
+        loader: loads the training images.
+        folder: folder of this teacher's tables, each in a subfolder named after a hash of weights, images,
             normalisation and views. Created if it is missing.
         weights_sha256: identifies the model's weights.
         content: "logits" [B, C], or "pooled" for the pooled features, from which the teacher's last layer recomputes
             the logits.
         dtype: "float32" or "float16".
-        precision: of the computation, "fp32", or "tf32" if `prepare_device` has set it up.
+        precision: precision of the computation, "fp32", or "tf32" if `prepare_device` has set it up.
 
     Raises:
         UserError: the folder cannot be written, the table would have too many rows, or its content does not match the

@@ -81,10 +81,10 @@ class Trainer:
         run: its folder, resumed.
         task: the modules that are trained.
         teacher: frozen; None without distillation.
-        optimizer: of the task.
+        optimizer: the task's optimizer.
         metrics: sums of an epoch, resumed.
         data: training and validation images.
-        options: of the run.
+        options: the run's options.
         step: makes a step, see `helper.loops.train_one_epoch`.
         pass_turn: passes the turn to the next of several runs, after every TURN steps and before each test; or None.
         table: the table on the screen, shared by the runs that take turns.

@@ -43,7 +43,7 @@ class Turns:
     Each has its own random state and, on a GPU, its own stream, so it computes what it would compute alone.
 
     Args:
-        device: of the runs.
+        device: the device of the runs.
         count: number of runs.
     """
 
@@ -152,7 +152,7 @@ def train_runs(
 
     Args:
         runs: folders and options.
-        device: of all of them.
+        device: the device of all runs.
         found_out: entries to add to their `config.json`.
         build: makes the trainer of a run, in its turn, from its folder, its options, a function that passes the turn
             (None for a single run), and the table on the screen.

@@ -58,7 +58,7 @@ class Detector(nn.Module):
         name: one of DETECTORS.
         num_classes: C, without background.
         test_size: short side in pixels to which images are resized in evaluation mode.
-        settings: of torchvision's class.
+        settings: arguments of torchvision's class.
     """
 
     has_proposals: bool
@@ -133,7 +133,7 @@ class Detector(nn.Module):
         """Return vectors [N, D] and logits [N, C + 1] of given proposals.
 
         Args:
-            maps: of this detector.
+            maps: the maps of this detector.
             proposals: [N_i, 4] for each image, in pixels of the resized image.
             sizes: (height, width) of the resized images, without padding.
 

@@ -121,9 +121,9 @@ def fit(module: nn.Module, weights: dict[str, Tensor], path: Path, name: str) ->
 
     Args:
         module: the module; it is partly changed if an error is raised.
-        weights: by their names in the module.
+        weights: tensors by their names in the module.
         path: the file of the weights, for the error message.
-        name: of the module, for the error message.
+        name: name of the module, for the error message.
 
     Raises:
         UserError: names or shapes differ; the message names the first three.
@@ -140,8 +140,8 @@ def check_names(path: Path, name: str, problem: str, keys: Iterable[str]) -> Non
     """Raise UserError if there are keys; the message has the first three, and the number of the others.
 
     Args:
-        path: of the weights.
-        name: of the network that should be in it.
+        path: file of the weights.
+        name: name of the network that the file should hold.
         problem: the phrase before the keys, such as "has other shapes of".
         keys: names of weights.
     """

@@ -30,7 +30,7 @@ def export(model: Model, form: str, path: Path, image_size: int, batch: int | No
     Args:
         model: the network.
         form: one of SUFFIXES.
-        path: of the file, with the format's suffix.
+        path: path of the file, with the format's suffix.
         image_size: side of the square images in pixels.
         batch: number of images in a batch; None: any number.
     """

@@ -84,7 +84,7 @@ def export_detector(model: Detector, form: str, path: Path) -> None:
         model: the detector.
         form: "torchscript", a function from a list of images to losses, which are empty, and a list of dicts of
             OUTPUTS; or "onnx", a graph from one image to OUTPUTS.
-        path: of the file, with the format's suffix.
+        path: path of the file, with the format's suffix.
 
     Raises:
         UserError: see `check_form`; or the detector is detectron2's.
@@ -145,8 +145,8 @@ def compare_detections(model: Detector, exported: Exported, images: list[Tensor]
     """Compare the detections of a detector and its export; the order of detections with equal scores does not matter.
 
     Args:
-        model: in evaluation mode on the CPU.
-        exported: of `load_exported_detector`.
+        model: the detector, in evaluation mode on the CPU.
+        exported: the result of `load_exported_detector`.
         images: [3, H, W] each, RGB in 0 to 1.
     """
     boxes, largest, box_difference, score_difference = 0, 0.0, 0.0, 0.0

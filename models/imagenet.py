@@ -96,7 +96,7 @@ class VGG(Model, vgg.VGG):
         return self._modules["classifier"][-2:](pooled)
 
     def trace(self, x: Tensor, preact: list[Tensor] | None = None) -> tuple[list[Tensor], None]:
-        """Return stem, five stages and the vector [B, 4096] for images x [B, 3, H, W]; it is no average of a map."""
+        """Return stem, five stages and the vector [B, 4096] for images x [B, 3, H, W], and None: no map is averaged."""
         ends = [1, *(i - 1 for i, layer in enumerate(self.features) if isinstance(layer, nn.MaxPool2d))]
         features = _passed(self.features, x, ends, preact)
         x = self.avgpool(self.features[-1](features[-1])).flatten(1)

@@ -79,8 +79,8 @@ def create_outside(name: str, num_classes: int | None = None, pretrained: bool =
     """Return the network `timm:NAME` or `hf:NAME`.
 
     Args:
-        name: with its prefix.
-        num_classes: of the last layer; None for the number of the pretrained weights.
+        name: the name with its prefix.
+        num_classes: outputs of the last layer; None for the number of the pretrained weights.
         pretrained: whether to load the library's weights, downloaded if necessary, or initialise freshly.
 
     Raises:

@@ -81,9 +81,9 @@ class Notes:
 
 
 def verdict(runs: Sequence[Run], record: published.Record) -> str:
-    """Return where the accuracies of runs lie relative to a number published for the same protocol.
+    """Compare the accuracies of runs with a number published for the same protocol.
 
-    The result is `above`, `below`, `within noise (±1.00)`, or `noise unknown (n = 1)` for a single run. If the source
+    Return `above`, `below`, `within noise (±1.00)`, or `noise unknown (n = 1)` for a single run. If the source
     does not state which epoch its number is from, last and best both count: `within noise` if either is, and `between
     last and best` if they lie on opposite sides.
     """

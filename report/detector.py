@@ -50,7 +50,7 @@ def load(file: Path, info: Info | None, name: str | None, pickle_sha256: str | N
     Args:
         file: the weights: ours, torchvision's or detectron2's.
         info: the file's description of its weights.
-        name: of the detector; None: the one that the file names.
+        name: name of the detector; None: the one that the file names.
         pickle_sha256: expected hash of a .pkl file.
         settings: arguments of `create_detector`.
 
@@ -117,7 +117,7 @@ def predict(
         output: the picture to write; None: `<image>_boxes.png` beside each image.
         min_score: least score of the boxes that are drawn, from 0 to 1.
         overwrite: replace existing pictures.
-        device: of the detector.
+        device: the device of the detector.
 
     Raises:
         UserError: a picture exists already, or its name is invalid; or an image cannot be read.

@@ -63,9 +63,10 @@ class Section(NamedTuple):
 
 
 def write_pages(root: Path) -> None:
-    """Write README.md, index.html and figures/ for all runs below a folder, a section per subfolder (see `_folders`).
+    """Write README.md, index.html and figures/ for all runs below a folder, one section per subfolder.
 
-    Obsolete generated figures are removed. If anything cannot be written, all files stay as they were.
+    Related subfolders share a section, see `_folders`. Obsolete generated figures are removed. If writing fails, all
+    files stay unchanged.
 
     Raises:
         UserError: `root` is not a folder, holds no finished run, or has a file of one of these names that was not

@@ -56,7 +56,7 @@ def draw_curves(
     log: bool = False,
     period: str = "epoch",
 ) -> Figure:
-    """Return a figure of curves over epochs, with a legend beside it in the order of their ends.
+    """Return a figure of curves over epochs, with a legend on the side in the order of their last values.
 
     Args:
         title: above the figure.

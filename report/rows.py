@@ -123,7 +123,7 @@ class Row(NamedTuple):
 
     @property
     def teacher_folder(self) -> Path | None:
-        """Return where the teacher is trained; None if it needs no training."""
+        """Return the folder in which the teacher is trained; None if it needs no training."""
         return self._alone(self.teacher, 1) if self.teacher and self.dataset != "imagenet" else None
 
     @property

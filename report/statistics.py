@@ -26,7 +26,7 @@ def prediction_halfwidth(accuracies: Sequence[float], std: float = 0.0) -> float
 
 
 def deviation(accuracies: Sequence[float], top1: float, std: float = 0.0) -> int:
-    """Return where measured accuracies lie from a published one: 1 above it, -1 below it, 0 within the noise."""
+    """Return 1 if measured accuracies are above a published one, -1 if they are below it, 0 if within the noise."""
     difference = fmean(accuracies) - top1
     if abs(difference) <= prediction_halfwidth(accuracies, std):
         return 0
@@ -47,7 +47,7 @@ def pooled(groups: Iterable[Sequence[Run]], which: str) -> tuple[float, int]:
 
 
 def significance_margin(groups: Iterable[Sequence[Run]], which: str, ours: int, theirs: int) -> float | None:
-    """Return the largest difference by chance (95 %) of the means of `ours` and `theirs` runs; None if unknown."""
+    """Return the 95 % margin of the difference between the means of `ours` and `theirs` runs; None if unknown."""
     spread, freedom = pooled(groups, which)
     if not spread or not ours or not theirs:
         return None

@@ -91,9 +91,9 @@ def svg(figure: Figure, name: str, title: str) -> str:
     """Return a figure as an SVG element, reproducibly: no date, few decimals, text as text.
 
     Args:
-        figure: to convert.
+        figure: the figure.
         name: makes its ids unique among the figures of a page.
-        title: for screen readers.
+        title: the figure's title for screen readers.
     """
     metadata = dict.fromkeys(("Date", "Creator", "Format", "Type")) | {"Title": title}
     with rc_context({"svg.hashsalt": name}):

@@ -161,7 +161,7 @@ class Temperature(TakesOptions, nn.Module):
             )
 
     def mixing(self) -> Mixing:
-        """Return which images are blended in the current epoch."""
+        """Return the images to blend in the current epoch."""
         return Mixing()
 
     def forward(

@@ -30,7 +30,7 @@ def entropy(log_probabilities: Tensor) -> Tensor:
 
 
 class Policy(Temperature):
-    """Phases, the mapping from actions to temperatures, and exploration; a subclass defines the policy in `act`.
+    """Phases, the mapping from actions to temperatures, and exploration. Subclasses define the policy in `act`.
 
     An action is a real number a ~ N(mean, std); tau = low + (high - low) sigmoid(a). The released code has
     10 sigmoid(a), which allows tau near 0 although its docstring says 1 to 10 (row 17); the bounds are 1 and 10 here.

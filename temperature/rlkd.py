@@ -91,7 +91,8 @@ EPS = 1e-8
 def state_of(student: Tensor, teacher: Tensor) -> Tensor:
     """Return the agent's state of each sample [B, 3] from both networks' probabilities [B, C].
 
-    It holds the student's largest, the teacher's largest, and the student's largest minus second largest (row 1).
+    These are the student's largest probability, the teacher's largest, and the student's largest minus its second
+    largest (row 1).
     """
     first, second = student.topk(2, dim=1).values.unbind(1)
     return torch.stack([first, teacher.amax(1), first - second], dim=1)
@@ -108,8 +109,8 @@ def redistribute(prediction: Tensor, reward: Tensor, mean_of: Tensor) -> Tensor:
     The mean over a batch is therefore the batch's reward.
 
     Args:
-        prediction: of each sample [M].
-        reward: of each batch [H].
+        prediction: predicted reward of each sample [M].
+        reward: reward of each batch [H].
         mean_of: [H, M], averages over each batch's samples.
     """
     return prediction + spread(reward - mean_of @ prediction, mean_of)
@@ -127,8 +128,8 @@ def advantages(reward: Tensor, value: Tensor, mean_of: Tensor) -> Tensor:
     times the mean advantage of the next batch. The last batch's next value is its own mean value.
 
     Args:
-        reward: of each sample [M].
-        value: of each sample [M].
+        reward: reward of each sample [M].
+        value: the critic's value of each sample [M].
         mean_of: [H, M], averages over each batch's samples.
     """
     batch_value = mean_of @ value
@@ -190,11 +191,15 @@ class Transition(NamedTuple):
 
 
 class RLKD(Policy):
-    """The policy of an agent that PPO trains in every rl_epoch-th epoch.
+    """The policy of an agent that PPO trains in epochs divisible by rl_epoch.
 
     Args:
+        train_target: see `Policy`.
+        epochs: see `Policy`.
         rl_epoch: the agent learns in epochs divisible by this.
         rl_rollout: batches per update; the last update of an epoch may have fewer.
+        rl_calibration: "even" or "learned", see the top of this file.
+        rl_max_kl: largest KL divergence of an update, 0 for no limit.
         phases_and_bounds: the other arguments of `Policy`.
 
     Raises:
