@@ -109,7 +109,7 @@ class Growing(Distiller):
 def networks_of(pair: tuple[str, str], options: dict[str, Any]) -> list[Model]:
     """Return teacher and student by name, without weights, so that a pair can be refused before any long work.
 
-    Empty if a network is another library's.
+    The list is empty if a network is from another library.
     """
     if any(is_outside(name) for name in pair):
         return []

@@ -73,7 +73,7 @@ def hsic_terms(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _scaled_terms(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Return `hsic_terms` of unit-scaled features, and factors [3] that undo the scaling, in float64 for its range."""
+    """Return `hsic_terms` of unit-scaled features, and float64 factors [3] (fourth powers) that undo the scaling."""
     samples = len(x)
     if samples < SMALLEST or len(y) != samples:
         raise ValueError(f"the unbiased HSIC needs {SMALLEST} samples or more of both, not {samples} and {len(y)}")

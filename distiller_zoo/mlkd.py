@@ -50,7 +50,7 @@ def softened(student_logits: Tensor, teacher_logits: Tensor, tau: float | Tensor
 
 
 def temperatures(tau: Tau) -> list[Tau]:
-    """Return tau times each of FACTORS; `scale`, if given, is multiplied by the square, like tau^2."""
+    """Return tau times each of FACTORS; a given `scale` is multiplied by the squared factor."""
     return [
         Tau(tau.student * factor, tau.teacher * factor, None if tau.scale is None else tau.scale * factor**2)
         for factor in FACTORS

@@ -563,7 +563,7 @@ def _lock(file: IO) -> None:
 
 
 def _unfinished(first: FirstStage | None, state: Any) -> FirstStage | None:
-    """Return the first stage if a state, which may be anything, is within it."""
+    """Return the first stage if `state`, a value of any type, was saved within it."""
     done = state.get("first") if isinstance(state, dict) else None
     return first if first and len(done if isinstance(done, list) else []) < first.epochs else None
 

@@ -58,8 +58,8 @@ def fitted(value: Any, pattern: Any, name: str = "content") -> Any:
     """Return a copy of a value; its tensors share no memory and have the pattern's memory format.
 
     Args:
-        value: what was read from a file.
-        pattern: what it must match.
+        value: the content read from a file.
+        pattern: the pattern that it must match.
         name: the value's name in error messages.
 
     Raises:

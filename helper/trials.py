@@ -154,8 +154,8 @@ def train_runs(
         runs: folders and options.
         device: the device of all runs.
         found_out: entries to add to their `config.json`.
-        build: makes the trainer of a run, in its turn, from its folder, its options, a function that passes the turn
-            (None for a single run), and the table on the screen.
+        build: returns a run's trainer, given its folder, its options, a function that passes the turn (None for a
+            single run), and the table on the screen; called in the run's turn.
     """
     table = EpochTable()
     with ExitStack() as stack:

@@ -41,7 +41,7 @@ class BasicUnit(nn.Module):
 
 
 class DownUnit(nn.Module):
-    """Two branches, of two and three convolutions; each halves the resolution and gives half of the channels."""
+    """Two branches of two and three convolutions; each halves the resolution and outputs half of the channels."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()

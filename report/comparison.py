@@ -186,7 +186,7 @@ def is_baseline(run: Run) -> bool:
 
 
 def order(run: Run) -> tuple[object, ...]:
-    """Return a row's sort key: data set, no teacher first, pair, epochs, KD first, fixed tau first, KD's weight."""
+    """Return a row's sort key: data set, trained alone first, pair, epochs, KD first, fixed tau first, KD's weight."""
     method = not is_baseline(run), str(run.option("distill")), not is_fixed(run), run.method
     weight = run.option("alpha") or 0.0
     return str(run.dataset), run.option("distill") is not None, run.pair, run.epochs, *method, weight

@@ -55,7 +55,7 @@ class Shown(NamedTuple):
         return self.curve(self.group[0].score, **look)
 
     def curve(self, key: str, name: str = "", **look: Any) -> list[Curve]:
-        """Return a list of the curve of a key of the logs; empty if no log has the key."""
+        """Return the curve of a logged key, in a list of one; an empty list if no log has the key."""
         runs = [points for run in self.group if (points := curve(run.history, key))[0]]
         if not runs:
             return []
