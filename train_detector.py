@@ -81,9 +81,10 @@ def check_pair(options: DetectorOptions, found: FoundDetector | None) -> None:
         raise UserError(f"{found.name} has no proposals, which {options.model_s} compares: give a Faster R-CNN")
     compares_maps = detector_distillers[options.distill].needs == "maps"
     if compares_maps and pyramid_of(found.name) != pyramid_of(options.model_s):
+        advice = ", or --distill kd" if options.model_s.startswith("faster_rcnn") else ""
         raise UserError(
             f"--distill {options.distill} compares maps, and those of {found.name} are of other levels than those of"
-            f" {options.model_s}: give a teacher of the same family, or --distill kd"
+            f" {options.model_s}: give a teacher of the same family{advice}"
         )
 
 

@@ -158,7 +158,8 @@ def _read(path: Path, sha256: str | None) -> dict[str, np.ndarray]:
         raise UserError(f"{path} cannot be read ({error.strerror}): give another file") from error
     found = hashlib.sha256(content).hexdigest()
     if found != (sha256 or "").lower():
-        advice = f"not {sha256}: get the file again" if sha256 else "and none was given: compare it, and give it"
+        none = "and none was given: compare it, and give it as --pickle_sha256"
+        advice = f"not {sha256}: get the file again" if sha256 else none
         raise UserError(f"{path} is a pickle, which is read only with the sha256 expected; its is {found}, {advice}")
     try:
         arrays = _ArraysOnly(BytesIO(content), encoding="latin1").load()["model"]

@@ -1,11 +1,11 @@
 #!/bin/sh
 # Synthetic shapes: a tiny teacher of 300 steps, then a tiny student of 120 steps alone and under every temperature, with
-# three seeds each, into results/detection_tiny. About a quarter of an hour on two CPU cores. It trains in minutes what COCO
+# three seeds each, into save/shapes. About a quarter of an hour on two CPU cores. It trains in minutes what COCO
 # needs days for, and says nothing about COCO: 60 images for training and 60 for validation.
-# Another folder: OUT=DIR. Flags go to every student, like --tau_range 20. A second call goes on where the first one ended.
+# results/detection_tiny holds what it made. Another folder: OUT=DIR. Flags go to every student, like --tau_range 20. A second call goes on where the first one ended.
 . "$(dirname "$0")/env.sh"
 
-out=${OUT:-results/detection_tiny}
+out=${OUT:-save/shapes}
 "$python" train_detector.py --dataset shapes --model_s faster_rcnn_tiny_wide --iterations 300 --eval_every 100 \
     --run_dir "$out/teacher"
 for seed in 1 2 3; do
