@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_convert
 
 from dataset.folder import read_pixels, why
 from inputs import UserError, open_regular, printable
@@ -163,7 +162,7 @@ def annotated(ground_truth: dict[str, Any]) -> tuple[AnnotatedImages, Categories
     is_crowd = torch.tensor([each["iscrowd"] for each in annotations], dtype=torch.bool)
     boxes = torch.tensor([each["bbox"] for each in annotations], dtype=torch.float64)
     limits = sizes[image].flip(1).repeat(1, 2)  # width, height, width, height
-    boxes = box_convert(boxes, "xywh", "xyxy").clamp(min=0).minimum(limits).float()
+    boxes = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1).clamp(min=0).minimum(limits).float()
     is_empty = ~is_crowd & ((boxes[:, 2:] - boxes[:, :2]).amin(1) < SMALLEST)
     kept = (~is_crowd & ~is_empty).nonzero().flatten()
     kept = kept[image[kept].argsort(stable=True)]

@@ -118,7 +118,7 @@ class Policy(Temperature):
                 " images that it blends: pass it to forward, or construct it with aug_epoch=0"
             )
         if index is not None and not self.explores:  # a blend's entropy belongs to neither image
-            self.entropy.index_add_(0, index, entropy(log_student))  # correct for repeated images too
+            self.entropy.index_add_(0, index, entropy(log_student).to(self.entropy))  # correct for repeated images too
         if not self.acts:
             return Tau(self.tau, self.tau)
         action = self.act(log_student.exp(), teacher_logits.float().softmax(1))

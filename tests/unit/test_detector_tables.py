@@ -140,7 +140,7 @@ def test_an_unfinished_run_and_one_without_a_protocol_are_told(tmp_path):
     config["options"] = {"distill": "kd"}
     (odd / "config.json").write_text(json.dumps(config))
     text = report(find_runs([tmp_path]), explain=True)
-    assert "unfinished (2/3 epochs)" in text and "None" in text
+    assert "unfinished (2/3 parts)" in text and "None" in text
     assert detector_rows.detector_recipe(find_runs([odd])[0]) == "not fully recorded in config.json"
 
 
