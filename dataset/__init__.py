@@ -55,6 +55,7 @@ ImageSize = Annotated[
     ),
 ]
 TrainSubset = Annotated[int, Option("train on N images only; 0 is all of them", 0, 10**9, shown="N")]
+KeepEmpty = Annotated[bool, Option("train also on images without boxes")]
 NumWorkers = Annotated[
     int,
     Option(

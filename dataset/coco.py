@@ -14,17 +14,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dataset import BatchSize, NumWorkers, shapes
+from dataset import BatchSize, KeepEmpty, NumWorkers, shapes
 from dataset.annotations import EXPECTED, AnnotatedImages, Categories, annotated, checked_annotations, read_coco
 from dataset.base import Epoch, seeded, shard
 from dataset.folder import MEAN, STD, why
 from dataset.tree import EXTENSIONS
-from inputs import Option, UserError, checked, open_regular, unknown
+from inputs import UserError, checked, open_regular, unknown
 
 NAMES = ("coco", "shapes")
 SPLITS = ("train2017", "val2017")
@@ -98,9 +98,6 @@ def _mirror(boxes: Tensor, width: int) -> Tensor:
     """Return the boxes [G, 4] of an image that is flipped horizontally."""
     left, top, right, bottom = boxes.unbind(1)
     return torch.stack([width - right, top, width - left, bottom], 1)
-
-
-KeepEmpty = Annotated[bool, Option("train also on images without boxes")]
 
 
 class DetectionLoader:

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from dataset import BatchSize, NumWorkers
-from dataset.coco import KeepEmpty
+from dataset import BatchSize, KeepEmpty, NumWorkers
 from distiller_zoo.detection import detector_distillers
 from inputs import Option, UserError
 from models.detector_names import DETECTORS
