@@ -179,14 +179,16 @@ def test_two_processes_train_one_detector(teacher, tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["processes"] == 2
 
 
-def test_the_runner_shows_mdistillers_protocol_for_three_pairs():
-    told = run(["sh", "scripts/run_coco_distill.sh", "--dry_run"])
-    for pair in (
-        "ResNet101 → faster_rcnn_ResNet18",
-        "ResNet101 → faster_rcnn_ResNet50",
-        "ResNet50 → faster_rcnn_MobileNetV2",
-    ):
-        assert f"faster_rcnn_{pair}, dkd, fixed, coco, seed 1" in told
-    assert told.count("180,000 steps of 8 images") == 3
-    assert told.count("learning rate 0.01, rising over 1,000 steps, times 0.1 after 120000, 160000") == 3
-    assert told.count("dkd_alpha 1.0, dkd_beta 0.25") == 3
+def test_the_runner_shows_mdistillers_protocol_for_three_pairs(capsys):
+    """The runner's commands, printed by echo, are tried in this process."""
+    commands = run(["sh", "scripts/run_coco_distill.sh", "--dry_run"], PYTHON="echo").splitlines()
+    for command, pair in zip(commands, PAIRS, strict=True):
+        train(command.removeprefix("train_detector.py "))
+        told = capsys.readouterr().out
+        assert f"faster_rcnn_{pair[0]} → faster_rcnn_{pair[1]}, dkd, fixed, coco, seed 1" in told
+        assert "180,000 steps of 8 images" in told and "dkd_alpha 1.0, dkd_beta 0.25" in told
+        assert "learning rate 0.01, rising over 1,000 steps, times 0.1 after 120000, 160000" in told
+        assert f"batch norm frozen, {pair[2]} of 5 stages trained, from torchvision" in told
+
+
+PAIRS = (("ResNet101", "ResNet18", 3), ("ResNet101", "ResNet50", 3), ("ResNet50", "MobileNetV2", 5))
