@@ -34,6 +34,7 @@ from helper.errors import run_main
 from helper.logger import EpochTable
 from helper.metrics import Metrics
 from helper.run_folder import RunFolder
+from helper.task import build_temperature
 from helper.trainer import make_optimizer
 from helper.trials import train_runs
 from inputs import UserError
@@ -46,9 +47,6 @@ from options.identity import own_dict
 from options.parse import kwargs_for, run_folder
 from options.parse_detector import parse_detector, resolve_pair
 from report import draw_curve
-from temperature import create_temperature, temperature_dict
-from temperature.control import Controlled
-from temperature.standardised import Standardised
 
 
 def train(options: DetectorOptions) -> Path:
@@ -228,11 +226,7 @@ def distillation(
         "train_target": data.train.target,
         "epochs": options.epochs,
     }
-    method, factory = detector_distillers[options.distill], temperature_dict[options.temperature]
-    tau = create_temperature(options.temperature, **kwargs_for(factory, known))
-    tau = Standardised(inner=tau) if options.logit_stand else tau
-    if options.tau_control != "none":
-        tau = Controlled(tau, options.tau_control, options.kd_T)
+    tau, method = build_temperature(options, known), detector_distillers[options.distill]
     return DetectorDistillation(
         student, tau, method(**kwargs_for(method, known)), options.alpha, options.beta or 0.0, options.eval_every,
         options.kd_warmup_iters, options.precision, options.seed,

@@ -24,7 +24,7 @@ from helper.first_stage import FirstTrainer
 from helper.logger import EpochTable
 from helper.loops import evaluate
 from helper.run_folder import RunFolder, init_hash
-from helper.task import Distillation
+from helper.task import Distillation, build_temperature
 from helper.teacher import FoundTeacher, find_teacher, load_teacher
 from helper.teacher_cache import CachedTeacher, OnlineTeacher, check_table_dir
 from helper.trainer import Trainer
@@ -35,9 +35,6 @@ from options.flags import StudentOptions, as_dict, own_options
 from options.identity import own_dict
 from options.parse import kwargs_for, parse_student, proportions_in_words, resolve_pair, run_folder
 from report import draw_curve
-from temperature import create_temperature, temperature_dict
-from temperature.control import Controlled
-from temperature.standardised import Standardised
 
 
 def distil(options: StudentOptions) -> list[Path]:
@@ -219,16 +216,11 @@ def distillation(options: StudentOptions, student: Model, teacher: Model, train_
         "teacher_norms": teacher.norms_before_relu(),
         "train_target": train_target,
     }
-    temperature, distill = options.temperature, options.distill
-    tau = create_temperature(temperature, **kwargs_for(temperature_dict[temperature], known))
-    tau = Standardised(inner=tau) if options.logit_stand else tau
-    if options.tau_control != "none":
-        tau = Controlled(tau, options.tau_control, options.kd_T)
     weights = ("gamma", "alpha", "beta", "fixed_alpha", "kd_T", "kd_warmup")
     return Distillation(
         student,
-        tau,
-        create_distiller(distill, **kwargs_for(method, known)),
+        build_temperature(options, known),
+        create_distiller(options.distill, **kwargs_for(method, known)),
         **{key: getattr(options, key) for key in (*weights, "precision", "label_smoothing")},
     )
 

@@ -4,6 +4,7 @@ import random
 import time
 from collections.abc import Callable, Collection, Hashable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -50,10 +51,10 @@ class DetectorAnswers:
     def on(self, proposals: list[Tensor] | None) -> Output:
         """Return the teacher's output for the student's proposals: per image [n, 4], in pixels of the resized image."""
         if proposals is None:
-            return output_of(self.maps, None, None, self.images)
+            return output_of(self.maps, None, None)
         with autocast(self.images.tensors.device, self.precision):
             pooled, logits = self.model.on_proposals(self.maps, proposals, self.images.image_sizes)
-        return output_of(self.maps, pooled, logits, self.images)
+        return output_of(self.maps, pooled, logits)
 
 
 class DetectorTeacher:
@@ -78,21 +79,24 @@ class DetectorTeacher:
         return DetectorAnswers(self.model, maps, images, self.precision)
 
 
-def output_of(maps: dict[str, Tensor], pooled: Tensor | None, logits: Tensor | None, images: ImageList) -> Output:
+def output_of(maps: dict[str, Tensor], pooled: Tensor | None, logits: Tensor | None) -> Output:
     """Return a detector's maps and predictions as an `Output`; see distiller_zoo/detection.py.
 
     Args:
         maps: maps of the feature pyramid, from fine to coarse, [B, C, H, W] each.
         pooled: the vectors of N proposals [N, D]; None without proposals: the coarsest map's average is used instead.
         logits: class scores of the proposals [N, C + 1]; None without proposals.
-        images: the padded images, with their sizes before padding.
     """
     *finer, coarsest = maps.values()
     if pooled is None or logits is None:
         pooled = logits = coarsest.mean((2, 3))
+    return Output([*finer, pooled], at_least_float32(logits), last_map=coarsest)
+
+
+def extent_of(images: ImageList) -> Tensor:
+    """Return the share of height and width that each image fills in its padded one, [B, 2]."""
     padded = torch.tensor(images.tensors.shape[2:])
-    extent = (torch.tensor(images.image_sizes) / padded).to(coarsest.device)
-    return Output([*finer, pooled], at_least_float32(logits), last_map=coarsest, extent=extent)
+    return (torch.tensor(images.image_sizes) / padded).to(images.tensors.device)
 
 
 class DetectorTask(Task):
@@ -222,7 +226,8 @@ class DetectorDistillation(Distillation):
 
     def forward(self, batch: DetectionBatch, teacher: DetectorAnswers) -> StepOutput:
         found, maps = found_in(self, batch)
-        student = output_of(maps, found.pooled, found.logits, batch.prepared.images)
+        extent = extent_of(batch.prepared.images)
+        student = replace(output_of(maps, found.pooled, found.logits), extent=extent)
         output = teacher.on(found.proposals)
         loss, losses = total(found.losses), dict(found.losses)
         if found.image is None:  # without proposals, only maps are compared

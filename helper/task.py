@@ -15,11 +15,28 @@ from distiller_zoo import Distiller, at_least_float32, kd_loss, warmed_up
 from helper import distributed
 from helper.device import autocast
 from models import Model, Output
-from temperature import Mixing, Tau, Temperature
+from options.flags import TemperatureOptions
+from options.parse import kwargs_for
+from temperature import Mixing, Tau, Temperature, create_temperature, temperature_dict
 from temperature.base import check_tau
+from temperature.control import Controlled
 from temperature.fixed import Fixed
+from temperature.standardised import Standardised
 
 PROBE = 24  # images on which an observing temperature measures the student's progress
+
+
+def build_temperature(options: TemperatureOptions, known: dict[str, Any]) -> Temperature:
+    """Return the temperature of a run, on z-scored logits or under a control if the options say so.
+
+    Args:
+        options: of the run.
+        known: what its constructor may take, by name; see `Temperature`.
+    """
+    name = options.temperature
+    tau = create_temperature(name, **kwargs_for(temperature_dict[name], known))
+    tau = Standardised(inner=tau) if options.logit_stand else tau
+    return tau if options.tau_control == "none" else Controlled(tau, options.tau_control, options.kd_T)
 
 
 class StepOutput(NamedTuple):

@@ -107,11 +107,7 @@ def _parse(make_parser: Callable[[], Parser], argv: list[str] | None) -> Any:
         options["data_dir"] = os.environ.get("IMAGENET_DIR")
     if options["image_size"] is None:
         options["image_size"] = default_image_size(options["dataset"])
-    for key, declared in all_options().items():
-        if key in options:
-            if declared.option.normal and options[key] is not None:
-                options[key] = declared.option.normal(options[key])
-            declared.option.check(key, options[key])
+    check_declared(options, all_options())
     all_options()["learning_rate"].option.check("lr", options["lr"])
     known = networks(options["dataset"])
     for key in ("model", "model_s", "model_t"):
@@ -240,10 +236,7 @@ def _resolve_student(options: dict[str, Any]) -> None:
     for key, default in zip(("gamma", "alpha", "beta"), weights, strict=True):
         if options[key] is None and not (key == "beta" and distiller.pair_beta):  # which `resolve_pair` fills in
             options[key] = default
-    if options["logit_stand"] and options["temperature"] == "standardised":
-        raise UserError("--temperature standardised is on z-scored logits already: leave --logit_stand out")
-    if options["tau_control"] != "none" and options["temperature"] == "fixed" and not options["logit_stand"]:
-        raise UserError("--tau_control is for a --temperature that differs from sample to sample: leave it out")
+    check_temperature(options)
     if options["dkd_weights"] != "ctkd" and options["distill"] != "dkd":
         raise UserError("--dkd_weights belongs to --distill dkd: leave it out, or add --distill dkd")
     if options["beta"] and distiller.weights[2] == 0 and distiller.has_first_stage:
@@ -285,9 +278,26 @@ def resolve_pair(given: StudentOptions, teacher: str) -> StudentOptions:
     return as_options(options)
 
 
-def _scaled(declared: Declared, options: dict[str, Any]) -> int:
-    """Return the default of an option in epochs, scaled to the run's length."""
-    return max(1, in_proportion(declared.default, options["epochs"]))
+def check_declared(options: dict[str, Any], known: dict[str, Declared]) -> None:
+    """Bring each option to its canonical form. Raises UserError for a value that its declaration does not accept."""
+    for key, declared in known.items():
+        if key in options:
+            if declared.option.normal and options[key] is not None:
+                options[key] = declared.option.normal(options[key])
+            declared.option.check(key, options[key])
+
+
+def check_temperature(options: dict[str, Any]) -> None:
+    """Raise UserError for options that have no meaning with the run's temperature."""
+    if options["logit_stand"] and options["temperature"] == "standardised":
+        raise UserError("--temperature standardised is on z-scored logits already: leave --logit_stand out")
+    if options["tau_control"] != "none" and options["temperature"] == "fixed" and not options["logit_stand"]:
+        raise UserError("--tau_control is for a --temperature that differs from sample to sample: leave it out")
+
+
+def scaled_epochs(declared: Declared, epochs: int) -> int:
+    """Return the default of an option in epochs, scaled to a run's length of `epochs`."""
+    return max(1, in_proportion(declared.default, epochs))
 
 
 def _resolve_schedule(options: dict[str, Any]) -> None:
@@ -301,7 +311,7 @@ def _resolve_schedule(options: dict[str, Any]) -> None:
               f" --lr {asked} is always used as given")  # fmt: skip
     for key, declared in all_options().items():
         if declared.option.in_proportion and key in options and options[key] is None:
-            options[key] = _scaled(declared, options)
+            options[key] = scaled_epochs(declared, options["epochs"])
     if options["lr_decay_epochs"] is None:
         options["lr_decay_epochs"] = _decays(options["epochs"])
     elif repeated := [epoch for epoch, count in Counter(options["lr_decay_epochs"]).items() if count > 1]:
@@ -329,7 +339,11 @@ def proportions_in_words(given: CommonOptions) -> str | None:
     if temperature == "dtkd" and options["distill"] == "kd" and options["kd_warmup"] == left == 0:
         scaled.append("KD's warm-up, of which nothing is left (--kd_warmup)")
     own = own_options(options.get("distill"), temperature)
-    phases = {key: _scaled(declared, options) for key, declared in own.items() if declared.option.in_proportion}
+    phases = {
+        key: scaled_epochs(declared, options["epochs"])
+        for key, declared in own.items()
+        if declared.option.in_proportion
+    }
     if phases and all(options[key] == length for key, length in phases.items()):
         lengths = _listed(sorted(set(phases.values())))
         scaled.append(f"the phases' lengths in epochs, {lengths} ({', '.join(f'--{key}' for key in phases)})")

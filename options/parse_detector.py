@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from distiller_zoo.detection import detector_distillers
-from inputs import UserError, in_proportion, options_of, unknown
+from inputs import UserError, options_of, unknown
 from models.detector_names import DETECTORS
 from options.detector import (
     BATCH,
@@ -21,7 +21,17 @@ from options.detector import (
     detector_parser,
 )
 from options.flags import all_options, as_dict
-from options.parse import given, known_name, kwargs_for, resolve_processes, resolve_speed, underscored
+from options.parse import (
+    check_declared,
+    check_temperature,
+    given,
+    known_name,
+    kwargs_for,
+    resolve_processes,
+    resolve_speed,
+    scaled_epochs,
+    underscored,
+)
 from options.plugins import load_plugins
 from temperature import temperature_dict
 
@@ -51,11 +61,7 @@ def parse_detector(argv: list[str] | None = None) -> DetectorOptions:
     _resolve_networks(options)
     _resolve_schedule(options)
     _resolve_loss(options)
-    for key, declared in (all_options() | options_of(DetectorOptions)).items():
-        if key in options:
-            if declared.option.normal and options[key] is not None:
-                options[key] = declared.option.normal(options[key])
-            declared.option.check(key, options[key])
+    check_declared(options, all_options() | options_of(DetectorOptions))
     _resolve_methods(options, names)
     _check_together(options)
     own = options_of(DetectorOptions).keys()
@@ -139,10 +145,7 @@ def _resolve_loss(options: dict[str, Any]) -> None:
         options["kd_warmup_iters"] = 0
     elif options["kd_warmup_iters"] is None:
         options["kd_warmup_iters"] = options["warmup_iters"]
-    if options["logit_stand"] and options["temperature"] == "standardised":
-        raise UserError("--temperature standardised is on z-scored logits already: leave --logit_stand out")
-    if options["tau_control"] != "none" and not has_policy:
-        raise UserError("--tau_control is for a --temperature that differs from sample to sample: leave it out")
+    check_temperature(options)
     if options["model_s"].startswith("retinanet"):
         _check_without_proposals(options, distiller)
 
@@ -181,7 +184,7 @@ def _resolve_methods(options: dict[str, Any], names: set[str]) -> None:
         options["lambda_epochs"] = max(0.001, CURRICULUM / 240 * parts)
     for key, declared in own.items():
         if declared.option.in_proportion and options[key] is None:
-            options[key] = max(1, in_proportion(declared.default, parts))
+            options[key] = scaled_epochs(declared, parts)
         elif options[key] is None and key not in common:
             options[key] = declared.default
     for key in [key for key in options if key not in own and key not in common]:
