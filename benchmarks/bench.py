@@ -5,8 +5,10 @@
     python benchmarks/bench.py --device cuda --images 50000 --workers 2 4 8 16 --trials 4 --precision tf32
 
 Each variant has its own process, to measure its memory, and the variants take turns, so that a busy machine slows all
-of them. KD with CTKD's global temperature, on random images, or with --data_dir on CIFAR-100. A teacher table is warm:
-every lookup hits. TensorFloat-32 is on in all loops or in none: with --precision tf32, a variant's fp32 is tf32.
+of them. Ours have huge pages and a short spinning of threads, as under the runners in scripts/; the conventional ones
+have the defaults of glibc and libgomp (docs/speed.md). KD with CTKD's global temperature, on random images, or with
+--data_dir on CIFAR-100. A teacher table is warm: every lookup hits. TensorFloat-32 is on in all loops or in none: with
+--precision tf32, a variant's fp32 is tf32.
 
 A variant is a precision, and after + what differs from the usual: `table` a warm table, `contiguous` PyTorch's default
 memory format, `eager` no recorded step, `compiled` networks compiled by torch.compile.
@@ -63,6 +65,8 @@ PAIRS = ("resnet56:resnet20", "wrn_40_2:wrn_16_2", "vgg13:vgg8", "resnet32x4:Shu
 VARIANTS = ("plain", "fp32", "bf16", "fp32+table", "bf16+table")
 MORE_VARIANTS = tuple(f"{each}+{what}" for each in ("fp32", "bf16") for what in ("contiguous", "eager", "compiled"))
 EPOCH = 10  # CTKD's adversary is at full strength; always the same epoch, so that a table is warm
+OURS = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # as in scripts/env.sh
+CONVENTIONAL = {"GLIBC_TUNABLES": "", "GOMP_SPINCOUNT": "300000"}  # glibc's and libgomp's defaults
 WARM_UP = 1  # uncounted rounds
 Round = tuple[float, float, float]  # seconds of training and of validation, memory in MiB
 
@@ -199,6 +203,18 @@ def timed(work: Callable[[], None], device: torch.device) -> float:
 
 
 @contextmanager
+def environment(settings: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables, for processes started inside."""
+    before = dict(os.environ)
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextmanager
 def servers(variants: Sequence[str], pair: str, args: argparse.Namespace) -> Iterator[dict[str, Connection]]:
     """Start one process per variant, and end them afterwards."""
     context = get_context("spawn")
@@ -207,7 +223,8 @@ def servers(variants: Sequence[str], pair: str, args: argparse.Namespace) -> Ite
         for variant in variants:
             connections[variant], theirs = context.Pipe()
             processes.append(context.Process(target=serve, args=(theirs, variant, pair, args)))
-            processes[-1].start()
+            with environment(CONVENTIONAL if variant.split(" ")[0] in LOOPS else OURS):
+                processes[-1].start()
             theirs.close()  # so that this process notices when that one ends
         for connection in connections.values():
             connection.recv()

@@ -3,16 +3,14 @@
     python benchmarks/sharing.py
     python benchmarks/sharing.py --pair resnet20:resnet8 --images 1024 --rounds 5
 
-Two processes train a student from a warm teacher table (CTKD's global temperature, random images), each with one thread
-per core: first one of them alone, then both at once, alternating. libgomp, the OpenMP of PyTorch's CPU builds, reads
-the settings when it is loaded; helper/environment.py sets the one in use.
+Two processes train a student from a warm teacher table (CTKD's global temperature, random images): first one of them
+alone, then both at once, alternating. Each has one thread per core, and in the last row a single thread. libgomp, the
+OpenMP of PyTorch's CPU builds, reads GOMP_SPINCOUNT when it is loaded; helper/environment.py sets the one in use.
 """
 
 import argparse
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean, median
 
@@ -24,41 +22,29 @@ import helper.environment  # noqa: F401 (before PyTorch)
 import torch
 from tqdm import tqdm
 
-from benchmarks.bench import WARM_UP, check_pairs, machine, servers
+from benchmarks.bench import WARM_UP, check_pairs, environment, machine, servers
 from benchmarks.limits import check_numbers
 from helper.environment import SPIN_COUNT
 from helper.errors import run_main
 from inputs import UserError
 from options.parser import Parser
 
-SETTINGS = {
-    "libgomp's default": {"GOMP_SPINCOUNT": "300000"},
-    "GOMP_SPINCOUNT=30000": {"GOMP_SPINCOUNT": "30000"},
-    "GOMP_SPINCOUNT=3000": {"GOMP_SPINCOUNT": "3000"},
-    f"GOMP_SPINCOUNT={SPIN_COUNT} (ours)": {"GOMP_SPINCOUNT": SPIN_COUNT},
-    "OMP_WAIT_POLICY=passive": {"OMP_WAIT_POLICY": "passive"},
+SETTINGS = {  # spin count and threads; 0 means as many as --threads
+    "libgomp's default, 300000": ("300000", 0),
+    "30000": ("30000", 0),
+    f"{SPIN_COUNT} (ours)": (SPIN_COUNT, 0),
+    "300": ("300", 0),
+    "0": ("0", 0),
+    f"{SPIN_COUNT} (ours), one thread each": (SPIN_COUNT, 1),
 }
 RUNS = ("fp32+table first", "fp32+table second")  # variants of bench.py, each with a name
 
 
-@contextmanager
-def environment(setting: dict[str, str], threads: int) -> Iterator[None]:
-    """Set the setting and the number of threads as environment variables, for processes started inside."""
-    before = dict(os.environ)
-    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
-        os.environ.pop(name, None)
-    os.environ.update(setting | {"OMP_NUM_THREADS": str(threads)})
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
-def measure(setting: dict[str, str], args: argparse.Namespace, bar: tqdm) -> tuple[float, float]:
+def measure(spin_count: str, threads: int, args: argparse.Namespace, bar: tqdm) -> tuple[float, float]:
     """Return milliseconds per step of one training alone and of two at once, medians over the rounds."""
     alone, shared = [], []
-    with environment(setting, args.threads), servers(RUNS, args.pair, args) as connections:
+    setting = {"GOMP_SPINCOUNT": spin_count, "OMP_NUM_THREADS": str(threads or args.threads)}
+    with environment(setting), servers(RUNS, args.pair, args) as connections:
         for _ in range(WARM_UP + args.rounds):
             for at_work, times in ((RUNS[:1], alone), (RUNS, shared)):
                 for run in at_work:
@@ -77,7 +63,12 @@ def parse_args() -> argparse.Namespace:
     add("--images", type=int, default=512, help="per epoch (default: 512)")
     add("--batch_size", type=int, default=64, help="(default: 64)")
     add("--rounds", type=int, default=7, help="epochs that count (default: 7)")
-    add("--threads", type=int, default=os.cpu_count(), help="of each training (default: one for each core)")
+    add(
+        "--threads",
+        type=int,
+        default=os.cpu_count(),
+        help="of each training but in the last row (default: one for each core)",
+    )
     args = parser.parse_args()
     check_numbers(vars(args))
     if args.batch_size < 2:
@@ -93,11 +84,11 @@ def main() -> None:
         results = {}
         for name, setting in SETTINGS.items():
             bar.set_description(name)
-            results[name] = measure(setting, args, bar)
+            results[name] = measure(*setting, args, bar)
     torch.set_num_threads(args.threads)  # as in the trainings, for the line that describes the machine
     print(machine(args))
     width = max(map(len, SETTINGS))
-    print(f"{'ms per step':{width}}{'alone':>8}{'two at once':>13}{'ratio':>8}")
+    print(f"{'spin count; ms per step':{width}}{'alone':>8}{'two at once':>13}{'ratio':>8}")
     for name, (alone, shared) in results.items():
         print(f"{name:{width}}{alone:8.0f}{shared:13.0f}{shared / alone:8.2f}")
 

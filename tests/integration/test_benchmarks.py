@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from contextlib import contextmanager
+from unittest.mock import ANY
 
 import pytest
 import torch
@@ -270,14 +271,45 @@ def test_sharing_measures_a_training_alone_and_beside_another(monkeypatch, capsy
 
 def test_sharing_measures_every_setting(monkeypatch, capsys):
     settings = dict(sharing.SETTINGS)
-    monkeypatch.setattr(sharing, "measure", lambda setting, *_: (10.0, 20.0 + len(str(setting))))
+    monkeypatch.setattr(sharing, "measure", lambda spin, threads, *_: (10.0, int(spin) / 1000 + threads))
     rows = run_sharing(monkeypatch, capsys, settings)
-    assert rows == [[10, 20 + len(str(setting)), (20 + len(str(setting))) / 10] for setting in settings.values()]
+    assert rows == [
+        [10, pytest.approx(int(spin) / 1000 + threads, abs=0.5), ANY] for spin, threads in settings.values()
+    ]
 
 
-def test_the_settings_of_sharing_replace_those_of_the_user(monkeypatch):
-    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
-    with sharing.environment({"GOMP_SPINCOUNT": "7"}, threads=3):
-        assert os.environ["GOMP_SPINCOUNT"] == "7" and os.environ["OMP_NUM_THREADS"] == "3"
-        assert "OMP_WAIT_POLICY" not in os.environ
-    assert os.environ["OMP_WAIT_POLICY"] == "active"
+@pytest.mark.parametrize(("threads", "own"), [(0, "5"), (1, "1")])
+def test_trainings_of_sharing_start_with_their_spin_count_and_threads(threads, own, monkeypatch):
+    monkeypatch.setenv("GOMP_SPINCOUNT", "9")
+    seen = []
+
+    @contextmanager
+    def servers(*_):
+        seen.append({name: os.environ[name] for name in ("GOMP_SPINCOUNT", "OMP_NUM_THREADS")})
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(sharing, "servers", servers)
+    with pytest.raises(KeyboardInterrupt):
+        sharing.measure("7", threads, argparse.Namespace(threads=5, pair=""), None)
+    assert seen == [{"GOMP_SPINCOUNT": "7", "OMP_NUM_THREADS": own}]
+    assert os.environ["GOMP_SPINCOUNT"] == "9"
+
+
+def test_only_ours_have_the_memory_and_the_threads_of_the_runners(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(bench, "serve", tell_environment)
+    args = argparse.Namespace()
+    with bench.servers(["field 0 workers", "fp32"], "", args) as connections:
+        for name, connection in connections.items():
+            connection.send("round")
+            seen[name] = connection.recv()
+    ours = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT")}
+    assert seen == {"field 0 workers": {"GLIBC_TUNABLES": "", "GOMP_SPINCOUNT": "300000"}, "fp32": ours}
+
+
+def tell_environment(connection, *_):
+    """Stand in for bench.serve in a process: send what was set for it."""
+    connection.send("ready")
+    while connection.recv() == "round":
+        connection.send({name: os.environ.get(name) for name in ("GLIBC_TUNABLES", "GOMP_SPINCOUNT")})

@@ -26,7 +26,7 @@ def run(argv, sigint=signal.SIG_DFL, **variables):
 
 @pytest.mark.parametrize(
     ("given", "spins"),
-    [({}, "300"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+    [({}, "3000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
 )
 def test_threads_spin_briefly_unless_the_user_says_otherwise(given, spins):
     done = run(["-c", "import os, helper.environment; print(os.environ.get('GOMP_SPINCOUNT'))"], **given)
