@@ -43,6 +43,7 @@ from tqdm import tqdm
 
 from benchmarks.baseline import LOOPS, MEAN, STD, Baseline
 from benchmarks.limits import check_numbers
+from benchmarks.peak import operations, peak
 from dataset import val_batch_size
 from dataset.cifar import CIFAR100
 from dataset.memory import MemoryLoader
@@ -68,6 +69,7 @@ EPOCH = 10  # CTKD's adversary is at full strength; always the same epoch, so th
 OURS = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # as in scripts/env.sh
 CONVENTIONAL = {"GLIBC_TUNABLES": "", "GOMP_SPINCOUNT": "300000"}  # glibc's and libgomp's defaults
 WARM_UP = 1  # uncounted rounds
+IMAGES_OF_A_ROW = 240 * 50_000  # that a student is trained on for a row of a published table
 Round = tuple[float, float, float]  # seconds of training and of validation, memory in MiB
 
 
@@ -249,8 +251,9 @@ def measure(pair: str, args: argparse.Namespace, bar: tqdm, until: float = math.
         until: on time.monotonic's clock; no round starts after it, once two have counted.
 
     Returns:
-        Images per second, peak memory and the ratio (median, quartiles) of the first loop's time to its own per
-        variant; `over` has the ratios to the other loops. Of each loop, the best number of workers counts.
+        Images per second, peak memory, the percentage of the device's peak (`shares`) and the ratio (median,
+        quartiles) of the first loop's time to its own per variant; `over` has the ratios to the other loops. Of each
+        loop, the best number of workers counts.
     """
     variants = variants_of(args)
     rounds: dict[str, list[Round]] = {variant: [] for variant in variants}
@@ -276,7 +279,30 @@ def measure(pair: str, args: argparse.Namespace, bar: tqdm, until: float = math.
         if others:
             compared = zip(args.loops[1:], others, strict=True)
             result[variant]["over"] = {loop: ratios(theirs, taken, runs) for loop, theirs in compared}
+    for variant, share in shares(
+        {name: each["images_per_second"] for name, each in result.items()}, pair, args
+    ).items():
+        result[variant]["of_peak"] = share
     return result
+
+
+def shares(rates: Mapping[str, float], pair: str, args: argparse.Namespace) -> dict[str, float]:
+    """Return the percentage of the device's peak that each variant reaches, from its images per second.
+
+    The peak is that of a large matrix product in the variant's precision. With a table the teacher does not compute.
+    """
+    device = prepare_device(args.device, None, deterministic=False, precision=args.precision)
+    teacher, student = operations(pair, args.classes)
+    peaks = {dtype: peak(device, dtype) for dtype in {dtype_of(variant) for variant in rates}}
+    return {
+        variant: 100 * rate * (student + (0 if "+table" in variant else teacher)) / peaks[dtype_of(variant)]
+        for variant, rate in rates.items()
+    }
+
+
+def dtype_of(variant: str) -> torch.dtype:
+    """Return the type in which a variant's convolutions compute."""
+    return torch.bfloat16 if variant.startswith("bf16") else torch.float32
 
 
 def variants_of(args: argparse.Namespace) -> list[str]:
@@ -310,11 +336,12 @@ def table(results: dict[str, dict[str, dict[str, Any]]]) -> Iterator[str]:
     width = max(len(variant) for variants in results.values() for variant in variants) + 4
     for pair, variants in results.items():
         yield (
-            f"{pair.replace(':', ' → '):{width}}{'images/s':>9}{'training':>10}{'quartiles':>13}"
-            f"{'validation':>12}{'quartiles':>13}{'MiB':>7}"
+            f"{pair.replace(':', ' → '):{width}}{'images/s':>9}{'hours':>7}{'% of peak':>11}{'training':>10}"
+            f"{'quartiles':>13}{'validation':>12}{'quartiles':>13}{'MiB':>7}"
         )
         for variant, each in variants.items():
-            cells = f"  {variant:{width - 2}}{each['images_per_second']:9.0f}"
+            hours = IMAGES_OF_A_ROW / each["images_per_second"] / 3600
+            cells = f"  {variant:{width - 2}}{each['images_per_second']:9.0f}{hours:7.1f}{each['of_peak']:11.0f}"
             cells += _cells(each, "train", 10) + _cells(each, "validation", 12)
             yield f"{cells}{each['memory_mib']:7.0f}"
         loops = list(next(iter(variants.values())).get("over", {}))
@@ -401,6 +428,8 @@ def main() -> None:
     last = (
         f"ratio: the time for an epoch of {args.loops[0]}, with its best workers, to ours in the same round, median and"
         " quartiles over the rounds\n"
+        "hours: of 240 epochs of CIFAR-100 without validation; % of peak: operations of convolutions and linear layers,"
+        " relative to those of a large matrix product in the same precision\n"
         "table: warm, it holds all that the epoch asks for; MiB: peak, with what a loop's workers have at the end"
     )
     print(machine(args), *table(results), last, sep="\n", file=sys.stderr if args.json else sys.stdout)

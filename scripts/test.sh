@@ -12,6 +12,7 @@ fi
 # The tests' networks are small: threads that wait for each other gain nothing, and crawl on a busy machine; two
 # processes halve the time.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+unset PYTHONDONTWRITEBYTECODE # or else each of the many processes compiles all modules anew
 "$python" -m ruff check .
 "$python" -m ruff format --check --quiet .
 "$python" -m mypy --no-error-summary

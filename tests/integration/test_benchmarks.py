@@ -12,7 +12,7 @@ import torch
 from common import OWN_LOSS
 from tqdm import tqdm
 
-from benchmarks import bench, cka_bias, cost, growth, operations, sharing
+from benchmarks import bench, cka_bias, cost, growth, operations, peak, sharing
 from benchmarks.baseline import LOOPS
 from inputs import UserError
 from models import create_model
@@ -96,11 +96,11 @@ def test_the_benchmark_measures_ratios_to_the_field(monkeypatch, capsys):
     for each in result.values():
         assert 0 < each["train_low"] <= each["train"] <= each["train_high"]
         assert 0 < each["validation_low"] <= each["validation"] <= each["validation_high"]
-        assert each["images_per_second"] > 0 and each["memory_mib"] > 100
-    *_, ratio, table = lines = told.err.strip().splitlines()
-    assert ratio.startswith("ratio: ") and table.startswith("table: ")
-    rows = lines[-7:-2]
-    assert "cores" in lines[-8]
+        assert each["images_per_second"] > 0 and each["memory_mib"] > 100 and 0 < each["of_peak"] < 100
+    *_, ratio, hours, table = lines = told.err.strip().splitlines()
+    assert ratio.startswith("ratio: ") and hours.startswith("hours: ") and table.startswith("table: ")
+    rows = lines[-8:-3]
+    assert "cores" in lines[-9]
     assert {len(row) for row in rows} == {len(rows[0])}
 
 
@@ -176,6 +176,7 @@ def test_ratios_are_to_each_loop_with_its_best_workers(monkeypatch):
         yield {variant: Stub(variant) for variant in variants}
 
     monkeypatch.setattr(bench, "servers", servers)
+    monkeypatch.setattr(bench, "shares", lambda rates, *_: dict.fromkeys(rates, 50.0))
     given = {"loops": ["field", "repdistiller"], "workers": [0, 2], "variants": ["fp32"], "trials": 2, "images": 10}
     args = argparse.Namespace(**given, rounds=5)
     result = bench.measure("a:b", args, tqdm(disable=True))
@@ -190,6 +191,30 @@ def test_ratios_are_to_each_loop_with_its_best_workers(monkeypatch):
     assert len(lines) == 2 * (1 + len(times)) and len({len(line) for line in lines[7:]}) == 1
     assert lines[7].split() == ["training,", "over", "repdistiller", "quartiles"]
     assert lines[-2].split() == ["fp32", "3.00", "3.00-3.00"]
+    assert lines[1].split()[3:6] == ["1", "2666.7", "50"]  # 240 epochs of 50,000 images at 1.25 images a second
+
+
+def test_the_share_of_the_peak_is_that_of_the_operations(monkeypatch):
+    monkeypatch.setattr(bench, "peak", lambda device, dtype: 1e9 if dtype == torch.float32 else 2e9)
+    args = argparse.Namespace(device="cpu", precision="fp32", classes=100)
+    rates = dict.fromkeys(("field 0 workers", "fp32+table", "bf16", "bf16+table x2 at once"), 1.0)
+    found = bench.shares(rates, "resnet56:resnet8", args)
+    # multiplications by hand: outputs times inputs of each convolution
+    stem, first = 32**2 * 16 * 27, 32**2 * 2 * 16 * 144
+    second = 16**2 * 32 * (144 + 288 + 16)
+    third = 8**2 * 64 * (288 + 576 + 32)
+    forward = 2 * (stem + first + second + third + 6400)
+    student = 3 * forward - 2 * stem  # images need no gradient
+    teacher = 1e9 * (found["field 0 workers"] - found["fp32+table"]) / 100
+    assert found["fp32+table"] == pytest.approx(100 * student / 1e9)
+    assert found["bf16+table x2 at once"] == pytest.approx(found["fp32+table"] / 2)
+    assert found["bf16"] == pytest.approx(found["field 0 workers"] / 2)
+    assert teacher == pytest.approx(2 * 125.49e6, rel=0.01)  # 125 million multiplications, as is often stated
+
+
+def test_the_peak_is_measured(monkeypatch):
+    monkeypatch.setattr(peak, "SIDE", {"cpu": 64})
+    assert 1e6 < peak.peak(torch.device("cpu"), torch.float32) < 1e13
 
 
 def test_precision_is_the_same_in_all_loops(monkeypatch):
