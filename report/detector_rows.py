@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import published
 from report.runs import Run
 from report.statistics import mean_and_spread, values
-from report.tables import Table
 
 SCORES = {  # key in the logs: name
     "ap": "AP", "ap50": "AP50", "ap75": "AP75", "ap_small": "APs", "ap_medium": "APm", "ap_large": "APl",
@@ -55,15 +54,14 @@ def detector_recipe(run: Run) -> str:
     )
 
 
-def published_table(models: Sequence[str]) -> Table | None:
-    """Return the published numbers of some detectors on COCO, alone and distilled; None if there are none."""
-    rows = [row for row in published.coco()["rows"] if row["student"] in models]
-    rows.sort(key=lambda row: (models.index(row["student"]), "teacher" in row))
-    return Table(PUBLISHED_HEADING, [_published_row(row) for row in rows]) if rows else None
-
-
-def _published_row(row: published.Record) -> list[str]:
-    pair = f"{row['teacher']} → {row['student']}" if "teacher" in row else row["student"]
-    digits = 2 if row["mark"] == "mem" else 1  # as published
-    numbers = [f"{row[key]:.{digits}f}" if key in row else "–" for key in SCORES]
-    return [pair, row["method"], *numbers, row["mark"], published.coco()["sources"][row["source"]]]
+def published_rows(models: Sequence[str]) -> list[list[str]]:
+    """Return the published numbers of some detectors on COCO, alone and distilled, as rows for PUBLISHED_HEADING."""
+    rows = []
+    known = [record for record in published.coco()["rows"] if record["student"] in models]
+    for record in sorted(known, key=lambda record: (models.index(record["student"]), "teacher" in record)):
+        pair = f"{record['teacher']} → {record['student']}" if "teacher" in record else record["student"]
+        digits = 2 if record["mark"] == "mem" else 1  # as published
+        numbers = [f"{record[key]:.{digits}f}" if key in record else "–" for key in SCORES]
+        source = published.coco()["sources"][record["source"]]
+        rows.append([pair, record["method"], *numbers, record["mark"], source])
+    return rows

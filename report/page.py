@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
@@ -14,7 +15,7 @@ from helper.files import write_atomically, writing
 from inputs import UserError, open_regular
 from report.comparison import (
     GAIN_EXPLANATION,
-    Notes,
+    Footnotes,
     baselines,
     differences,
     explanations,
@@ -27,7 +28,7 @@ from report.detector_rows import detector_recipe
 from report.figures import Figure, figures
 from report.notes import Text, read_notes
 from report.rows import EPOCHS
-from report.runs import Run, find_runs, group_labels
+from report.runs import Group, Run, find_runs, group_labels
 from report.statistics import pooled, same_noise_pool, significance_margin
 from report.tables import LEFT, Link, Table, address, in_markdown
 
@@ -144,16 +145,15 @@ def _folders(root: Path, runs: Sequence[Run]) -> list[list[str]]:
     parts = [[folder] for folder in dict.fromkeys(_folder(root, run) for run in runs)]
     groups = finished_groups(runs)
     for group in groups:
-        related = [*group, *(run for i in baselines(group, groups) for run in groups[i])]
-        shared = {_folder(root, run) for run in related}
+        shared = {_folder(root, run) for run in chain(group, *baselines(group, groups))}
         joined = [part for part in parts if shared.intersection(part)]
-        parts = [part for part in parts if part not in joined] + [[folder for part in joined for folder in part]]
+        parts = [part for part in parts if part not in joined] + [[*chain(*joined)]]
     return parts
 
 
 def _section(root: Path, name: str, folders: Sequence[str], runs: Sequence[Run], ids: Mapping[str, str]) -> Section:
     runs = [run for run in runs if _folder(root, run) in folders]
-    groups, notes = finished_groups(runs), Notes()
+    groups, notes = finished_groups(runs), Footnotes()
     written = [read_notes(root, folder, ids) for folder in folders]
     tables, drawn = [], []
     datasets = dict.fromkeys(group[0].dataset for group in groups)
@@ -175,12 +175,11 @@ def _section(root: Path, name: str, folders: Sequence[str], runs: Sequence[Run],
         [each.rest for each in written if each.rest.html],
         tables,
         drawn,
-        [f"[{count}] {text}" for count, text in enumerate(notes.texts, 1)]
-        + [line.replace(f"{root}/", "") for line in remarks(runs)],
+        notes.lines() + [line.replace(f"{root}/", "") for line in remarks(runs)],
     )
 
 
-def _summary(groups: Sequence[Sequence[Run]]) -> str:
+def _summary(groups: Sequence[Group]) -> str:
     """Return a line with data sets, lengths and the number of finished runs."""
     if not groups:
         return "no run is finished yet"
@@ -191,7 +190,7 @@ def _summary(groups: Sequence[Sequence[Run]]) -> str:
     return f"{', '.join(told)}, finished runs: {sum(map(len, groups))}"
 
 
-def _status(groups: Sequence[Sequence[Run]]) -> str:
+def _status(groups: Sequence[Group]) -> str:
     """Return a sentence on how many configurations are comparable with a published number."""
     follow = 0
     for group in groups:
@@ -221,7 +220,7 @@ def _recipe(run: Run) -> str:
     )
 
 
-def _noise(groups: Sequence[Sequence[Run]]) -> list[str]:
+def _noise(groups: Sequence[Group]) -> list[str]:
     """Return sentences on the difference of two single runs that is significant, per student and number of epochs."""
     texts = {}
     for group in groups:
@@ -240,7 +239,7 @@ def _noise(groups: Sequence[Sequence[Run]]) -> list[str]:
     return [f"Noise of {name}: {text}" for name, text in texts.items()]
 
 
-def _run_row(root: Path, group: Sequence[Run], label: str) -> list[str | list[Link]]:
+def _run_row(root: Path, group: Group, label: str) -> list[str | list[Link]]:
     """Return the row of a configuration: loss weights, links to its runs, duration in hours, and machines."""
     links = []
     for run in group:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
 from helper.run_files import number
-from report.runs import Run, group_labels, group_runs
+from report.runs import Group, Run, group_labels, group_runs
 from report.style import BEST, FEW, PALETTE, TEST, TRAINING, finish_epochs, looks, save, shortened, with_dots
 
 History = Sequence[Mapping[str, Any]]  # one record per epoch, as in log.jsonl
@@ -202,7 +202,7 @@ def plot_compare(runs: Sequence[Run], path: str | Path) -> None:
     save(figure, path)
 
 
-def _legend_names(groups: Sequence[Sequence[Run]]) -> list[str]:
+def _legend_names(groups: Sequence[Group]) -> list[str]:
     """Return each configuration's legend: method, number of epochs if it differs, mean of the last accuracies."""
     lengths = {group[0].length for group in groups}
     names = []

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,9 @@ class Run:
         return f"{self.pair}, {self.method}"
 
 
+Group = Sequence[Run]  # the runs of one configuration, which differ in their seeds
+
+
 def find_runs(paths: Iterable[str | Path]) -> list[Run]:
     """Return all runs in and below folders, sorted by folder; unreadable ones are left out with a warning on stderr.
 
@@ -132,7 +136,7 @@ def find_runs(paths: Iterable[str | Path]) -> list[Run]:
 
 def _folders(root: Path) -> Iterator[Path]:
     """Yield the folders in and below `root` that hold a config.json; unreadable ones are skipped."""
-    left = [str(root)]
+    left = [str(root)]  # os.walk of Python 3.11 fails in folders that are nested too deeply
     while left:
         folder = left.pop()
         try:
@@ -153,7 +157,7 @@ def group_runs(runs: Iterable[Run]) -> list[list[Run]]:
     return [[run for single in part for run in single] for part in parts]
 
 
-def by_data(groups: Sequence[Sequence[Run]]) -> list[list[Sequence[Run]]]:
+def by_data(groups: Sequence[Group]) -> list[list[Group]]:
     """Return the groups of runs, in one list per data set.
 
     All groups count as one data set unless two hashes of the same version differ. Then only groups with a common hash
@@ -162,23 +166,18 @@ def by_data(groups: Sequence[Sequence[Run]]) -> list[list[Sequence[Run]]]:
     hashes = _hashes(groups) - {None}
     if len(hashes) == len(set(map(hash_version, hashes))):
         return [list(groups)]
-    parts: list[list[Sequence[Run]]] = []
+    parts: list[list[Group]] = []
     for group in groups:
-        joined, others = [group], []
-        for part in parts:
-            if _hashes(part) & _hashes([group]):
-                joined = [*part, *joined]
-            else:
-                others.append(part)
-        parts = [*others, joined]
+        joined = [part for part in parts if _hashes(part) & _hashes([group])]
+        parts = [part for part in parts if part not in joined] + [[*chain(*joined), group]]
     return parts
 
 
-def _hashes(groups: Sequence[Sequence[Run]]) -> set[str | None]:
+def _hashes(groups: Iterable[Group]) -> set[str | None]:
     return {run.config.get("data_sha256") for group in groups for run in group}
 
 
-def one_a_seed(runs: Sequence[Run]) -> list[Run]:
+def one_a_seed(runs: Group) -> list[Run]:
     """Return one run per seed of a configuration; warn of those left out."""
     kept: dict[Any, Run] = {}
     for run in runs:
@@ -189,7 +188,7 @@ def one_a_seed(runs: Sequence[Run]) -> list[Run]:
     return list(kept.values())
 
 
-def group_labels(groups: Sequence[Sequence[Run]]) -> list[str]:
+def group_labels(groups: Sequence[Group]) -> list[str]:
     """Return each group's method, with the options that distinguish it from others of the same method.
 
     For KD at a fixed tau, options with their value in USUAL_KD are omitted.

@@ -65,7 +65,7 @@ def rows_of(table):
 
 def tables(runs):
     groups = finished_groups(runs)
-    return comparison.tables_of(groups, group_labels(groups), comparison.Notes())
+    return comparison.tables_of(groups, group_labels(groups), comparison.Footnotes())
 
 
 def test_a_row_has_the_mean_and_spread_of_each_average_precision(runs):
