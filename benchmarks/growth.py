@@ -20,7 +20,7 @@ import helper.environment  # noqa: F401 (before PyTorch)
 
 # isort: split
 import torch
-from tqdm import tqdm
+from tqdm import trange
 
 from benchmarks.bench import Ours, processor, timed
 from benchmarks.limits import check_numbers
@@ -47,14 +47,11 @@ def measure(args: argparse.Namespace) -> dict[str, dict[int, float]]:
             with redirect_stdout(io.StringIO()):
                 made[name, size] = Ours("fp32", f"{args.model_t}:{args.model_s}", one, device, "")
     seconds: dict[tuple[str, int], list[float]] = {key: [] for key in made}
-    with tqdm(total=(1 + args.rounds) * len(made), unit="epoch", leave=False, disable=None) as bar:
-        for number in range(1 + args.rounds):
-            for key, each in made.items():  # in turns, so that a busy machine slows all
-                taken = timed(each.train, device)
-                if number:
-                    seconds[key].append(taken)
-                bar.update()
-    return {name: {size: median(seconds[name, size]) for size in sizes} for name, sizes in SIZES.items()}
+    for _ in trange(1 + args.rounds, desc="rounds", leave=False, disable=None):
+        for key, each in made.items():  # in turns, so that a busy machine slows all
+            seconds[key].append(timed(each.train, device))
+    # the first round warms up
+    return {name: {size: median(seconds[name, size][1:]) for size in sizes} for name, sizes in SIZES.items()}
 
 
 def exponent(seconds: dict[int, float]) -> float:
