@@ -39,10 +39,10 @@ EXPLANATION = (
     "Top-1 accuracy in percent, mean ± sample standard deviation over n seeds. last: after the last epoch. best: the"
     " best epoch of each run, selected on the test set, hence optimistic. Δ: mean minus published, where the protocol"
     " is the published one. Verdict: whether the published number lies outside the 95 % prediction interval of one more"
-    " run, widened by the published standard deviation where there is one; `within noise (±1.00)` confirms nothing"
-    " that is smaller than that, nor does one run: `noise unknown (n = 1)`. Where it is not stated whether the last or"
-    " the best epoch is published, it may be `between last and best`. teacher: the teacher's own accuracy, measured"
-    " before distilling."
+    " run, widened by the published standard deviation where there is one; `within noise (±1.00)` neither confirms nor"
+    " excludes a smaller difference; one run tells nothing: `noise unknown (n = 1)`. Where it is not stated whether the"
+    " last or the best epoch is published, the verdict may be `between last and best`. teacher: the teacher's own"
+    " accuracy, measured before distilling."
 )
 GAIN_EXPLANATION = (
     "Gains: differences of means in the same recipe, over the student alone, over KD, and over the same distiller at"
@@ -117,6 +117,11 @@ def differences(runs: Sequence[Run], record: published.Record) -> list[str]:
     return found
 
 
+def follows(runs: Group, record: published.Record) -> bool:
+    """Return whether runs follow the protocol of a published number in full."""
+    return bool(published.settings(record)) and not differences(runs, record)
+
+
 def find_published(run: Run) -> list[published.Record]:
     """Return the published numbers for a run's configuration, the preferred one first."""
     distill, factor = run.option("distill"), run.option("simkd_factor")
@@ -147,27 +152,31 @@ def source_note(record: published.Record) -> str:
     return text + (f" Note: {record['note']}." if "note" in record else "")
 
 
-def row(runs: Sequence[Run], label: str, notes: Footnotes) -> list[str]:
-    """Return the cells of one configuration."""
-    run, last, best = runs[0], values(runs, "last"), values(runs, "best")
-    teacher = run.option("teacher_top1")
-    cells = [run.pair, label, mean_and_spread(last), mean_and_spread(best), str(len(runs))]
-    told = ["–" if teacher is None else f"{teacher:.2f}", str(run.option("epochs"))]
-    records = find_published(run)
+def row(runs: Group, label: str, notes: Footnotes) -> list[str]:
+    """Return the cells of one configuration, in the order of HEADING."""
+    run, teacher = runs[0], runs[0].option("teacher_top1")
+    accuracies = [mean_and_spread(values(runs, which)) for which in ("last", "best")]
+    taught_by = "–" if teacher is None else f"{teacher:.2f}"
+    compared = _compared(runs, notes)
+    return [run.pair, label, *accuracies, str(len(runs)), *compared, taught_by, str(run.option("epochs"))]
+
+
+def _compared(runs: Group, notes: Footnotes) -> list[str]:
+    """Return the cells from `published` to `verdict`."""
+    records = find_published(runs[0])
     if not records:
-        return [*cells, "–", "–", "–", "none published", *told]
-    same = (record for record in records if published.settings(record) and not differences(runs, record))
-    record = next(same, records[0])
+        return ["–", "–", "–", "none published"]
+    record = next((record for record in records if follows(runs, record)), records[0])
     spread = f" ± {record['std']:.2f}" if "std" in record else ""
     about = "≈" if record["certainty"].startswith("approximate") else ""
-    cells.append(notes.marked(f"{about}{record['top1']:.2f}{spread}", source_note(record)))
+    number = notes.marked(f"{about}{record['top1']:.2f}{spread}", source_note(record))
     if not published.settings(record):
-        return [*cells, "–", "–", "protocol unknown", *told]
+        return [number, "–", "–", "protocol unknown"]
     if otherwise := differences(runs, record):
-        protocol = notes.marked("other protocol", "Own protocol: " + "; ".join(otherwise) + ".")
-        return [*cells, "–", "–", protocol, *told]
-    cells += [f"{fmean(ours) - record['top1']:+.2f}" if ours else "–" for ours in (last, best)]
-    return [*cells, verdict(runs, record), *told]
+        return [number, "–", "–", notes.marked("other protocol", f"Own protocol: {'; '.join(otherwise)}.")]
+    ours = [values(runs, which) for which in ("last", "best")]
+    gaps = [f"{fmean(accuracies) - record['top1']:+.2f}" if accuracies else "–" for accuracies in ours]
+    return [number, *gaps, verdict(runs, record)]
 
 
 def is_fixed(run: Run) -> bool:
@@ -236,8 +245,7 @@ def baselines(runs: Group, groups: Sequence[Group]) -> list[Group]:
 
     def method(run: Run) -> list[object]:
         own = own_options(run.option("distill"), None)
-        told = [run.option(name) for name in ("distill", "gamma", "beta", *own)]
-        return [*told, kd_weight(run), run.kd_warmup or 0]
+        return [*map(run.option, ("distill", "gamma", "beta", *own)), kd_weight(run), run.kd_warmup or 0]
 
     def comparable(other: Run) -> bool:
         usual = has_usual_weights(other) and not other.kd_warmup
@@ -322,11 +330,11 @@ def report(runs: Sequence[Run], markdown: bool = False, explain: bool = False) -
         for table in tables:
             lines += [table.markdown() if markdown else table.text(), ""]
     texts = explanations(groups) + ([GAIN_EXPLANATION] if gains else [])
-    told = notes.lines() + remarks(runs)
+    remarked = notes.lines() + remarks(runs)
     if markdown:
-        lines += [f"- {text}" for text in (*texts, *map(in_markdown, told))]
+        lines += [f"- {text}" for text in (*texts, *map(in_markdown, remarked))]
     elif explain or not groups:
-        lines += [textwrap.fill(text, 110, subsequent_indent="    ") for text in (*texts, *told)]
+        lines += [textwrap.fill(text, 110, subsequent_indent="    ") for text in (*texts, *remarked)]
     else:
         kinds = sorted({group[0].is_detector for group in groups})
         lines += [detector_rows.LEGEND if is_detector else LEGEND for is_detector in kinds]

@@ -17,7 +17,7 @@ from report.comparison import is_baseline, on_its_data, rank, recipe, setting
 from report.plot import Curve, curve, draw_curves, draw_dots, period_of
 from report.runs import Group, Run, by_data
 from report.statistics import same_noise_pool, significance_margin, values
-from report.style import FEW, looks, pdf, shortened, svg
+from report.style import FEW, looks, shortened, svg
 
 THIN = 0.8  # line width of a method that is indistinguishable from KD
 FALL = 2  # the axis of tau is logarithmic if the ratio of a pair's largest and smallest tau is this or more
@@ -37,10 +37,6 @@ class Figure:
     def svg(self) -> str:
         """Return the drawing as an SVG element."""
         return svg(self.drawing, self.name, self.about)
-
-    def pdf(self, maker: str) -> bytes:
-        """Return the content of a PDF file of the drawing, whose metadata name `maker` as its creator."""
-        return pdf(self.drawing, self.about, maker)
 
 
 class Shown(NamedTuple):

@@ -98,9 +98,10 @@ class Run:
             return "alone"
         if distill != "kd" and self.option("alpha"):
             distill += "+kd"
-        tau, z = self.option("kd_T"), " on z-scores" * bool(self.option("logit_stand"))
-        control = f", {self.control}" if self.control else ""
-        return f"{distill}, {f'tau {tau:g}' if temperature == 'fixed' and tau else temperature or '?'}{z}{control}"
+        tau = self.option("kd_T")
+        name = f"tau {tau:g}" if temperature == "fixed" and tau else temperature or "?"
+        scale = " on z-scores" if self.option("logit_stand") else ""
+        return ", ".join(filter(None, [distill, name + scale, self.control]))
 
     @property
     def control(self) -> str:
@@ -204,12 +205,12 @@ def group_labels(groups: Sequence[Group]) -> list[str]:
         data = sorted(map(str, _hashes([group]))) if len(by_data(shown_alike)) > 1 else []
         if own.get("train_subset") and "train_subset" not in telling:
             telling.append("train_subset")  # never shown as if it were the whole data set
-        told = [_told(key, own.get(key)) for key in telling] + [_told("data_sha256", each) for each in data]
-        labels.append(", ".join([run.method, *told]))
+        named = [_named(key, own.get(key)) for key in telling] + [_named("data_sha256", each) for each in data]
+        labels.append(", ".join([run.method, *named]))
     return labels
 
 
-def _told(key: str, value: Any) -> str:
+def _named(key: str, value: Any) -> str:
     """Return an option and its value, for a label."""
     if key == "train_subset":
         return f"{value} images" if value else "all images"
@@ -225,9 +226,9 @@ def _shown(run: Run) -> tuple[Any, ...]:
 def _configuration(run: Run) -> dict[str, Any]:
     """Return all options that can change a run's result, except the seed; for the data see `by_data`."""
     names = ("kind", "dataset", "model", "teacher", "teacher_sha256", "init_sha256", "distill", "temperature", "epochs")
-    told = decisive(run.config["options"], run.option("distill"), run.option("temperature"))
-    told.pop("seed", None)
-    return added_options() | told | {name: run.config.get(name) for name in names}
+    options = decisive(run.config["options"], run.option("distill"), run.option("temperature"))
+    options.pop("seed", None)
+    return added_options() | options | {name: run.config.get(name) for name in names}
 
 
 def _read_run(folder: Path) -> Run | None:

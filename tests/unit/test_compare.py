@@ -743,7 +743,7 @@ def test_pictures_of_short_and_long_runs(tmp_path, epochs):
 
 def test_panels_for_tau_and_lambda_only_where_there_are_any(tmp_path):
     for name, tau in (("with", True), ("without", False)):
-        plot_run(Run(tmp_path, {}, history(71.0, epochs=2, tau=tau)), name, tmp_path / name)
+        plot_run(history(71.0, epochs=2, tau=tau), name, tmp_path / name)
     assert imread(tmp_path / "with").shape[0] > 1.5 * imread(tmp_path / "without").shape[0] > 300
 
 
