@@ -66,23 +66,22 @@ def plot(result: dict[str, dict[int, float]], title: str, path: Path) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     figure = Figure(figsize=(10, 3.4), layout="constrained")
-    for axes, (name, seconds) in zip(figure.subplots(1, len(result), sharey=True), result.items(), strict=True):
-        sizes = list(seconds)
-        linear = [seconds[sizes[0]] * size / sizes[0] for size in sizes]
-        axes.loglog(sizes, list(seconds.values()), "o-", color="#332288", label="measured")
-        axes.loglog(sizes, linear, ":", color="#888888", label="linear")
+    first, *_ = panels = figure.subplots(1, len(result), sharey=True)
+    for axes, (name, seconds) in zip(panels, result.items(), strict=True):
+        sizes, times = list(seconds), list(seconds.values())
+        axes.loglog(sizes, times, "o-", color="#332288", label="measured")
+        axes.loglog(sizes, [times[0] * size / sizes[0] for size in sizes], ":", color="#888888", label="linear")
         axes.set_xlabel(LABELS[name])
         axes.set_xticks(sizes, [f"{size:,}" for size in sizes], minor=False)
         axes.set_xticks([], minor=True)
         axes.set_title(f"exponent {exponent(seconds):.2f}", fontsize=10)
         axes.grid(alpha=0.3)
-    figure.axes[0].set_ylabel("seconds an epoch")
-    figure.axes[0].yaxis.set_major_locator(LogLocator(2))
-    figure.axes[0].yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    figure.axes[0].yaxis.set_minor_formatter(NullFormatter())
-    figure.axes[0].set_ylim(min(min(each.values()) for each in result.values()) / 1.5,
-                            max(max(each.values()) for each in result.values()) * 1.5)  # fmt: skip
-    figure.axes[0].legend(frameon=False)
+    measured = [time for seconds in result.values() for time in seconds.values()]
+    first.set(ylabel="seconds an epoch", ylim=(min(measured) / 1.5, max(measured) * 1.5))
+    first.yaxis.set_major_locator(LogLocator(2))
+    first.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    first.yaxis.set_minor_formatter(NullFormatter())
+    first.legend(frameon=False)
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=120)
 
