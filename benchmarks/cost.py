@@ -8,9 +8,9 @@ python benchmarks/cost.py distillers --model_t resnet20 --model_s resnet8 --temp
 import argparse
 import json
 import sys
-import time
 from collections import deque
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 
@@ -22,6 +22,7 @@ import helper.environment  # noqa: F401 (before PyTorch)
 import torch
 from tqdm import trange
 
+from benchmarks.bench import timed
 from benchmarks.limits import check_numbers
 from dataset.base import Batch
 from distiller_zoo import distiller_dict
@@ -57,29 +58,18 @@ class Candidate:
         seed_everything(0)
         target = torch.arange(NUM_SAMPLES, device=device) % NUM_CLASSES
         student = create_model(args.model_s, NUM_CLASSES)
-        self.teacher = teacher
-        self.module: Distillation = place(distillation(options, student, teacher, target), device).train()
-        self.module.start_epoch(EPOCH)
-        self.optimizer = make_optimizer(self.module, 1e-3, 0.9, 5e-4)
-        parts = self.module.distiller, self.module.temperature
-        added = num_parameters(self.module.student) - num_parameters(student)
-        self.parameters = added + sum(map(num_parameters, parts))
-        self.metrics = Metrics()
-        self.seconds: list[float] = []
+        self.teacher, self.metrics = OnlineTeacher(teacher), Metrics()
+        self.task: Distillation = place(distillation(options, student, teacher, target), device).train()
+        self.task.start_epoch(EPOCH)
+        self.optimizer = make_optimizer(self.task, 1e-3, 0.9, 5e-4)
+        added = num_parameters(self.task.student) - num_parameters(student)
+        self.parameters = added + num_parameters(self.task.distiller) + num_parameters(self.task.temperature)
+        self.seconds: list[float] = []  # per step, by round
 
-    def steps(self, batches: list[Batch]) -> None:
-        """Run training steps, timed together."""
-        _wait(batches[0])
-        start = time.perf_counter()
+    def train(self, batches: list[Batch]) -> None:
+        """Run a training step on each batch."""
         for batch in batches:
-            train_step(self.module, OnlineTeacher(self.teacher), batch, self.optimizer, self.metrics)
-        _wait(batches[0])
-        self.seconds.append((time.perf_counter() - start) / len(batches))
-
-
-def _wait(batch: Batch) -> None:
-    if batch.images.is_cuda:
-        torch.cuda.synchronize()
+            train_step(self.task, self.teacher, batch, self.optimizer, self.metrics)
 
 
 def random_batch(size: int, device: torch.device) -> Batch:
@@ -106,16 +96,17 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     for _ in trange(WARM_UP + args.rounds, desc="rounds", leave=False, disable=None):
         batches = [random_batch(args.batch_size, device) for _ in range(args.steps)]
         order.rotate(1)  # in turns, so that a busy machine slows all, and a different one first each time
+        if device.type == "cuda":
+            torch.cuda.synchronize()  # the batches are ready
         for candidate in order:
-            candidate.steps(batches)
+            candidate.seconds.append(timed(partial(candidate.train, batches), device) / args.steps)
     result, base = {}, candidates[BASES[args.what]].seconds[WARM_UP:]
     for name, candidate in candidates.items():
-        pairs = zip(candidate.seconds[WARM_UP:], base, strict=True)
-        ratios = [ours / theirs for ours, theirs in pairs]
-        low, _, high = quantiles(ratios, n=4, method="inclusive")
-        milliseconds = 1000 * median(candidate.seconds[WARM_UP:])
-        result[name] = {"ms": milliseconds, "ratio": median(ratios), "low": low, "high": high}
-        result[name]["parameters"] = candidate.parameters
+        seconds = candidate.seconds[WARM_UP:]
+        ratios = [ours / theirs for ours, theirs in zip(seconds, base, strict=True)]
+        low, middle, high = quantiles(ratios, n=4, method="inclusive")
+        cost = {"ms": 1000 * median(seconds), "ratio": middle, "low": low, "high": high}
+        result[name] = cost | {"parameters": candidate.parameters}
     return result
 
 

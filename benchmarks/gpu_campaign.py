@@ -1,12 +1,12 @@
-"""Train rows of the published tables in slices of some minutes; each slice resumes what earlier ones have made.
+"""Train rows of the published tables in slices of some minutes; each slice resumes the runs of earlier ones.
 
     python benchmarks/gpu_campaign.py --dry_run
     python benchmarks/gpu_campaign.py --earlier slices -- --precision tf32 --skip_validation
     python benchmarks/gpu_campaign.py dtkd --pairs resnet56:resnet8 --seeds 1
 
-The order is that of the tables, CTKD's first, and in a table that of its pairs: a pair's teacher, then all its rows and
-seeds, and at the end the students alone. Runs that can share a process train side by side by train_together.py. What a
-slice has trained is packed into an archive in --out, $OUT or results/gpu, which a later slice takes by --earlier.
+Tables are trained in order, CTKD's first, and in a table its pairs: the teacher, then all rows and seeds; the students
+alone come last. Runs that can share a process train side by side in train_together.py. A slice packs its runs into an
+archive in --out, $OUT or results/gpu, which a later slice unpacks with --earlier.
 """
 
 import argparse
@@ -60,11 +60,11 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
     return list(jobs.values())
 
 
-def word(job: Job) -> str:
+def state_of(job: Job) -> str:
     """Return the state of a job's run, or `waiting` if its teacher is not trained."""
-    told, teacher = job.states()[0], job.row.teacher_folder
-    waits = told not in MADE and teacher is not None and state(teacher, job.row.teacher)[0] not in MADE
-    return "waiting" if waits else told
+    own, teacher = job.states()[0], job.row.teacher_folder
+    waits = own not in MADE and teacher is not None and state(teacher, job.row.teacher)[0] not in MADE
+    return "waiting" if waits else own
 
 
 def next_group(jobs: Sequence[Job], more: list[str], at_once: int) -> list[Job]:
@@ -73,7 +73,7 @@ def next_group(jobs: Sequence[Job], more: list[str], at_once: int) -> list[Job]:
     for job in jobs:
         if len(group) == at_once:
             break
-        if word(job) not in MADE | {"waiting", "running"} and (
+        if state_of(job) not in MADE | {"waiting", "running"} and (
             not group or shared(job, more) == shared(group[0], more)
         ):
             group.append(job)
@@ -106,7 +106,7 @@ def train(group: Sequence[Job], more: list[str], seconds: float) -> int | None:
 
 
 def unpack(earlier: Sequence[Path]) -> None:
-    """Put what earlier slices made into save/: archives, or folders with archives or with a save/.
+    """Unpack the runs of earlier slices into save/, from archives, or folders with archives or with a save/.
 
     Raises:
         UserError: there is no such file or folder, or one is no archive of this script.
@@ -129,7 +129,7 @@ def unpack(earlier: Sequence[Path]) -> None:
 def pack(jobs: Sequence[Job], out: Path) -> Path:
     """Write an archive of the jobs' folders into `out` and return its path.
 
-    Without what no later slice needs: the state and the best weights of finished runs, and teacher tables.
+    It leaves out what no later slice needs: the state and the best weights of finished runs, and teacher tables.
     """
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"campaign_{time.strftime('%Y-%m-%d_%H-%M-%S', time.gmtime())}.tar"
@@ -142,13 +142,13 @@ def pack(jobs: Sequence[Job], out: Path) -> Path:
     return path
 
 
-def told(jobs: Sequence[Job], more: list[str], at_once: int) -> Iterator[str]:
+def listed(jobs: Sequence[Job], more: list[str], at_once: int) -> Iterator[str]:
     """Yield a line for each job, with its state, and `next` for those that the next slice begins with."""
-    first = next_group(jobs, more, at_once)
-    words = [word(job) for job in jobs]
-    for job, its in zip(jobs, words, strict=True):
-        yield f"{its:12}{'next' if job in first else '':6}{job.row.folder(job.seed)}"
-    done = sum(its in MADE for its in words)
+    first, done = next_group(jobs, more, at_once), 0
+    for job in jobs:
+        own = state_of(job)
+        done += own in MADE
+        yield f"{own:12}{'next' if job in first else '':6}{job.row.folder(job.seed)}"
     yield f"{done} of {len(jobs)} runs are finished, {len(first)} are next, side by side"
 
 
@@ -172,9 +172,9 @@ def run_slice(args: argparse.Namespace, more: list[str]) -> None:
         if begun:
             path = pack(begun, args.out)
             print(f"packed {len(begun)} runs: {path}, {in_words(path.stat().st_size)}", flush=True)
-        print(*told(jobs, more, args.at_once), sep="\n", flush=True)
+        print(*listed(jobs, more, args.at_once), sep="\n", flush=True)
     if failed:
-        raise RunError(f"{len(failed)} runs failed or were left by one that did, see above; the next slice tries again")
+        raise RunError(f"{len(failed)} runs failed, or shared a process with one that did: the next slice tries again")
 
 
 def parse_args() -> tuple[argparse.Namespace, list[str]]:
@@ -207,7 +207,7 @@ def main() -> None:
     args, more = parse_args()
     unpack(args.earlier)
     if args.dry_run:
-        print(*told(jobs_of(args), more, args.at_once), sep="\n")
+        print(*listed(jobs_of(args), more, args.at_once), sep="\n")
     else:
         run_slice(args, more)
 

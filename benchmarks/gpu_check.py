@@ -1,4 +1,4 @@
-"""Check and measure on a GPU, in at most nine minutes, what only a GPU can tell: tests, speed, memory and agreement.
+"""Check and measure what depends on a GPU, in at most nine minutes: tests, speed, memory, agreement with the CPU.
 
     python benchmarks/gpu_check.py
     python benchmarks/gpu_check.py --device cpu              # every part, with tiny sizes
@@ -11,6 +11,7 @@ CIFAR-100's if CIFAR100_DIR is set, else random ones of the same shape.
 
 import argparse
 import gc
+import io
 import json
 import os
 import platform
@@ -70,30 +71,27 @@ GROUPS = {  # variants of bench.py that are compared with each other; x4: four r
 
 
 class Sizes(NamedTuple):
-    """How much each part measures."""
+    """How much each part measures, by default on a GPU."""
 
-    pair: str
-    images: int  # an epoch, for speed and memory
-    batch_size: int
-    rounds: int
-    workers: tuple[int, ...]  # of the conventional loops
-    loops: tuple[str, ...]
-    variants: tuple[str, ...]  # beside the loops
-    table_images: int
-    train: int  # images of the whole epochs
-    val: int
-    epochs: int
-    at_once: int
-    compared: int  # images on which losses are compared with the CPU's
-    others: tuple[str, ...]  # pairs whose memory is measured too
-    most: int  # runs at once
+    pair: str = "resnet56:resnet20"
+    images: int = 4096  # an epoch, for speed and memory
+    batch_size: int = 64
+    rounds: int = 5
+    workers: tuple[int, ...] = (4, 8, 16)  # of the conventional loops
+    loops: tuple[str, ...] = tuple(LOOPS)
+    variants: tuple[str, ...] = ("tf32", "tf32+table", "bf16")  # beside the loops
+    table_images: int = 2048
+    train: int = 50_000  # images of the whole epochs
+    val: int = 10_000
+    epochs: int = 3
+    at_once: int = 4
+    compared: int = 512  # images on which losses are compared with the CPU's
+    others: tuple[str, ...] = (  # pairs whose memory is measured too
+        "wrn_40_2:wrn_16_2", "vgg13:vgg8", "resnet32x4:ShuffleV1", "ResNet50:MobileNetV2",
+    )  # fmt: skip
+    most: int = 8  # runs at once
 
 
-GPU = Sizes(
-    pair="resnet56:resnet20", images=4096, batch_size=64, rounds=5, workers=(4, 8, 16), loops=tuple(LOOPS),
-    variants=("tf32", "tf32+table", "bf16"), table_images=2048, train=50_000, val=10_000, epochs=3, at_once=4,
-    compared=512, others=("wrn_40_2:wrn_16_2", "vgg13:vgg8", "resnet32x4:ShuffleV1", "ResNet50:MobileNetV2"), most=8,
-)  # fmt: skip
 CPU = Sizes(
     pair="resnet8:resnet8", images=16, batch_size=8, rounds=2, workers=(0,), loops=("field", "mdistiller"),
     variants=("tf32",), table_images=1, train=32, val=16, epochs=2, at_once=2, compared=32, others=(), most=2,
@@ -131,9 +129,7 @@ def tests(check: Check) -> Results:
         raise RunError(f"pytest ended with status {status} before any test: its output says why")
     (suite,) = ElementTree.parse(report).iter("testsuite")
     count = {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
-    failed = [
-        case.get("name") for case in suite.iter("testcase") if {"failure", "error"} & {child.tag for child in case}
-    ]
+    failed = [case.get("name") for case in suite.iter("testcase") if {"failure", "error"} & {each.tag for each in case}]
     yield "gpu", count | {"failed": failed}
     if status or check.device.type == "cuda" and count["skipped"]:
         raise RunError(f"{len(failed)} tests failed and {count['skipped']} were skipped")
@@ -174,7 +170,7 @@ def build(check: Check, variants: tuple[str, ...], errors: list[str]) -> dict[st
             each = bench.Ours(name, check.sizes.pair, check.bench(), check.device, "", int(runs or 1))
             for work in works(variant, each):
                 work()
-        except Exception as error:  # of PyTorch's compiler, say; the other variants are measured all the same
+        except Exception as error:  # for example of PyTorch's compiler; the other variants are measured nevertheless
             errors.append(f"{variant}: {type(error).__name__} {str(error).split(chr(10))[0]}")
         else:
             made[variant] = each
@@ -289,7 +285,7 @@ def distil(check: Check, train: int, val: int, name: str, argv: list[Any], devic
     """Train students by the training script on `train` images, tested on `val`; return the runs' folders."""
     teacher, student = check.sizes.pair.split(":")
     weights = check.folder / f"{teacher}_vanilla" / "ckpt_epoch_240.pth"
-    if not weights.exists():  # untrained: what it says does not matter
+    if not weights.exists():  # untrained weights cost as much time
         torch.manual_seed(0)
         weights.parent.mkdir()
         torch.save({"model": create_model(teacher, 100).state_dict()}, weights)
@@ -336,7 +332,7 @@ PARTS = {
 
 def run_part(name: str, device: torch.device, folder: Path, seconds: float) -> None:
     """Run a part in this process; its results are written into `folder` as they come."""
-    check = Check(device, CPU if device.type == "cpu" else GPU, folder, time.monotonic() + 0.8 * seconds)
+    check = Check(device, CPU if device.type == "cpu" else Sizes(), folder, time.monotonic() + 0.8 * seconds)
     results: dict[str, Any] = {}
     for key, value in PARTS[name].work(check):
         results[key] = value
@@ -361,19 +357,17 @@ def attempt(name: str, device: torch.device, folder: Path, seconds: float) -> di
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     results = read_json(folder / "results.json") if (folder / "results.json").exists() else {}
-    told = (folder / "output.txt").read_text(errors="replace").strip().splitlines()
-    error = f"not over after {seconds:.0f} s" if status is None else told[-1] if status and told else ""
+    lines = (folder / "output.txt").read_text(errors="replace").strip().splitlines()
+    error = f"not over after {seconds:.0f} s" if status is None else lines[-1] if status and lines else ""
     state = "passed" if status == 0 else "failed"
     return {"state": state, "seconds": time.monotonic() - start, "results": results, "error": error}
 
 
-def lines_of(name: str, value: Any, depth: int = 1) -> Iterator[str]:
+def lines_of(name: str, values: dict[str, Any], depth: int = 1) -> Iterator[str]:
     """Yield measured values as indented lines, the plain ones under a name in one."""
-    if not isinstance(value, dict):
-        value = {"": value}
-    plain = {key: _shown(each) for key, each in value.items() if not isinstance(each, dict)}
-    yield "  " * depth + name + ":" * bool(plain) + "".join(f"  {key} {each}" for key, each in plain.items())
-    for key, each in value.items():
+    plain = {key: _shown(each) for key, each in values.items() if not isinstance(each, dict)}
+    yield "  " * depth + name + (":" if plain else "") + "".join(f"  {key} {each}" for key, each in plain.items())
+    for key, each in values.items():
         if isinstance(each, dict):
             yield from lines_of(key, each, depth + 1)
 
@@ -386,34 +380,34 @@ def _shown(value: Any) -> str:
 
 def text(report: dict[str, Any]) -> str:
     """Return the report as text: the machine, every part's results, and a table of the parts."""
-    told = [f"{key}: {value}" for key, value in report["machine"].items()]
+    lines = [f"{key}: {value}" for key, value in report["machine"].items()]
     for name, part in report["parts"].items():
-        told += ["", f"{name} ({PARTS[name].title})"]
+        lines += ["", f"{name} ({PARTS[name].title})"]
         if name == "loops" and part["results"]:
-            told += [f"  {line}" for line in bench.table(part["results"])]
+            lines += [f"  {line}" for line in bench.table(part["results"])]
         else:
-            told += [line for key, value in part["results"].items() for line in lines_of(key, value)]
-        told += [f"  {part['error']}"] * bool(part["error"])
-    told += ["", f"{'part':12}{'state':10}{'seconds':>8}{'limit':>7}"]
-    told += [f"{name:12}{part['state']:10}{part['seconds']:8.1f}{PARTS[name].seconds:7.0f}"
+            lines += [line for key, value in part["results"].items() for line in lines_of(key, value)]
+        if part["error"]:
+            lines.append(f"  {part['error']}")
+    lines += ["", f"{'part':12}{'state':10}{'seconds':>8}{'limit':>7}"]
+    lines += [f"{name:12}{part['state']:10}{part['seconds']:8.1f}{PARTS[name].seconds:7.0f}"
              for name, part in report["parts"].items()]  # fmt: skip
-    return "\n".join(told) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def save(report: dict[str, Any], out: Path, folder: Path) -> None:
     """Write the report as text and JSON, and an archive of both with the output of every part."""
     files = {f"{NAME}.txt": text(report).encode(), f"{NAME}.json": json.dumps(report, indent=1).encode()}
-    with tempfile.TemporaryFile() as packed:
-        with tarfile.open(fileobj=packed, mode="w:gz") as archive:
-            for name, content in files.items():
-                write_atomically(out / name, content)
-                archive.add(out / name, name)
-            for name in report["parts"]:
-                for each in ("output.txt", "results.json", "tests.xml"):
-                    if (folder / name / each).exists():
-                        archive.add(folder / name / each, f"{name}/{each}")
-        packed.seek(0)
-        write_atomically(out / f"{NAME}.tar.gz", packed.read())
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        for name, content in files.items():
+            write_atomically(out / name, content)
+            archive.add(out / name, name)
+        for name in report["parts"]:
+            for each in ("output.txt", "results.json", "tests.xml"):
+                if (folder / name / each).exists():
+                    archive.add(folder / name / each, f"{name}/{each}")
+    write_atomically(out / f"{NAME}.tar.gz", packed.getvalue())
 
 
 def machine(device: torch.device) -> dict[str, Any]:

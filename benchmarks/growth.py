@@ -20,7 +20,7 @@ import helper.environment  # noqa: F401 (before PyTorch)
 
 # isort: split
 import torch
-from tqdm import tqdm
+from tqdm import trange
 
 from benchmarks.bench import Ours, processor, timed
 from benchmarks.limits import check_numbers
@@ -47,14 +47,11 @@ def measure(args: argparse.Namespace) -> dict[str, dict[int, float]]:
             with redirect_stdout(io.StringIO()):
                 made[name, size] = Ours("fp32", f"{args.model_t}:{args.model_s}", one, device, "")
     seconds: dict[tuple[str, int], list[float]] = {key: [] for key in made}
-    with tqdm(total=(1 + args.rounds) * len(made), unit="epoch", leave=False, disable=None) as bar:
-        for number in range(1 + args.rounds):
-            for key, each in made.items():  # in turns, so that a busy machine slows all
-                taken = timed(each.train, device)
-                if number:
-                    seconds[key].append(taken)
-                bar.update()
-    return {name: {size: median(seconds[name, size]) for size in sizes} for name, sizes in SIZES.items()}
+    for _ in trange(1 + args.rounds, desc="rounds", leave=False, disable=None):
+        for key, each in made.items():  # in turns, so that a busy machine slows all
+            seconds[key].append(timed(each.train, device))
+    # the first round warms up
+    return {name: {size: median(seconds[name, size][1:]) for size in sizes} for name, sizes in SIZES.items()}
 
 
 def exponent(seconds: dict[int, float]) -> float:
@@ -69,23 +66,22 @@ def plot(result: dict[str, dict[int, float]], title: str, path: Path) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     figure = Figure(figsize=(10, 3.4), layout="constrained")
-    for axes, (name, seconds) in zip(figure.subplots(1, len(result), sharey=True), result.items(), strict=True):
-        sizes = list(seconds)
-        linear = [seconds[sizes[0]] * size / sizes[0] for size in sizes]
-        axes.loglog(sizes, list(seconds.values()), "o-", color="#332288", label="measured")
-        axes.loglog(sizes, linear, ":", color="#888888", label="linear")
+    first, *_ = panels = figure.subplots(1, len(result), sharey=True)
+    for axes, (name, seconds) in zip(panels, result.items(), strict=True):
+        sizes, times = list(seconds), list(seconds.values())
+        axes.loglog(sizes, times, "o-", color="#332288", label="measured")
+        axes.loglog(sizes, [times[0] * size / sizes[0] for size in sizes], ":", color="#888888", label="linear")
         axes.set_xlabel(LABELS[name])
         axes.set_xticks(sizes, [f"{size:,}" for size in sizes], minor=False)
         axes.set_xticks([], minor=True)
         axes.set_title(f"exponent {exponent(seconds):.2f}", fontsize=10)
         axes.grid(alpha=0.3)
-    figure.axes[0].set_ylabel("seconds an epoch")
-    figure.axes[0].yaxis.set_major_locator(LogLocator(2))
-    figure.axes[0].yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    figure.axes[0].yaxis.set_minor_formatter(NullFormatter())
-    figure.axes[0].set_ylim(min(min(each.values()) for each in result.values()) / 1.5,
-                            max(max(each.values()) for each in result.values()) * 1.5)  # fmt: skip
-    figure.axes[0].legend(frameon=False)
+    measured = [time for seconds in result.values() for time in seconds.values()]
+    first.set(ylabel="seconds an epoch", ylim=(min(measured) / 1.5, max(measured) * 1.5))
+    first.yaxis.set_major_locator(LogLocator(2))
+    first.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    first.yaxis.set_minor_formatter(NullFormatter())
+    first.legend(frameon=False)
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=120)
 

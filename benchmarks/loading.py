@@ -59,7 +59,7 @@ def parse_args() -> argparse.Namespace:
     add("--image_size", type=int, default=224, help="(default: 224)")
     add("--batch_size", type=int, default=64, help="(default: 64)")
     add("--epochs", type=int, default=3, help="that count (default: 3)")
-    add("--images_per_second", type=float, help="what the training step takes; says how many workers that needs")
+    add("--images_per_second", type=float, help="of the training step; prints how many workers it needs")
     add("--json", action="store_true", help="print JSON, and the table on stderr")
     args = parser.parse_args()
     check_numbers(vars(args) | {"images": args.images or None})

@@ -8,6 +8,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from statistics import median
 
@@ -16,10 +17,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import helper.environment  # noqa: F401 (before PyTorch)
 
 # isort: split
+import torch
 from tqdm import trange
 
 from benchmarks.limits import check_numbers
 from helper.errors import RunError, run_main
+from models import create_model
 from options.parser import Parser
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,19 +30,19 @@ ROOT = Path(__file__).resolve().parents[1]
 TIMED = """
 import sys, time
 start = float(sys.argv.pop(1))
-said = lambda what: print(f"@ {time.time() - start:.3f} {what}", flush=True)
-said("Python")
+note = lambda what: print(f"@ {time.time() - start:.3f} {what}", flush=True)
+note("Python")
 import torch
-said("PyTorch imported")
+note("PyTorch imported")
 import train_student
-said("all else imported")
+note("all else imported")
 make_step = train_student.train_teacher.make_step
 def timed(*args):
     step = make_step(*args)
     def first(*args):
-        said("data, teacher and student ready")
+        note("data, teacher and student ready")
         step(*args)
-        said("first step")
+        note("first step")
         raise SystemExit
     return first
 train_student.train_teacher.make_step = timed
@@ -53,17 +56,13 @@ def measure(args: argparse.Namespace) -> dict[str, list[float]]:
     with tempfile.TemporaryDirectory() as folder:
         teacher = Path(folder) / f"{args.model_t}_vanilla" / "ckpt_epoch_240.pth"
         classes = {"cifar100": 100, "digits": 10}[args.dataset]
-        code = "import sys, torch; from models import create_model; name, classes, path = sys.argv[1:]\n"
-        code += "torch.save({'model': create_model(name, int(classes)).state_dict()}, path)"
         teacher.parent.mkdir()
-        subprocess.run([sys.executable, "-c", code, args.model_t, str(classes), teacher], cwd=ROOT, check=True)
+        torch.save({"model": create_model(args.model_t, classes).state_dict()}, teacher)
         for number in trange(1 + args.rounds, desc="starts", leave=False, disable=None):
             argv = ["--dataset", args.dataset, "--path-t", str(teacher), "--model_s", args.model_s]
             argv += ["--temperature", "ctkd-global", "--skip_validation", "--run_dir", f"{folder}/run-{number}"]
-            done = subprocess.run(
-                ["sh", "-c", f'exec "$0" -c "$1" "$(date +%s.%N)" {" ".join(argv)}', sys.executable, TIMED],
-                cwd=ROOT, capture_output=True, text=True,
-            )  # fmt: skip
+            command = [sys.executable, "-c", TIMED, str(time.time()), *argv]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
             if "first step" not in done.stdout:
                 raise RunError(f"the command did not get to its first step: {done.stderr.strip().splitlines()[-1]}")
             if number:  # the first round reads files from the disk

@@ -8,15 +8,8 @@ import published
 from inputs import UserError, printable
 from options.flags import own_options
 from report import detector_rows
-from report.runs import USUAL_KD, Run, by_data, group_labels, group_runs, one_a_seed
-from report.statistics import (
-    deviation,
-    mean_and_spread,
-    prediction_halfwidth,
-    same_noise_pool,
-    significance_margin,
-    values,
-)
+from report.runs import USUAL_KD, Group, Run, by_data, group_labels, group_runs, one_a_seed
+from report.statistics import mean_and_spread, prediction_halfwidth, same_noise_pool, significance_margin, values
 from report.tables import Table, in_markdown
 
 KD_WEIGHTS = (USUAL_KD["gamma"], USUAL_KD["alpha"])
@@ -46,10 +39,10 @@ EXPLANATION = (
     "Top-1 accuracy in percent, mean ± sample standard deviation over n seeds. last: after the last epoch. best: the"
     " best epoch of each run, selected on the test set, hence optimistic. Δ: mean minus published, where the protocol"
     " is the published one. Verdict: whether the published number lies outside the 95 % prediction interval of one more"
-    " run, widened by the published standard deviation where there is one; `within noise (±1.00)` confirms nothing"
-    " that is smaller than that, nor does one run: `noise unknown (n = 1)`. Where it is not stated whether the last or"
-    " the best epoch is published, it may be `between last and best`. teacher: the teacher's own accuracy, measured"
-    " before distilling."
+    " run, widened by the published standard deviation where there is one; `within noise (±1.00)` neither confirms nor"
+    " excludes a smaller difference; one run tells nothing: `noise unknown (n = 1)`. Where it is not stated whether the"
+    " last or the best epoch is published, the verdict may be `between last and best`. teacher: the teacher's own"
+    " accuracy, measured before distilling."
 )
 GAIN_EXPLANATION = (
     "Gains: differences of means in the same recipe, over the student alone, over KD, and over the same distiller at"
@@ -64,20 +57,20 @@ LEGEND = "Top-1 in %: mean ± standard deviation of n seeds. Δ: mean - publishe
 UNKNOWN = "noise unknown"
 
 
-class Notes:
+class Footnotes:
     """Numbered footnotes; the same text gets the same number."""
 
     def __init__(self, shown: bool = True) -> None:
         self.shown = shown
-        self.texts: list[str] = []
+        self.numbers: dict[str, int] = {}  # by text
 
     def marked(self, cell: str, text: str) -> str:
         """Return a cell with the number of its footnote, such as `71.19 [1]`; unchanged if footnotes are not shown."""
-        if not self.shown:
-            return cell
-        if text not in self.texts:
-            self.texts.append(text)
-        return f"{cell} [{self.texts.index(text) + 1}]"
+        return f"{cell} [{self.numbers.setdefault(text, len(self.numbers) + 1)}]" if self.shown else cell
+
+    def lines(self) -> list[str]:
+        """Return the footnotes with their numbers."""
+        return [f"[{number}] {text}" for text, number in self.numbers.items()]
 
 
 def verdict(runs: Sequence[Run], record: published.Record) -> str:
@@ -91,11 +84,13 @@ def verdict(runs: Sequence[Run], record: published.Record) -> str:
     counted = [values(runs, which) for which in ("last", "best") if reports in (which, "mean", "unstated")]
     if (n := min(map(len, counted))) < 2:
         return f"{UNKNOWN} (n = {n})"
-    std = record.get("std", 0.0)
-    where = {deviation(accuracies, record["top1"], std) for accuracies in counted}
-    if 0 in where:
-        return f"within noise (±{max(prediction_halfwidth(accuracies, std) for accuracies in counted):.2f})"
-    return {1: "above", -1: "below"}[where.pop()] if len(where) == 1 else "between last and best"
+    noise = [prediction_halfwidth(accuracies, record.get("std", 0.0)) for accuracies in counted]
+    gaps = [fmean(accuracies) - record["top1"] for accuracies in counted]
+    if any(abs(gap) <= halfwidth for gap, halfwidth in zip(gaps, noise, strict=True)):
+        return f"within noise (±{max(noise):.2f})"
+    if min(gaps) < 0 < max(gaps):
+        return "between last and best"
+    return "above" if gaps[0] > 0 else "below"
 
 
 def differences(runs: Sequence[Run], record: published.Record) -> list[str]:
@@ -120,6 +115,11 @@ def differences(runs: Sequence[Run], record: published.Record) -> list[str]:
     elif theirs and any(abs(top1 - theirs) > TEACHER_TOLERANCE for top1 in teachers):
         found.append(f"teacher of {', '.join(f'{top1:.2f}' for top1 in teachers)} instead of {theirs:.2f}")
     return found
+
+
+def follows(runs: Group, record: published.Record) -> bool:
+    """Return whether runs follow the protocol of a published number in full."""
+    return bool(published.settings(record)) and not differences(runs, record)
 
 
 def find_published(run: Run) -> list[published.Record]:
@@ -152,27 +152,31 @@ def source_note(record: published.Record) -> str:
     return text + (f" Note: {record['note']}." if "note" in record else "")
 
 
-def row(runs: Sequence[Run], label: str, notes: Notes) -> list[str]:
-    """Return the cells of one configuration."""
-    run, last, best = runs[0], values(runs, "last"), values(runs, "best")
-    teacher = run.option("teacher_top1")
-    cells = [run.pair, label, mean_and_spread(last), mean_and_spread(best), str(len(runs))]
-    told = ["–" if teacher is None else f"{teacher:.2f}", str(run.option("epochs"))]
-    records = find_published(run)
+def row(runs: Group, label: str, notes: Footnotes) -> list[str]:
+    """Return the cells of one configuration, in the order of HEADING."""
+    run, teacher = runs[0], runs[0].option("teacher_top1")
+    accuracies = [mean_and_spread(values(runs, which)) for which in ("last", "best")]
+    taught_by = "–" if teacher is None else f"{teacher:.2f}"
+    compared = _compared(runs, notes)
+    return [run.pair, label, *accuracies, str(len(runs)), *compared, taught_by, str(run.option("epochs"))]
+
+
+def _compared(runs: Group, notes: Footnotes) -> list[str]:
+    """Return the cells from `published` to `verdict`."""
+    records = find_published(runs[0])
     if not records:
-        return [*cells, "–", "–", "–", "none published", *told]
-    same = (record for record in records if published.settings(record) and not differences(runs, record))
-    record = next(same, records[0])
+        return ["–", "–", "–", "none published"]
+    record = next((record for record in records if follows(runs, record)), records[0])
     spread = f" ± {record['std']:.2f}" if "std" in record else ""
     about = "≈" if record["certainty"].startswith("approximate") else ""
-    cells.append(notes.marked(f"{about}{record['top1']:.2f}{spread}", source_note(record)))
+    number = notes.marked(f"{about}{record['top1']:.2f}{spread}", source_note(record))
     if not published.settings(record):
-        return [*cells, "–", "–", "protocol unknown", *told]
+        return [number, "–", "–", "protocol unknown"]
     if otherwise := differences(runs, record):
-        protocol = notes.marked("other protocol", "Own protocol: " + "; ".join(otherwise) + ".")
-        return [*cells, "–", "–", protocol, *told]
-    cells += [f"{fmean(ours) - record['top1']:+.2f}" if ours else "–" for ours in (last, best)]
-    return [*cells, verdict(runs, record), *told]
+        return [number, "–", "–", notes.marked("other protocol", f"Own protocol: {'; '.join(otherwise)}.")]
+    ours = [values(runs, which) for which in ("last", "best")]
+    gaps = [f"{fmean(accuracies) - record['top1']:+.2f}" if accuracies else "–" for accuracies in ours]
+    return [number, *gaps, verdict(runs, record)]
 
 
 def is_fixed(run: Run) -> bool:
@@ -210,12 +214,8 @@ def kd_weight(run: Run) -> float:
 def recipe(run: Run) -> list[object]:
     """Return the settings that a network's runs must share, besides the data, to be comparable at all."""
     targets = [run.option(name) or 0.0 for name in ("label_smoothing", "mixup", "cutmix")]
-    return [
-        run.dataset,
-        run.option("precision") or "fp32",
-        *targets,
-        *map(run.option, ("model", "init_sha256", *RECIPE)),
-    ]
+    others = map(run.option, ("model", "init_sha256", *RECIPE))
+    return [run.dataset, run.option("precision") or "fp32", *targets, *others]
 
 
 def setting(run: Run) -> list[object]:
@@ -223,11 +223,10 @@ def setting(run: Run) -> list[object]:
     return [*recipe(run), *map(run.option, ("teacher", "teacher_sha256"))]
 
 
-def on_its_data(runs: Sequence[Run], groups: Sequence[Sequence[Run]], among: Sequence[int]) -> list[int]:
-    """Return the indices in `among` of the groups on the same data as `runs`; see `by_data`."""
-    parts = by_data([runs, *(groups[i] for i in among)])
-    here = next(part for part in parts if any(group is runs for group in part))
-    return [i for i in among if any(group is groups[i] for group in here)]
+def on_its_data(runs: Sequence[Run], groups: Sequence[Group]) -> list[Group]:
+    """Return the groups on the same data as `runs`; see `by_data`."""
+    here = next(part for part in by_data([runs, *groups]) if runs in part)
+    return [group for group in groups if group in here]
 
 
 def rank(runs: Sequence[Run]) -> tuple[bool, bool, bool, int]:
@@ -236,8 +235,8 @@ def rank(runs: Sequence[Run]) -> tuple[bool, bool, bool, int]:
     return has_usual_weights(run), not run.kd_warmup, run.option("kd_T") == (1 if run.is_detector else 4), len(runs)
 
 
-def baselines(runs: Sequence[Run], groups: Sequence[Sequence[Run]]) -> list[int]:
-    """Return the indices of a group's baselines in the same recipe.
+def baselines(runs: Group, groups: Sequence[Group]) -> list[Group]:
+    """Return a group's baselines in the same recipe.
 
     These are the student alone and, at a fixed tau, KD and the group's own loss. KD has the usual weights, or else the
     group's. The own loss has the same distiller and weights, where the weights of KD at tau and at a fixed temperature
@@ -246,46 +245,44 @@ def baselines(runs: Sequence[Run], groups: Sequence[Sequence[Run]]) -> list[int]
 
     def method(run: Run) -> list[object]:
         own = own_options(run.option("distill"), None)
-        told = [run.option(name) for name in ("distill", "gamma", "beta", *own)]
-        return [*told, kd_weight(run), run.kd_warmup or 0]
+        return [*map(run.option, ("distill", "gamma", "beta", *own)), kd_weight(run), run.kd_warmup or 0]
 
     def comparable(other: Run) -> bool:
         usual = has_usual_weights(other) and not other.kd_warmup
         return usual or (weights(other) == weights(run) and other.kd_warmup == run.kd_warmup)
 
     run, chosen = runs[0], []
-    alone = [i for i, (other, *_) in enumerate(groups) if other.option("distill") is None]
-    fixed = [i for i, (other, *_) in enumerate(groups) if is_fixed(other)]
-    here = on_its_data(runs, groups, [i for i in fixed if setting(groups[i][0]) == setting(run)])
+    alone = [group for group in groups if group[0].option("distill") is None and recipe(group[0]) == recipe(run)]
+    fixed = [group for group in groups if is_fixed(group[0]) and setting(group[0]) == setting(run)]
+    here = on_its_data(runs, fixed)
     for bases in (
-        on_its_data(runs, groups, [i for i in alone if recipe(groups[i][0]) == recipe(run)]),
-        [i for i in here if is_baseline(groups[i][0]) and comparable(groups[i][0])],
-        [i for i in here if not is_fixed(run) and method(groups[i][0]) == method(run)],
+        on_its_data(runs, alone),
+        [group for group in here if is_baseline(group[0]) and comparable(group[0])],
+        [group for group in here if not is_fixed(run) and method(group[0]) == method(run)],
     ):
-        if bases:
-            chosen.append(max(bases, key=lambda i: rank(groups[i])))
-    return [i for i in dict.fromkeys(chosen) if groups[i] is not runs]
+        base = max(bases, key=rank, default=runs)
+        if base not in (runs, *chosen):
+            chosen.append(base)
+    return chosen
 
 
-def gain_rows(groups: Sequence[Sequence[Run]], labels: Sequence[str]) -> list[list[str]]:
+def gain_rows(groups: Sequence[Group], labels: Sequence[str]) -> list[list[str]]:
     """Return the rows with the gains of every method over its baselines."""
     rows = []
     for runs, label in zip(groups, labels, strict=True):
         if runs[0].option("distill") is None:
             continue
         here = same_noise_pool(runs[0], groups)
-        for i in baselines(runs, groups):
-            base = groups[i]
+        for base in baselines(runs, groups):
             other = (base[0].option("gamma"), kd_weight(base[0])) != (runs[0].option("gamma"), kd_weight(runs[0]))
-            mark = " (other weights)" * (other and base[0].option("distill") is not None)
-            cells = [runs[0].pair, label, labels[i] + mark]
-            for which in ("last", "best"):
-                cells.append(_gain(values(runs, which), values(base, which), here, which))
-            rows.append([*cells, f"{len(runs)}, {len(base)}", str(runs[0].length)])
+            mark = " (other weights)" if other and base[0].option("distill") is not None else ""
+            gains = [_gain(values(runs, which), values(base, which), here, which) for which in ("last", "best")]
+            names = [runs[0].pair, label, labels[groups.index(base)] + mark]
+            rows.append([*names, *gains, f"{len(runs)}, {len(base)}", str(runs[0].length)])
     return rows
 
 
-def _gain(ours: Sequence[float], theirs: Sequence[float], pool: Sequence[Sequence[Run]], which: str) -> str:
+def _gain(ours: Sequence[float], theirs: Sequence[float], pool: Sequence[Group], which: str) -> str:
     """Return the difference of two means, with its noise estimated from the seeds of `pool`."""
     if not ours or not theirs:
         return "–"
@@ -299,30 +296,31 @@ def finished_groups(runs: Iterable[Run]) -> list[list[Run]]:
     return sorted(groups, key=lambda group: order(group[0]))
 
 
-def tables_of(groups: Sequence[Sequence[Run]], labels: Sequence[str], notes: Notes) -> list[Table]:
+def tables_of(groups: Sequence[Group], labels: Sequence[str], notes: Footnotes) -> list[Table]:
     """Return the tables of one data set: results, gains if there are baselines, and published numbers for COCO."""
-    if groups[0][0].is_detector:
-        rows = [detector_rows.detector_row(*each) for each in zip(groups, labels, strict=True)]
-        tables = [Table(detector_rows.HEADING, rows)]
+    run, labelled = groups[0][0], zip(groups, labels, strict=True)
+    if run.is_detector:
+        tables = [Table(detector_rows.HEADING, [detector_rows.detector_row(*each) for each in labelled])]
     else:
-        tables = [Table(HEADING, [row(group, label, notes) for group, label in zip(groups, labels, strict=True)])]
+        tables = [Table(HEADING, [row(*each, notes) for each in labelled])]
     if gains := gain_rows(groups, labels):
-        tables.append(Table([*GAIN_HEADING, groups[0][0].unit], gains))
+        tables.append(Table([*GAIN_HEADING, run.unit], gains))
     models = list(dict.fromkeys(str(group[0].option("model")) for group in groups))
-    known = detector_rows.published_table(models) if groups[0][0].dataset == "coco" else None
-    return tables + ([known] if known else [])
+    if run.dataset == "coco" and (known := detector_rows.published_rows(models)):
+        tables.append(Table(detector_rows.PUBLISHED_HEADING, known))
+    return tables
 
 
-def explanations(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """Return explanations of the tables' columns."""
-    kinds = {group[0].is_detector for group in groups}
-    texts = [EXPLANATION] * (False in kinds) + [detector_rows.EXPLANATION] * (True in kinds)
+def explanations(groups: Iterable[Group]) -> list[str]:
+    """Return explanations of the tables' columns, except those of the gains."""
+    kinds = sorted({group[0].is_detector for group in groups})
+    texts = [detector_rows.EXPLANATION if is_detector else EXPLANATION for is_detector in kinds]
     return texts + [detector_rows.PUBLISHED_EXPLANATION] * any(group[0].dataset == "coco" for group in groups)
 
 
 def report(runs: Sequence[Run], markdown: bool = False, explain: bool = False) -> str:
     """Return all tables as text; in Markdown or with `explain`, add explanations, footnotes and remarks on runs."""
-    notes, lines, gains = Notes(shown=markdown or explain), [], False
+    notes, lines, gains = Footnotes(shown=markdown or explain), [], False
     groups = finished_groups(runs)
     for dataset in dict.fromkeys(group[0].dataset for group in groups):
         here = [group for group in groups if group[0].dataset == dataset]
@@ -332,16 +330,15 @@ def report(runs: Sequence[Run], markdown: bool = False, explain: bool = False) -
         for table in tables:
             lines += [table.markdown() if markdown else table.text(), ""]
     texts = explanations(groups) + ([GAIN_EXPLANATION] if gains else [])
-    told = [f"[{count}] {text}" for count, text in enumerate(notes.texts, 1)] + remarks(runs)
+    remarked = notes.lines() + remarks(runs)
     if markdown:
-        lines += [f"- {text}" for text in (*texts, *map(in_markdown, told))]
+        lines += [f"- {text}" for text in (*texts, *map(in_markdown, remarked))]
     elif explain or not groups:
-        lines += [textwrap.fill(text, 110, subsequent_indent="    ") for text in (*texts, *told)]
+        lines += [textwrap.fill(text, 110, subsequent_indent="    ") for text in (*texts, *remarked)]
     else:
-        unfinished = sum(not run.finished for run in runs)
-        legends = {False: LEGEND, True: detector_rows.LEGEND}
-        lines += [text for kind, text in legends.items() if any(group[0].is_detector == kind for group in groups)]
-        if unfinished:
+        kinds = sorted({group[0].is_detector for group in groups})
+        lines += [detector_rows.LEGEND if is_detector else LEGEND for is_detector in kinds]
+        if unfinished := sum(not run.finished for run in runs):
             lines.append(f"Unfinished runs, not counted: {unfinished} (--explain lists them)")
     return "\n".join(lines) + "\n"
 

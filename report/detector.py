@@ -26,7 +26,7 @@ from models.detection import Detector
 from models.detector_files import coco_names
 from models.export import SUFFIXES
 from models.export_detector import check_form, compare_detections, export_detector, load_exported_detector
-from report.detector_rows import SCORES
+from report.detector_rows import AP_NAMES
 from report.style import PALETTE
 from report.tables import Table
 
@@ -96,10 +96,10 @@ def test(
     with fitting_batch(batch_size):
         found = evaluate_detector(model, data)
     samples = data.val.num_samples
-    rows = [[f"{name}, %", f"{found[key]:.2f}" if key in found else "–"] for key, name in SCORES.items()]
-    told = f"{model.name} in {file}, on {samples:,} validation images of {dataset}"
+    rows = [[f"{name}, %", f"{found[key]:.2f}" if key in found else "–"] for key, name in AP_NAMES.items()]
+    heading = f"{model.name} in {file}, on {samples:,} validation images of {dataset}"
     known = {"weights": str(file), "sha256": file_hash(file), "network": model.name, "dataset": dataset}
-    return f"{told}\n\n{Table(['measure', 'value'], rows).text()}\n", known | {"samples": samples} | found
+    return f"{heading}\n\n{Table(['measure', 'value'], rows).text()}\n", known | {"samples": samples} | found
 
 
 # ---------------------------------------------------------------- predict
@@ -130,10 +130,12 @@ def predict(
         boxes, labels, scores = (found[name][kept].cpu() for name in ("boxes", "labels", "scores"))
         names = [subject.class_names[label - 1] for label in labels.tolist()]
         texts = [f"{name} {score:.2f}" for name, score in zip(names, scores.tolist(), strict=True)]
-        _write(_drawn(pixels, boxes, labels.tolist(), texts), picture)
+        content = io.BytesIO()
+        _drawn(pixels, boxes, labels.tolist(), texts).save(content, FORMATS[picture.suffix.lower()])
+        write_atomically(picture, content.getvalue())
         listed = list(zip(names, scores.tolist(), boxes.tolist(), strict=True))
-        told = [{"class": name, "score": score, "box": corners} for name, score, corners in listed]
-        images.append({"file": file, "picture": str(picture), "boxes": told})
+        plain = [{"class": name, "score": score, "box": corners} for name, score, corners in listed]
+        images.append({"file": file, "picture": str(picture), "boxes": plain})
         cells = [[name, f"{score:.2f}", *(f"{side:.1f}" for side in corners)] for name, score, corners in listed]
         rows += [[file if not place else "", *row] for place, row in enumerate(cells or [["none", *["–"] * 5]])]
     table = Table(["image", "class", "score", *CORNERS], rows).text()
@@ -174,12 +176,6 @@ def _drawn(pixels: Tensor, boxes: Tensor, labels: Sequence[int], texts: Sequence
     return image
 
 
-def _write(image: Image.Image, path: Path) -> None:
-    content = io.BytesIO()
-    image.save(content, FORMATS[path.suffix.lower()])
-    write_atomically(path, content.getvalue())
-
-
 # ---------------------------------------------------------------- export
 
 
@@ -209,8 +205,8 @@ def export(
         if not found.is_alike or max(found.box_difference / max(1, found.largest), found.score_difference) > tolerance:
             raise RunError("the exported detector finds other boxes, so nothing is written: try another format")
         write_atomically(path, file.read_bytes())
-    told = {"file": str(path), "format": form, "boxes_compared": found.boxes, "classes": list(subject.class_names)}
-    told |= {"largest_box_difference": found.box_difference, "largest_score_difference": found.score_difference}
+    result = {"file": str(path), "format": form, "boxes_compared": found.boxes, "classes": list(subject.class_names)}
+    result |= {"largest_box_difference": found.box_difference, "largest_score_difference": found.score_difference}
     given = "an image" if form == "onnx" else "a list of images, each"
     same = (
         f"loaded again, it finds the same {found.boxes} boxes in two test images; their corners differ by at most"
@@ -218,7 +214,7 @@ def export(
         if found.boxes
         else "loaded again, it finds no box in two test images, as the detector does: nothing else was compared"
     )
-    return f"written: {path} ({form})\ntakes {given} [3, height, width], float32, RGB from 0 to 1\n{same}\n", told
+    return f"written: {path} ({form})\ntakes {given} [3, height, width], float32, RGB from 0 to 1\n{same}\n", result
 
 
 def _test_images(model: Detector) -> list[Tensor]:

@@ -5,18 +5,19 @@ from collections.abc import Sequence
 import published
 from report.runs import Run
 from report.statistics import mean_and_spread, values
-from report.tables import Table
 
-SCORES = {  # key in the logs: name
+AP_NAMES = {  # key in the logs: name
     "ap": "AP", "ap50": "AP50", "ap75": "AP75", "ap_small": "APs", "ap_medium": "APm", "ap_large": "APl",
 }  # fmt: skip
-FURTHER = {key: name for key, name in SCORES.items() if key != "ap"}
+FURTHER = {key: name for key, name in AP_NAMES.items() if key != "ap"}
 HEADING = ["pair", "method", "AP last", "AP best (on test)", *FURTHER.values(), "n", "teacher", "steps"]
-PUBLISHED_HEADING = ["pair", "method", *SCORES.values(), "mark", "published by"]
-PROTOCOL = (
-    "iterations", "batch_size", "learning_rate", "lr_steps", "lr_decay_rate", "warmup_iters", "momentum",
-    "weight_decay", "clip_grad", "min_sizes", "max_size", "test_size", "rois",
-)  # fmt: skip
+PUBLISHED_HEADING = ["pair", "method", *AP_NAMES.values(), "mark", "published by"]
+PROTOCOL = (  # of a run, by its options
+    "{dataset}, {iterations} steps of {batch_size} images, learning rate {learning_rate:g}, rising over {warmup_iters}"
+    " steps, times {lr_decay_rate:g} after steps {lr_steps}, momentum {momentum:g}, weight decay {weight_decay:g},"
+    " gradient {clip_grad}; short sides {min_sizes}, long side at most {max_size}, tested at {test_size}; {rois}"
+    " proposals an image"
+)
 EXPLANATION = (
     "Detectors: average precision (AP) as COCO defines it, in percent, mean ± sample standard deviation over n seeds,"
     " after the last step; AP50 and AP75 at one IoU threshold; APs, APm and APl for small, medium and large objects."
@@ -39,31 +40,14 @@ def detector_row(runs: Sequence[Run], label: str) -> list[str]:
     return [*cells, str(len(runs)), "–" if teacher is None else f"{teacher:.2f}", str(run.length)]
 
 
-def detector_recipe(run: Run) -> str:
-    """Return the protocol of a run as text."""
-    told = {name: run.option(name) for name in PROTOCOL}
-    if None in told.values():
-        return "not fully recorded in config.json"
-    drops, sides = (", ".join(map(str, told[name])) for name in ("lr_steps", "min_sizes"))
-    clip = f"clipped at a norm of {told['clip_grad']:g}" if told["clip_grad"] else "not clipped"
-    return (
-        f"{run.dataset}, {told['iterations']} steps of {told['batch_size']} images, learning rate"
-        f" {told['learning_rate']:g}, rising over {told['warmup_iters']} steps, times {told['lr_decay_rate']:g} after"
-        f" steps {drops}, momentum {told['momentum']:g}, weight decay {told['weight_decay']:g}, gradient {clip}; short"
-        f" sides {sides}, long side at most {told['max_size']}, tested at {told['test_size']}; {told['rois']} proposals"
-        " an image"
-    )
-
-
-def published_table(models: Sequence[str]) -> Table | None:
-    """Return the published numbers of some detectors on COCO, alone and distilled; None if there are none."""
-    rows = [row for row in published.coco()["rows"] if row["student"] in models]
-    rows.sort(key=lambda row: (models.index(row["student"]), "teacher" in row))
-    return Table(PUBLISHED_HEADING, [_published_row(row) for row in rows]) if rows else None
-
-
-def _published_row(row: published.Record) -> list[str]:
-    pair = f"{row['teacher']} → {row['student']}" if "teacher" in row else row["student"]
-    digits = 2 if row["mark"] == "mem" else 1  # as published
-    numbers = [f"{row[key]:.{digits}f}" if key in row else "–" for key in SCORES]
-    return [pair, row["method"], *numbers, row["mark"], published.coco()["sources"][row["source"]]]
+def published_rows(models: Sequence[str]) -> list[list[str]]:
+    """Return the published numbers of some detectors on COCO, alone and distilled, as rows for PUBLISHED_HEADING."""
+    rows = []
+    known = [record for record in published.coco()["rows"] if record["student"] in models]
+    for record in sorted(known, key=lambda record: (models.index(record["student"]), "teacher" in record)):
+        pair = f"{record['teacher']} → {record['student']}" if "teacher" in record else record["student"]
+        digits = 2 if record["mark"] == "mem" else 1  # as published
+        numbers = [f"{record[key]:.{digits}f}" if key in record else "–" for key in AP_NAMES]
+        source = published.coco()["sources"][record["source"]]
+        rows.append([pair, record["method"], *numbers, record["mark"], source])
+    return rows

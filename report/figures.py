@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
+from itertools import chain
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -14,14 +15,13 @@ import matplotlib.figure
 from helper.run_files import SCORES
 from report.comparison import is_baseline, on_its_data, rank, recipe, setting
 from report.plot import Curve, curve, draw_curves, draw_dots, period_of
-from report.runs import Run, by_data
+from report.runs import Group, Run, by_data
 from report.statistics import same_noise_pool, significance_margin, values
-from report.style import FEW, looks, pdf, shortened, svg
+from report.style import FEW, looks, shortened, svg
 
 THIN = 0.8  # line width of a method that is indistinguishable from KD
 FALL = 2  # the axis of tau is logarithmic if the ratio of a pair's largest and smallest tau is this or more
 TAU_MEAN, TAU_TEACHER = "tau_mean", "tau_teacher_mean"
-Groups = Sequence[Sequence[Run]]  # configurations
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,11 @@ class Figure:
         """Return the drawing as an SVG element."""
         return svg(self.drawing, self.name, self.about)
 
-    def pdf(self, maker: str) -> bytes:
-        """Return the content of a PDF file of the drawing, whose metadata name `maker` as its creator."""
-        return pdf(self.drawing, self.about, maker)
-
 
 class Shown(NamedTuple):
     """A configuration with its name and its line style in all figures of its pair."""
 
-    group: Sequence[Run]
+    group: Group
     label: str
     look: Mapping[str, Any]
 
@@ -64,7 +60,7 @@ class Shown(NamedTuple):
         return [Curve(label, {**self.look, **look}, runs)]
 
 
-def figures(section: str, groups: Groups, labels: Sequence[str]) -> Iterator[Figure]:
+def figures(section: str, groups: Sequence[Group], labels: Sequence[str]) -> Iterator[Figure]:
     """Yield all figures of one data set: of the networks alone, and of each pair by recipe and teacher.
 
     Args:
@@ -75,7 +71,7 @@ def figures(section: str, groups: Groups, labels: Sequence[str]) -> Iterator[Fig
     names = {id(group): label for group, label in zip(groups, labels, strict=True)}
     alone = [group for group in groups if group[0].option("distill") is None]
     names |= {id(group): f"{group[0].pair} {names[id(group)]}, {group[0].length} {group[0].unit}" for group in alone}
-    pairs: dict[str, dict[str, list[Sequence[Run]]]] = {}
+    pairs: dict[str, dict[str, list[Group]]] = {}
     for group in (group for group in groups if group[0].option("distill") is not None):
         pairs.setdefault(group[0].pair, {}).setdefault(str(setting(group[0])), []).append(group)
     if alone:
@@ -89,15 +85,15 @@ def figures(section: str, groups: Groups, labels: Sequence[str]) -> Iterator[Fig
                 name += f"_{i}"
                 teacher = run.option("teacher_ap" if run.is_detector else "teacher_top1") or math.nan
                 title += f", {run.length} {run.unit}, teacher of {teacher:.2f}"
-            among = [number for number, group in enumerate(alone) if recipe(group[0]) == recipe(run)]
-            always = [alone[number] for number in on_its_data([run for group in here for run in group], alone, among)]
+            students = [group for group in alone if recipe(group[0]) == recipe(run)]
+            always = on_its_data([*chain(*here)], students)
             if plain := [group for group in here if is_baseline(group[0])]:
                 always.append(max(plain, key=rank))
-            others = [group for group in here if not any(group is each for each in always)]
+            others = [group for group in here if group not in always]
             yield from _of_pair(_file_name(name), title, _shown([*always, *others], names), groups)
 
 
-def _shown(groups: Groups, names: Mapping[int, str]) -> list[Shown]:
+def _shown(groups: Sequence[Group], names: Mapping[int, str]) -> list[Shown]:
     return [Shown(group, names[id(group)], look) for group, look in zip(groups, looks(groups), strict=True)]
 
 
@@ -107,7 +103,7 @@ def _file_name(text: str) -> str:
     return name if name == text else f"{name}-{sha256(text.encode(errors='surrogatepass')).hexdigest()[:8]}"
 
 
-def _of_pair(name: str, title: str, shown: Sequence[Shown], groups: Groups) -> Iterator[Figure]:
+def _of_pair(name: str, title: str, shown: Sequence[Shown], groups: Sequence[Group]) -> Iterator[Figure]:
     """Yield the figures of a pair; `shown` begins with the student alone and KD, if there are such runs."""
     kd = next((each.group for each in shown if is_baseline(each.group[0])), [])
     ours = values(kd, "last")

@@ -25,16 +25,16 @@ QUOTED = {"strong": "**", "em": "*", "s": "~~"}
 class Text(NamedTuple):
     """A part of the notes, in HTML and in Markdown; both may be empty."""
 
-    html: str
-    markdown: str
+    html: str = ""
+    markdown: str = ""
 
 
 class Notes(NamedTuple):
     """The notes of a folder."""
 
-    title: str  # one line of plain text; empty without a heading at the top
-    about: Text  # the first paragraph
-    rest: Text
+    title: str = ""  # one line of plain text; empty without a heading at the top
+    about: Text = Text()  # the first paragraph
+    rest: Text = Text()
 
 
 def read_notes(root: Path, folder: str, sections: Mapping[str, str]) -> Notes:
@@ -50,10 +50,10 @@ def read_notes(root: Path, folder: str, sections: Mapping[str, str]) -> Notes:
         with TextIOWrapper(open_regular(path), encoding="utf-8") as file:
             tokens = MARKDOWN.parse("\n".join(map(printable, file.read().splitlines())))
     except FileNotFoundError:
-        return Notes("", Text("", ""), Text("", ""))
+        return Notes()
     except (OSError, ValueError) as error:
         warn(f"{path} is left out: {error}")
-        return Notes("", Text("", ""), Text("", ""))
+        return Notes()
     title = ""
     if tokens and tokens[0].tag == "h1":
         title = "".join(child.content or " " for child in tokens[1].children or () if not child.nesting).strip()
@@ -113,8 +113,8 @@ def _block(node: SyntaxTreeNode) -> str:
     if node.type == "table":
         heading, *rows = ([_cell(cell) for cell in row.children] for part in node.children for row in part.children)
         return "\n".join(f"| {' | '.join(cells)} |" for cells in (heading, ["---"] * len(heading), *rows))
-    told = "\n\n".join(map(_block, node.children))
-    return "> " + told.replace("\n", "\n> ") if node.type == "blockquote" else told
+    inner = "\n\n".join(map(_block, node.children))
+    return "> " + inner.replace("\n", "\n> ") if node.type == "blockquote" else inner
 
 
 def _cell(node: SyntaxTreeNode) -> str:
@@ -122,12 +122,12 @@ def _cell(node: SyntaxTreeNode) -> str:
 
 
 def _inline(node: SyntaxTreeNode) -> str:
-    told = "".join(map(_inline, node.children))
+    inner = "".join(map(_inline, node.children))
     if node.type in QUOTED:
-        return f"{QUOTED[node.type]}{told}{QUOTED[node.type]}"
+        return f"{QUOTED[node.type]}{inner}{QUOTED[node.type]}"
     if node.type == "link":
         href = str(node.attrs["href"]).replace("(", "%28").replace(")", "%29")
-        return f"[{told}]({href})"
+        return f"[{inner}]({href})"
     if node.type == "code_inline":
         ticks = "`" * (1 + max(map(len, re.findall("`+", node.content)), default=0))
         pad = " " if node.content.strip("`") != node.content else ""

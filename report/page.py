@@ -2,8 +2,10 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
+from string import Formatter
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
@@ -12,29 +14,33 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 import published
 from helper.files import write_atomically, writing
 from inputs import UserError, open_regular
+from report import detector_rows
 from report.comparison import (
     GAIN_EXPLANATION,
-    Notes,
+    Footnotes,
     baselines,
-    differences,
     explanations,
     find_published,
     finished_groups,
+    follows,
     remarks,
     tables_of,
 )
-from report.detector_rows import detector_recipe
 from report.figures import Figure, figures
 from report.notes import Text, read_notes
 from report.rows import EPOCHS
-from report.runs import Run, find_runs, group_labels
+from report.runs import Group, Run, find_runs, group_labels
 from report.statistics import pooled, same_noise_pool, significance_margin
+from report.style import pdf
 from report.tables import LEFT, Link, Table, address, in_markdown
 
 MARK = "<!-- Made of the logs by compare.py (pages): what is written in here by hand is lost. -->"  # in our files
 PDF_SIZE = 2**24  # largest number of bytes of a PDF file that is searched for MAKER
 MAKER = "compare.py --pages"  # in our PDF files
-RECIPE = ("epochs", "batch_size", "learning_rate", "lr_decay_rate", "lr_decay_epochs", "momentum", "weight_decay")
+PROTOCOL = (  # of a run, by its options
+    "{dataset}, {epochs}, batches of {batch_size}, learning rate {learning_rate:g}, times {lr_decay_rate:g} after"
+    " epochs {lr_decay_epochs}, momentum {momentum:g}, weight decay {weight_decay:g}"
+)
 RUNS_HEADING = ("pair", "method", "γ, α, β", "seeds", "hours a run", "machine")
 TEMPLATES = Environment(  # text from logs is escaped: in HTML by jinja2, in Markdown by the filter `markdown`
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
@@ -115,14 +121,14 @@ def pages(root: Path) -> dict[str, bytes]:
     sections.sort(key=lambda section: section.place)
     groups = finished_groups(runs)
     used = {run.option(role) for run in runs for role in ("distill", "temperature")}
-    told = {
+    context = {
         "mark": MARK, "status": _status(groups), "sections": sections, "used": used,
         "explanations": [*explanations(groups), GAIN_EXPLANATION], "left": LEFT,
     }  # fmt: skip
-    made = {name: TEMPLATES.get_template(f"{name}.j2").render(told).encode() for name in ("README.md", "index.html")}
+    made = {name: TEMPLATES.get_template(f"{name}.j2").render(context).encode() for name in ("README.md", "index.html")}
     for figure in (figure for section in sections for figure in section.figures):
         made[f"figures/{figure.name}.svg"] = f"{MARK}\n{figure.svg}".encode()
-        made[f"figures/{figure.name}.pdf"] = figure.pdf(MAKER)
+        made[f"figures/{figure.name}.pdf"] = pdf(figure.drawing, figure.about, MAKER)
     return made
 
 
@@ -144,16 +150,15 @@ def _folders(root: Path, runs: Sequence[Run]) -> list[list[str]]:
     parts = [[folder] for folder in dict.fromkeys(_folder(root, run) for run in runs)]
     groups = finished_groups(runs)
     for group in groups:
-        related = [*group, *(run for i in baselines(group, groups) for run in groups[i])]
-        shared = {_folder(root, run) for run in related}
+        shared = {_folder(root, run) for run in chain(group, *baselines(group, groups))}
         joined = [part for part in parts if shared.intersection(part)]
-        parts = [part for part in parts if part not in joined] + [[folder for part in joined for folder in part]]
+        parts = [part for part in parts if part not in joined] + [[*chain(*joined)]]
     return parts
 
 
 def _section(root: Path, name: str, folders: Sequence[str], runs: Sequence[Run], ids: Mapping[str, str]) -> Section:
     runs = [run for run in runs if _folder(root, run) in folders]
-    groups, notes = finished_groups(runs), Notes()
+    groups, notes = finished_groups(runs), Footnotes()
     written = [read_notes(root, folder, ids) for folder in folders]
     tables, drawn = [], []
     datasets = dict.fromkeys(group[0].dataset for group in groups)
@@ -164,39 +169,35 @@ def _section(root: Path, name: str, folders: Sequence[str], runs: Sequence[Run],
         rows = [_run_row(root, group, label) for group, label in zip(here, labels, strict=True)]
         tables.append(Table(RUNS_HEADING, rows))
         drawn += figures(f"{name}_{dataset}".replace(" ", "-") if len(datasets) > 1 else name, here, labels)
-    recipes = [f"Protocol: {recipe}." for recipe in dict.fromkeys(_recipe(group[0]) for group in groups)]
+    protocols = [f"Protocol: {text}." for text in dict.fromkeys(protocol(group[0]) for group in groups)]
     return Section(
         name,
         " and ".join(each.title or _name(root, [folder]) for each, folder in zip(written, folders, strict=True)),
         (not any(run.dataset in published.DATASETS for run in runs), -max(run.epochs for run in runs)),
         _summary(groups),
         [each.about for each in written if each.about.html],
-        [*recipes, *_noise(groups)],
+        [*protocols, *_noise(groups)],
         [each.rest for each in written if each.rest.html],
         tables,
         drawn,
-        [f"[{count}] {text}" for count, text in enumerate(notes.texts, 1)]
-        + [line.replace(f"{root}/", "") for line in remarks(runs)],
+        notes.lines() + [line.replace(f"{root}/", "") for line in remarks(runs)],
     )
 
 
-def _summary(groups: Sequence[Sequence[Run]]) -> str:
+def _summary(groups: Sequence[Group]) -> str:
     """Return a line with data sets, lengths and the number of finished runs."""
     if not groups:
         return "no run is finished yet"
-    told = list(dict.fromkeys(str(group[0].dataset) for group in groups))
+    parts = list(dict.fromkeys(str(group[0].dataset) for group in groups))
     for unit in dict.fromkeys(group[0].unit for group in groups):
         lengths = sorted({int(group[0].length or 0) for group in groups if group[0].unit == unit})
-        told.append(f"{' or '.join(map(str, lengths))} {unit}")
-    return f"{', '.join(told)}, finished runs: {sum(map(len, groups))}"
+        parts.append(f"{' or '.join(map(str, lengths))} {unit}")
+    return f"{', '.join(parts)}, finished runs: {sum(map(len, groups))}"
 
 
-def _status(groups: Sequence[Sequence[Run]]) -> str:
+def _status(groups: Sequence[Group]) -> str:
     """Return a sentence on how many configurations are comparable with a published number."""
-    follow = 0
-    for group in groups:
-        records = find_published(group[0])
-        follow += any(published.settings(record) and not differences(group, record) for record in records)
+    follow = sum(any(follows(group, record) for record in find_published(group[0])) for group in groups)
     if follow:
         which = "configuration follows" if follow == 1 else "configurations follow"
         return f"{follow} {which} a published protocol in full, the other {len(groups) - follow} do not."
@@ -206,22 +207,25 @@ def _status(groups: Sequence[Sequence[Run]]) -> str:
     )
 
 
-def _recipe(run: Run) -> str:
-    if run.is_detector:
-        return detector_recipe(run)
-    if any(run.option(name) is None for name in RECIPE):
+def protocol(run: Run) -> str:
+    """Return the protocol of a run as text."""
+    text = detector_rows.PROTOCOL if run.is_detector else PROTOCOL
+    options = {name: run.option(name) for _, name, *_ in Formatter().parse(text) if name}
+    if None in options.values():
         return "not fully recorded in config.json"
-    decays, usual = ", ".join(map(str, run.option("lr_decay_epochs"))), EPOCHS.get(str(run.dataset), ())
-    images = f"{run.option('train_subset')} training images, " * bool(run.option("train_subset"))
-    instead = f" instead of {' or '.join(map(str, usual))}" * bool(usual and run.option("epochs") not in usual)
-    return (
-        f"{run.dataset}, {images}{run.option('epochs')} epochs{instead}, batches of {run.option('batch_size')},"
-        f" learning rate {run.option('learning_rate'):g}, times {run.option('lr_decay_rate'):g} after epochs {decays},"
-        f" momentum {run.option('momentum'):g}, weight decay {run.option('weight_decay'):g}"
-    )
+    options = {name: ", ".join(map(str, each)) if isinstance(each, list) else each for name, each in options.items()}
+    if run.is_detector:
+        clip = options["clip_grad"]
+        return text.format(**options | {"clip_grad": f"clipped at a norm of {clip:g}" if clip else "not clipped"})
+    epochs, usual = f"{options['epochs']} epochs", EPOCHS.get(str(run.dataset), ())
+    if usual and options["epochs"] not in usual:
+        epochs += f" instead of {' or '.join(map(str, usual))}"
+    if images := run.option("train_subset"):
+        epochs = f"{images} training images, {epochs}"
+    return text.format(**options | {"dataset": run.dataset, "epochs": epochs})
 
 
-def _noise(groups: Sequence[Sequence[Run]]) -> list[str]:
+def _noise(groups: Sequence[Group]) -> list[str]:
     """Return sentences on the difference of two single runs that is significant, per student and number of epochs."""
     texts = {}
     for group in groups:
@@ -240,7 +244,7 @@ def _noise(groups: Sequence[Sequence[Run]]) -> list[str]:
     return [f"Noise of {name}: {text}" for name, text in texts.items()]
 
 
-def _run_row(root: Path, group: Sequence[Run], label: str) -> list[str | list[Link]]:
+def _run_row(root: Path, group: Group, label: str) -> list[str | list[Link]]:
     """Return the row of a configuration: loss weights, links to its runs, duration in hours, and machines."""
     links = []
     for run in group:
@@ -256,15 +260,14 @@ def _weights(run: Run) -> str:
     if run.option("distill") is None:
         return "–"
     gamma, alpha, fixed, beta = (run.option(name) or 0.0 for name in ("gamma", "alpha", "fixed_alpha", "beta"))
-    if run.is_detector:
-        gamma = 1.0
-    return f"{gamma:g}, {alpha:g}{f' + {fixed:g}' * bool(fixed)}, {beta:g}"
+    own = 1.0 if run.is_detector else gamma
+    return f"{own:g}, {alpha:g}{f' + {fixed:g}' if fixed else ''}, {beta:g}"
 
 
 def _machine(run: Run) -> str:
-    told = run.config.get("machine") or {}
-    gpus, threads, processes = told.get("gpus") or [], told.get("threads"), run.config.get("processes") or 1
-    if gpus:
+    machine, processes = run.config.get("machine") or {}, run.config.get("processes") or 1
+    if gpus := machine.get("gpus"):
         return f"{len(gpus)} × {gpus[0]}" if len(gpus) > 1 else gpus[0]
-    parts = [told.get("processor") or "?", f"{threads or '?'} thread" + "s" * (threads != 1)]
-    return ", ".join(parts + [f"{processes} processes"] * (processes > 1))
+    threads = machine.get("threads") or "?"
+    text = f"{machine.get('processor') or '?'}, {threads} thread{'' if threads == 1 else 's'}"
+    return f"{text}, {processes} processes" if processes > 1 else text

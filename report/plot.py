@@ -1,6 +1,7 @@
 """Figures: the curves of one run, of several runs of one pair, and those of the results pages."""
 
 import re
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -11,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
 from helper.run_files import number
-from report.runs import Run, group_labels, group_runs
+from report.runs import Group, Run, group_labels, group_runs
 from report.style import BEST, FEW, PALETTE, TEST, TRAINING, finish_epochs, looks, save, shortened, with_dots
 
 History = Sequence[Mapping[str, Any]]  # one record per epoch, as in log.jsonl
@@ -72,16 +73,17 @@ def draw_curves(
     last, late = max(lengths), late and len(lengths) == 1 and min(lengths) > 2
     figure = Figure(figsize=(WIDTH, max(3.4, 0.6 + 0.19 * (len(curves) + bool(band) + bool(legend)))))
     panels = figure.subplots(1, 1 + late, squeeze=False, width_ratios=[2, 3][: 1 + late])[0]
-    handles = {}
+    handles, names = [], []
     for each in sorted(curves, key=lambda each: -fmean(run[1][-1] for run in each.runs)):
         for epochs, values in each.runs:
-            (handles[each.name, id(each)],) = panels[0].plot(epochs, values, **with_dots(each.look, epochs))
+            (line,) = panels[0].plot(epochs, values, **with_dots(each.look, epochs))
             if late:
-                end = [i for i, epoch in enumerate(epochs) if epoch > LATE * last]
-                panels[1].plot(epochs[end[0] :], values[end[0] :], **with_dots(each.look, epochs))
-    names = [name for name, _ in handles]
+                start = bisect_right(epochs, LATE * last)
+                panels[1].plot(epochs[start:], values[start:], **with_dots(each.look, epochs))
+        handles.append(line)
+        names.append(each.name)
     if band:
-        handles["band", 0] = panels[0].fill(*zip(*band, strict=True), color="#dddddd", zorder=0)[0]
+        handles += panels[0].fill(*zip(*band, strict=True), color="#dddddd", zorder=0)
         names.append("CTKD's figure (about)")
     for axes, first in zip(panels, (0, int(LATE * last) + 1), strict=False):
         finish_epochs(axes, first, last)
@@ -92,7 +94,7 @@ def draw_curves(
         panels[0].locator_params(axis="x", nbins=5)
     if log:
         _make_logarithmic(panels[0])
-    figure.legend(handles.values(), names, loc="outside right upper", title=legend, alignment="left")
+    figure.legend(handles, names, loc="outside right upper", title=legend, alignment="left")
     _add_title(figure, title)
     return figure
 
@@ -131,8 +133,8 @@ def draw_dots(
     if mark is not None:
         band = axes.axvspan(mark - noise, mark + noise, color="#e4e4e4", zorder=0)
         line = axes.axvline(mark, color="#222222", linestyle="--", linewidth=1, zorder=1)
-        told = f"one run may be this far from it by chance (±{noise:.2f}, 95 %)" if noise else "noise unknown"
-        figure.legend([line, band], [f"KD's mean, {mark:.2f}", told], loc="outside lower right", ncols=2)
+        label = f"one run may be this far from it by chance (±{noise:.2f}, 95 %)" if noise else "noise unknown"
+        figure.legend([line, band], [f"KD's mean, {mark:.2f}", label], loc="outside lower right", ncols=2)
     axes.set_yticks(range(len(rows)), [shortened(name) for name, *_ in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set(xlabel=axis, ylabel="method")
@@ -140,15 +142,14 @@ def draw_dots(
     return figure
 
 
-def plot_run(run: Run | History, title: str, path: str | Path) -> None:
+def plot_run(history: History, title: str, path: str | Path) -> None:
     """Draw a run's accuracy by epoch and, if logged, the values of PANELS.
 
     Args:
-        run: a run of at least one epoch, or its history.
+        history: the run's records, at least one.
         title: above the figure.
         path: the file, see `report.style.save`.
     """
-    history = run.history if isinstance(run, Run) else run
     logged = {key for record in history for key, value in record.items() if number(value) is not None}
     keys = [panel for panel in PANELS if any(key.startswith(panel) for key in logged)]
     figure = Figure(figsize=(8, 3.4 + 1.7 * len(keys)))
@@ -202,7 +203,7 @@ def plot_compare(runs: Sequence[Run], path: str | Path) -> None:
     save(figure, path)
 
 
-def _legend_names(groups: Sequence[Sequence[Run]]) -> list[str]:
+def _legend_names(groups: Sequence[Group]) -> list[str]:
     """Return each configuration's legend: method, number of epochs if it differs, mean of the last accuracies."""
     lengths = {group[0].length for group in groups}
     names = []
@@ -226,8 +227,8 @@ def _draw_accuracy(axes: Axes, history: History) -> None:
     if values:
         axes.plot(epochs, values, color=TEST, label=f"test\nlast {values[-1]:.2f}", **with_dots({}, history))
         best = max(range(len(values)), key=values.__getitem__)
-        told = f"best {values[best]:.2f}\n{period_of(history)} {epochs[best]},\nselected on the test set"
-        axes.plot(epochs[best], values[best], "*", color=BEST, markeredgecolor="black", markersize=13, label=told)
+        name = f"best {values[best]:.2f}\n{period_of(history)} {epochs[best]},\nselected on the test set"
+        axes.plot(epochs[best], values[best], "*", color=BEST, markeredgecolor="black", markersize=13, label=name)
     axes.set_ylabel(label)
 
 

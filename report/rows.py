@@ -1,5 +1,6 @@
 """List the runs behind the published tables, which `reproduce.py` trains."""
 
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -105,21 +106,23 @@ class Row(NamedTuple):
 
     def command(self, seed: int, trials: int = 1) -> list[str]:
         """Return the training script and its arguments for `trials` consecutive seeds from `seed` on."""
-        told = ["--dataset", self.dataset, "--seed", str(seed)] + ["--trials", str(trials)] * (trials > 1)
+        flags = ["--dataset", self.dataset, "--seed", str(seed)]
+        if trials > 1:
+            flags += ["--trials", str(trials)]
         for key, value in self.options.items():
             flag = "--lr" if key == "learning_rate" else f"--{key}"  # used as given
             if isinstance(value, bool):
-                told += [flag] * value
+                flags += [flag] if value else []
             else:
-                told += [flag, ",".join(map(str, value)) if isinstance(value, list) else str(value)]
+                flags += [flag, ",".join(map(str, value)) if isinstance(value, list) else str(value)]
         if self.teacher is None:
-            return ["train_teacher.py", "--model", self.model, "--run_dir", str(self.folder(seed)), *told]
+            return ["train_teacher.py", "--model", self.model, "--run_dir", str(self.folder(seed)), *flags]
         name = self.method if trials > 1 else self.folder(seed).name
         places = ["--experiments_dir", self._group, "--experiments_name", name]
         teacher = ["--path-t", str(self.teacher_folder)]
         if self.teacher_folder is None:
             teacher = ["--model_t", self.teacher, "--teacher_weights", "torchvision"]
-        return ["train_student.py", *teacher, "--model_s", self.model, *places, *told]
+        return ["train_student.py", *teacher, "--model_s", self.model, *places, *flags]
 
     @property
     def teacher_folder(self) -> Path | None:
@@ -162,7 +165,7 @@ def rows(table: str) -> list[Row]:
                 known = {key: value for key, value in row.options.items() if key in ALONE}
                 if row.dataset == "cifar100":
                     known |= {"learning_rate": _learning_rate(model), "epochs": min(known["epochs"], LONGEST_ALONE)}
-                top1 = record.get(accuracy) if record else _alone(model)
+                top1 = record.get(accuracy) if record else _first_top1(published.lookup("cifar100", None, model))
                 alone.setdefault(model, Row(row.dataset, model, None, "alone", known, top1))
     return [*alone.values(), *distilled]
 
@@ -266,9 +269,9 @@ def _has_mdistillers_beta(record: published.Record) -> bool:
 
 def _short(teacher: str, model: str, name: str) -> Row:
     distill, temperature, more = SHORT_METHODS[name]
-    records = [] if more else published.lookup("cifar100", teacher, model, distill, temperature)
+    top1 = None if more else _first_top1(published.lookup("cifar100", teacher, model, distill, temperature))
     options = {"distill": distill, "temperature": temperature} | more | SHORT_OPTIONS
-    return Row("cifar100", model, teacher, name, options, records[0]["top1"] if records else None)
+    return Row("cifar100", model, teacher, name, options, top1)
 
 
 def _named(name: str, dataset: str) -> str | None:
@@ -277,8 +280,7 @@ def _named(name: str, dataset: str) -> str | None:
     return next((ours for ours in known if ours.lower().removesuffix("_imagenet") == name.lower()), None)
 
 
-def _alone(model: str) -> float | None:
-    records = published.lookup("cifar100", None, model)
+def _first_top1(records: Sequence[published.Record]) -> float | None:
     return records[0]["top1"] if records else None
 
 

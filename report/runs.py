@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -97,9 +98,10 @@ class Run:
             return "alone"
         if distill != "kd" and self.option("alpha"):
             distill += "+kd"
-        tau, z = self.option("kd_T"), " on z-scores" * bool(self.option("logit_stand"))
-        control = f", {self.control}" if self.control else ""
-        return f"{distill}, {f'tau {tau:g}' if temperature == 'fixed' and tau else temperature or '?'}{z}{control}"
+        tau = self.option("kd_T")
+        name = f"tau {tau:g}" if temperature == "fixed" and tau else temperature or "?"
+        scale = " on z-scores" if self.option("logit_stand") else ""
+        return ", ".join(filter(None, [distill, name + scale, self.control]))
 
     @property
     def control(self) -> str:
@@ -111,6 +113,9 @@ class Run:
     def label(self) -> str:
         """Return networks and method in a line."""
         return f"{self.pair}, {self.method}"
+
+
+Group = Sequence[Run]  # the runs of one configuration, which differ in their seeds
 
 
 def find_runs(paths: Iterable[str | Path]) -> list[Run]:
@@ -132,7 +137,7 @@ def find_runs(paths: Iterable[str | Path]) -> list[Run]:
 
 def _folders(root: Path) -> Iterator[Path]:
     """Yield the folders in and below `root` that hold a config.json; unreadable ones are skipped."""
-    left = [str(root)]
+    left = [str(root)]  # os.walk of Python 3.11 fails in folders that are nested too deeply
     while left:
         folder = left.pop()
         try:
@@ -153,7 +158,7 @@ def group_runs(runs: Iterable[Run]) -> list[list[Run]]:
     return [[run for single in part for run in single] for part in parts]
 
 
-def by_data(groups: Sequence[Sequence[Run]]) -> list[list[Sequence[Run]]]:
+def by_data(groups: Sequence[Group]) -> list[list[Group]]:
     """Return the groups of runs, in one list per data set.
 
     All groups count as one data set unless two hashes of the same version differ. Then only groups with a common hash
@@ -162,23 +167,18 @@ def by_data(groups: Sequence[Sequence[Run]]) -> list[list[Sequence[Run]]]:
     hashes = _hashes(groups) - {None}
     if len(hashes) == len(set(map(hash_version, hashes))):
         return [list(groups)]
-    parts: list[list[Sequence[Run]]] = []
+    parts: list[list[Group]] = []
     for group in groups:
-        joined, others = [group], []
-        for part in parts:
-            if _hashes(part) & _hashes([group]):
-                joined = [*part, *joined]
-            else:
-                others.append(part)
-        parts = [*others, joined]
+        joined = [part for part in parts if _hashes(part) & _hashes([group])]
+        parts = [part for part in parts if part not in joined] + [[*chain(*joined), group]]
     return parts
 
 
-def _hashes(groups: Sequence[Sequence[Run]]) -> set[str | None]:
+def _hashes(groups: Iterable[Group]) -> set[str | None]:
     return {run.config.get("data_sha256") for group in groups for run in group}
 
 
-def one_a_seed(runs: Sequence[Run]) -> list[Run]:
+def one_a_seed(runs: Group) -> list[Run]:
     """Return one run per seed of a configuration; warn of those left out."""
     kept: dict[Any, Run] = {}
     for run in runs:
@@ -189,7 +189,7 @@ def one_a_seed(runs: Sequence[Run]) -> list[Run]:
     return list(kept.values())
 
 
-def group_labels(groups: Sequence[Sequence[Run]]) -> list[str]:
+def group_labels(groups: Sequence[Group]) -> list[str]:
     """Return each group's method, with the options that distinguish it from others of the same method.
 
     For KD at a fixed tau, options with their value in USUAL_KD are omitted.
@@ -205,12 +205,12 @@ def group_labels(groups: Sequence[Sequence[Run]]) -> list[str]:
         data = sorted(map(str, _hashes([group]))) if len(by_data(shown_alike)) > 1 else []
         if own.get("train_subset") and "train_subset" not in telling:
             telling.append("train_subset")  # never shown as if it were the whole data set
-        told = [_told(key, own.get(key)) for key in telling] + [_told("data_sha256", each) for each in data]
-        labels.append(", ".join([run.method, *told]))
+        named = [_named(key, own.get(key)) for key in telling] + [_named("data_sha256", each) for each in data]
+        labels.append(", ".join([run.method, *named]))
     return labels
 
 
-def _told(key: str, value: Any) -> str:
+def _named(key: str, value: Any) -> str:
     """Return an option and its value, for a label."""
     if key == "train_subset":
         return f"{value} images" if value else "all images"
@@ -226,9 +226,9 @@ def _shown(run: Run) -> tuple[Any, ...]:
 def _configuration(run: Run) -> dict[str, Any]:
     """Return all options that can change a run's result, except the seed; for the data see `by_data`."""
     names = ("kind", "dataset", "model", "teacher", "teacher_sha256", "init_sha256", "distill", "temperature", "epochs")
-    told = decisive(run.config["options"], run.option("distill"), run.option("temperature"))
-    told.pop("seed", None)
-    return added_options() | told | {name: run.config.get(name) for name in names}
+    options = decisive(run.config["options"], run.option("distill"), run.option("temperature"))
+    options.pop("seed", None)
+    return added_options() | options | {name: run.config.get(name) for name in names}
 
 
 def _read_run(folder: Path) -> Run | None:

@@ -35,8 +35,7 @@ class Scores(NamedTuple):
         """Return two tables: the scores, and the classes with the lowest accuracy."""
         rows = [["top-1, %", f"{self.top1:.2f}"], ["top-5, %", f"{self.top5:.2f}"], ["loss", f"{self.loss:.4f}"],
                 [f"ECE, %, {BINS} bins", f"{self.ece:.2f}"]]  # fmt: skip
-        measured = [(each.top1, each) for each in self.classes if each.top1 is not None]
-        worst = [each for _, each in sorted(measured, key=lambda pair: pair[0])[:WORST]]
+        worst = sorted((each for each in self.classes if each.samples), key=lambda each: each.top1)[:WORST]
         classes = [[each.name, str(each.samples), f"{each.top1:.2f}"] for each in worst]
         tables = Table(["measure", "value"], rows).text(), Table(["class", "images", "top-1, %"], classes).text()
         heading = "classes, worst first" if len(worst) == len(self.classes) else f"the {len(worst)} worst classes"

@@ -6,7 +6,7 @@ from statistics import fmean, stdev, variance
 
 from scipy import stats
 
-from report.runs import Run
+from report.runs import Group, Run
 
 CONFIDENCE = 0.95
 
@@ -25,15 +25,7 @@ def prediction_halfwidth(accuracies: Sequence[float], std: float = 0.0) -> float
     return stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * math.hypot(stdev(accuracies) * math.sqrt(1 + 1 / n), std)
 
 
-def deviation(accuracies: Sequence[float], top1: float, std: float = 0.0) -> int:
-    """Return 1 if measured accuracies are above a published one, -1 if they are below it, 0 if within the noise."""
-    difference = fmean(accuracies) - top1
-    if abs(difference) <= prediction_halfwidth(accuracies, std):
-        return 0
-    return 1 if difference > 0 else -1
-
-
-def pooled(groups: Iterable[Sequence[Run]], which: str) -> tuple[float, int]:
+def pooled(groups: Iterable[Group], which: str) -> tuple[float, int]:
     """Return the pooled standard deviation over seeds, and its degrees of freedom.
 
     Args:
@@ -46,7 +38,7 @@ def pooled(groups: Iterable[Sequence[Run]], which: str) -> tuple[float, int]:
     return math.sqrt(squares / max(1, freedom)), freedom
 
 
-def significance_margin(groups: Iterable[Sequence[Run]], which: str, ours: int, theirs: int) -> float | None:
+def significance_margin(groups: Iterable[Group], which: str, ours: int, theirs: int) -> float | None:
     """Return the 95 % margin of the difference between the means of `ours` and `theirs` runs; None if unknown."""
     spread, freedom = pooled(groups, which)
     if not spread or not ours or not theirs:
@@ -54,7 +46,7 @@ def significance_margin(groups: Iterable[Sequence[Run]], which: str, ours: int, 
     return stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * spread * math.sqrt(1 / ours + 1 / theirs)
 
 
-def same_noise_pool(run: Run, groups: Iterable[Sequence[Run]]) -> list[Sequence[Run]]:
+def same_noise_pool(run: Run, groups: Iterable[Group]) -> list[Group]:
     """Return the configurations assumed to have a run's standard deviation: same student, data set and length."""
 
     def kind(run: Run) -> list[object]:

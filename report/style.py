@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from helper.files import write_atomically
-from report.runs import Run
+from report.runs import Group, Run
 
 rcParams.update({
     "text.parse_math": False,  # a dollar sign in a name starts no formula
@@ -59,7 +59,7 @@ def colour(run: Run) -> str:
     return COLOURS.get(name) or PLUGINS[crc32(name.encode()) % len(PLUGINS)]
 
 
-def looks(groups: Sequence[Sequence[Run]]) -> list[dict[str, Any]]:
+def looks(groups: Sequence[Group]) -> list[dict[str, Any]]:
     """Return each configuration's colour, with a line style and a marker to distinguish those of one colour."""
     seen: Counter[str] = Counter()
     found = []

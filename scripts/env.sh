@@ -1,8 +1,8 @@
 # Sets $python, for the runners beside this file: . "$(dirname "$0")/env.sh"
-# The variable PYTHON names an interpreter that has everything in $requirements (requirements.txt); without it, $venv
-# (.venv) is made and filled.
+# PYTHON may name an interpreter that has everything in $requirements (requirements.txt). Without it, $python is that of
+# $venv (.venv), into which the packages are installed first where they are missing.
 set -e
-# glibc's malloc asks for huge pages, which a CPU finds faster; results stay the same bit by bit (docs/speed.md)
+# glibc's malloc asks for huge pages, which are faster on a CPU; results stay bit-identical (docs/speed.md)
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
 cd "$(dirname "$0")/.."
 venv=${venv:-.venv}

@@ -2,9 +2,9 @@
 # CIFAR-100: resnet56 -> resnet20 with CTKD's global temperature, with the published flags.
 # Published: resnet20 alone 69.06, KD 70.66, CTKD 71.19 (top-1; last or best epoch is not stated).
 # Data: --data_dir DIR or CIFAR100_DIR=DIR, the folder that holds cifar-100-python/.
-# Teacher: sh scripts/run_cifar_vanilla.sh trains it; --train_teacher does so here where it is missing.
-# Loss weights: each method's published ones (DPK's and SKD's are ours), which stand below; -r, -a and -b give others.
-# AT, RKD, FitNet, NST, CC and FT have RepDistiller's -b, ReviewKD and OFD their authors'; those runs have -r 1 -a 0.
+# Teacher: sh scripts/run_cifar_vanilla.sh trains it; --train_teacher trains a missing one first.
+# Loss weights: by default each method's published ones, listed below (DPK's and SKD's are ours); -r, -a and -b change
+# them. AT, RKD, FitNet, NST, CC and FT have RepDistiller's -b, ReviewKD and OFD their authors', of runs with -r 1 -a 0.
 # Later flags win, so these give the other rows. With CTKD's global temperature:
 #   PKT    --distill pkt --experiments_name pkt+ctkd      -r 0.1 -a 0.9 -b 30000
 #   SP     --distill sp --experiments_name sp+ctkd        -r 0.1 -a 0.9 -b 3000

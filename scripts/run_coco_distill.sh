@@ -1,11 +1,11 @@
 #!/bin/sh
-# COCO: DKD by mdistiller's protocol (180,000 steps of 8 images, tau 1, alpha 1, beta 0.25), and what else can be had.
+# COCO: DKD and other methods by mdistiller's protocol (180,000 steps of 8 images, tau 1; DKD's alpha 1, beta 0.25).
 # Pairs: PAIRS="R101-R18 R101-R50 R50-MV2", one after the other (default: the first; with --dry_run all three).
 # Data: --data_dir DIR or COCO_DIR=DIR, the folder that holds annotations/, train2017/ and val2017/.
-# Teachers: detectron2's files, model_final_f6e8b1.pkl (R101) and model_final_280758.pkl (R50) of its model zoo, as
-# R101=FILE and R50=FILE, with --pickle_sha256 HASH, their sha256 that you compared; or a folder of run_coco_vanilla.sh.
-# All GPUs of the machine share each batch; --gpu_id 0,1 takes those. Without ImageNet weights: BACKBONE= (an empty one).
-# Published (memory of the tables, see docs/detection.md): none is a target.
+# Teachers: detectron2's model_final_f6e8b1.pkl (R101) and model_final_280758.pkl (R50) from its model zoo, given as
+# R101=FILE and R50=FILE with --pickle_sha256 HASH, their sha256 that you compared; or a folder of run_coco_vanilla.sh.
+# All GPUs of the machine share each batch; --gpu_id 0,1 takes those. Without ImageNet weights: BACKBONE= (empty).
+# Published: see docs/detection.md; the numbers are from memory, and none is a target.
 # Later flags win, so these give the other rows:
 #   KD         --distill kd
 #   ReviewKD   --distill reviewkd

@@ -4,7 +4,7 @@
 # Later flags win:
 #   a student    --model_s faster_rcnn_ResNet18 | faster_rcnn_ResNet50 | faster_rcnn_MobileNetV2
 #   a teacher    --model_s faster_rcnn_ResNet101 (or load detectron2's, see docs/detection.md)
-# All GPUs of the machine share each batch; --gpu_id 0,1 takes those. Without ImageNet weights: BACKBONE= (an empty one).
+# All GPUs of the machine share each batch; --gpu_id 0,1 takes those. Without ImageNet weights: BACKBONE= (empty).
 . "$(dirname "$0")/env.sh"
 
 backbone=${BACKBONE-torchvision}

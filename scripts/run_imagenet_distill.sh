@@ -2,7 +2,7 @@
 # ImageNet: ResNet34 -> ResNet18 with CTKD's global temperature, 120 epochs, batch 256 (CTKD's protocol).
 # Published: ResNet18 alone 70.26, KD 70.83, CTKD 71.32 (top-1), from a teacher with 73.96.
 # Data: --data_dir DIR or IMAGENET_DIR=DIR, the folder that holds train/<class> and val/<class>.
-# Teacher: torchvision's weights (73.31), downloaded once; a file of one's own: TEACHER=FILE.
+# Teacher: torchvision's weights (73.31), downloaded once; a file of your own: TEACHER=FILE.
 # All GPUs of the machine share each batch; --gpu_id 0,1 takes those. Several machines: scripts/slurm_imagenet.sh.
 # Later flags win, so these give the other rows. With CTKD's global temperature:
 #   PKT    --distill pkt --experiments_name pkt+ctkd      -b 30000

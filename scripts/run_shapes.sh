@@ -1,9 +1,9 @@
 #!/bin/sh
 # Synthetic shapes: a tiny teacher of 300 steps, then a tiny student of 120 steps alone and under every temperature, with
-# three seeds each, into save/shapes. About a quarter of an hour on two CPU cores. It trains in minutes what COCO needs days
-# for, and says nothing about COCO: 60 images for training and 60 for validation. results/detection_tiny holds such runs.
-# Another folder: OUT=DIR. Flags go to every training, like --device cpu; with --dry_run the teacher, a student alone and a
-# distilled one are shown. A second call goes on where the first one ended.
+# three seeds each, into save/shapes. It takes about a quarter of an hour on two CPU cores, where COCO takes days, and says
+# nothing about COCO: 60 images for training and 60 for validation. results/detection_tiny holds such runs.
+# Another folder: OUT=DIR. Flags such as --device cpu go to every training; --dry_run shows the teacher, a student alone
+# and a distilled one. A second call resumes where the first one ended.
 . "$(dirname "$0")/env.sh"
 
 out=${OUT:-save/shapes}

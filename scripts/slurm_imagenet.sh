@@ -1,10 +1,10 @@
 #!/bin/sh
 # ImageNet on several machines under Slurm, ResNet34 -> ResNet18 by CTKD:
 #   sbatch --nodes=2 scripts/slurm_imagenet.sh --model_t ResNet34 --teacher_weights torchvision
-# Data: IMAGENET_DIR, the same path on every machine; the repository and its .venv are on a disk that all of them see.
-# Teacher: torchvision's weights, for which the first machine needs the network, or a file of one's own: --path-t FILE.
-# A killed worker is brought back up to three times. Two minutes before its time is over the training is asked to end:
-# it saves within the epoch, and the job queues itself anew. scancel ends it for good.
+# Data: IMAGENET_DIR, the same path on every machine; the repository and its .venv are on a disk that all of them share.
+# Teacher: torchvision's weights, which the first machine downloads, or a file of your own: --path-t FILE.
+# A killed worker is restarted up to three times. Two minutes before the job's time limit, the training saves its state
+# within the epoch and ends, and the job is queued again. scancel ends it for good.
 #SBATCH --job-name=distill
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1

@@ -51,7 +51,7 @@ def teacher(tmp_path_factory):
 def no_pictures(monkeypatch):
     """Write figures without drawing them, which takes most of the time that pages take."""
     monkeypatch.setattr("report.figures.svg", lambda drawing, name, about: f'<svg role="img" id="{name}"></svg>\n')
-    monkeypatch.setattr("report.figures.pdf", lambda drawing, about, maker: f"%PDF /Producer ({maker})".encode())
+    monkeypatch.setattr("report.page.pdf", lambda drawing, about, maker: f"%PDF /Producer ({maker})".encode())
 
 
 @pytest.fixture

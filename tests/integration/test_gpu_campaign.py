@@ -74,7 +74,7 @@ def test_ctkds_first_pair_comes_first_with_both_methods_and_all_seeds(tmp_path, 
     teacher.mkdir(parents=True)
     (teacher / "ckpt_epoch_240.pth").touch()  # as one from elsewhere
     assert [str(job.row.folder(job.seed)) for job in gpu_campaign.next_group(jobs, [], 6)] == first
-    assert gpu_campaign.word(jobs[0]) == "given" and gpu_campaign.word(jobs[8]) == "waiting"
+    assert gpu_campaign.state_of(jobs[0]) == "given" and gpu_campaign.state_of(jobs[8]) == "waiting"
 
 
 def test_a_slice_is_packed_and_the_next_goes_on_from_it(place, in_process, monkeypatch, capsys):

@@ -92,7 +92,7 @@ def test_both_pages_show_the_same_and_lead_to_the_logs(pictures, results, monkey
         assert all((results / link).exists() for link in links)
     assert "A <few> epochs" in text and "## A &lt;few&gt; epochs" in shown
     assert "Nothing" in told.texts and "More." in told.texts
-    assert "**Nothing** to\nsee &lt; all." in shown and "### What we read from it\n\nMore.\n" in shown
+    assert "**Nothing** to\nsee &lt; all." in shown and "### Discussion\n\nMore.\n" in shown
     assert "http" not in "".join(told.links)  # self-contained
     assert str(results) not in shown + text
 

@@ -412,23 +412,28 @@ def runs_with(lasts, bests=None):
     return [Run(Path(), {"options": {}}, history(a, b, epochs=3)) for a, b in zip(lasts, bests, strict=True)]
 
 
-def test_deviation_at_the_edge_of_the_prediction_interval():
+def verdict_on(accuracies, top1, **more):
+    """Return the verdict on a published number of the last epoch."""
+    return comparison.verdict(runs_with(accuracies), {"source_id": "S05", "top1": top1, **more})
+
+
+def test_verdict_at_the_edge_of_the_prediction_interval():
     accuracies = [70.0, 70.4, 70.5]
     half = stats.t.ppf(0.975, 2) * stdev(accuracies) * math.sqrt(4 / 3)
     mean = fmean(accuracies)
     for inside in (mean - half + 1e-6, mean + half - 1e-6):
-        assert comparison.deviation(accuracies, inside) == 0
-    assert comparison.deviation(accuracies, mean - half - 1e-6) == 1
-    assert comparison.deviation(accuracies, mean + half + 1e-6) == -1
+        assert verdict_on(accuracies, inside) == f"within noise (±{half:.2f})"
+    assert verdict_on(accuracies, mean - half - 1e-6) == "above"
+    assert verdict_on(accuracies, mean + half + 1e-6) == "below"
 
 
-def test_deviation_adds_the_published_spread_in_quadrature():
+def test_verdict_adds_the_published_spread_in_quadrature():
     accuracies = [70.0, 70.4, 70.5]
-    spread = math.hypot(stdev(accuracies) * math.sqrt(4 / 3), 0.3)
-    edge = fmean(accuracies) - stats.t.ppf(0.975, 2) * spread
-    assert comparison.deviation(accuracies, edge + 1e-6, 0.3) == 0
-    assert comparison.deviation(accuracies, edge - 1e-6, 0.3) == 1
-    assert comparison.deviation([70.0, 70.0], 70.0) == 0  # no noise
+    half = stats.t.ppf(0.975, 2) * math.hypot(stdev(accuracies) * math.sqrt(4 / 3), 0.3)
+    edge = fmean(accuracies) - half
+    assert verdict_on(accuracies, edge + 1e-6, std=0.3) == f"within noise (±{half:.2f})"
+    assert verdict_on(accuracies, edge - 1e-6, std=0.3) == "above"
+    assert verdict_on([70.0, 70.0], 70.0) == "within noise (±0.00)"
 
 
 def test_verdict_takes_what_the_source_reports():
@@ -738,7 +743,7 @@ def test_pictures_of_short_and_long_runs(tmp_path, epochs):
 
 def test_panels_for_tau_and_lambda_only_where_there_are_any(tmp_path):
     for name, tau in (("with", True), ("without", False)):
-        plot_run(Run(tmp_path, {}, history(71.0, epochs=2, tau=tau)), name, tmp_path / name)
+        plot_run(history(71.0, epochs=2, tau=tau), name, tmp_path / name)
     assert imread(tmp_path / "with").shape[0] > 1.5 * imread(tmp_path / "without").shape[0] > 300
 
 

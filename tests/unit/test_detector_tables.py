@@ -65,7 +65,7 @@ def rows_of(table):
 
 def tables(runs):
     groups = finished_groups(runs)
-    return comparison.tables_of(groups, group_labels(groups), comparison.Notes())
+    return comparison.tables_of(groups, group_labels(groups), comparison.Footnotes())
 
 
 def test_a_row_has_the_mean_and_spread_of_each_average_precision(runs):
@@ -141,7 +141,7 @@ def test_an_unfinished_run_and_one_without_a_protocol_are_told(tmp_path):
     (odd / "config.json").write_text(json.dumps(config))
     text = report(find_runs([tmp_path]), explain=True)
     assert "unfinished (2/3 parts)" in text and "None" in text
-    assert detector_rows.detector_recipe(find_runs([odd])[0]) == "not fully recorded in config.json"
+    assert page.protocol(find_runs([odd])[0]) == "not fully recorded in config.json"
 
 
 def test_a_value_of_another_kind_leaves_the_run_out(tmp_path, capsys):
@@ -189,7 +189,7 @@ def test_plot_draws_average_precision(runs, monkeypatch):
     kept = []
     monkeypatch.setattr(plot, "save", lambda figure, path: kept.append(figure))
     plot.plot_compare(plotted(runs), "x.png")
-    plot.plot_run(runs[0], "a run", "y.png")
+    plot.plot_run(runs[0].history, "a run", "y.png")
     several, single = kept
     assert isinstance(several, Figure) and several.axes[0].get_ylabel() == "average precision (%)"
     assert len(several.axes[0].lines) == 6 and several.axes[-1].get_xlabel() == "part"
@@ -227,7 +227,7 @@ def test_the_published_rows_are_well_formed():
     assert {row["mark"] for row in content["rows"]} == set(content["marks"]) == {"code", "author", "mem"}
     assert {row["source"] for row in content["rows"]} == set(content["sources"])
     for row in content["rows"]:
-        numbers = {key: row[key] for key in detector_rows.SCORES if key in row}
+        numbers = {key: row[key] for key in detector_rows.AP_NAMES if key in row}
         assert numbers and all(10 < value < 70 for value in numbers.values())
         assert row.keys() - numbers.keys() <= {"teacher", "student", "method", "source", "mark"}
         assert (row["mark"] == "mem") == row["source"].startswith("mdistiller")
@@ -256,7 +256,7 @@ def test_every_published_number_is_in_the_document_with_its_mark():
     }
     for row in published.coco()["rows"]:
         digits = 2 if row["mark"] == "mem" else 1
-        for key in detector_rows.SCORES.keys() & row.keys():
+        for key in detector_rows.AP_NAMES.keys() & row.keys():
             assert f"{row[key]:.{digits}f}" in shown[row["mark"]], row
     counted = {mark: sum(row["mark"] == mark for row in published.coco()["rows"]) for mark in shown}
     assert counted == {"code": 30, "author": 1, "mem": 13}
