@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Collection, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -392,5 +393,5 @@ def evaluate_detector(
             on_batch()
         outputs = model(batch.images)
         found += as_coco(outputs, batch.index, data.val.split.ids, data.category_ids)
-    everyone = distributed.gather_objects(found)
+    everyone = list(chain.from_iterable(distributed.gather_objects(found)))
     return distributed.on_rank0(lambda: average_precision(data.val_truth, everyone))

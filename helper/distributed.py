@@ -15,7 +15,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from datetime import timedelta
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -24,11 +25,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 import dataset.base
 from helper.errors import RunError
-from inputs import UserError, printable
+from inputs import CPU, UserError, printable
 from options.identity import differing
 
+P = ParamSpec("P")
 T = TypeVar("T")
-CPU = torch.device("cpu")  # for communication outside of steps
 
 
 def env_rank() -> int:
@@ -162,10 +163,18 @@ def on_rank0(work: Callable[[], T]) -> T:
     return told[0]
 
 
+def by_rank0(function: Callable[P, T]) -> Callable[P, T]:
+    """Make a function run on rank 0 only, for all ranks, as `on_rank0` does; it must not be called within another."""
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        return on_rank0(lambda: function(*args, **kwargs))
+
+    return call
+
+
 def local_rank0_first(work: Callable[[], T]) -> T:
     """Run on local rank 0 first, then on the others, which find its files; all raise a UserError of any rank."""
-    if world_size() == 1:
-        return work()
     result = error = None
     for turn in (True, False):
         if turn == (env_local_rank() == 0):
@@ -173,9 +182,7 @@ def local_rank0_first(work: Callable[[], T]) -> T:
                 result = work()
             except UserError as mine:
                 error = mine
-        errors = [None] * world_size()
-        dist.all_gather_object(errors, error)
-        if found := next(filter(None, errors), None):
+        if found := next(filter(None, gather_objects(error)), None):
             found.known_to_all = True
             raise found
     return result
@@ -188,10 +195,7 @@ def one_a_machine(work: Callable[[], T]) -> T | None:
 
 def check_same(told: dict[str, Any]) -> None:
     """Raise UserError if processes have different options or data."""
-    if world_size() == 1:
-        return
-    all_told = [None] * world_size()
-    dist.all_gather_object(all_told, told)
+    all_told = gather_objects(told)
     for other, theirs in enumerate(all_told):
         if found := differing(theirs, all_told[0]) or differing(all_told[0], theirs):
             error = UserError(
@@ -255,13 +259,13 @@ def all_reduce(values: Tensor) -> Tensor:
     return values
 
 
-def gather_objects(own: list[T]) -> list[T]:
-    """Return the lists of all processes, joined in the order of their ranks, on all of them."""
+def gather_objects(own: T) -> list[T]:
+    """Return the objects of all processes in the order of their ranks, on all of them."""
     if world_size() == 1:
-        return own
-    lists: list[Any] = [None] * world_size()
-    dist.all_gather_object(lists, own)
-    return [each for one in lists for each in one]
+        return [own]
+    objects: list[Any] = [None] * world_size()
+    dist.all_gather_object(objects, own)
+    return objects
 
 
 def any_rank(flag: bool) -> bool:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from helper.errors import Diverged
-from helper.structure import Checked, Maybe
+from helper.structure import Checked
 from helper.task import StepOutput
 from inputs import UserError
 
@@ -18,7 +18,7 @@ METRICS_PATTERN = {  # of `Metrics.state`, see helper/structure.py
         {
             "samples": _SUM, "steps": torch.zeros(()), "correct": torch.zeros((), dtype=torch.int64),
             "sums": torch.empty(0, dtype=torch.float64), "first_bad": Any,
-            "tau": Maybe(_SUM.repeat(2)), "tau_min": Maybe(_EXTREME), "tau_max": Maybe(_EXTREME),
+            "tau?": _SUM.repeat(2), "tau_min?": _EXTREME, "tau_max?": _EXTREME,
         },
         lambda tensors: tensors["samples"] > 0 and len({name in tensors for name in TAUS}) == 1,
         "are not all sums of an epoch",

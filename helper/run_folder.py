@@ -28,7 +28,7 @@ from helper.files import open_to_append, reason, remove_leftovers, try_writing, 
 from helper.logger import RunLog
 from helper.metrics import METRICS_PATTERN, Metrics
 from helper.run_files import SCORES, Record, read_config, read_log
-from helper.structure import Checked, Maybe, Misfit, fitted, load_optimizer, module_pattern, optimizer_pattern
+from helper.structure import Checked, Misfit, expect, fitted, load_optimizer, module_pattern, optimizer_pattern
 from helper.task import Task
 from inputs import UserError
 from models.outside import file_name
@@ -45,6 +45,9 @@ IDENTITY = ("kind", "model", "teacher", "teacher_sha256", "data_sha256", "init_s
 VERSION = 3  # of the format of last.pth; version 2 had no first stage
 # Buffers that version 1 of last.pth did not store with the weights, because each epoch resets them.
 SUMS_OF_AN_EPOCH = ("warmup", "count", "total", "squares", "ratio", "epoch_hsic", "epoch_ratio", "epoch_steps")
+OLD_PART = {  # the pattern of the state within an epoch in version 1, see helper/structure.py
+    "step?": Any, "seconds": Any, "trained?": Any, "meter?": Any, "within?": {"buffers?": {str: Any}, "probe?": Any},
+}  # fmt: skip
 
 ANEW = "add --overwrite to start anew"
 
@@ -113,14 +116,12 @@ class RunFolder:
         distributed.on_rank0(self._check)
         return self
 
+    @distributed.by_rank0
     def is_finished(self) -> bool:
         """Return whether the run in the folder is finished: its last weights, which are written last, exist.
 
         It is not finished if `last.pth` can rebuild a damaged log, or if the run is to be extended.
         """
-        return distributed.on_rank0(self._finished)
-
-    def _finished(self) -> bool:
         if self.overwrite or not (self.folder / f"{self.model}_last.pth").exists():
             return False
         log = read_log(self.folder)
@@ -129,10 +130,10 @@ class RunFolder:
 
     def told_finished(self) -> bool:
         """Return whether the run is finished; if so, print that and its result."""
-        is_finished = self.is_finished()
-        if is_finished:
-            print(f"already finished (--overwrite trains it again): {self.summary()}")
-        return is_finished
+        if not self.is_finished():
+            return False
+        print(f"already finished (--overwrite trains it again): {self.summary()}")
+        return True
 
     def _files(self) -> list[Path]:
         """Return the existing files with names that this run writes."""
@@ -183,11 +184,9 @@ class RunFolder:
                 f"{self.folder} cannot be written ({reason(error)}): give another place with --run_dir"
             ) from error
 
+    @distributed.by_rank0
     def check_writable(self) -> None:
         """Raise UserError early if the folder cannot be created or written; nothing is left in it."""
-        distributed.on_rank0(self._check_writable)
-
-    def _check_writable(self) -> None:
         with self._place():
             try_writing(self.folder)
 
@@ -309,7 +308,7 @@ class RunFolder:
         Raises:
             UserError: something in `last.pth` does not fit; nothing is changed then.
         """
-        state = distributed.on_rank0(lambda: self._read_state(task, optimizer, steps, first))
+        state = self._read_state(task, optimizer, steps, first)
         if state is not None:
             if stage := _unfinished(first, state):
                 optimizer, metrics = stage.optimizer, stage.metrics
@@ -325,6 +324,7 @@ class RunFolder:
                 print(f"note: {now} instead of {before}: batch norm uses other shares from here on")
         self.log = RunLog(self.folder, [*self.first, *self.history]) if distributed.is_rank0() else None
 
+    @distributed.by_rank0
     def _read_state(
         self, task: Task, optimizer: torch.optim.Optimizer, steps: float, first: FirstStage | None
     ) -> dict[str, Any] | None:
@@ -336,63 +336,52 @@ class RunFolder:
             state = upgraded(state, task)
             if isinstance(state, dict) and isinstance(newer := state.get("version"), int) and newer > VERSION:
                 raise Misfit(f"it is of version {newer}, which is newer than this code")
-            return fitted(state, self._state_pattern(task, optimizer, steps, first, _unfinished(first, state)), "state")
+            stage = _unfinished(first, state)
+            state = fitted(state, self._state_pattern(task, stage.optimizer if stage else optimizer, steps), "state")
+            self._check_epochs(state, first.epochs if first else 0, stage is not None)
+            return state
         except Misfit as misfit:
             raise UserError(f"{path} does not fit this run ({misfit}): {ANEW}") from misfit
 
-    def _state_pattern(
-        self,
-        task: Task,
-        optimizer: torch.optim.Optimizer,
-        steps: float,
-        first: FirstStage | None,
-        unfinished: FirstStage | None,
-    ) -> Checked:
-        """Return the pattern of a valid `last.pth`, see helper/structure.py and `save`.
-
-        `first` is the run's first stage; `unfinished` is the same if the state is within it, else None.
-        """
-        length = first.epochs if first else 0
-        device, epochs, record = next(task.parameters()).device, self.config.get("epochs", math.inf), {str: float}
+    def _state_pattern(self, task: Task, optimizer: torch.optim.Optimizer, steps: float) -> dict[str, Any]:
+        """Return the pattern of `last.pth`, see helper/structure.py and `save`."""
+        device, record = next(task.parameters()).device, {str: float}
         random_state = Checked(torch.get_rng_state(), lambda state: _is_random_state(state, "cpu"), "is no such state")
         gpu_states = Checked(
             [torch.empty(0, dtype=torch.uint8)],
             lambda states: device.type == "cpu" or all(_is_random_state(state, device) for state in states[:1]),
             "is no such state",
         )
-        state = {
+        return {
             "version": int,
             "module": module_pattern(task),
-            "optimizer": optimizer_pattern(unfinished.optimizer if unfinished else optimizer),
-            "first": Maybe(Checked([record], _is_numbered, "are no epochs from 1 on")),
+            "optimizer": optimizer_pattern(optimizer),
+            "first?": Checked([record], _is_numbered, "are no epochs from 1 on"),
             "history": Checked([record], self._is_history, "are no epochs from 1 on"),
             "step": Checked(int, lambda step: 0 <= step <= steps, f"is not from 0 to {steps}"),
             "seconds": float,
-            "trained": Maybe(record),
-            "metrics": Maybe(METRICS_PATTERN),
+            "trained?": record,
+            "metrics?": METRICS_PATTERN,
             "rng_cpu": random_state,
             "rng_cuda": gpu_states,
-            "processes": Maybe(int),
+            "processes?": int,
         }
-        whole = Checked(state, _is_whole, "holds no whole state within an epoch")
-        staged = Checked(
-            whole,
-            lambda state: (
-                not (state["history"] or "trained" in state) if unfinished else len(state.get("first", [])) == length
-            ),
-            f"has other epochs of a first stage than the {length} of this run",
-        )
-        fits = Checked(
-            staged,
-            lambda state: len(state["history"]) + bool(state["step"]) <= epochs,
-            f"has more epochs than the {epochs} of this run",
-        )
-        records = "first" if unfinished else "history"
-        return Checked(
-            fits,
-            lambda state: _sums_go_on(state, records),
-            "sums other losses in its unfinished epoch than in those before",
-        )
+
+    def _check_epochs(self, state: dict[str, Any], length: int, is_first: bool) -> None:
+        """Raise Misfit if the epochs in a state contradict each other or the run.
+
+        Args:
+            state: the content of `last.pth`.
+            length: epochs of the run's first stage.
+            is_first: whether the state is within the first stage.
+        """
+        epochs, first, history = self.config.get("epochs", math.inf), state.get("first", []), state["history"]
+        expect(_is_whole(state), "it holds no whole state within an epoch")
+        is_staged = not (history or "trained" in state) if is_first else len(first) == length
+        expect(is_staged, f"it has other epochs of a first stage than the {length} of this run")
+        expect(len(history) + bool(state["step"]) <= epochs, f"it has more epochs than the {epochs} of this run")
+        goes_on = _sums_go_on(state.get("metrics"), first if is_first else history)
+        expect(goes_on, "it sums other losses in its unfinished epoch than in those before")
 
     def _is_history(self, history: list[Record]) -> bool:
         return _is_numbered(history) and all(0 <= record.get(self.score, -1) <= 100 for record in history)
@@ -524,11 +513,9 @@ class RunFolder:
             self._save_weights(f"ckpt_epoch_{self.history[-1]['epoch']}.pth", student, self.history[-1])
         self._save_weights(f"{self.model}_last.pth", student, self.history[-1])
 
+    @distributed.by_rank0
     def summary(self) -> str:
         """Return the result in one sentence, from the log."""
-        return distributed.on_rank0(self._summary)
-
-    def _summary(self) -> str:
         history = read_log(self.folder)
         if not history:
             raise UserError(f"{self.folder / 'log.jsonl'} is lost or damaged, with no last.pth to rebuild it from: add"
@@ -540,12 +527,12 @@ class RunFolder:
         )
 
 
+@distributed.by_rank0
 def init_hash(init_weights: str | None, folder: Path) -> str | None:
     """Return the sha256 of the file of --init_weights; if the file is gone, the one recorded by the run in `folder`."""
-    return distributed.on_rank0(lambda: _init_hash(Path(init_weights), folder)) if init_weights else None
-
-
-def _init_hash(path: Path, folder: Path) -> str:
+    if not init_weights:
+        return None
+    path = Path(init_weights)
     with suppress(OSError, ValueError):  # among them UserError
         config = {} if path.exists() else read_config(folder)
         if config.get("init_sha256") and config["options"].get("init_weights") == str(path):
@@ -595,30 +582,23 @@ def upgraded(state: Any, task: Task) -> Any:
     """
     if not isinstance(state, dict) or "version" in state or not isinstance(state.get("module"), dict):
         return state
-    part = state.get("part") or {}
-    within = part.get("within") or {} if isinstance(part, dict) else part
-    if not isinstance(part, dict) or not isinstance(within, dict) or not isinstance(within.get("buffers", {}), dict):
-        raise Misfit("part is no dictionary, or holds none")
+    state = dict(state)
+    part = fitted(state.pop("part", None) or {"seconds": 0.0}, OLD_PART, "part")
+    within = part.pop("within", {})
     fresh = {key: value for key, value in task.state_dict().items() if key.rpartition(".")[2] in SUMS_OF_AN_EPOCH}
     module = fresh | {key: value for key, value in within.get("buffers", {}).items() if key in fresh} | state["module"]
     if hasattr(task, "probe"):
-        module["_extra_state"] = {"probe": within["probe"]} if within.get("probe") else {}
-    upgraded = {key: value for key, value in state.items() if key != "part"}
-    names = {"step": "step", "seconds": "seconds", "trained": "trained", "meter": "metrics"}
-    if unknown := part.keys() - names.keys() - {"within"}:
-        raise Misfit(f"part holds {sorted(map(str, unknown))[0]}, which no run has")
-    moved = {new: part[old] for old, new in names.items() if old in part}
-    if part and "seconds" not in part:
-        raise Misfit("part holds no seconds")
-    return {"version": VERSION, "step": 0, "seconds": 0.0} | upgraded | moved | {"module": module}
+        module["_extra_state"] = {"probe": within["probe"]} if "probe" in within else {}
+    if "meter" in part:
+        part["metrics"] = part.pop("meter")
+    return {"version": VERSION, "step": 0} | state | part | {"module": module}
 
 
-def _sums_go_on(state: dict[str, Any], records: str) -> bool:
+def _sums_go_on(metrics: dict[str, Any] | None, records: list[Record]) -> bool:
     """Return whether a resumed epoch sums the losses of the epoch before it; in the first, `Metrics` checks this."""
-    metrics = state.get("metrics")
-    if metrics is None or not state.get(records):
+    if metrics is None or not records:
         return True
-    before = state[records][-1]
+    before = records[-1]
     losses = [name for name in before if name == "loss" or name.startswith("loss_")]
     return losses == metrics["names"] and ("tau_mean" in before) == ("tau" in metrics["tensors"])
 
