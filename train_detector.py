@@ -28,13 +28,14 @@ from helper.detection import (
     evaluate_detector,
     make_detector_step,
 )
-from helper.detector_teacher import FoundDetector, fetched, find_teacher
+from helper.detector_teacher import FoundDetector, find_teacher
 from helper.device import device_of, place, seed_everything, start_together
 from helper.errors import run_main
 from helper.logger import EpochTable
 from helper.metrics import Metrics
 from helper.run_folder import RunFolder
 from helper.task import build_temperature
+from helper.teacher import fetched
 from helper.trainer import make_optimizer
 from helper.trials import train_runs
 from inputs import UserError
@@ -210,7 +211,7 @@ def backbone_file(options: DetectorOptions) -> Path | None:
     if options.backbone is None or options.dry_run:
         return None
     if options.backbone == "torchvision":
-        return fetched(fetch_backbone, options.model_s, "--backbone")
+        return fetched(fetch_backbone, options.model_s, "torchvision", "--backbone FILE")
     return Path(options.backbone)
 
 

@@ -34,32 +34,12 @@ from temperature import Mixing, Temperature
 PROBE = 2  # images on which an observing temperature measures the student's progress
 FIRST_RATE = 1e-3  # share of the learning rate in the first step of its warm-up
 
-
-class DetectorAnswers:
-    """A teacher's maps of a batch, and on request the output of its box head for proposals.
-
-    Args:
-        model: the teacher.
-        maps: maps of the batch's images, [B, C, H, W] each.
-        images: the batch's images, with their sizes before padding.
-        precision: one of options.flags.PRECISIONS.
-    """
-
-    def __init__(self, model: Detector, maps: dict[str, Tensor], images: ImageList, precision: str) -> None:
-        self.model, self.maps, self.images, self.precision = model, maps, images, precision
-
-    @torch.no_grad()
-    def on(self, proposals: list[Tensor] | None) -> Output:
-        """Return the teacher's output for the student's proposals: per image [n, 4], in pixels of the resized image."""
-        if proposals is None:
-            return output_of(self.maps, None, None)
-        with autocast(self.images.tensors.device, self.precision):
-            pooled, logits = self.model.on_proposals(self.maps, proposals, self.images.image_sizes)
-        return output_of(self.maps, pooled, logits)
+# Returns the teacher's output for the student's proposals: per image [n, 4], in pixels of the resized image; or None.
+Answer = Callable[[list[Tensor] | None], Output]
 
 
 class DetectorTeacher:
-    """Runs a teacher on each batch: the backbone at once, the box head when the student's proposals are known.
+    """Runs a teacher on each batch: the backbone at once, the box head once the student's proposals are known.
 
     Args:
         model: the teacher, on the device and in evaluation mode.
@@ -72,12 +52,22 @@ class DetectorTeacher:
     def prepare(self, batches: Epoch) -> None:
         """Do nothing: the teacher runs in each step."""
 
-    def __call__(self, batch: DetectionBatch, also: Collection[str] = ()) -> DetectorAnswers:
-        """Return the teacher's answers for the images, resized and padded as for the student."""
+    def __call__(self, batch: DetectionBatch, also: Collection[str] = ()) -> Answer:
+        """Return the function that runs the box head on the images, which are resized and padded as for the student."""
         images = batch.prepared.images
-        with autocast(images.tensors.device, self.precision):
+        device = images.tensors.device
+        with autocast(device, self.precision):
             maps = self.model.maps(images.tensors)
-        return DetectorAnswers(self.model, maps, images, self.precision)
+
+        @torch.no_grad()
+        def answer(proposals: list[Tensor] | None) -> Output:
+            if proposals is None:
+                return output_of(maps, None, None)
+            with autocast(device, self.precision):
+                pooled, logits = self.model.on_proposals(maps, proposals, images.image_sizes)
+            return output_of(maps, pooled, logits)
+
+        return answer
 
 
 def output_of(maps: dict[str, Tensor], pooled: Tensor | None, logits: Tensor | None) -> Output:
@@ -119,9 +109,10 @@ class DetectorTask(Task):
         """Resize and pad the images; the random numbers of a step depend on seed, iteration and process only."""
         return prepared(self.student, batch, self.seed)
 
-    def forward(self, batch: DetectionBatch, teacher: DetectorAnswers | None) -> StepOutput:
+    def forward(self, batch: DetectionBatch, teacher: Answer | None) -> StepOutput:
         found, _ = found_in(self, batch)
-        return StepOutput(total(found.losses), found.losses, found.logits, target_of(found, batch), None)
+        target = batch.target if found.target is None else found.target  # without proposals the classes of the boxes
+        return StepOutput(total(found.losses), found.losses, found.logits, target, None)
 
 
 def seed_step(seed: int, iteration: int) -> None:
@@ -147,11 +138,6 @@ def found_in(task: Task, batch: DetectionBatch) -> tuple[Found, dict[str, Tensor
 def total(losses: dict[str, Tensor]) -> Tensor:
     """Return the sum of a detector's losses, which all have the weight 1."""
     return torch.stack([*losses.values()]).sum()
-
-
-def target_of(found: Found, batch: DetectionBatch) -> Tensor:
-    """Return the classes of the proposals [N], or without proposals those of the boxes."""
-    return batch.target if found.target is None else found.target
 
 
 class DetectorDistillation(Distillation):
@@ -225,21 +211,16 @@ class DetectorDistillation(Distillation):
         }
         self.temperature.observe(self._probe_loss())
 
-    def forward(self, batch: DetectionBatch, teacher: DetectorAnswers) -> StepOutput:
+    def forward(self, batch: DetectionBatch, teacher: Answer) -> StepOutput:
         found, maps = found_in(self, batch)
         extent = extent_of(batch.prepared.images)
         student = replace(output_of(maps, found.pooled, found.logits), extent=extent)
-        output = teacher.on(found.proposals)
+        output = teacher(found.proposals)
         loss, losses = total(found.losses), dict(found.losses)
         if found.image is None:  # without proposals, only maps are compared
             step = self.with_terms(loss, losses, student, output, batch.target, batch.index)
             return step._replace(logits=None, tau=None)
         return self.with_terms(loss, losses, student, output, found.target, batch.index[found.image])
-
-    def after_step(self) -> None:
-        self.distiller.after_step()
-        if self.probe is not None:
-            self.temperature.observe(self._probe_loss())
 
     @torch.no_grad()
     def _probe_loss(self) -> Tensor:
@@ -250,10 +231,6 @@ class DetectorDistillation(Distillation):
             maps = self.student.maps(probe["images"])
             _, logits = self.student.on_proposals(maps, proposals, [tuple(size) for size in probe["sizes"].tolist()])
         return F.cross_entropy(at_least_float32(logits), probe["target"])
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """Return the probe, if the current part has one."""
-        return {} if self.probe is None else {"probe": self.probe}
 
     def extra_state_pattern(self) -> dict[str, Any]:
         """Return the pattern of `get_extra_state`, see helper/structure.py."""
@@ -309,10 +286,9 @@ class DetectorTrainer(Trainer):
 
     def train(self, epoch: int) -> Record:
         """Train a part, or the rest of a resumed one, and return its means over the processes."""
-        is_trained = self.run.trained is not None  # only its test is left
+        if self.run.trained is not None:  # only its test is left
+            return super().train(epoch)
         result = super().train(epoch)
-        if is_trained:
-            return result
         if not self.task.student.has_proposals:
             result.pop("train_top1", None)  # there are no class scores
         if distributed.world_size() > 1:

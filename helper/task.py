@@ -174,7 +174,7 @@ class Distillation(Task):
         self.gamma, self.alpha, self.beta = gamma, alpha, beta
         self.fixed_alpha, self.kd_T, self.kd_warmup = fixed_alpha, kd_T, kd_warmup
         self.register_buffer("warmup", torch.ones(()))
-        self.probe: tuple[Tensor, Tensor] | None = None  # images and classes, the same in all processes
+        self.probe: Any = None  # images and classes, the same in all processes; None without
 
     def start_epoch(self, epoch: int) -> None:
         self.temperature.start_epoch(epoch)
@@ -214,7 +214,7 @@ class Distillation(Task):
         columns = (batch.images[:size].clone(), batch.target[:size].clone())
         images, target = (distributed.all_gather_grad(column, size * world_size) for column in columns)
         self.probe = images, target
-        self.temperature.observe(self._probe_loss(*self.probe))
+        self.temperature.observe(self._probe_loss())
         return batch.without_first(size, world_size)
 
     def forward(self, batch: Batch, teacher: Output | None) -> StepOutput:
@@ -269,11 +269,12 @@ class Distillation(Task):
     def after_step(self) -> None:
         self.distiller.after_step()
         if self.probe is not None:
-            self.temperature.observe(self._probe_loss(*self.probe))
+            self.temperature.observe(self._probe_loss())
 
     @torch.no_grad()
-    def _probe_loss(self, images: Tensor, target: Tensor) -> Tensor:
+    def _probe_loss(self) -> Tensor:
         """Return the student's cross entropy on the probe, in training mode but without updating running statistics."""
+        images, target = self.probe
         images = distributed.shard(images)
         copies = {name: buffer.clone() for name, buffer in self.student.named_buffers()}
         with self.autocast():
