@@ -37,9 +37,8 @@ ENOUGH = 5.0  # seconds of a measurement after which it ends early
 PIXELS = 64 * 32**2  # per batch on a CPU; the time for a larger batch is extrapolated in proportion
 
 
-measured: dict[
-    tuple, tuple[float, float, float]
-] = {}  # by the settings that determine the times, so that runs of equal cost share a measurement
+# Results of `_measure` by the settings that determine them, so that runs of equal cost share a measurement.
+measured: dict[tuple, tuple[float, float, float]] = {}
 
 
 class Estimate(NamedTuple):

@@ -19,7 +19,7 @@ from dataset.coco import DetectionData, create_detection_data, identify_detectio
 from distiller_zoo.detection import detector_distillers
 from helper import distributed
 from helper.average_precision import check_installed
-from helper.checkpoint import file_hash
+from helper.checkpoint import Info, file_hash
 from helper.detection import (
     DetectorDistillation,
     DetectorTask,
@@ -189,7 +189,7 @@ def build_trainer(
     place(task, device, options.plain)
     if options.sync_bn:
         nn.SyncBatchNorm.convert_sync_batchnorm(task.student)
-    run.describe(data, student.name, options.test_size)
+    run.info = Info.of(student.name, options.dataset, options.test_size, data)
     optimizer, metrics = make_optimizer(task, **kwargs_for(make_optimizer, as_dict(options))), Metrics()
     run.resume(task, optimizer, metrics, len(data.train))
     answers = DetectorTeacher(teacher, options.precision) if teacher else None

@@ -47,21 +47,12 @@ def distil(options: StudentOptions) -> list[Path]:
         runs = [(open_run(trial, found, data_sha256), trial) for trial in trials_of(options)]
         print_settings(options)
         if unfinished := train_teacher.unfinished(runs):
-            _distil(options, found, unfinished, device)
+            # 2. data, and 3. the teacher: frozen, and evaluated before the distillation
+            data, model, teacher, found_out = load(options, found, device, distiller_dict[options.distill].needs)
+            # 4. the loop, from where each run stopped
+            train_runs(unfinished, device, found_out, lambda *run: build_trainer(*run, model, teacher, data))
+            tell_unreadable(data)
         return [run.folder for run, _ in runs]
-
-
-def _distil(
-    options: StudentOptions,
-    found: FoundTeacher,
-    runs: list[tuple[RunFolder, StudentOptions]],
-    device: torch.device,
-) -> None:
-    # 2. data, and 3. the teacher: frozen, and evaluated before the distillation
-    data, model, teacher, found_out = load(options, found, device, distiller_dict[options.distill].needs)
-    # 4. the loop, from where each run stopped
-    train_runs(runs, device, found_out, lambda *run: build_trainer(*run, model, teacher, data))
-    tell_unreadable(data)
 
 
 def load(
@@ -124,10 +115,9 @@ def print_settings(options: StudentOptions) -> None:
         (options.distill, own_options(options.distill, None)),
         (options.temperature, own_options(None, options.temperature)),
     ):
+        values = [f"{key} {value}" for key in own if (value := options.method[key]) is not None]
         if own:
-            print(
-                f"{name}: " + ", ".join(f"{key} {value}" for key in own if (value := options.method[key]) is not None)
-            )
+            print(f"{name}: {', '.join(values)}")
 
 
 def table_dir(options: StudentOptions, found: FoundTeacher) -> Path:

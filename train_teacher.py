@@ -138,7 +138,8 @@ def resumed_trainer(
     Raises:
         UserError: the run's `last.pth` does not fit its options.
     """
-    run.describe(data, task.student.known_as(run.config["model"]), options.image_size)
+    name = task.student.known_as(run.config["model"])
+    run.info = checkpoint.Info.of(name, options.dataset, options.image_size, data)
     optimizer, metrics = make_optimizer(task, **kwargs_for(make_optimizer, as_dict(options))), Metrics()
     first = make_first(optimizer) if make_first else None
     run.resume(task, optimizer, metrics, len(data.train), first.state() if first else None)

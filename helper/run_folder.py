@@ -10,11 +10,11 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple
 
 import numpy
 import torch
@@ -54,14 +54,6 @@ ANEW = "add --overwrite to start anew"
 ALIKE = ("skip_validation", "teacher_table", "fill_teacher_table", "dry_run", "overwrite")  # equal in all processes
 
 
-class Described(Protocol):
-    """The part of a `Dataset` or `DetectionData` that is saved with weights."""
-
-    class_names: Sequence[str]
-    mean: Sequence[float]
-    std: Sequence[float]
-
-
 class FirstStage(NamedTuple):
     """The state of a first stage, see helper/first_stage.py."""
 
@@ -95,7 +87,7 @@ class RunFolder:
         self.folder, self.model = folder, file_name(model)
         self.config = config | {"processes": distributed.world_size()}
         self.overwrite = overwrite
-        self.info: checkpoint.Info | None = None  # saved with the weights
+        self.info: checkpoint.Info | None = None  # saved with the weights, so that they can be used alone
         self.first: list[Record] = []  # epochs of the first stage, if it has one
         self.history: list[Record] = []  # the run's own epochs
         self.step, self.seconds = 0, 0.0  # steps made of the next epoch, and the time they took
@@ -315,10 +307,11 @@ class RunFolder:
             elif state["step"]:
                 task.start_epoch(len(state["history"]) + 1)
             self._restore(state, task, optimizer, metrics)
-            done, of = (len(self.first), f"the first stage's {stage.epochs}") if stage else (
-                len(self.history), self.config["epochs"])  # fmt: skip
+            done = f"{len(self.history)} of {self.config['epochs']}"
+            if stage:
+                done = f"{len(self.first)} of the first stage's {stage.epochs}"
             part = f" and {self.step} steps of the next" if self.step else ""
-            print(f"resuming after epoch {done} of {of}{part}")
+            print(f"resuming after epoch {done}{part}")
             if (before := state.get("processes") or 1) != distributed.world_size():
                 now = "one process" if distributed.world_size() == 1 else f"{distributed.world_size()} processes"
                 print(f"note: {now} instead of {before}: batch norm uses other shares from here on")
@@ -476,17 +469,6 @@ class RunFolder:
         kept = [f"the state after epoch {done}"] if self.first or self.history else []
         kept += [f"{self.step} steps of {'the next' if kept else 'the first'}"] if self.step else []
         return f"{self.folder} keeps {' and '.join(kept)}"
-
-    def describe(self, data: Described, network: str, image_size: int) -> None:
-        """Set the description that is saved with the weights, so that they can be used alone.
-
-        Args:
-            data: has the names of the classes, and mean and standard deviation of the channels.
-            network: name of the network in the zoo.
-            image_size: side of the images in pixels; for a detector, the short side in tests.
-        """
-        like = (list(data.class_names), list(data.mean), list(data.std))
-        self.info = checkpoint.Info(network, self.config["dataset"], image_size, *like)
 
     def _save_weights(self, name: str, student: nn.Module, record: Record) -> None:
         """Write weights under the key `model`, the format of published teachers, with a description of them."""

@@ -47,6 +47,7 @@ PUBLISHED_NAMES = {
     "similarity": "sp", "attention": "at", "correlation": "cc", "fitnet": "hint", "factor": "ft", "abound": "ab",
     "cat-kd": "cat_kd", "mobilenetv1": "MobileNetV1_Imagenet",
 }  # fmt: skip
+VARIABLES = {"imagenet": "IMAGENET_DIR", "coco": "COCO_DIR"}  # those that are not read in dataset/
 DECIDE_DEFAULTS = {"dataset", "model", "model_s", "distill", "temperature", "epochs"}  # of other options
 
 
@@ -103,8 +104,7 @@ def _parse(make_parser: Callable[[], Parser], kind: type, argv: list[str] | None
     parser = make_parser()
     options = vars(parser.parse_args([underscored(word) for word in argv]))
     check_dataset(options["dataset"])
-    if options["dataset"] == "imagenet" and options["data_dir"] is None:
-        options["data_dir"] = os.environ.get("IMAGENET_DIR")
+    options["data_dir"] = data_dir_of(options["dataset"], options["data_dir"])
     if options["image_size"] is None:
         options["image_size"] = default_image_size(options["dataset"])
     check_declared(options, all_options())
@@ -127,6 +127,11 @@ def _parse(make_parser: Callable[[], Parser], kind: type, argv: list[str] | None
         check_temperature(options)
         _check_teacher_weights(options)
     return resolved
+
+
+def data_dir_of(dataset: str | None, data_dir: str | None) -> str | None:
+    """Return the folder of a data set: the given one, or that of its environment variable in VARIABLES."""
+    return data_dir or os.environ.get(VARIABLES.get(dataset, ""))
 
 
 def _check_teacher_weights(options: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ from options.flags import all_options, as_options
 from options.parse import (
     check_declared,
     check_temperature,
+    data_dir_of,
     given,
     known_name,
     resolve_processes,
@@ -55,7 +56,7 @@ def parse_detector(argv: list[str] | None = None) -> DetectorOptions:
     options, names = vars(parser.parse_args(words)), given(parser, argv)
     if options["dataset"] not in DATASETS:
         raise unknown("data set", options["dataset"], DATASETS)
-    options["data_dir"] = options["data_dir"] or os.environ.get("COCO_DIR")
+    options["data_dir"] = data_dir_of(options["dataset"], options["data_dir"])
     _resolve_networks(options)
     _resolve_schedule(options)
     _resolve_loss(options)
