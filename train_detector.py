@@ -33,7 +33,7 @@ from helper.device import device_of, place, seed_everything, start_together
 from helper.errors import run_main
 from helper.logger import EpochTable
 from helper.metrics import Metrics
-from helper.run_folder import RunFolder
+from helper.run_folder import RunFolder, config_of
 from helper.task import build_temperature
 from helper.teacher import fetched
 from helper.trainer import make_optimizer
@@ -44,7 +44,6 @@ from models.detector_files import fetch_backbone, load_backbone
 from models.detector_names import pyramid_of
 from options.detector import DetectorOptions
 from options.flags import as_dict
-from options.identity import own_dict
 from options.parse import kwargs_for, run_folder
 from options.parse_detector import parse_detector, resolve_pair
 from report import draw_curve
@@ -100,21 +99,11 @@ def open_run(options: DetectorOptions, found: FoundDetector | None) -> RunFolder
     pair = f"{found.name}_{options.model_s}/{how}/seed-{options.seed}" if found else f"{options.model_s}_{how}"
     group, _, name = f"{options.dataset}_{pair}".rpartition("/")
     folder = run_folder(options, "detectors", group, name)
+    data_sha256 = distributed.one_a_machine(lambda: identify_detection_data(options.dataset, options.data_dir))
     backbone = backbone_file(options)
-    config = {
-        "kind": "detector",
-        "dataset": options.dataset,
-        "data_sha256": distributed.one_a_machine(lambda: identify_detection_data(options.dataset, options.data_dir)),
-        "model": options.model_s,
-        "teacher": found.name if found else None,
-        "teacher_sha256": found.sha256 if found else None,
-        "init_sha256": distributed.on_rank0(lambda: file_hash(backbone)) if backbone else None,
-        "distill": options.distill if found else None,
-        "temperature": options.temperature if found else None,
-        "seed": options.seed,
-        "epochs": options.epochs,
-        "options": own_dict(options),
-    }
+    init_sha256 = distributed.on_rank0(lambda: file_hash(backbone)) if backbone else None
+    teacher = (found.name, found.sha256) if found else ()
+    config = config_of("detector", options, options.model_s, data_sha256, init_sha256, *teacher)
     run = RunFolder(folder, options.model_s, config, options.overwrite, draw_curve, "ap").check()
     print(f"train {run.title}, into {folder}")
     return run

@@ -20,19 +20,19 @@ from distiller_zoo import TwoStage, create_distiller, distiller_dict
 from helper import distributed
 from helper.device import device_of, place, seed_everything, start_together
 from helper.errors import run_main
+from helper.files import try_writing
 from helper.first_stage import FirstTrainer
 from helper.logger import EpochTable
 from helper.loops import evaluate
-from helper.run_folder import RunFolder, init_hash
+from helper.run_folder import RunFolder, config_of, init_hash
 from helper.task import Distillation, build_temperature
 from helper.teacher import FoundTeacher, find_teacher, load_teacher
-from helper.teacher_cache import CachedTeacher, OnlineTeacher, check_table_dir
+from helper.teacher_cache import CachedTeacher, OnlineTeacher
 from helper.trainer import Trainer
 from helper.trials import train_runs, trials_of
 from models import Model, create_model, feature_shapes
 from models.outside import file_name
 from options.flags import StudentOptions, as_dict, own_options
-from options.identity import own_dict
 from options.parse import kwargs_for, parse_student, proportions_in_words, resolve_pair, run_folder
 from report import draw_curve
 
@@ -70,7 +70,8 @@ def load(
         The data, the teacher's network, its online or cached form, and the entries of `config.json` about them.
     """
     if options.teacher_table:
-        distributed.on_rank0(lambda: check_table_dir(table_dir(options, found)))
+        folder = table_dir(options, found)
+        distributed.on_rank0(lambda: try_writing(folder, "name another folder for the table with --table_dir"))
     data = train_teacher.load_data(options, device)
     model = load_teacher(found, data, options)
     found_out = {"num_classes": data.num_classes}
@@ -87,20 +88,8 @@ def open_run(options: StudentOptions, found: FoundTeacher, data_sha256: str | No
     group += "_logit_stand" * options.logit_stand
     group += f"_{options.tau_control}" * (options.tau_control != "none")
     folder = run_folder(options, "student_model", group, f"seed-{options.seed}")
-    config = {
-        "kind": "student",
-        "dataset": options.dataset,
-        "data_sha256": data_sha256,
-        "model": options.model_s,
-        "teacher": found.name,
-        "teacher_sha256": found.sha256,
-        "init_sha256": init_hash(options.init_weights, folder),
-        "distill": options.distill,
-        "temperature": options.temperature,
-        "seed": options.seed,
-        "epochs": options.epochs,
-        "options": own_dict(options),
-    }
+    init_sha256 = init_hash(options.init_weights, folder)
+    config = config_of("student", options, options.model_s, data_sha256, init_sha256, found.name, found.sha256)
     run = RunFolder(folder, options.model_s, config, options.overwrite, draw_curve).check()
     print(f"distil {run.title}, into {folder}")
     return run

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 from tqdm import tqdm
 
-from dataset.base import Epoch
 from dataset.coco import DetectionBatch, DetectionData, ValidationData
 from distiller_zoo import Distiller, at_least_float32
 from helper import distributed
@@ -25,6 +24,7 @@ from helper.loops import Step, train_step
 from helper.metrics import Metrics
 from helper.run_files import Record
 from helper.task import Distillation, StepOutput, Task
+from helper.teacher_cache import OnlineTeacher
 from helper.trainer import Trainer, set_learning_rate
 from models import Output
 from models.detection import Detector, Found
@@ -38,19 +38,10 @@ FIRST_RATE = 1e-3  # share of the learning rate in the first step of its warm-up
 Answer = Callable[[list[Tensor] | None], Output]
 
 
-class DetectorTeacher:
-    """Runs a teacher on each batch: the backbone at once, the box head once the student's proposals are known.
+class DetectorTeacher(OnlineTeacher):
+    """Runs a teacher on each batch: the backbone at once, the box head once the student's proposals are known."""
 
-    Args:
-        model: the teacher, on the device and in evaluation mode.
-        precision: one of options.flags.PRECISIONS.
-    """
-
-    def __init__(self, model: Detector, precision: str = "fp32") -> None:
-        self.model, self.precision = model, precision
-
-    def prepare(self, batches: Epoch) -> None:
-        """Do nothing: the teacher runs in each step."""
+    model: Detector
 
     def __call__(self, batch: DetectionBatch, also: Collection[str] = ()) -> Answer:
         """Return the function that runs the box head on the images, which are resized and padded as for the student."""

@@ -32,9 +32,9 @@ from helper.structure import Checked, Misfit, expect, fitted, load_optimizer, mo
 from helper.task import Task
 from inputs import UserError
 from models.outside import file_name
-from options.detector import detector_parser
-from options.flags import student_parser, teacher_parser
-from options.identity import added_options, decisive, differing, differing_keys, hash_version
+from options.detector import DetectorOptions, detector_parser
+from options.flags import CommonOptions, student_parser, teacher_parser
+from options.identity import added_options, decisive, differing, differing_keys, hash_version, own_dict
 from options.parse import flags_of
 from temperature import temperature_dict
 
@@ -50,8 +50,45 @@ OLD_PART = {  # the pattern of the state within an epoch in version 1, see helpe
 }  # fmt: skip
 
 ANEW = "add --overwrite to start anew"
+OTHER_PLACE = "give another place with --run_dir"
 
 ALIKE = ("skip_validation", "teacher_table", "fill_teacher_table", "dry_run", "overwrite")  # equal in all processes
+
+
+def config_of(
+    kind: str,
+    options: CommonOptions | DetectorOptions,
+    model: str,
+    data_sha256: str | None,
+    init_sha256: str | None,
+    teacher: str | None = None,
+    teacher_sha256: str | None = None,
+) -> dict[str, Any]:
+    """Return the content of a run's `config.json`, to which `RunFolder` and `train_runs` add what they find out.
+
+    Args:
+        kind: one of PARSERS.
+        options: of the run.
+        model: the trained network's name.
+        data_sha256: identifies the data.
+        init_sha256: identifies the initial weights; None: they are random.
+        teacher: the teacher's name; None: the network is trained alone.
+        teacher_sha256: identifies the teacher's weights.
+    """
+    return {
+        "kind": kind,
+        "dataset": options.dataset,
+        "data_sha256": data_sha256,
+        "model": model,
+        "teacher": teacher,
+        "teacher_sha256": teacher_sha256,
+        "init_sha256": init_sha256,
+        "distill": options.distill if teacher else None,
+        "temperature": options.temperature if teacher else None,
+        "seed": options.seed,
+        "epochs": options.epochs,
+        "options": own_dict(options),
+    }
 
 
 class FirstStage(NamedTuple):
@@ -172,15 +209,12 @@ class RunFolder:
         except UserError:  # already explains what is wrong
             raise
         except (OSError, ValueError) as error:
-            raise UserError(
-                f"{self.folder} cannot be written ({reason(error)}): give another place with --run_dir"
-            ) from error
+            raise UserError(f"{self.folder} cannot be written ({reason(error)}): {OTHER_PLACE}") from error
 
     @distributed.by_rank0
     def check_writable(self) -> None:
         """Raise UserError early if the folder cannot be created or written; nothing is left in it."""
-        with self._place():
-            try_writing(self.folder)
+        try_writing(self.folder, OTHER_PLACE)
 
     def _read_same_run(self) -> dict[str, Any]:
         """Return the content of `config.json`; raise UserError if that is another run."""

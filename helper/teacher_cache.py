@@ -20,7 +20,6 @@ from distiller_zoo import at_least_float32
 from helper import distributed, signals
 from helper.device import all_cores, autocast
 from helper.errors import Interrupted, RunError
-from helper.files import reason, try_writing
 from helper.row_store import MOST, RowStore
 from inputs import UserError, open_regular
 from models import Model, Output
@@ -28,7 +27,6 @@ from models.renormalised import Renormalised
 
 ASKED_PIXELS = {"cpu": 128 * 32**2, "cuda": 4096 * 32**2}  # per batch
 WRITTEN_AT_ONCE, WRITTEN_EVERY = 2**26, 2.0  # bytes or seconds between writes, since each write waits for the disk
-DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
 class OnlineTeacher:
@@ -56,17 +54,6 @@ class OnlineTeacher:
         """Return the logits [B, C] of the second view of the images."""
         with autocast(batch.images.device, self.precision):
             return Output([], at_least_float32(self.model(batch.second)))
-
-
-def check_table_dir(folder: Path) -> None:
-    """Raise UserError if no table can be written into a folder; called before any long work."""
-    try:
-        try_writing(folder)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"the teacher's table cannot be written into {folder} ({reason(error)}): name another folder with"
-            " --table_dir"
-        ) from error
 
 
 class CachedTeacher:
@@ -125,14 +112,14 @@ class CachedTeacher:
         text = json.dumps(identity, indent=2) + "\n"
         self.folder = folder / f"{content}_{dtype}_{sha256(text.encode()).hexdigest()[:16]}"
         try:
-            self.file = RowStore(self.folder, num_rows, width, DTYPES[dtype], text)
+            self.file = RowStore(self.folder, num_rows, width, getattr(torch, dtype), text)
         except UserError as error:
             raise UserError(f"{error}, or name another folder for the teacher's table with --table_dir") from error
         side = loader.view_of(*torch.zeros(2, 1, dtype=torch.int64, device=self.device)).shape[-1]
         self.at_once = max(1, ASKED_PIXELS[self.device.type] // side**2)
         self.on_device: Tensor | None = None
         if self.device.type != "cpu":
-            self.on_device = torch.empty(num_rows, width, dtype=DTYPES[dtype], device=self.device)
+            self.on_device = torch.empty(num_rows, width, dtype=self.file.dtype, device=self.device)
         self._hold(self.file.refresh())
         self._check()
         self.asked_for = num_rows if loader.flip else num_rows // 2  # other views are never drawn

@@ -18,11 +18,12 @@ from torch import nn
 from dataset import Dataset
 from helper import signals, teacher_cache
 from helper.errors import Interrupted, RunError
+from helper.files import try_writing
 from helper.metrics import Metrics
 from helper.row_store import RowStore
 from helper.run_folder import RunFolder
 from helper.teacher import fold_batch_norm
-from helper.teacher_cache import CachedTeacher, OnlineTeacher, check_table_dir
+from helper.teacher_cache import CachedTeacher, OnlineTeacher
 from helper.trainer import Trainer, make_optimizer
 from inputs import UserError
 from models import Model, create_model
@@ -337,9 +338,9 @@ def test_a_table_in_device_memory_holds_what_it_has_just_asked_for(tmp_path, mon
 def test_an_unusable_folder_of_tables_is_said_so(tmp_path):
     (tmp_path / "file").touch()
     for bad in (tmp_path / "file", tmp_path / "file/x", tmp_path / ("x" * 300), Path("/proc/x")):
-        with pytest.raises(UserError, match="the teacher's table cannot be written into .*--table_dir"):
-            check_table_dir(bad)
-    check_table_dir(tmp_path / "new")
+        with pytest.raises(UserError, match="cannot be written .*name another folder"):
+            try_writing(bad, "name another folder")
+    try_writing(tmp_path / "new", "")
     assert not (tmp_path / "new").exists()
 
 
