@@ -25,8 +25,8 @@ from helper.detection import (
     DetectorTask,
     DetectorTeacher,
     DetectorTrainer,
+    detector_step,
     evaluate_detector,
-    make_detector_step,
 )
 from helper.detector_teacher import FoundDetector, find_teacher
 from helper.device import device_of, place, seed_everything, start_together
@@ -59,7 +59,7 @@ def train(options: DetectorOptions) -> Path:
         check_pair(options, found)
         run = open_run(options, found)
         print_settings(options)
-        if options.dry_run or run.told_finished():
+        if options.dry_run or run.print_if_finished():
             return run.folder
         run.check_writable()
         check_installed()
@@ -182,7 +182,7 @@ def build_trainer(
     optimizer, metrics = make_optimizer(task, **kwargs_for(make_optimizer, as_dict(options))), Metrics()
     run.resume(task, optimizer, metrics, len(data.train))
     answers = DetectorTeacher(teacher, options.precision) if teacher else None
-    step = make_detector_step(task, options)
+    step = partial(detector_step, forward=distributed.ddp(task), options=options)
     return DetectorTrainer(run, task, answers, optimizer, metrics, data, options, step, pass_turn, table)
 
 

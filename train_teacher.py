@@ -60,7 +60,7 @@ def unfinished(runs: list[tuple[RunFolder, O]]) -> list[tuple[RunFolder, O]]:
 
     Dry runs are left out too. Raises UserError if a folder cannot be written.
     """
-    left = [(run, options) for run, options in runs if not options.dry_run and not run.told_finished()]
+    left = [(run, options) for run, options in runs if not options.dry_run and not run.print_if_finished()]
     for run, _ in left:
         run.check_writable()
     return left

@@ -20,7 +20,7 @@ from helper import distributed
 from helper.average_precision import as_coco, average_precision
 from helper.device import autocast
 from helper.errors import Diverged
-from helper.loops import Step, train_step
+from helper.loops import train_step
 from helper.metrics import Metrics
 from helper.run_files import Record
 from helper.task import Distillation, StepOutput, Task
@@ -313,21 +313,18 @@ class DetectorTrainer(Trainer):
         super()._on_step(number, output)
 
 
-def make_detector_step(task: Task, options: DetectorOptions) -> Step:
-    """Return the function that makes a training step: `train_step` at the iteration's learning rate."""
-    forward = distributed.ddp(task)
-
-    def step(
-        task: Task,
-        teacher: DetectorTeacher | None,
-        batch: DetectionBatch,
-        optimizer: torch.optim.Optimizer,
-        metrics: Metrics,
-    ) -> StepOutput:
-        set_learning_rate(optimizer, rate_at(options, batch.iteration))
-        return train_step(task, teacher, batch, optimizer, metrics, forward, options.clip_grad)
-
-    return step
+def detector_step(
+    task: Task,
+    teacher: DetectorTeacher | None,
+    batch: DetectionBatch,
+    optimizer: torch.optim.Optimizer,
+    metrics: Metrics,
+    forward: nn.Module,
+    options: DetectorOptions,
+) -> StepOutput:
+    """Make a training step, as `train_step` does, at the iteration's learning rate."""
+    set_learning_rate(optimizer, rate_at(options, batch.iteration))
+    return train_step(task, teacher, batch, optimizer, metrics, forward, options.clip_grad)
 
 
 def _averaged(record: Record) -> Record:

@@ -91,7 +91,7 @@ def process_group(device: torch.device, timeout: float) -> Iterator[None]:
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    with _lost_processes_said(timeout), ExitStack() as stack:
+    with _explain_lost_processes(timeout), ExitStack() as stack:
         wait = timedelta(seconds=timeout)
         store, own, count = next(dist.rendezvous("env://", timeout=wait))
         if os.environ.get("LOCAL_WORLD_SIZE") == str(count):
@@ -114,7 +114,7 @@ def process_group(device: torch.device, timeout: float) -> Iterator[None]:
 
 
 @contextmanager
-def own_errors_said() -> Iterator[None]:
+def print_own_errors() -> Iterator[None]:
     """Print a UserError that only this process raises; `run_main` prints those of local rank 0."""
     try:
         yield
@@ -126,7 +126,7 @@ def own_errors_said() -> Iterator[None]:
 
 
 @contextmanager
-def _lost_processes_said(timeout: float) -> Iterator[None]:
+def _explain_lost_processes(timeout: float) -> Iterator[None]:
     try:
         yield
     except (dist.DistError, RuntimeError) as error:

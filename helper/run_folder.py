@@ -157,7 +157,7 @@ class RunFolder:
         is_complete = bool(log) and log[-1]["epoch"] >= self.config.get("epochs", 0)
         return is_complete or not (self.folder / "last.pth").exists()
 
-    def told_finished(self) -> bool:
+    def print_if_finished(self) -> bool:
         """Return whether the run is finished; if so, print that and its result."""
         if not self.is_finished():
             return False

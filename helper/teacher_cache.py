@@ -142,7 +142,7 @@ class CachedTeacher:
         rows = distributed.shard(rows if self.loader.flip else rows[::2])
         print(f"asking the teacher for {len(self.file.missing(rows)):,} answers", flush=True)
         try:
-            with signals.looked_at(), all_cores(self.device):
+            with signals.deferred(), all_cores(self.device):
                 is_done = self._ask(rows)
             if distributed.any_rank(not is_done):
                 signals.stop()

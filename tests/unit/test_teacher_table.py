@@ -261,7 +261,7 @@ def test_a_run_that_gets_sigterm_while_it_asks_keeps_the_answers_and_its_state(t
     run = RunFolder(tmp_path, "tiny", {"options": {}, "epochs": 3}, overwrite=True)
     optimizer, data = make_optimizer(module, 0.05, 0.9, 0), Dataset(loader, loader, 10)
     options = {"epochs": 3, "learning_rate": 0.05, "lr_decay_epochs": [], "lr_decay_rate": 0.1, "print_freq": 1}
-    with pytest.raises(Interrupted, match="before the teacher had answered"), signals.looked_at():
+    with pytest.raises(Interrupted, match="before the teacher had answered"), signals.deferred():
         Trainer(run, module, table, optimizer, Metrics(), data, SimpleNamespace(**options)).fit()
     assert table.file.read == 32
     assert run.step == 0 and run.trained is None and not run.history and not (tmp_path / "last.pth").exists()
