@@ -160,14 +160,14 @@ def main() -> None:
             return
         raise UserError(f"the first word must be {' or '.join(PARSERS)}, and its flags follow")
     options = PARSERS[script](argv)
-    found, threads = estimate(options), torch.get_num_threads()
+    found, threads, first = estimate(options), torch.get_num_threads(), ""
+    if found.first_epochs:
+        first = f"{found.first_epochs} epochs of a first stage, in steps of {1000 * found.first_step:.1f} ms, and "
+    seeds = f"; {options.trials} seeds" if options.trials > 1 else ""
     print(
-        f"about {in_hours(found.seconds * options.trials)}: "
-        + f"{found.first_epochs} epochs of a first stage, in steps of {1000 * found.first_step:.1f} ms, and "
-        * bool(found.first_epochs)
-        + f"{found.epochs} epochs of {found.steps} steps of"
+        f"about {in_hours(found.seconds * options.trials)}: {first}{found.epochs} epochs of {found.steps} steps of"
         f" {1000 * found.step:.1f} ms and a test of {found.test:.1f} s, measured on random images with"
-        f" {threads} thread{'s' if threads > 1 else ''}" + f"; {options.trials} seeds" * (options.trials > 1)
+        f" {threads} thread{'s' if threads > 1 else ''}{seeds}"
     )
     if getattr(options, "teacher_table", False):
         print("the teacher's table is left out: the more of it is filled, the shorter the training")

@@ -150,17 +150,17 @@ def on_rank0(work: Callable[[], T]) -> T:
     """Run on rank 0; return its result, or raise its UserError, on all ranks."""
     if world_size() == 1:
         return work()
-    told: list[Any] = [None, None]
+    outcome: list[Any] = [None, None]
     if is_rank0():
         try:
-            told[0] = work()
+            outcome[0] = work()
         except UserError as error:
             error.known_to_all = True
-            told[1] = error
-    dist.broadcast_object_list(told, src=0, device=CPU)
-    if told[1]:
-        raise told[1]
-    return told[0]
+            outcome[1] = error
+    dist.broadcast_object_list(outcome, src=0, device=CPU)
+    if outcome[1]:
+        raise outcome[1]
+    return outcome[0]
 
 
 def by_rank0(function: Callable[P, T]) -> Callable[P, T]:
@@ -193,11 +193,11 @@ def one_a_machine(work: Callable[[], T]) -> T | None:
     return local_rank0_first(lambda: work() if env_local_rank() == 0 else None)
 
 
-def check_same(told: dict[str, Any]) -> None:
+def check_same(own: dict[str, Any]) -> None:
     """Raise UserError if processes have different options or data."""
-    all_told = gather_objects(told)
-    for other, theirs in enumerate(all_told):
-        if found := differing(theirs, all_told[0]) or differing(all_told[0], theirs):
+    first, *_ = everyone = gather_objects(own)
+    for other, theirs in enumerate(everyone):
+        if found := differing(theirs, first) or differing(first, theirs):
             error = UserError(
                 f"process {other} differs from process 0 ({found}): give all of them the same options and data"
             )

@@ -264,8 +264,8 @@ class RunFolder:
 
     def _decisive(self) -> dict[str, Any]:
         """Return the options that identify this run."""
-        told = self.config["options"] | {key: self.config.get(key) for key in IDENTITY}
-        return decisive(told, told.get("distill"), told.get("temperature"))
+        options = self.config["options"] | {key: self.config.get(key) for key in IDENTITY}
+        return decisive(options, options.get("distill"), options.get("temperature"))
 
     @contextmanager
     def open(self) -> Iterator[None]:

@@ -47,8 +47,8 @@ class OnlineTeacher:
         """Return features and logits [B, C] of the images, and the parts in `also`; logits in float32."""
         second = self.second(batch) if "second" in also else None
         with autocast(batch.images.device, self.precision):
-            said = self.model(batch.images, is_feat=True, also=[name for name in also if name != "second"])
-        return replace(said, logits=at_least_float32(said.logits), second=second)
+            output = self.model(batch.images, is_feat=True, also=[name for name in also if name != "second"])
+        return replace(output, logits=at_least_float32(output.logits), second=second)
 
     def second(self, batch: Batch) -> Output:
         """Return the logits [B, C] of the second view of the images."""
@@ -123,7 +123,7 @@ class CachedTeacher:
         self._hold(self.file.refresh())
         self._check()
         self.asked_for = num_rows if loader.flip else num_rows // 2  # other views are never drawn
-        self._tell(identity)
+        self._print_progress(identity)
 
     def prepare(self, batches: Epoch) -> None:
         """Compute an epoch's missing rows.
@@ -132,7 +132,7 @@ class CachedTeacher:
             Interrupted: a signal arrived before they were complete.
         """
         drawn = batches.drawn()
-        is_done = drawn is None or self._ask(drawn[0] * self.views + drawn[1])
+        is_done = drawn is None or self._compute_missing(drawn[0] * self.views + drawn[1])
         if distributed.any_rank(not is_done):
             raise Interrupted("stopped before the teacher had answered")
 
@@ -143,7 +143,7 @@ class CachedTeacher:
         print(f"asking the teacher for {len(self.file.missing(rows)):,} answers", flush=True)
         try:
             with signals.deferred(), all_cores(self.device):
-                is_done = self._ask(rows)
+                is_done = self._compute_missing(rows)
             if distributed.any_rank(not is_done):
                 signals.stop()
         except KeyboardInterrupt:
@@ -160,16 +160,16 @@ class CachedTeacher:
         second = self.online.second(batch) if "second" in also else None  # there are too many second views for a table
         rows = batch.index * self.views + batch.view
         if self.on_device is None:
-            said = self.file.values.index_select(0, self.file.position.index_select(0, rows))
+            values = self.file.values.index_select(0, self.file.position.index_select(0, rows))
         else:
-            said = self.on_device.index_select(0, rows)
-        said = said.float()
+            values = self.on_device.index_select(0, rows)
+        values = values.float()
         if self.content == "logits":
-            return Output([], said, second=second)
-        return Output([said], self.online.model.classifier(said), second=second)
+            return Output([], values, second=second)
+        return Output([values], self.online.model.classifier(values), second=second)
 
     @torch.no_grad()
-    def _ask(self, rows: Tensor) -> bool:
+    def _compute_missing(self, rows: Tensor) -> bool:
         """Compute those of the rows that are missing; return False if a signal arrived first.
 
         Runs that fill one table at the same time share the work: each visits the rows in its own random order, and
@@ -187,7 +187,7 @@ class CachedTeacher:
         with tqdm(total=len(rows), desc="asking the teacher", unit="image", leave=False, disable=quiet) as bar:
             for number, batch in enumerate(batches, 1):
                 if len(missing := self.file.missing(batch)):
-                    answers.append((missing, self._asked(missing)))
+                    answers.append((missing, self._compute(missing)))
                 bar.update(len(batch))
                 is_last = signals.asked() or number == len(batches)
                 many = len(answers) * size >= WRITTEN_AT_ONCE
@@ -202,15 +202,15 @@ class CachedTeacher:
         """Write rows to the table, and read the rows that others have written."""
         if not answers:
             return self._hold(self.file.refresh())
-        rows, said = map(torch.cat, zip(*answers, strict=True))
-        if not said.to(self.file.dtype).isfinite().all():
+        rows, values = map(torch.cat, zip(*answers, strict=True))
+        if not values.to(self.file.dtype).isfinite().all():
             raise RunError(
                 "the teacher's output is not finite, or too large for --table_dtype float16: check its weights, or"
                 " leave --teacher_table or --table_dtype out"
             )
-        return self._hold(self.file.append(rows, said.cpu()))
+        return self._hold(self.file.append(rows, values.cpu()))
 
-    def _asked(self, rows: Tensor) -> Tensor:
+    def _compute(self, rows: Tensor) -> Tensor:
         """Return the teacher's outputs [M, width] for rows [M]; the batch size is fixed, so they are reproducible."""
         size = len(rows)
         rows = torch.cat([rows, rows[:1].expand(self.at_once - size)]).to(self.device)
@@ -225,8 +225,8 @@ class CachedTeacher:
         if not len(known):
             return
         rows = known[torch.linspace(0, len(known) - 1, min(self.at_once, len(known))).long()]
-        said, kept = self._asked(rows).cpu(), self.file.values[self.file.position[rows].long()].float()
-        if not (kept - said).abs().max() <= 1e-2 * said.abs().max():  # also true for NaN
+        computed, kept = self._compute(rows).cpu(), self.file.values[self.file.position[rows].long()].float()
+        if not (kept - computed).abs().max() <= 1e-2 * computed.abs().max():  # also true for NaN
             raise UserError(
                 f"the table {self.folder} is damaged, since it differs from the teacher's output: remove that folder,"
                 " and its rows are computed again"
@@ -240,7 +240,7 @@ class CachedTeacher:
             self.on_device[chunk.to(self.device)] = values.to(self.device)
         torch.cuda.synchronize(self.device)  # other runs look up rows in their own streams
 
-    def _tell(self, identity: dict[str, Any]) -> None:
+    def _print_progress(self, identity: dict[str, Any]) -> None:
         known, full = self.file.read, self.asked_for
         size = full * self.file.width * self.file.dtype.itemsize
         print(

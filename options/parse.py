@@ -116,7 +116,7 @@ def _parse(make_parser: Callable[[], Parser], kind: type, argv: list[str] | None
     if "model_s" in options:
         _resolve_student(options)
         foreign = foreign_options(options["distill"], options["temperature"])
-        tell_foreign(given(parser, argv) & foreign, options["distill"], options["temperature"])
+        print_foreign(given(parser, argv) & foreign, options["distill"], options["temperature"])
     _resolve_schedule(options)
     _check_together(options)
     resolve_speed(options)
@@ -213,7 +213,7 @@ def known_name(kind: str, name: str, known: Iterable[str]) -> str:
     raise unknown(kind, name, known)
 
 
-def tell_foreign(names: set[str], distill: str, temperature: str) -> None:
+def print_foreign(names: set[str], distill: str, temperature: str) -> None:
     """Print that given options belong to methods that the run does not use; published scripts set some of these."""
     if names:
         flags = ", ".join(f"--{name}" for name in sorted(names))

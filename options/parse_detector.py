@@ -25,10 +25,10 @@ from options.parse import (
     data_dir_of,
     given,
     known_name,
+    print_foreign,
     resolve_processes,
     resolve_speed,
     scaled_epochs,
-    tell_foreign,
     underscored,
 )
 from options.plugins import load_plugins
@@ -175,7 +175,7 @@ def _resolve_methods(options: dict[str, Any], names: set[str]) -> None:
     taken = [temperature_dict[options["temperature"]], detector_distillers.get(options["distill"])]
     own = {key: declared for taker in taken if taker for key, declared in options_of(taker).items()}
     common = options_of(DetectorOptions).keys()
-    tell_foreign(names - own.keys() - common, options["distill"], options["temperature"])
+    print_foreign(names - own.keys() - common, options["distill"], options["temperature"])
     if "lambda_epochs" not in names:
         options["lambda_epochs"] = max(0.001, CURRICULUM / 240 * parts)
     for key, declared in own.items():

@@ -231,14 +231,14 @@ def test_a_filling_that_is_stopped_says_what_it_keeps(tmp_path, monkeypatch, cap
 def asked_to_end_after(batches, table, monkeypatch):
     """Send SIGTERM to this process when the teacher runs on the given batch, counted from 1, of 16 rows each."""
     monkeypatch.setattr(signals._Asked, "number", None)
-    real, numbers = table._asked, itertools.count(1)
+    real, numbers = table._compute, itertools.count(1)
 
     def signalled(*given):
         if next(numbers) == batches:
             os.kill(os.getpid(), signal.SIGTERM)
         return real(*given)
 
-    monkeypatch.setattr(table, "_asked", signalled)
+    monkeypatch.setattr(table, "_compute", signalled)
     table.at_once = 16
     signals.listen()
 
@@ -306,13 +306,13 @@ def test_runs_that_fill_a_table_at_the_same_time_share_the_work(tmp_path, monkey
         table.at_once = 2
         orders.append([])
 
-        def asked(rows, order=orders[-1], real=table._asked):
+        def asked(rows, order=orders[-1], real=table._compute):
             order.append(rows[0].item())
             if order is orders[0] and len(order) == 11:
                 second.prepare(loader.epoch(1))
             return real(rows)
 
-        monkeypatch.setattr(table, "_asked", asked)
+        monkeypatch.setattr(table, "_compute", asked)
     first.prepare(loader.epoch(1))
     assert len(orders[0]) == 11 and len(orders[1]) == 38  # of 48, one of which was in progress
     index, view = loader.epoch(1).drawn()
@@ -361,7 +361,7 @@ def test_an_answer_does_not_depend_on_what_else_is_missing(tmp_path):
     whole, parts = (CachedTeacher(model, loader_of(), tmp_path / name, "sha") for name in ("whole", "parts"))
     index, view = loader_of().epoch(1).drawn()
     rows = index * 162 + view
-    assert whole._ask(rows)
+    assert whole._compute_missing(rows)
     for some in rows.split([1, 5, 90]):
         assert parts._ask(some)
     assert torch.equal(*(table.file.values[table.file.position[rows].long()] for table in (whole, parts)))
