@@ -124,9 +124,9 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
 
 def chosen(table: str, pairs: Sequence[str] | None) -> list[Row]:
     """Return the rows of a table; given pairs like `resnet56:resnet20`, only those of the pairs and their networks."""
-    if not pairs:
-        return rows(table)
     here = rows(table)
+    if not pairs:
+        return here
     taught = [row for row in here if f"{row.teacher}:{row.model}" in pairs]
     networks = {name for row in taught for name in (row.teacher, row.model)}
     return [row for row in here if row.teacher is None and row.model in networks] + taught
@@ -152,8 +152,8 @@ def state(folder: Path, model: str) -> tuple[str, float | None]:
     if records and os.path.exists(folder / f"{model}_last.pth"):  # written last
         return "done", records[-1]["top1"]
     with suppress(OSError):
-        told = log.stat()
-        if not whole and (told.st_size or not stat.S_ISREG(told.st_mode)):
+        about = log.stat()
+        if not whole and (about.st_size or not stat.S_ISREG(about.st_mode)):
             return "damaged", None
     return (f"{len(records)} epochs" if records or os.path.exists(folder / "last.pth") else "missing"), None
 
@@ -325,10 +325,8 @@ class Runner:
                 for place in range(self.at_a_time):
                     if place not in self.running and not self.stopped and (job := self._next()):
                         self._begin(job, place)
-                if self.running:
-                    time.sleep(POLLING)
-                elif self.left and not self.stopped:
-                    time.sleep(PATIENCE)
+                is_idle = self.left and not self.stopped and len(self.running) < self.at_a_time
+                time.sleep(PATIENCE if is_idle else POLLING)  # looking for another job reads many files
                 self._collect()
         except BaseException:
             try:
