@@ -2,8 +2,7 @@
 
 import random
 import time
-from collections.abc import Callable, Collection, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -23,7 +22,7 @@ from helper.errors import Diverged
 from helper.loops import train_step
 from helper.metrics import Metrics
 from helper.run_files import Record
-from helper.task import Distillation, StepOutput, Task
+from helper.task import Distillation, StepOutput, Task, kept_statistics
 from helper.teacher_cache import OnlineTeacher
 from helper.trainer import Trainer, set_learning_rate
 from models import Output
@@ -190,7 +189,7 @@ class DetectorDistillation(Distillation):
     @torch.no_grad()
     def _choose_probe(self, batch: DetectionBatch) -> None:
         """Keep images as the probe, with the proposals that the student samples now, and observe its loss on them."""
-        with _kept_statistics(self.student):
+        with kept_statistics(self.student):
             found, _ = found_in(self, batch)
         images = batch.prepared.images
         self.probe = {
@@ -218,7 +217,7 @@ class DetectorDistillation(Distillation):
         """Return the cross entropy of the box head's classes on the probe, without updating running statistics."""
         probe = self.probe
         proposals = [probe["proposals"][probe["image"] == i] for i in range(len(probe["images"]))]
-        with _kept_statistics(self.student), self.autocast():
+        with kept_statistics(self.student), self.autocast():
             maps = self.student.maps(probe["images"])
             _, logits = self.student.on_proposals(maps, proposals, [tuple(size) for size in probe["sizes"].tolist()])
         return F.cross_entropy(at_least_float32(logits), probe["target"])
@@ -250,15 +249,6 @@ class DetectorDistillation(Distillation):
         self.probe = None if probe is None else {
             key: tensor if key == "sizes" else tensor.to(device) for key, tensor in probe.items()
         }  # fmt: skip
-
-
-@contextmanager
-def _kept_statistics(model: nn.Module) -> Iterator[None]:
-    """Restore a network's buffers, such as batch norm's running statistics, on exit."""
-    copies = [buffer.clone() for buffer in model.buffers()]
-    yield
-    for buffer, copy in zip(model.buffers(), copies, strict=True):
-        buffer.copy_(copy)
 
 
 def rate_at(options: DetectorOptions, iteration: int) -> float:

@@ -1,14 +1,13 @@
 """The modules that a run trains, a student alone or with temperature and distiller, and their loss."""
 
-from collections.abc import Collection, Hashable
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Hashable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from dataset.base import Batch
 from distiller_zoo import Distiller, at_least_float32, kd_loss, warmed_up
@@ -275,10 +274,8 @@ class Distillation(Task):
     def _probe_loss(self) -> Tensor:
         """Return the student's cross entropy on the probe, in training mode but without updating running statistics."""
         images, target = self.probe
-        images = distributed.shard(images)
-        copies = {name: buffer.clone() for name, buffer in self.student.named_buffers()}
-        with self.autocast():
-            logits = functional_call(self.student, copies, (images,))
+        with kept_statistics(self.student), self.autocast():
+            logits = self.student(distributed.shard(images))
         logits = distributed.all_gather_grad(at_least_float32(logits), len(target))
         return F.cross_entropy(logits, target)
 
@@ -309,6 +306,15 @@ class Distillation(Task):
         """Restore what `get_extra_state` returned."""
         probe = state.get("probe")
         self.probe = None if probe is None else (probe[0].to(self.warmup.device), probe[1].to(self.warmup.device))
+
+
+@contextmanager
+def kept_statistics(model: nn.Module) -> Iterator[None]:
+    """Restore a network's buffers, such as batch norm's running statistics, on exit."""
+    copies = [buffer.clone() for buffer in model.buffers()]
+    yield
+    for buffer, copy in zip(model.buffers(), copies, strict=True):
+        buffer.copy_(copy)
 
 
 def whole_batch(student: Output, teacher: Output, batch: Batch) -> tuple[Output, Output, Tensor, Tensor]:
