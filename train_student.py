@@ -120,15 +120,8 @@ def build_teacher(
     """Return the teacher, or with --teacher_table a table of its outputs, of kind `content` (see `CachedTeacher`)."""
     if not options.teacher_table:
         return OnlineTeacher(model, options.teacher_precision)
-    table = CachedTeacher(
-        model,
-        data.train,
-        table_dir(options, found),
-        found.sha256,
-        content,
-        options.table_dtype,
-        options.teacher_precision,
-    )
+    folder, precision = table_dir(options, found), options.teacher_precision
+    table = CachedTeacher(model, data.train, folder, found.sha256, content, options.table_dtype, precision)
     if options.fill_teacher_table:
         table.fill()
     return table

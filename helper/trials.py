@@ -180,10 +180,8 @@ def train_runs(
                     Turns(device, len(runs)).run([partial(work, *run, n) for n, run in enumerate(runs, 1)])
         except (Interrupted, KeyboardInterrupt) as stop:
             kept = "; ".join(run.kept() for run, _ in runs)
-            same = (
-                "the same command without --overwrite" if any(run.overwrite for run, _ in runs) else "the same command"
-            )
-            print(f"\nstopped; {kept}: {same} goes on from there", flush=True)
+            without = " without --overwrite" if any(run.overwrite for run, _ in runs) else ""
+            print(f"\nstopped; {kept}: the same command{without} goes on from there", flush=True)
             if isinstance(stop, KeyboardInterrupt):
                 raise
             signals.stop()
