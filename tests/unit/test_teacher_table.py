@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 from contextlib import nullcontext
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -18,7 +17,6 @@ from torch import nn
 from dataset import Dataset
 from helper import signals, teacher_cache
 from helper.errors import Interrupted, RunError
-from helper.files import try_writing
 from helper.metrics import Metrics
 from helper.row_store import RowStore
 from helper.run_folder import RunFolder
@@ -333,15 +331,6 @@ def test_a_table_in_device_memory_holds_what_it_has_just_asked_for(tmp_path, mon
         first.prepare(batches)
         for batch in batches:
             torch.testing.assert_close(first(batch).logits, OnlineTeacher(model)(batch).logits, rtol=1e-5, atol=1e-6)
-
-
-def test_an_unusable_folder_of_tables_is_said_so(tmp_path):
-    (tmp_path / "file").touch()
-    for bad in (tmp_path / "file", tmp_path / "file/x", tmp_path / ("x" * 300), Path("/proc/x")):
-        with pytest.raises(UserError, match="cannot be written .*name another folder"):
-            try_writing(bad, "name another folder")
-    try_writing(tmp_path / "new", "")
-    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("name", ["rows", "values", "table.json", ".lock"])
