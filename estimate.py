@@ -37,9 +37,8 @@ ENOUGH = 5.0  # seconds of a measurement after which it ends early
 PIXELS = 64 * 32**2  # per batch on a CPU; the time for a larger batch is extrapolated in proportion
 
 
-measured: dict[
-    tuple, tuple[float, float, float]
-] = {}  # by the settings that determine the times, so that runs of equal cost share a measurement
+# Results of `_measure` by the settings that determine them, so that runs of equal cost share a measurement.
+measured: dict[tuple, tuple[float, float, float]] = {}
 
 
 class Estimate(NamedTuple):
@@ -161,14 +160,14 @@ def main() -> None:
             return
         raise UserError(f"the first word must be {' or '.join(PARSERS)}, and its flags follow")
     options = PARSERS[script](argv)
-    found, threads = estimate(options), torch.get_num_threads()
+    found, threads, first = estimate(options), torch.get_num_threads(), ""
+    if found.first_epochs:
+        first = f"{found.first_epochs} epochs of a first stage, in steps of {1000 * found.first_step:.1f} ms, and "
+    seeds = f"; {options.trials} seeds" if options.trials > 1 else ""
     print(
-        f"about {in_hours(found.seconds * options.trials)}: "
-        + f"{found.first_epochs} epochs of a first stage, in steps of {1000 * found.first_step:.1f} ms, and "
-        * bool(found.first_epochs)
-        + f"{found.epochs} epochs of {found.steps} steps of"
+        f"about {in_hours(found.seconds * options.trials)}: {first}{found.epochs} epochs of {found.steps} steps of"
         f" {1000 * found.step:.1f} ms and a test of {found.test:.1f} s, measured on random images with"
-        f" {threads} thread{'s' if threads > 1 else ''}" + f"; {options.trials} seeds" * (options.trials > 1)
+        f" {threads} thread{'s' if threads > 1 else ''}{seeds}"
     )
     if getattr(options, "teacher_table", False):
         print("the teacher's table is left out: the more of it is filled, the shorter the training")

@@ -12,7 +12,6 @@ import helper.environment  # noqa: F401 (before PyTorch)
 # isort: split
 import argparse
 import json
-import os
 import sys
 import tempfile
 from contextlib import nullcontext, redirect_stdout
@@ -37,7 +36,7 @@ from models import Model, networks
 from models.detector_names import DETECTORS
 from models.export import SUFFIXES, check_packages, compare_logits, export, load_exported
 from models.outside import is_outside
-from options.parse import underscored
+from options.parse import data_dir_of, underscored
 from options.parser import Parser
 from options.plugins import load_plugins
 from report.scores import score
@@ -80,21 +79,24 @@ def run(args: argparse.Namespace) -> tuple[str, Any]:
 
 
 def load(file: Path, args: argparse.Namespace) -> Subject:
-    """Return the network in a file, with the data set of the flags, the file or the run, in this order of priority."""
+    """Return the network in a file, with its data set; see `dataset_of`."""
     config = config_beside(file)
     model, name, info = load_network(file, args.model, config.get("dataset") or args.dataset)
-    known = info.dataset if info else config.get("dataset")
-    dataset = args.dataset or known
+    dataset, data_dir = dataset_of(info, config, args)
     if dataset is not None:
         check_dataset(dataset)
-    size = info.image_size if info else config.get("image_size") if dataset == known else None
+    size = info.image_size if info else config.get("image_size") if dataset == config.get("dataset") else None
     if dataset not in (None, "folder", "imagenet"):
         size = None  # their size is fixed
-    data_dir = args.data_dir or (config.get("data_dir") if dataset == config.get("dataset") else None)
-    if dataset == "imagenet":
-        data_dir = data_dir or os.environ.get("IMAGENET_DIR")
     image_size = args.image_size or size or default_image_size(dataset or "")
     return Subject(file, model, name, info, dataset, data_dir, image_size)
+
+
+def dataset_of(info: Info | None, config: dict[str, Any], args: argparse.Namespace) -> tuple[str | None, str | None]:
+    """Return name and folder of the data set of the flags, the file or the run, in this order of priority."""
+    dataset = args.dataset or (info.dataset if info else config.get("dataset"))
+    from_run = config.get("data_dir") if dataset == config.get("dataset") else None
+    return dataset, data_dir_of(dataset, args.data_dir or from_run)
 
 
 def config_beside(file: Path) -> dict[str, Any]:
@@ -113,10 +115,7 @@ def run_detector(file: Path, info: Info | None, args: argparse.Namespace) -> tup
     if args.export_batch is not None:
         raise UserError("--export_batch is for networks that classify (a detector takes any number): leave it out")
     config = config_beside(file)
-    dataset = args.dataset or (info.dataset if info else config.get("dataset"))
-    data_dir = args.data_dir or (config.get("data_dir") if dataset == config.get("dataset") else None)
-    if dataset == "coco":
-        data_dir = data_dir or os.environ.get("COCO_DIR")
+    dataset, data_dir = dataset_of(info, config, args)
     settings: dict[str, Any] = {"max_size": config["max_size"]} if config.get("max_size") else {}
     if size := args.image_size or (info and info.image_size):
         settings["test_size"] = size
@@ -198,7 +197,9 @@ def logits_of(model: Model, loader: Loader) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def predict(subject: Subject, args: argparse.Namespace, device: torch.device) -> tuple[str, Any]:
     """Return the most probable classes of each image; the data set is needed only if the file does not describe it."""
-    info = subject.info or _as_info(subject, load_data(subject, args, device))
+    info = subject.info
+    if info is None:
+        info = Info.of(subject.name, subject.dataset, subject.image_size, load_data(subject, args, device))
     size = args.image_size or info.image_size
     mean, std = _scales(info.mean, info.std)
     images, rows = [], []
@@ -213,12 +214,6 @@ def predict(subject: Subject, args: argparse.Namespace, device: torch.device) ->
         rows += [[file if not place else "", each["name"], f"{100 * each['probability']:.2f}"]
                  for place, each in enumerate(images[-1]["classes"])]  # fmt: skip
     return Table(["image", "class", "probability, %"], rows).text() + "\n", images
-
-
-def _as_info(subject: Subject, data: Dataset) -> Info:
-    assert subject.dataset is not None
-    like = list(data.class_names), list(data.mean), list(data.std)
-    return Info(subject.name, subject.dataset, subject.image_size, *like)
 
 
 def _scales(mean: list[float], std: list[float]) -> tuple[Tensor, Tensor]:

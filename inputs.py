@@ -249,11 +249,6 @@ def in_words(size: int) -> str:
     return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 1e6:,.1f} MB"
 
 
-def memory_of(device: torch.device) -> int:
-    """Return the memory of a device in bytes: a GPU's, or for the CPU this machine's."""
-    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else host_memory()
-
-
 def check_fits(what: str, size: int, flags: str, device: torch.device = CPU) -> None:
     """Refuse an allocation that exceeds a device's memory, before it is made.
 
@@ -266,9 +261,11 @@ def check_fits(what: str, size: int, flags: str, device: torch.device = CPU) -> 
     Raises:
         UserError: the allocation does not fit.
     """
-    limit = memory_of(device)
+    if device.type == "cuda":
+        owner, limit = "the GPU", torch.cuda.get_device_properties(device).total_memory
+    else:
+        owner, limit = "this machine", host_memory()
     if size > limit:
-        owner = "the GPU" if device.type == "cuda" else "this machine"
         raise UserError(
             f"{what} would take {in_words(size)}, and {owner} has {in_words(limit)}: choose a smaller {flags}"
         )

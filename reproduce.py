@@ -17,12 +17,10 @@ import shlex
 import stat
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import ExitStack, redirect_stdout, suppress
+from contextlib import redirect_stdout, suppress
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -56,6 +54,7 @@ OURS = {  # flags that the tables set, besides those in their rows
     "tau_control", "dry_run", "overwrite",
 }  # fmt: skip
 MADE = {"done", "given"}  # states of finished runs
+POLLING = 0.2  # seconds between two looks at the running processes
 FAILURES = 3  # failures in a row after which no further run starts
 
 
@@ -125,9 +124,9 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
 
 def chosen(table: str, pairs: Sequence[str] | None) -> list[Row]:
     """Return the rows of a table; given pairs like `resnet56:resnet20`, only those of the pairs and their networks."""
-    if not pairs:
-        return rows(table)
     here = rows(table)
+    if not pairs:
+        return here
     taught = [row for row in here if f"{row.teacher}:{row.model}" in pairs]
     networks = {name for row in taught for name in (row.teacher, row.model)}
     return [row for row in here if row.teacher is None and row.model in networks] + taught
@@ -153,8 +152,8 @@ def state(folder: Path, model: str) -> tuple[str, float | None]:
     if records and os.path.exists(folder / f"{model}_last.pth"):  # written last
         return "done", records[-1]["top1"]
     with suppress(OSError):
-        told = log.stat()
-        if not whole and (told.st_size or not stat.S_ISREG(told.st_mode)):
+        about = log.stat()
+        if not whole and (about.st_size or not stat.S_ISREG(about.st_mode)):
             return "damaged", None
     return (f"{len(records)} epochs" if records or os.path.exists(folder / "last.pth") else "missing"), None
 
@@ -310,10 +309,8 @@ class Runner:
         self.in_use: Counter[str] = Counter()  # number of attempts to start a run that was in use
         self.failed: list[str] = []
         self.orphans: list[str] = []  # runs whose teacher failed
-        self.running: set[subprocess.Popen] = set()
+        self.running: dict[int, tuple[Job, subprocess.Popen, float]] = {}  # with the start, by place: 0, 1, ...
         self.stopped = False  # no further run starts
-        self.silent = False
-        self.lock = threading.Lock()  # guards all of these
 
     def __call__(self) -> None:
         """Run all jobs.
@@ -323,20 +320,21 @@ class Runner:
                 on to them.
             RunError: some jobs failed or could not start.
         """
-        with ThreadPoolExecutor(self.at_a_time) as pool:
+        try:
+            while self.running or self.left and not self.stopped:
+                for place in range(self.at_a_time):
+                    if place not in self.running and not self.stopped and (job := self._next()):
+                        self._begin(job, place)
+                is_idle = self.left and not self.stopped and len(self.running) < self.at_a_time
+                time.sleep(PATIENCE if is_idle else POLLING)  # looking for another job reads many files
+                self._collect()
+        except BaseException:
             try:
-                working = [pool.submit(self._work, place) for place in range(self.at_a_time)]
-                wait(working)
+                self._end()
             except KeyboardInterrupt:
-                self._stop()
-                try:
-                    wait(working)
-                except KeyboardInterrupt:
-                    self._stop()
-                signals.ignore()  # an interrupted join would keep the pool from waiting at its end
-                raise
-        for each in working:
-            each.result()
+                signals.ignore()
+                self._end()
+            raise
         if self.failed:
             count = len(self.failed)
             text = f"{count} run{'s' * (count > 1)} failed ({', '.join(self.failed)})"
@@ -344,38 +342,26 @@ class Runner:
             text += f", and nothing else was begun after {FAILURES} in a row" * bool(self.left)
             raise RunError(f"{text}: see {OUTPUT if self.at_a_time > 1 else 'above'}; the same command tries again")
 
-    def _stop(self) -> None:
-        """Ask the current runs to end, and start no other."""
-        with self.lock:
-            self.stopped = self.silent = True
-            for process in self.running:
-                process.terminate()
+    def _end(self) -> None:
+        """Ask the current runs to end, and wait for them."""
+        for _, process, _ in self.running.values():
+            process.terminate()
+        for _, process, _ in self.running.values():
+            process.wait()
 
-    def _work(self, place: int) -> None:
-        while True:
-            with ExitStack() as stack:
-                with self.lock:
-                    if self.stopped or not self.left:
-                        return
-                    job = self._next()
-                    process = self._begin(job, place, stack) if job else None
-                if job is None:
-                    time.sleep(PATIENCE)
-                if process is None:
-                    continue
-                start = time.monotonic()
-                status = process.wait()
-                with self.lock:
-                    self.running.remove(process)
-                    put_off = status == InUse.status and self._put_off(job)
-                    if not put_off:
-                        failed = bool(status) and not MADE.issuperset(job.states())
-                        word = f"failed with status {status}" if failed else "done"
-                        self._tried(job, f"{word} after {(time.monotonic() - start) / 60:.0f} min", failed)
-            if put_off:
+    def _collect(self) -> None:
+        """Record the jobs that have ended."""
+        for place, (job, process, start) in list(self.running.items()):
+            if (status := process.poll()) is None:
+                continue
+            del self.running[place]
+            if status == InUse.status and self._put_off(job):
                 time.sleep(PATIENCE)
-                with self.lock:
-                    self.left.insert(0, job)
+                self.left.insert(0, job)
+                continue
+            failed = bool(status) and not MADE.issuperset(job.states())
+            word = f"failed with status {status}" if failed else "done"
+            self._tried(job, f"{word} after {(time.monotonic() - start) / 60:.0f} min", failed)
 
     def _put_off(self, job: Job) -> bool:
         """Print that another process uses a run; return whether to try it again, which ends after TRIES."""
@@ -404,20 +390,22 @@ class Runner:
                 self._over(job, "not begun because its teacher failed")
         return None
 
-    def _begin(self, job: Job, place: int, stack: ExitStack) -> subprocess.Popen | None:
-        """Start the training process and return it; None if that fails."""
+    def _begin(self, job: Job, place: int) -> None:
+        """Start the training process of a job."""
         environment, output = os.environ.copy(), None
         try:
             if self.at_a_time > 1:
                 environment |= self._part(place)
                 OUTPUT.mkdir(parents=True, exist_ok=True)
-                output = stack.enter_context(open_to_append(OUTPUT / f"{job.name}.txt"))
+                output = open_to_append(OUTPUT / f"{job.name}.txt")
                 print(f"{job.name}: started, see {output.name}", flush=True)
             process = subprocess.Popen(command(job, self.more), env=environment, stdout=output, stderr=output)
+            self.running[place] = job, process, time.monotonic()
         except (OSError, UserError) as error:
-            return self._tried(job, f"could not begin ({error})", failed=True)
-        self.running.add(process)
-        return process
+            self._tried(job, f"could not begin ({error})", failed=True)
+        finally:
+            if output:
+                output.close()
 
     def _tried(self, job: Job, word: str, failed: bool) -> None:
         """Record how a job ended, and stop after FAILURES in a row."""
@@ -430,8 +418,7 @@ class Runner:
     def _over(self, job: Job, word: str) -> None:
         """Count a job as ended, and print it."""
         self.ended += 1
-        if not self.silent:
-            print(f"[{self.ended}/{self.count}] {job.name}: {word}", flush=True)
+        print(f"[{self.ended}/{self.count}] {job.name}: {word}", flush=True)
 
     def _part(self, place: int) -> dict[str, str]:
         """Return the environment variables that assign a GPU and a share of the cores to a run."""

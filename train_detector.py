@@ -19,22 +19,23 @@ from dataset.coco import DetectionData, create_detection_data, identify_detectio
 from distiller_zoo.detection import detector_distillers
 from helper import distributed
 from helper.average_precision import check_installed
-from helper.checkpoint import file_hash
+from helper.checkpoint import Info, file_hash
 from helper.detection import (
     DetectorDistillation,
     DetectorTask,
     DetectorTeacher,
     DetectorTrainer,
+    detector_step,
     evaluate_detector,
-    make_detector_step,
 )
-from helper.detector_teacher import FoundDetector, fetched, find_teacher
+from helper.detector_teacher import FoundDetector, find_teacher
 from helper.device import device_of, place, seed_everything, start_together
 from helper.errors import run_main
 from helper.logger import EpochTable
 from helper.metrics import Metrics
-from helper.run_folder import RunFolder
+from helper.run_folder import RunFolder, config_of
 from helper.task import build_temperature
+from helper.teacher import fetched
 from helper.trainer import make_optimizer
 from helper.trials import train_runs
 from inputs import UserError
@@ -43,7 +44,6 @@ from models.detector_files import fetch_backbone, load_backbone
 from models.detector_names import pyramid_of
 from options.detector import DetectorOptions
 from options.flags import as_dict
-from options.identity import own_dict
 from options.parse import kwargs_for, run_folder
 from options.parse_detector import parse_detector, resolve_pair
 from report import draw_curve
@@ -59,7 +59,7 @@ def train(options: DetectorOptions) -> Path:
         check_pair(options, found)
         run = open_run(options, found)
         print_settings(options)
-        if options.dry_run or run.told_finished():
+        if options.dry_run or run.print_if_finished():
             return run.folder
         run.check_writable()
         check_installed()
@@ -99,21 +99,11 @@ def open_run(options: DetectorOptions, found: FoundDetector | None) -> RunFolder
     pair = f"{found.name}_{options.model_s}/{how}/seed-{options.seed}" if found else f"{options.model_s}_{how}"
     group, _, name = f"{options.dataset}_{pair}".rpartition("/")
     folder = run_folder(options, "detectors", group, name)
+    data_sha256 = distributed.one_a_machine(lambda: identify_detection_data(options.dataset, options.data_dir))
     backbone = backbone_file(options)
-    config = {
-        "kind": "detector",
-        "dataset": options.dataset,
-        "data_sha256": distributed.one_a_machine(lambda: identify_detection_data(options.dataset, options.data_dir)),
-        "model": options.model_s,
-        "teacher": found.name if found else None,
-        "teacher_sha256": found.sha256 if found else None,
-        "init_sha256": distributed.on_rank0(lambda: file_hash(backbone)) if backbone else None,
-        "distill": options.distill if found else None,
-        "temperature": options.temperature if found else None,
-        "seed": options.seed,
-        "epochs": options.epochs,
-        "options": own_dict(options),
-    }
+    init_sha256 = distributed.on_rank0(lambda: file_hash(backbone)) if backbone else None
+    teacher = (found.name, found.sha256) if found else ()
+    config = config_of("detector", options, options.model_s, data_sha256, init_sha256, *teacher)
     run = RunFolder(folder, options.model_s, config, options.overwrite, draw_curve, "ap").check()
     print(f"train {run.title}, into {folder}")
     return run
@@ -188,11 +178,11 @@ def build_trainer(
     place(task, device, options.plain)
     if options.sync_bn:
         nn.SyncBatchNorm.convert_sync_batchnorm(task.student)
-    run.describe(data, student.name, options.test_size)
+    run.info = Info.of(student.name, options.dataset, options.test_size, data)
     optimizer, metrics = make_optimizer(task, **kwargs_for(make_optimizer, as_dict(options))), Metrics()
     run.resume(task, optimizer, metrics, len(data.train))
     answers = DetectorTeacher(teacher, options.precision) if teacher else None
-    step = make_detector_step(task, options)
+    step = partial(detector_step, forward=distributed.ddp(task), options=options)
     return DetectorTrainer(run, task, answers, optimizer, metrics, data, options, step, pass_turn, table)
 
 
@@ -210,7 +200,7 @@ def backbone_file(options: DetectorOptions) -> Path | None:
     if options.backbone is None or options.dry_run:
         return None
     if options.backbone == "torchvision":
-        return fetched(fetch_backbone, options.model_s, "--backbone")
+        return fetched(fetch_backbone, options.model_s, "torchvision", "--backbone FILE")
     return Path(options.backbone)
 
 

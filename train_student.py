@@ -20,19 +20,19 @@ from distiller_zoo import TwoStage, create_distiller, distiller_dict
 from helper import distributed
 from helper.device import device_of, place, seed_everything, start_together
 from helper.errors import run_main
+from helper.files import try_writing
 from helper.first_stage import FirstTrainer
 from helper.logger import EpochTable
 from helper.loops import evaluate
-from helper.run_folder import RunFolder, init_hash
+from helper.run_folder import RunFolder, config_of, init_hash
 from helper.task import Distillation, build_temperature
 from helper.teacher import FoundTeacher, find_teacher, load_teacher
-from helper.teacher_cache import CachedTeacher, OnlineTeacher, check_table_dir
+from helper.teacher_cache import CachedTeacher, OnlineTeacher
 from helper.trainer import Trainer
 from helper.trials import train_runs, trials_of
 from models import Model, create_model, feature_shapes
 from models.outside import file_name
 from options.flags import StudentOptions, as_dict, own_options
-from options.identity import own_dict
 from options.parse import kwargs_for, parse_student, proportions_in_words, resolve_pair, run_folder
 from report import draw_curve
 
@@ -47,21 +47,12 @@ def distil(options: StudentOptions) -> list[Path]:
         runs = [(open_run(trial, found, data_sha256), trial) for trial in trials_of(options)]
         print_settings(options)
         if unfinished := train_teacher.unfinished(runs):
-            _distil(options, found, unfinished, device)
+            # 2. data, and 3. the teacher: frozen, and evaluated before the distillation
+            data, model, teacher, found_out = load(options, found, device, distiller_dict[options.distill].needs)
+            # 4. the loop, from where each run stopped
+            train_runs(unfinished, device, found_out, lambda *run: build_trainer(*run, model, teacher, data))
+            tell_unreadable(data)
         return [run.folder for run, _ in runs]
-
-
-def _distil(
-    options: StudentOptions,
-    found: FoundTeacher,
-    runs: list[tuple[RunFolder, StudentOptions]],
-    device: torch.device,
-) -> None:
-    # 2. data, and 3. the teacher: frozen, and evaluated before the distillation
-    data, model, teacher, found_out = load(options, found, device, distiller_dict[options.distill].needs)
-    # 4. the loop, from where each run stopped
-    train_runs(runs, device, found_out, lambda *run: build_trainer(*run, model, teacher, data))
-    tell_unreadable(data)
 
 
 def load(
@@ -79,7 +70,8 @@ def load(
         The data, the teacher's network, its online or cached form, and the entries of `config.json` about them.
     """
     if options.teacher_table:
-        distributed.on_rank0(lambda: check_table_dir(table_dir(options, found)))
+        folder = table_dir(options, found)
+        distributed.on_rank0(lambda: try_writing(folder, "name another folder for the table with --table_dir"))
     data = train_teacher.load_data(options, device)
     model = load_teacher(found, data, options)
     found_out = {"num_classes": data.num_classes}
@@ -96,20 +88,8 @@ def open_run(options: StudentOptions, found: FoundTeacher, data_sha256: str | No
     group += "_logit_stand" * options.logit_stand
     group += f"_{options.tau_control}" * (options.tau_control != "none")
     folder = run_folder(options, "student_model", group, f"seed-{options.seed}")
-    config = {
-        "kind": "student",
-        "dataset": options.dataset,
-        "data_sha256": data_sha256,
-        "model": options.model_s,
-        "teacher": found.name,
-        "teacher_sha256": found.sha256,
-        "init_sha256": init_hash(options.init_weights, folder),
-        "distill": options.distill,
-        "temperature": options.temperature,
-        "seed": options.seed,
-        "epochs": options.epochs,
-        "options": own_dict(options),
-    }
+    init_sha256 = init_hash(options.init_weights, folder)
+    config = config_of("student", options, options.model_s, data_sha256, init_sha256, found.name, found.sha256)
     run = RunFolder(folder, options.model_s, config, options.overwrite, draw_curve).check()
     print(f"distil {run.title}, into {folder}")
     return run
@@ -124,10 +104,9 @@ def print_settings(options: StudentOptions) -> None:
         (options.distill, own_options(options.distill, None)),
         (options.temperature, own_options(None, options.temperature)),
     ):
+        values = [f"{key} {value}" for key in own if (value := options.method[key]) is not None]
         if own:
-            print(
-                f"{name}: " + ", ".join(f"{key} {value}" for key in own if (value := options.method[key]) is not None)
-            )
+            print(f"{name}: {', '.join(values)}")
 
 
 def table_dir(options: StudentOptions, found: FoundTeacher) -> Path:
@@ -141,15 +120,8 @@ def build_teacher(
     """Return the teacher, or with --teacher_table a table of its outputs, of kind `content` (see `CachedTeacher`)."""
     if not options.teacher_table:
         return OnlineTeacher(model, options.teacher_precision)
-    table = CachedTeacher(
-        model,
-        data.train,
-        table_dir(options, found),
-        found.sha256,
-        content,
-        options.table_dtype,
-        options.teacher_precision,
-    )
+    folder, precision = table_dir(options, found), options.teacher_precision
+    table = CachedTeacher(model, data.train, folder, found.sha256, content, options.table_dtype, precision)
     if options.fill_teacher_table:
         table.fill()
     return table

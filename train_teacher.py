@@ -21,7 +21,7 @@ from helper.first_stage import FirstTrainer
 from helper.logger import EpochTable
 from helper.loops import Teacher
 from helper.metrics import Metrics
-from helper.run_folder import RunFolder, init_hash
+from helper.run_folder import RunFolder, config_of, init_hash
 from helper.task import Task, Vanilla
 from helper.teacher import folder_name
 from helper.trainer import Trainer, make_optimizer, make_step
@@ -60,7 +60,7 @@ def unfinished(runs: list[tuple[RunFolder, O]]) -> list[tuple[RunFolder, O]]:
 
     Dry runs are left out too. Raises UserError if a folder cannot be written.
     """
-    left = [(run, options) for run, options in runs if not options.dry_run and not run.told_finished()]
+    left = [(run, options) for run, options in runs if not options.dry_run and not run.print_if_finished()]
     for run, _ in left:
         run.check_writable()
     return left
@@ -77,19 +77,7 @@ def open_run(options: TeacherOptions, data_sha256: str | None) -> RunFolder:
     """Return the folder of one seed's run, without writing it yet; `data_sha256` identifies its data."""
     name = folder_name(options.model, options.dataset) + f"_seed-{options.seed}" * (options.trials > 1)
     folder = run_folder(options, "models", "", name)
-    config = {
-        "kind": "teacher",
-        "dataset": options.dataset,
-        "data_sha256": data_sha256,
-        "init_sha256": init_hash(options.init_weights, folder),
-        "model": options.model,
-        "teacher": None,
-        "distill": None,
-        "temperature": None,
-        "seed": options.seed,
-        "epochs": options.epochs,
-        "options": as_dict(options),
-    }
+    config = config_of("teacher", options, options.model, data_sha256, init_hash(options.init_weights, folder))
     run = RunFolder(folder, options.model, config, options.overwrite, draw_curve).check()
     print(f"train {run.title}, into {folder}")
     return run
@@ -138,7 +126,8 @@ def resumed_trainer(
     Raises:
         UserError: the run's `last.pth` does not fit its options.
     """
-    run.describe(data, task.student.known_as(run.config["model"]), options.image_size)
+    name = task.student.known_as(run.config["model"])
+    run.info = checkpoint.Info.of(name, options.dataset, options.image_size, data)
     optimizer, metrics = make_optimizer(task, **kwargs_for(make_optimizer, as_dict(options))), Metrics()
     first = make_first(optimizer) if make_first else None
     run.resume(task, optimizer, metrics, len(data.train), first.state() if first else None)

@@ -41,9 +41,11 @@ def average_precision(ground_truth: dict[str, Any], detections: Sequence[dict[st
     check_installed()
     from faster_coco_eval import COCO, COCOeval_faster
 
-    truth = COCO(ground_truth, print_function=_silent)
+    def silent(*_: object) -> None: ...
+
+    truth = COCO(ground_truth, print_function=silent)
     found = truth.loadRes([dict(each) for each in detections])  # copies, since it adds keys
-    evaluation = COCOeval_faster(truth, found, "bbox", print_function=_silent)
+    evaluation = COCOeval_faster(truth, found, "bbox", print_function=silent)
     evaluation.run()
     values = dict(zip(KEYS, evaluation.stats[: len(KEYS)].tolist(), strict=True))
     return {key: 100 * value for key, value in values.items() if value >= 0}  # -1: there are no such objects
@@ -67,7 +69,3 @@ def as_coco(
             category = category_ids[label - 1]
             results.append({"image_id": image_ids[image], "category_id": category, "bbox": box, "score": score})
     return results
-
-
-def _silent(*_: object) -> None:
-    """Discard what the library would print."""

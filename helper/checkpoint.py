@@ -4,9 +4,10 @@ import hashlib
 import io
 import math
 import pickle
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -41,6 +42,14 @@ for _core in ("numpy.core.multiarray", "numpy._core.multiarray"):
 INFO = "network_info"  # the key of Info in a file
 
 
+class Described(Protocol):
+    """The part of a `Dataset` or `DetectionData` that is saved with weights."""
+
+    class_names: Sequence[str]
+    mean: Sequence[float]
+    std: Sequence[float]
+
+
 class Info(NamedTuple):
     """A file's description of its weights: all that is needed to use them."""
 
@@ -50,6 +59,11 @@ class Info(NamedTuple):
     class_names: list[str]
     mean: list[float]  # of the channels, with white as 1; images are normalised by it
     std: list[float]
+
+    @classmethod
+    def of(cls, network: str, dataset: str, image_size: int, data: Described) -> "Info":
+        """Return the description of weights that were trained on some data; the arguments are the fields above."""
+        return cls(network, dataset, image_size, list(data.class_names), list(data.mean), list(data.std))
 
 
 _INFO = {  # the pattern of Info as a dict, see helper/structure.py

@@ -2,9 +2,9 @@
 
 import random
 import time
-from collections.abc import Callable, Collection, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -13,17 +13,17 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 from tqdm import tqdm
 
-from dataset.base import Epoch
 from dataset.coco import DetectionBatch, DetectionData, ValidationData
 from distiller_zoo import Distiller, at_least_float32
 from helper import distributed
 from helper.average_precision import as_coco, average_precision
 from helper.device import autocast
 from helper.errors import Diverged
-from helper.loops import Step, train_step
+from helper.loops import train_step
 from helper.metrics import Metrics
 from helper.run_files import Record
-from helper.task import Distillation, StepOutput, Task
+from helper.task import Distillation, StepOutput, Task, kept_statistics
+from helper.teacher_cache import OnlineTeacher
 from helper.trainer import Trainer, set_learning_rate
 from models import Output
 from models.detection import Detector, Found
@@ -33,50 +33,31 @@ from temperature import Mixing, Temperature
 PROBE = 2  # images on which an observing temperature measures the student's progress
 FIRST_RATE = 1e-3  # share of the learning rate in the first step of its warm-up
 
-
-class DetectorAnswers:
-    """A teacher's maps of a batch, and on request the output of its box head for proposals.
-
-    Args:
-        model: the teacher.
-        maps: maps of the batch's images, [B, C, H, W] each.
-        images: the batch's images, with their sizes before padding.
-        precision: one of options.flags.PRECISIONS.
-    """
-
-    def __init__(self, model: Detector, maps: dict[str, Tensor], images: ImageList, precision: str) -> None:
-        self.model, self.maps, self.images, self.precision = model, maps, images, precision
-
-    @torch.no_grad()
-    def on(self, proposals: list[Tensor] | None) -> Output:
-        """Return the teacher's output for the student's proposals: per image [n, 4], in pixels of the resized image."""
-        if proposals is None:
-            return output_of(self.maps, None, None)
-        with autocast(self.images.tensors.device, self.precision):
-            pooled, logits = self.model.on_proposals(self.maps, proposals, self.images.image_sizes)
-        return output_of(self.maps, pooled, logits)
+# Returns the teacher's output for the student's proposals: per image [n, 4], in pixels of the resized image; or None.
+Answer = Callable[[list[Tensor] | None], Output]
 
 
-class DetectorTeacher:
-    """Runs a teacher on each batch: the backbone at once, the box head when the student's proposals are known.
+class DetectorTeacher(OnlineTeacher):
+    """Runs a teacher on each batch: the backbone at once, the box head once the student's proposals are known."""
 
-    Args:
-        model: the teacher, on the device and in evaluation mode.
-        precision: one of options.flags.PRECISIONS.
-    """
+    model: Detector
 
-    def __init__(self, model: Detector, precision: str = "fp32") -> None:
-        self.model, self.precision = model, precision
-
-    def prepare(self, batches: Epoch) -> None:
-        """Do nothing: the teacher runs in each step."""
-
-    def __call__(self, batch: DetectionBatch, also: Collection[str] = ()) -> DetectorAnswers:
-        """Return the teacher's answers for the images, resized and padded as for the student."""
+    def __call__(self, batch: DetectionBatch, also: Collection[str] = ()) -> Answer:
+        """Return the function that runs the box head on the images, which are resized and padded as for the student."""
         images = batch.prepared.images
-        with autocast(images.tensors.device, self.precision):
+        device = images.tensors.device
+        with autocast(device, self.precision):
             maps = self.model.maps(images.tensors)
-        return DetectorAnswers(self.model, maps, images, self.precision)
+
+        @torch.no_grad()
+        def answer(proposals: list[Tensor] | None) -> Output:
+            if proposals is None:
+                return output_of(maps, None, None)
+            with autocast(device, self.precision):
+                pooled, logits = self.model.on_proposals(maps, proposals, images.image_sizes)
+            return output_of(maps, pooled, logits)
+
+        return answer
 
 
 def output_of(maps: dict[str, Tensor], pooled: Tensor | None, logits: Tensor | None) -> Output:
@@ -118,9 +99,10 @@ class DetectorTask(Task):
         """Resize and pad the images; the random numbers of a step depend on seed, iteration and process only."""
         return prepared(self.student, batch, self.seed)
 
-    def forward(self, batch: DetectionBatch, teacher: DetectorAnswers | None) -> StepOutput:
+    def forward(self, batch: DetectionBatch, teacher: Answer | None) -> StepOutput:
         found, _ = found_in(self, batch)
-        return StepOutput(total(found.losses), found.losses, found.logits, target_of(found, batch), None)
+        target = batch.target if found.target is None else found.target  # without proposals the classes of the boxes
+        return StepOutput(total(found.losses), found.losses, found.logits, target, None)
 
 
 def seed_step(seed: int, iteration: int) -> None:
@@ -146,11 +128,6 @@ def found_in(task: Task, batch: DetectionBatch) -> tuple[Found, dict[str, Tensor
 def total(losses: dict[str, Tensor]) -> Tensor:
     """Return the sum of a detector's losses, which all have the weight 1."""
     return torch.stack([*losses.values()]).sum()
-
-
-def target_of(found: Found, batch: DetectionBatch) -> Tensor:
-    """Return the classes of the proposals [N], or without proposals those of the boxes."""
-    return batch.target if found.target is None else found.target
 
 
 class DetectorDistillation(Distillation):
@@ -212,7 +189,7 @@ class DetectorDistillation(Distillation):
     @torch.no_grad()
     def _choose_probe(self, batch: DetectionBatch) -> None:
         """Keep images as the probe, with the proposals that the student samples now, and observe its loss on them."""
-        with _kept_statistics(self.student):
+        with kept_statistics(self.student):
             found, _ = found_in(self, batch)
         images = batch.prepared.images
         self.probe = {
@@ -224,35 +201,26 @@ class DetectorDistillation(Distillation):
         }
         self.temperature.observe(self._probe_loss())
 
-    def forward(self, batch: DetectionBatch, teacher: DetectorAnswers) -> StepOutput:
+    def forward(self, batch: DetectionBatch, teacher: Answer) -> StepOutput:
         found, maps = found_in(self, batch)
         extent = extent_of(batch.prepared.images)
         student = replace(output_of(maps, found.pooled, found.logits), extent=extent)
-        output = teacher.on(found.proposals)
+        output = teacher(found.proposals)
         loss, losses = total(found.losses), dict(found.losses)
         if found.image is None:  # without proposals, only maps are compared
             step = self.with_terms(loss, losses, student, output, batch.target, batch.index)
             return step._replace(logits=None, tau=None)
         return self.with_terms(loss, losses, student, output, found.target, batch.index[found.image])
 
-    def after_step(self) -> None:
-        self.distiller.after_step()
-        if self.probe is not None:
-            self.temperature.observe(self._probe_loss())
-
     @torch.no_grad()
     def _probe_loss(self) -> Tensor:
         """Return the cross entropy of the box head's classes on the probe, without updating running statistics."""
         probe = self.probe
         proposals = [probe["proposals"][probe["image"] == i] for i in range(len(probe["images"]))]
-        with _kept_statistics(self.student), self.autocast():
+        with kept_statistics(self.student), self.autocast():
             maps = self.student.maps(probe["images"])
             _, logits = self.student.on_proposals(maps, proposals, [tuple(size) for size in probe["sizes"].tolist()])
         return F.cross_entropy(at_least_float32(logits), probe["target"])
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """Return the probe, if the current part has one."""
-        return {} if self.probe is None else {"probe": self.probe}
 
     def extra_state_pattern(self) -> dict[str, Any]:
         """Return the pattern of `get_extra_state`, see helper/structure.py."""
@@ -283,15 +251,6 @@ class DetectorDistillation(Distillation):
         }  # fmt: skip
 
 
-@contextmanager
-def _kept_statistics(model: nn.Module) -> Iterator[None]:
-    """Restore a network's buffers, such as batch norm's running statistics, on exit."""
-    copies = [buffer.clone() for buffer in model.buffers()]
-    yield
-    for buffer, copy in zip(model.buffers(), copies, strict=True):
-        buffer.copy_(copy)
-
-
 def rate_at(options: DetectorOptions, iteration: int) -> float:
     """Return the learning rate of an iteration, counted from 0: a linear warm-up, then drops."""
     progress = min(iteration / options.warmup_iters, 1.0) if options.warmup_iters else 1.0
@@ -308,10 +267,9 @@ class DetectorTrainer(Trainer):
 
     def train(self, epoch: int) -> Record:
         """Train a part, or the rest of a resumed one, and return its means over the processes."""
-        is_trained = self.run.trained is not None  # only its test is left
+        if self.run.trained is not None:  # only its test is left
+            return super().train(epoch)
         result = super().train(epoch)
-        if is_trained:
-            return result
         if not self.task.student.has_proposals:
             result.pop("train_top1", None)  # there are no class scores
         if distributed.world_size() > 1:
@@ -345,21 +303,18 @@ class DetectorTrainer(Trainer):
         super()._on_step(number, output)
 
 
-def make_detector_step(task: Task, options: DetectorOptions) -> Step:
-    """Return the function that makes a training step: `train_step` at the iteration's learning rate."""
-    forward = distributed.ddp(task)
-
-    def step(
-        task: Task,
-        teacher: DetectorTeacher | None,
-        batch: DetectionBatch,
-        optimizer: torch.optim.Optimizer,
-        metrics: Metrics,
-    ) -> StepOutput:
-        set_learning_rate(optimizer, rate_at(options, batch.iteration))
-        return train_step(task, teacher, batch, optimizer, metrics, forward, options.clip_grad)
-
-    return step
+def detector_step(
+    task: Task,
+    teacher: DetectorTeacher | None,
+    batch: DetectionBatch,
+    optimizer: torch.optim.Optimizer,
+    metrics: Metrics,
+    forward: nn.Module,
+    options: DetectorOptions,
+) -> StepOutput:
+    """Make a training step, as `train_step` does, at the iteration's learning rate."""
+    set_learning_rate(optimizer, rate_at(options, batch.iteration))
+    return train_step(task, teacher, batch, optimizer, metrics, forward, options.clip_grad)
 
 
 def _averaged(record: Record) -> Record:
@@ -392,5 +347,5 @@ def evaluate_detector(
             on_batch()
         outputs = model(batch.images)
         found += as_coco(outputs, batch.index, data.val.split.ids, data.category_ids)
-    everyone = distributed.gather_objects(found)
+    everyone = list(chain.from_iterable(distributed.gather_objects(found)))
     return distributed.on_rank0(lambda: average_precision(data.val_truth, everyone))

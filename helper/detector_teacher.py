@@ -1,13 +1,11 @@
 """Find and load a detector, as a teacher or for evaluation."""
 
-from collections.abc import Callable
-from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 
 from helper import distributed
 from helper.checkpoint import file_hash
-from helper.teacher import find_weights
+from helper.teacher import fetched, find_weights
 from inputs import UserError
 from models.detection import Detector, create_detector
 from models.detector_files import fetch_coco_weights, load_detector
@@ -31,7 +29,7 @@ def find_teacher(options: DetectorOptions) -> FoundDetector:
         UserError: there is no teacher, or its file cannot be used.
     """
     if options.path_t == "torchvision" and not options.dry_run:
-        path = fetched(fetch_coco_weights, options.model_t or "", "--path-t")
+        path = fetched(fetch_coco_weights, options.model_t or "", "torchvision", "--path-t FILE")
     else:
         path = Path(options.path_t or "")
     file = distributed.on_rank0(lambda: find_weights(path) if path.exists() or not options.dry_run else None)
@@ -41,32 +39,6 @@ def find_teacher(options: DetectorOptions) -> FoundDetector:
     settings = {"min_sizes": options.min_sizes, "max_size": options.max_size, "test_size": options.test_size}
     model = read_detector(file, options.model_t, options.pickle_sha256, **settings)
     return FoundDetector(file, model.name, distributed.on_rank0(lambda: file_hash(file)), model)
-
-
-def fetched(fetch: Callable[[str], Path], name: str, flag: str) -> Path:
-    """Return the file of torchvision's weights that `fetch` downloads for a detector.
-
-    Args:
-        fetch: downloads a file, given the detector's name.
-        name: name of the detector.
-        flag: the flag that takes a file instead, for the error message.
-
-    Raises:
-        UserError: torchvision has no such weights, or they could not be downloaded.
-    """
-
-    def work() -> Path:
-        try:
-            return fetch(name)
-        except UserError:
-            raise
-        except (OSError, RuntimeError, HTTPException) as error:
-            raise UserError(
-                f"torchvision's weights for {name} could not be downloaded ({error}): get the file elsewhere and give"
-                f" it as {flag} FILE"
-            ) from error
-
-    return distributed.on_rank0(work)
 
 
 def read_detector(file: Path, name: str | None, pickle_sha256: str | None, **settings: object) -> Detector:

@@ -73,7 +73,7 @@ def device_of(options: CommonOptions) -> Iterator[torch.device]:
         RunError: as `distributed.process_group`.
     """
     tf32 = torch.backends.cudnn.allow_tf32  # restored for a student's run that trains its teacher first
-    with distributed.own_errors_said():
+    with distributed.print_own_errors():
         device = prepare_device(options.device, options.gpu_id, options.deterministic, options.plain, options.precision)
         check_sizes(options, device)
         try:

@@ -15,7 +15,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from datetime import timedelta
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -24,11 +25,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 import dataset.base
 from helper.errors import RunError
-from inputs import UserError, printable
+from inputs import CPU, UserError, printable
 from options.identity import differing
 
+P = ParamSpec("P")
 T = TypeVar("T")
-CPU = torch.device("cpu")  # for communication outside of steps
 
 
 def env_rank() -> int:
@@ -90,7 +91,7 @@ def process_group(device: torch.device, timeout: float) -> Iterator[None]:
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    with _lost_processes_said(timeout), ExitStack() as stack:
+    with _explain_lost_processes(timeout), ExitStack() as stack:
         wait = timedelta(seconds=timeout)
         store, own, count = next(dist.rendezvous("env://", timeout=wait))
         if os.environ.get("LOCAL_WORLD_SIZE") == str(count):
@@ -113,7 +114,7 @@ def process_group(device: torch.device, timeout: float) -> Iterator[None]:
 
 
 @contextmanager
-def own_errors_said() -> Iterator[None]:
+def print_own_errors() -> Iterator[None]:
     """Print a UserError that only this process raises; `run_main` prints those of local rank 0."""
     try:
         yield
@@ -125,7 +126,7 @@ def own_errors_said() -> Iterator[None]:
 
 
 @contextmanager
-def _lost_processes_said(timeout: float) -> Iterator[None]:
+def _explain_lost_processes(timeout: float) -> Iterator[None]:
     try:
         yield
     except (dist.DistError, RuntimeError) as error:
@@ -149,23 +150,31 @@ def on_rank0(work: Callable[[], T]) -> T:
     """Run on rank 0; return its result, or raise its UserError, on all ranks."""
     if world_size() == 1:
         return work()
-    told: list[Any] = [None, None]
+    outcome: list[Any] = [None, None]
     if is_rank0():
         try:
-            told[0] = work()
+            outcome[0] = work()
         except UserError as error:
             error.known_to_all = True
-            told[1] = error
-    dist.broadcast_object_list(told, src=0, device=CPU)
-    if told[1]:
-        raise told[1]
-    return told[0]
+            outcome[1] = error
+    dist.broadcast_object_list(outcome, src=0, device=CPU)
+    if outcome[1]:
+        raise outcome[1]
+    return outcome[0]
+
+
+def by_rank0(function: Callable[P, T]) -> Callable[P, T]:
+    """Make a function run on rank 0 only, for all ranks, as `on_rank0` does; it must not be called within another."""
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        return on_rank0(lambda: function(*args, **kwargs))
+
+    return call
 
 
 def local_rank0_first(work: Callable[[], T]) -> T:
     """Run on local rank 0 first, then on the others, which find its files; all raise a UserError of any rank."""
-    if world_size() == 1:
-        return work()
     result = error = None
     for turn in (True, False):
         if turn == (env_local_rank() == 0):
@@ -173,9 +182,7 @@ def local_rank0_first(work: Callable[[], T]) -> T:
                 result = work()
             except UserError as mine:
                 error = mine
-        errors = [None] * world_size()
-        dist.all_gather_object(errors, error)
-        if found := next(filter(None, errors), None):
+        if found := next(filter(None, gather_objects(error)), None):
             found.known_to_all = True
             raise found
     return result
@@ -186,14 +193,11 @@ def one_a_machine(work: Callable[[], T]) -> T | None:
     return local_rank0_first(lambda: work() if env_local_rank() == 0 else None)
 
 
-def check_same(told: dict[str, Any]) -> None:
+def check_same(own: dict[str, Any]) -> None:
     """Raise UserError if processes have different options or data."""
-    if world_size() == 1:
-        return
-    all_told = [None] * world_size()
-    dist.all_gather_object(all_told, told)
-    for other, theirs in enumerate(all_told):
-        if found := differing(theirs, all_told[0]) or differing(all_told[0], theirs):
+    first, *_ = everyone = gather_objects(own)
+    for other, theirs in enumerate(everyone):
+        if found := differing(theirs, first) or differing(first, theirs):
             error = UserError(
                 f"process {other} differs from process 0 ({found}): give all of them the same options and data"
             )
@@ -255,13 +259,13 @@ def all_reduce(values: Tensor) -> Tensor:
     return values
 
 
-def gather_objects(own: list[T]) -> list[T]:
-    """Return the lists of all processes, joined in the order of their ranks, on all of them."""
+def gather_objects(own: T) -> list[T]:
+    """Return the objects of all processes in the order of their ranks, on all of them."""
     if world_size() == 1:
-        return own
-    lists: list[Any] = [None] * world_size()
-    dist.all_gather_object(lists, own)
-    return [each for one in lists for each in one]
+        return [own]
+    objects: list[Any] = [None] * world_size()
+    dist.all_gather_object(objects, own)
+    return objects
 
 
 def any_rank(flag: bool) -> bool:

@@ -40,13 +40,16 @@ def is_locked(path: Path) -> bool:
     return False
 
 
-def try_writing(folder: Path) -> None:
-    """Raise OSError or ValueError if a folder, which need not exist yet, is not writable; create nothing."""
-    with suppress(FileNotFoundError):
-        folder.stat()
-    there = next(each for each in (folder, *folder.parents) if os.path.lexists(each))
-    with TemporaryDirectory(dir=there):
-        pass
+def try_writing(folder: Path, advice: str) -> None:
+    """Raise UserError, with advice, if a folder, which need not exist yet, is not writable; create nothing."""
+    try:
+        with suppress(FileNotFoundError):
+            folder.stat()
+        there = next(each for each in (folder, *folder.parents) if os.path.lexists(each))
+        with TemporaryDirectory(dir=there):
+            pass
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} cannot be written ({reason(error)}): {advice}") from error
 
 
 def reason(error: OSError | ValueError) -> str:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from helper.errors import Diverged
-from helper.structure import Checked, Maybe
+from helper.structure import Checked
 from helper.task import StepOutput
 from inputs import UserError
 
@@ -18,7 +18,7 @@ METRICS_PATTERN = {  # of `Metrics.state`, see helper/structure.py
         {
             "samples": _SUM, "steps": torch.zeros(()), "correct": torch.zeros((), dtype=torch.int64),
             "sums": torch.empty(0, dtype=torch.float64), "first_bad": Any,
-            "tau": Maybe(_SUM.repeat(2)), "tau_min": Maybe(_EXTREME), "tau_max": Maybe(_EXTREME),
+            "tau?": _SUM.repeat(2), "tau_min?": _EXTREME, "tau_max?": _EXTREME,
         },
         lambda tensors: tensors["samples"] > 0 and len({name in tensors for name in TAUS}) == 1,
         "are not all sums of an epoch",
@@ -36,11 +36,9 @@ class Metrics:
 
     def __init__(self) -> None:
         self.tensors: dict[str, Tensor] = {}
-        self.compared = False  # whether the sums have been checked against a step of this epoch
 
     def reset(self) -> None:
         """Reset the sums for a new epoch."""
-        self.compared = False
         for name, tensor in self.tensors.items():
             tensor.fill_({"first_bad": math.inf, "tau_min": math.inf, "tau_max": -math.inf}.get(name, 0))
 
@@ -48,8 +46,7 @@ class Metrics:
         """Add a step. Raises UserError if the loaded state has sums of other losses."""
         values = torch.stack([step.loss, *step.losses.values()]).detach()
         tau = [step.tau.student.detach(), step.tau.teacher.detach()] if step.tau else []
-        if not self.compared:
-            self._compare(step, values)
+        self._compare(step, values)
         t, size = self.tensors, len(step.target)
         t["samples"] += size
         t["steps"] += 1
@@ -71,7 +68,6 @@ class Metrics:
             raise UserError(
                 f"the mid-epoch sums in last.pth are not those of {', '.join(names)}: add --overwrite to start anew"
             )
-        self.compared = True
 
     def _prepare(self, step: StepOutput, values: Tensor, names: list[str]) -> None:
         self.names = names
@@ -91,7 +87,6 @@ class Metrics:
 
     def load_state(self, state: dict[str, Any], device: torch.device) -> None:
         """Restore a `state` on a device. All losses in its sums were finite."""
-        self.compared = False
         self.names, self.two_taus = state["names"], state["two_taus"]
         self.tensors = {name: tensor.to(device) for name, tensor in state["tensors"].items() if name != "first_bad"}
         self.tensors["first_bad"] = torch.full((len(self.names),), math.inf, device=device)

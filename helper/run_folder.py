@@ -10,11 +10,11 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple
 
 import numpy
 import torch
@@ -28,13 +28,13 @@ from helper.files import open_to_append, reason, remove_leftovers, try_writing, 
 from helper.logger import RunLog
 from helper.metrics import METRICS_PATTERN, Metrics
 from helper.run_files import SCORES, Record, read_config, read_log
-from helper.structure import Checked, Maybe, Misfit, fitted, load_optimizer, module_pattern, optimizer_pattern
+from helper.structure import Checked, Misfit, expect, fitted, load_optimizer, module_pattern, optimizer_pattern
 from helper.task import Task
 from inputs import UserError
 from models.outside import file_name
-from options.detector import detector_parser
-from options.flags import student_parser, teacher_parser
-from options.identity import added_options, decisive, differing, differing_keys, hash_version
+from options.detector import DetectorOptions, detector_parser
+from options.flags import CommonOptions, student_parser, teacher_parser
+from options.identity import added_options, decisive, differing, differing_keys, hash_version, own_dict
 from options.parse import flags_of
 from temperature import temperature_dict
 
@@ -45,18 +45,50 @@ IDENTITY = ("kind", "model", "teacher", "teacher_sha256", "data_sha256", "init_s
 VERSION = 3  # of the format of last.pth; version 2 had no first stage
 # Buffers that version 1 of last.pth did not store with the weights, because each epoch resets them.
 SUMS_OF_AN_EPOCH = ("warmup", "count", "total", "squares", "ratio", "epoch_hsic", "epoch_ratio", "epoch_steps")
+OLD_PART = {  # the pattern of the state within an epoch in version 1, see helper/structure.py
+    "step?": Any, "seconds": Any, "trained?": Any, "meter?": Any, "within?": {"buffers?": {str: Any}, "probe?": Any},
+}  # fmt: skip
 
 ANEW = "add --overwrite to start anew"
+OTHER_PLACE = "give another place with --run_dir"
 
 ALIKE = ("skip_validation", "teacher_table", "fill_teacher_table", "dry_run", "overwrite")  # equal in all processes
 
 
-class Described(Protocol):
-    """The part of a `Dataset` or `DetectionData` that is saved with weights."""
+def config_of(
+    kind: str,
+    options: CommonOptions | DetectorOptions,
+    model: str,
+    data_sha256: str | None,
+    init_sha256: str | None,
+    teacher: str | None = None,
+    teacher_sha256: str | None = None,
+) -> dict[str, Any]:
+    """Return the content of a run's `config.json`, to which `RunFolder` and `train_runs` add what they find out.
 
-    class_names: Sequence[str]
-    mean: Sequence[float]
-    std: Sequence[float]
+    Args:
+        kind: one of PARSERS.
+        options: of the run.
+        model: the trained network's name.
+        data_sha256: identifies the data.
+        init_sha256: identifies the initial weights; None: they are random.
+        teacher: the teacher's name; None: the network is trained alone.
+        teacher_sha256: identifies the teacher's weights.
+    """
+    return {
+        "kind": kind,
+        "dataset": options.dataset,
+        "data_sha256": data_sha256,
+        "model": model,
+        "teacher": teacher,
+        "teacher_sha256": teacher_sha256,
+        "init_sha256": init_sha256,
+        "distill": options.distill if teacher else None,
+        "temperature": options.temperature if teacher else None,
+        "seed": options.seed,
+        "epochs": options.epochs,
+        "options": own_dict(options),
+    }
 
 
 class FirstStage(NamedTuple):
@@ -92,7 +124,7 @@ class RunFolder:
         self.folder, self.model = folder, file_name(model)
         self.config = config | {"processes": distributed.world_size()}
         self.overwrite = overwrite
-        self.info: checkpoint.Info | None = None  # saved with the weights
+        self.info: checkpoint.Info | None = None  # saved with the weights, so that they can be used alone
         self.first: list[Record] = []  # epochs of the first stage, if it has one
         self.history: list[Record] = []  # the run's own epochs
         self.step, self.seconds = 0, 0.0  # steps made of the next epoch, and the time they took
@@ -113,26 +145,24 @@ class RunFolder:
         distributed.on_rank0(self._check)
         return self
 
+    @distributed.by_rank0
     def is_finished(self) -> bool:
         """Return whether the run in the folder is finished: its last weights, which are written last, exist.
 
         It is not finished if `last.pth` can rebuild a damaged log, or if the run is to be extended.
         """
-        return distributed.on_rank0(self._finished)
-
-    def _finished(self) -> bool:
         if self.overwrite or not (self.folder / f"{self.model}_last.pth").exists():
             return False
         log = read_log(self.folder)
         is_complete = bool(log) and log[-1]["epoch"] >= self.config.get("epochs", 0)
         return is_complete or not (self.folder / "last.pth").exists()
 
-    def told_finished(self) -> bool:
+    def print_if_finished(self) -> bool:
         """Return whether the run is finished; if so, print that and its result."""
-        is_finished = self.is_finished()
-        if is_finished:
-            print(f"already finished (--overwrite trains it again): {self.summary()}")
-        return is_finished
+        if not self.is_finished():
+            return False
+        print(f"already finished (--overwrite trains it again): {self.summary()}")
+        return True
 
     def _files(self) -> list[Path]:
         """Return the existing files with names that this run writes."""
@@ -179,17 +209,12 @@ class RunFolder:
         except UserError:  # already explains what is wrong
             raise
         except (OSError, ValueError) as error:
-            raise UserError(
-                f"{self.folder} cannot be written ({reason(error)}): give another place with --run_dir"
-            ) from error
+            raise UserError(f"{self.folder} cannot be written ({reason(error)}): {OTHER_PLACE}") from error
 
+    @distributed.by_rank0
     def check_writable(self) -> None:
         """Raise UserError early if the folder cannot be created or written; nothing is left in it."""
-        distributed.on_rank0(self._check_writable)
-
-    def _check_writable(self) -> None:
-        with self._place():
-            try_writing(self.folder)
+        try_writing(self.folder, OTHER_PLACE)
 
     def _read_same_run(self) -> dict[str, Any]:
         """Return the content of `config.json`; raise UserError if that is another run."""
@@ -239,8 +264,8 @@ class RunFolder:
 
     def _decisive(self) -> dict[str, Any]:
         """Return the options that identify this run."""
-        told = self.config["options"] | {key: self.config.get(key) for key in IDENTITY}
-        return decisive(told, told.get("distill"), told.get("temperature"))
+        options = self.config["options"] | {key: self.config.get(key) for key in IDENTITY}
+        return decisive(options, options.get("distill"), options.get("temperature"))
 
     @contextmanager
     def open(self) -> Iterator[None]:
@@ -309,22 +334,24 @@ class RunFolder:
         Raises:
             UserError: something in `last.pth` does not fit; nothing is changed then.
         """
-        state = distributed.on_rank0(lambda: self._read_state(task, optimizer, steps, first))
+        state = self._read_state(task, optimizer, steps, first)
         if state is not None:
             if stage := _unfinished(first, state):
                 optimizer, metrics = stage.optimizer, stage.metrics
             elif state["step"]:
                 task.start_epoch(len(state["history"]) + 1)
             self._restore(state, task, optimizer, metrics)
-            done, of = (len(self.first), f"the first stage's {stage.epochs}") if stage else (
-                len(self.history), self.config["epochs"])  # fmt: skip
+            done = f"{len(self.history)} of {self.config['epochs']}"
+            if stage:
+                done = f"{len(self.first)} of the first stage's {stage.epochs}"
             part = f" and {self.step} steps of the next" if self.step else ""
-            print(f"resuming after epoch {done} of {of}{part}")
+            print(f"resuming after epoch {done}{part}")
             if (before := state.get("processes") or 1) != distributed.world_size():
                 now = "one process" if distributed.world_size() == 1 else f"{distributed.world_size()} processes"
                 print(f"note: {now} instead of {before}: batch norm uses other shares from here on")
         self.log = RunLog(self.folder, [*self.first, *self.history]) if distributed.is_rank0() else None
 
+    @distributed.by_rank0
     def _read_state(
         self, task: Task, optimizer: torch.optim.Optimizer, steps: float, first: FirstStage | None
     ) -> dict[str, Any] | None:
@@ -336,63 +363,52 @@ class RunFolder:
             state = upgraded(state, task)
             if isinstance(state, dict) and isinstance(newer := state.get("version"), int) and newer > VERSION:
                 raise Misfit(f"it is of version {newer}, which is newer than this code")
-            return fitted(state, self._state_pattern(task, optimizer, steps, first, _unfinished(first, state)), "state")
+            stage = _unfinished(first, state)
+            state = fitted(state, self._state_pattern(task, stage.optimizer if stage else optimizer, steps), "state")
+            self._check_epochs(state, first.epochs if first else 0, stage is not None)
+            return state
         except Misfit as misfit:
             raise UserError(f"{path} does not fit this run ({misfit}): {ANEW}") from misfit
 
-    def _state_pattern(
-        self,
-        task: Task,
-        optimizer: torch.optim.Optimizer,
-        steps: float,
-        first: FirstStage | None,
-        unfinished: FirstStage | None,
-    ) -> Checked:
-        """Return the pattern of a valid `last.pth`, see helper/structure.py and `save`.
-
-        `first` is the run's first stage; `unfinished` is the same if the state is within it, else None.
-        """
-        length = first.epochs if first else 0
-        device, epochs, record = next(task.parameters()).device, self.config.get("epochs", math.inf), {str: float}
+    def _state_pattern(self, task: Task, optimizer: torch.optim.Optimizer, steps: float) -> dict[str, Any]:
+        """Return the pattern of `last.pth`, see helper/structure.py and `save`."""
+        device, record = next(task.parameters()).device, {str: float}
         random_state = Checked(torch.get_rng_state(), lambda state: _is_random_state(state, "cpu"), "is no such state")
         gpu_states = Checked(
             [torch.empty(0, dtype=torch.uint8)],
             lambda states: device.type == "cpu" or all(_is_random_state(state, device) for state in states[:1]),
             "is no such state",
         )
-        state = {
+        return {
             "version": int,
             "module": module_pattern(task),
-            "optimizer": optimizer_pattern(unfinished.optimizer if unfinished else optimizer),
-            "first": Maybe(Checked([record], _is_numbered, "are no epochs from 1 on")),
+            "optimizer": optimizer_pattern(optimizer),
+            "first?": Checked([record], _is_numbered, "are no epochs from 1 on"),
             "history": Checked([record], self._is_history, "are no epochs from 1 on"),
             "step": Checked(int, lambda step: 0 <= step <= steps, f"is not from 0 to {steps}"),
             "seconds": float,
-            "trained": Maybe(record),
-            "metrics": Maybe(METRICS_PATTERN),
+            "trained?": record,
+            "metrics?": METRICS_PATTERN,
             "rng_cpu": random_state,
             "rng_cuda": gpu_states,
-            "processes": Maybe(int),
+            "processes?": int,
         }
-        whole = Checked(state, _is_whole, "holds no whole state within an epoch")
-        staged = Checked(
-            whole,
-            lambda state: (
-                not (state["history"] or "trained" in state) if unfinished else len(state.get("first", [])) == length
-            ),
-            f"has other epochs of a first stage than the {length} of this run",
-        )
-        fits = Checked(
-            staged,
-            lambda state: len(state["history"]) + bool(state["step"]) <= epochs,
-            f"has more epochs than the {epochs} of this run",
-        )
-        records = "first" if unfinished else "history"
-        return Checked(
-            fits,
-            lambda state: _sums_go_on(state, records),
-            "sums other losses in its unfinished epoch than in those before",
-        )
+
+    def _check_epochs(self, state: dict[str, Any], length: int, is_first: bool) -> None:
+        """Raise Misfit if the epochs in a state contradict each other or the run.
+
+        Args:
+            state: the content of `last.pth`.
+            length: epochs of the run's first stage.
+            is_first: whether the state is within the first stage.
+        """
+        epochs, first, history = self.config.get("epochs", math.inf), state.get("first", []), state["history"]
+        expect(_is_whole(state), "it holds no whole state within an epoch")
+        is_staged = not (history or "trained" in state) if is_first else len(first) == length
+        expect(is_staged, f"it has other epochs of a first stage than the {length} of this run")
+        expect(len(history) + bool(state["step"]) <= epochs, f"it has more epochs than the {epochs} of this run")
+        goes_on = _sums_go_on(state.get("metrics"), first if is_first else history)
+        expect(goes_on, "it sums other losses in its unfinished epoch than in those before")
 
     def _is_history(self, history: list[Record]) -> bool:
         return _is_numbered(history) and all(0 <= record.get(self.score, -1) <= 100 for record in history)
@@ -488,17 +504,6 @@ class RunFolder:
         kept += [f"{self.step} steps of {'the next' if kept else 'the first'}"] if self.step else []
         return f"{self.folder} keeps {' and '.join(kept)}"
 
-    def describe(self, data: Described, network: str, image_size: int) -> None:
-        """Set the description that is saved with the weights, so that they can be used alone.
-
-        Args:
-            data: has the names of the classes, and mean and standard deviation of the channels.
-            network: name of the network in the zoo.
-            image_size: side of the images in pixels; for a detector, the short side in tests.
-        """
-        like = (list(data.class_names), list(data.mean), list(data.std))
-        self.info = checkpoint.Info(network, self.config["dataset"], image_size, *like)
-
     def _save_weights(self, name: str, student: nn.Module, record: Record) -> None:
         """Write weights under the key `model`, the format of published teachers, with a description of them."""
         content = {"epoch": record["epoch"], "model": student.state_dict(), self.score: record[self.score]}
@@ -524,11 +529,9 @@ class RunFolder:
             self._save_weights(f"ckpt_epoch_{self.history[-1]['epoch']}.pth", student, self.history[-1])
         self._save_weights(f"{self.model}_last.pth", student, self.history[-1])
 
+    @distributed.by_rank0
     def summary(self) -> str:
         """Return the result in one sentence, from the log."""
-        return distributed.on_rank0(self._summary)
-
-    def _summary(self) -> str:
         history = read_log(self.folder)
         if not history:
             raise UserError(f"{self.folder / 'log.jsonl'} is lost or damaged, with no last.pth to rebuild it from: add"
@@ -540,12 +543,12 @@ class RunFolder:
         )
 
 
+@distributed.by_rank0
 def init_hash(init_weights: str | None, folder: Path) -> str | None:
     """Return the sha256 of the file of --init_weights; if the file is gone, the one recorded by the run in `folder`."""
-    return distributed.on_rank0(lambda: _init_hash(Path(init_weights), folder)) if init_weights else None
-
-
-def _init_hash(path: Path, folder: Path) -> str:
+    if not init_weights:
+        return None
+    path = Path(init_weights)
     with suppress(OSError, ValueError):  # among them UserError
         config = {} if path.exists() else read_config(folder)
         if config.get("init_sha256") and config["options"].get("init_weights") == str(path):
@@ -595,30 +598,23 @@ def upgraded(state: Any, task: Task) -> Any:
     """
     if not isinstance(state, dict) or "version" in state or not isinstance(state.get("module"), dict):
         return state
-    part = state.get("part") or {}
-    within = part.get("within") or {} if isinstance(part, dict) else part
-    if not isinstance(part, dict) or not isinstance(within, dict) or not isinstance(within.get("buffers", {}), dict):
-        raise Misfit("part is no dictionary, or holds none")
+    state = dict(state)
+    part = fitted(state.pop("part", None) or {"seconds": 0.0}, OLD_PART, "part")
+    within = part.pop("within", {})
     fresh = {key: value for key, value in task.state_dict().items() if key.rpartition(".")[2] in SUMS_OF_AN_EPOCH}
     module = fresh | {key: value for key, value in within.get("buffers", {}).items() if key in fresh} | state["module"]
     if hasattr(task, "probe"):
-        module["_extra_state"] = {"probe": within["probe"]} if within.get("probe") else {}
-    upgraded = {key: value for key, value in state.items() if key != "part"}
-    names = {"step": "step", "seconds": "seconds", "trained": "trained", "meter": "metrics"}
-    if unknown := part.keys() - names.keys() - {"within"}:
-        raise Misfit(f"part holds {sorted(map(str, unknown))[0]}, which no run has")
-    moved = {new: part[old] for old, new in names.items() if old in part}
-    if part and "seconds" not in part:
-        raise Misfit("part holds no seconds")
-    return {"version": VERSION, "step": 0, "seconds": 0.0} | upgraded | moved | {"module": module}
+        module["_extra_state"] = {"probe": within["probe"]} if "probe" in within else {}
+    if "meter" in part:
+        part["metrics"] = part.pop("meter")
+    return {"version": VERSION, "step": 0} | state | part | {"module": module}
 
 
-def _sums_go_on(state: dict[str, Any], records: str) -> bool:
+def _sums_go_on(metrics: dict[str, Any] | None, records: list[Record]) -> bool:
     """Return whether a resumed epoch sums the losses of the epoch before it; in the first, `Metrics` checks this."""
-    metrics = state.get("metrics")
-    if metrics is None or not state.get(records):
+    if metrics is None or not records:
         return True
-    before = state[records][-1]
+    before = records[-1]
     losses = [name for name in before if name == "loss" or name.startswith("loss_")]
     return losses == metrics["names"] and ("tau_mean" in before) == ("tau" in metrics["tensors"])
 

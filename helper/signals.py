@@ -14,11 +14,11 @@ class Terminated(KeyboardInterrupt):
 
 
 class _Asked:
-    """The signal that asked the process to end, its time, and whether the training loop polls for it."""
+    """The signal that asked the process to end, its time, and whether it is deferred since the caller polls it."""
 
     number: int | None = None
     since = 0.0
-    looked_at = False
+    is_deferred = False
 
 
 def listen() -> None:
@@ -37,18 +37,18 @@ def _note(number: int, _: object) -> None:
     is_first = _Asked.number is None
     if is_first:
         _Asked.number, _Asked.since = number, time.monotonic()
-    if is_first and not _Asked.looked_at or time.monotonic() - _Asked.since >= PATIENCE:
+    if is_first and not _Asked.is_deferred or time.monotonic() - _Asked.since >= PATIENCE:
         stop()
 
 
 @contextmanager
-def looked_at() -> Iterator[None]:
+def deferred() -> Iterator[None]:
     """Defer signals inside, where the caller polls `asked`; a signal repeated after PATIENCE still interrupts."""
-    _Asked.looked_at = True
+    _Asked.is_deferred = True
     try:
         yield
     finally:
-        _Asked.looked_at = False
+        _Asked.is_deferred = False
 
 
 def asked() -> bool:

@@ -6,13 +6,12 @@ A pattern describes a value:
     a type            a value of that type; float also matches integers
     a dict            a dict with these keys, each value matching its pattern. Integer keys are optional, since
                       optimizers number only the parameters that have been updated; so are keys that end with a
-                      question mark. A key that is a type matches any keys of that type
+                      question mark, and a value of None is dropped from them. A key that is a type matches any keys
+                      of that type
     a list of one     any number of values that match the one pattern
     an optimizer      the state of an optimizer with the same parameters
     a tuple           as many values, each matching its own pattern
-    Maybe(pattern)    in a dict: an optional key whose value matches; a value of None is dropped
     Checked(pattern, test, says)  a value that matches and passes the test; otherwise `says` is the error
-    Replaced(value)   anything; `value` replaces it
     Any               anything
 """
 
@@ -34,24 +33,12 @@ class Misfit(Exception):
     """A value does not match its pattern; the message names the value and the reason."""
 
 
-class Maybe(NamedTuple):
-    """The pattern of an optional value in a dict."""
-
-    pattern: Any
-
-
 class Checked(NamedTuple):
     """The pattern of a value that must also pass a test; otherwise the error is its name and `says`."""
 
     pattern: Any
     test: Callable[[Any], bool]
     says: str
-
-
-class Replaced(NamedTuple):
-    """The pattern that matches anything and replaces it by `value`."""
-
-    value: Any
 
 
 def fitted(value: Any, pattern: Any, name: str = "content") -> Any:
@@ -67,14 +54,10 @@ def fitted(value: Any, pattern: Any, name: str = "content") -> Any:
     """
     if pattern is Any:
         return value
-    if isinstance(pattern, Replaced):
-        return pattern.value
     if isinstance(pattern, Checked):
         value = fitted(value, pattern.pattern, name)
-        _expect(pattern.test(value), f"{name} {pattern.says}")
+        expect(pattern.test(value), f"{name} {pattern.says}")
         return value
-    if isinstance(pattern, Maybe):
-        return fitted(value, pattern.pattern, name)
     if isinstance(pattern, Tensor):
         return _fitted_tensor(value, pattern, name)
     if isinstance(pattern, torch.optim.Optimizer):
@@ -83,32 +66,29 @@ def fitted(value: Any, pattern: Any, name: str = "content") -> Any:
         return _fitted_dict(value, pattern, name)
     if isinstance(pattern, list | tuple):
         expected = isinstance(value, list | tuple) and (len(value) == len(pattern) or isinstance(pattern, list))
-        _expect(expected, f"{name} is not a list" + (f" of {len(pattern)}" if isinstance(pattern, tuple) else ""))
+        expect(expected, f"{name} is not a list" + (f" of {len(pattern)}" if isinstance(pattern, tuple) else ""))
         patterns = pattern if isinstance(pattern, tuple) else pattern * len(value)
         items = [fitted(*pair, f"{name}.{i}") for i, pair in enumerate(zip(value, patterns, strict=True))]
         return tuple(items) if isinstance(value, tuple) else items
     is_whole = type(value) is int and abs(value) < 2**63
     fits = is_whole if pattern is int else isinstance(value, pattern) or (pattern is float and is_whole)
-    _expect(fits, f"{name} is not {WORDS[pattern]}")
+    expect(fits, f"{name} is not {WORDS[pattern]}")
     return value
 
 
 def _fitted_dict(value: Any, pattern: dict[Any, Any], name: str) -> dict[Any, Any]:
-    _expect(isinstance(value, dict), f"{name} is not a dictionary")
-    pattern = {
-        key.removesuffix("?") if isinstance(key, str) else key: Maybe(own) if str(key).endswith("?") else own
-        for key, own in pattern.items()
-    }
+    expect(isinstance(value, dict), f"{name} is not a dictionary")
+    optional = {key.removesuffix("?") for key in pattern if isinstance(key, str) and key.endswith("?")}
+    pattern = {key.removesuffix("?") if isinstance(key, str) else key: own for key, own in pattern.items()}
     any_key = next((key for key in pattern if isinstance(key, type)), None)
     copy = {}
     for key, each in value.items():
         known = isinstance(key, any_key) if any_key else key in pattern
-        _expect(known, f"{name} holds {_word(key)}, which is unknown here")
-        own = pattern[any_key or key]
-        if each is not None or not isinstance(own, Maybe):
-            copy[key] = fitted(each, own, f"{name}.{_word(key)}")
-    for key, own in pattern.items():
-        _expect(key in copy or isinstance(key, int | type) or isinstance(own, Maybe), f"{name} holds no {key}")
+        expect(known, f"{name} holds {_word(key)}, which is unknown here")
+        if each is not None or key not in optional:
+            copy[key] = fitted(each, pattern[any_key or key], f"{name}.{_word(key)}")
+    for key in pattern:
+        expect(key in copy or isinstance(key, int | type) or key in optional, f"{name} holds no {key}")
     return copy
 
 
@@ -122,8 +102,8 @@ def _fitted_tensor(value: Any, pattern: Tensor, name: str) -> Tensor:
     fits = value.dim() == pattern.dim() and all(
         own in (0, size) for size, own in zip(value.shape, pattern.shape, strict=True)
     )
-    _expect(fits, f"{name} is {list(value.shape)} instead of {list(pattern.shape)}")
-    _expect(value.dtype == pattern.dtype, f"{name} is {type_name(value)} instead of {type_name(pattern)}")
+    expect(fits, f"{name} is {list(value.shape)} instead of {list(pattern.shape)}")
+    expect(value.dtype == pattern.dtype, f"{name} is {type_name(value)} instead of {type_name(pattern)}")
     if pattern.isfinite().all():  # CRD's normaliser is NaN before the first step
         check_numbers(value, name)
     if value.shape != pattern.shape:
@@ -131,27 +111,28 @@ def _fitted_tensor(value: Any, pattern: Tensor, name: str) -> Tensor:
     return torch.empty_like(pattern, device=value.device).copy_(value)
 
 
-def _expect(holds: bool, message: str) -> None:
+def expect(holds: bool, message: str) -> None:
+    """Raise Misfit with a message unless a condition holds."""
     if not holds:
         raise Misfit(message)
 
 
 def check_stored(value: Any, name: str) -> None:
     """Raise Misfit unless a value is a dense tensor of a usual dtype whose elements are all stored."""
-    _expect(type(value) in (Tensor, nn.Parameter), f"{name} is not a tensor of a known kind")
+    expect(type(value) in (Tensor, nn.Parameter), f"{name} is not a tensor of a known kind")
     kinds = {"quantized": value.is_quantized, "meta": value.is_meta, "nested": value.is_nested}
     kind = next((kind for kind, found in kinds.items() if found), str(value.layout).removeprefix("torch."))
-    _expect(kind == "strided", f"{name} is a {kind} tensor, which no network has")
-    _expect(value.dtype in TYPES, f"{name} is of the type {type_name(value)}, which no network has")
+    expect(kind == "strided", f"{name} is a {kind} tensor, which no network has")
+    expect(value.dtype in TYPES, f"{name} is of the type {type_name(value)}, which no network has")
     stored = value.untyped_storage().nbytes() // value.element_size()
-    _expect(value.numel() <= stored, f"{name} has {value.numel()} numbers of which {stored} are stored")
+    expect(value.numel() <= stored, f"{name} has {value.numel()} numbers of which {stored} are stored")
 
 
 def check_numbers(value: Tensor, name: str) -> None:
     """Raise Misfit if a number is not finite, or is negative in a tensor that never is."""
-    _expect(bool(value.isfinite().all()), f"{name} is not finite")
+    expect(bool(value.isfinite().all()), f"{name} is not finite")
     if name.rpartition(".")[2] in NEVER_NEGATIVE:
-        _expect(bool((value >= 0).all()), f"{name} is negative")
+        expect(bool((value >= 0).all()), f"{name} is negative")
 
 
 def type_name(tensor: Tensor) -> str:
@@ -178,11 +159,11 @@ def optimizer_pattern(optimizer: torch.optim.SGD | torch.optim.Adam) -> dict[str
 
     def state_of(parameter: Tensor) -> dict[str, Any]:
         if isinstance(optimizer, torch.optim.SGD):
-            return {"momentum_buffer": Maybe(parameter)}
+            return {"momentum_buffer?": parameter}
         return {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}
 
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    return {"state": dict(enumerate(map(state_of, parameters))), "param_groups": Replaced([])}
+    return {"state": dict(enumerate(map(state_of, parameters))), "param_groups": Any}
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

@@ -1,14 +1,13 @@
 """The modules that a run trains, a student alone or with temperature and distiller, and their loss."""
 
-from collections.abc import Collection, Hashable
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Hashable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from dataset.base import Batch
 from distiller_zoo import Distiller, at_least_float32, kd_loss, warmed_up
@@ -174,7 +173,7 @@ class Distillation(Task):
         self.gamma, self.alpha, self.beta = gamma, alpha, beta
         self.fixed_alpha, self.kd_T, self.kd_warmup = fixed_alpha, kd_T, kd_warmup
         self.register_buffer("warmup", torch.ones(()))
-        self.probe: tuple[Tensor, Tensor] | None = None  # images and classes, the same in all processes
+        self.probe: Any = None  # images and classes, the same in all processes; None without
 
     def start_epoch(self, epoch: int) -> None:
         self.temperature.start_epoch(epoch)
@@ -214,7 +213,7 @@ class Distillation(Task):
         columns = (batch.images[:size].clone(), batch.target[:size].clone())
         images, target = (distributed.all_gather_grad(column, size * world_size) for column in columns)
         self.probe = images, target
-        self.temperature.observe(self._probe_loss(*self.probe))
+        self.temperature.observe(self._probe_loss())
         return batch.without_first(size, world_size)
 
     def forward(self, batch: Batch, teacher: Output | None) -> StepOutput:
@@ -269,15 +268,14 @@ class Distillation(Task):
     def after_step(self) -> None:
         self.distiller.after_step()
         if self.probe is not None:
-            self.temperature.observe(self._probe_loss(*self.probe))
+            self.temperature.observe(self._probe_loss())
 
     @torch.no_grad()
-    def _probe_loss(self, images: Tensor, target: Tensor) -> Tensor:
+    def _probe_loss(self) -> Tensor:
         """Return the student's cross entropy on the probe, in training mode but without updating running statistics."""
-        images = distributed.shard(images)
-        copies = {name: buffer.clone() for name, buffer in self.student.named_buffers()}
-        with self.autocast():
-            logits = functional_call(self.student, copies, (images,))
+        images, target = self.probe
+        with kept_statistics(self.student), self.autocast():
+            logits = self.student(distributed.shard(images))
         logits = distributed.all_gather_grad(at_least_float32(logits), len(target))
         return F.cross_entropy(logits, target)
 
@@ -308,6 +306,15 @@ class Distillation(Task):
         """Restore what `get_extra_state` returned."""
         probe = state.get("probe")
         self.probe = None if probe is None else (probe[0].to(self.warmup.device), probe[1].to(self.warmup.device))
+
+
+@contextmanager
+def kept_statistics(model: nn.Module) -> Iterator[None]:
+    """Restore a network's buffers, such as batch norm's running statistics, on exit."""
+    copies = [buffer.clone() for buffer in model.buffers()]
+    yield
+    for buffer, copy in zip(model.buffers(), copies, strict=True):
+        buffer.copy_(copy)
 
 
 def whole_batch(student: Output, teacher: Output, batch: Batch) -> tuple[Output, Output, Tensor, Tensor]:

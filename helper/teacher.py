@@ -32,6 +32,7 @@ SHARED_OPTIONS = (  # passed from the student's run to a teacher trained for it
 )  # fmt: skip
 
 
+SAVED = Path("save/models")  # folder of the teachers' folders
 Train = Callable[[TeacherOptions], list[Path]]  # train_teacher.train
 
 
@@ -60,28 +61,31 @@ def find_teacher(options: StudentOptions, train: Train | None = None) -> FoundTe
     Raises:
         UserError: there is no teacher, its file is damaged, or it is not the network of --model_t.
     """
+    name = options.model_t
     if options.teacher_weights:
         if options.dry_run:
-            return FoundTeacher(Path(f"{options.teacher_weights}'s weights"), options.model_t, None, {})
-        file = distributed.on_rank0(lambda: _downloaded(options.model_t, options.teacher_weights))
-        return distributed.on_rank0(lambda: _read(file, options.model_t, options.dataset))
-    if options.path_t is None and options.model_t is not None and is_outside(options.model_t):
-        return _find_outside(options)
-    if options.path_t is None and options.model_t is None:
+            return FoundTeacher(Path(f"{options.teacher_weights}'s weights"), name, None, {})
+        return _read(_downloaded(name, options.teacher_weights), name, options.dataset)
+    if options.path_t is None and name is None:
         raise UserError("a student needs a teacher: give --path-t FILE, or --model_t NAME for save/models/NAME_vanilla")
-    path = Path(options.path_t or Path("save/models") / folder_name(options.model_t or "", options.dataset))
-    file = distributed.on_rank0(lambda: _newest(path))
+    path = Path(options.path_t or SAVED / folder_name(name, options.dataset))
+    file = _newest(path)
+    if file is None and options.path_t is None and is_outside(name):
+        file = SAVED / f"{file_name(name)}_pretrained" / f"{file_name(name)}.pth"
+        if options.dry_run and not file.exists():
+            return FoundTeacher(file, name, None, {})
+        _keep_pretrained(name, file)
     if file is None:
         folder = path.parent if path.suffix in (".pth", ".safetensors") else path
-        name = options.model_t or checkpoint.model_of_folder(folder)
+        name = name or checkpoint.model_of_folder(folder)
         if options.dry_run:
             print(f"the teacher {path} is missing")
             return FoundTeacher(path, name or "unknown", None, {})
-        trained = _train_missing(path, folder, name, options, train)
-        file = distributed.on_rank0(lambda: _newest(trained))
-    return distributed.on_rank0(lambda: _read(file, options.model_t, options.dataset))
+        file = _newest(_train_missing(path, folder, name, options, train))
+    return _read(file, options.model_t, options.dataset)
 
 
+@distributed.by_rank0
 def _read(file: Path, expected: str | None, dataset: str) -> FoundTeacher:
     weights, info = checkpoint.load_file(file)
     name = checkpoint.identify(file, weights, expected, dataset, info.network if info else None)
@@ -89,23 +93,11 @@ def _read(file: Path, expected: str | None, dataset: str) -> FoundTeacher:
     return FoundTeacher(file, name, checkpoint.file_hash(file), weights, scale)
 
 
-def _find_outside(options: StudentOptions) -> FoundTeacher:
-    """Return the teacher `timm:NAME` or `hf:NAME`, with its library's weights or those trained here.
-
-    Downloaded weights are saved to a file, whose hash identifies them.
-    """
-    name = options.model_t
-    trained = Path("save/models") / folder_name(name, options.dataset)
-    file = distributed.on_rank0(lambda: _newest(trained))
-    if file is None:
-        file = Path("save/models") / f"{file_name(name)}_pretrained" / f"{file_name(name)}.pth"
-        if options.dry_run and not file.exists():
-            return FoundTeacher(file, name, None, {})
-        distributed.on_rank0(lambda: file.exists() or _keep_pretrained(name, file))
-    return distributed.on_rank0(lambda: _read(file, name, options.dataset))
-
-
+@distributed.by_rank0
 def _keep_pretrained(name: str, file: Path) -> None:
+    """Save the pretrained weights of the network `timm:NAME` or `hf:NAME` to a file, whose hash identifies them."""
+    if file.exists():
+        return
     weights = pretrained_weights(name)
     file.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.save({"model": weights}, file)
@@ -116,12 +108,29 @@ def _downloaded(name: str, source: str) -> Path:
     """Return the file with public weights of a network, downloading it if necessary."""
     from models import imagenet  # imports torchvision, which takes seconds
 
+    fetch = imagenet.fetch_weights if source == "torchvision" else fetch_hub
+    return fetched(fetch, name, source, "--path-t FILE instead of --teacher_weights")
+
+
+@distributed.by_rank0
+def fetched(fetch: Callable[[str], Path], name: str, source: str, instead: str) -> Path:
+    """Return the file of public weights that `fetch` downloads for a network.
+
+    Args:
+        fetch: downloads a file, given the network's name.
+        name: name of the network.
+        source: the source of the weights, for the error message.
+        instead: the flag that takes a file instead, for the error message.
+
+    Raises:
+        UserError: there are no such weights, or they could not be downloaded.
+    """
     try:
-        return (imagenet.fetch_weights if source == "torchvision" else fetch_hub)(name)
+        return fetch(name)
     except (OSError, RuntimeError, HTTPException) as error:
         raise UserError(
-            f"{source}'s weights of {name} could not be downloaded ({error}): get the file elsewhere and give it as"
-            " --path-t FILE instead of --teacher_weights"
+            f"{source}'s weights for {name} could not be downloaded ({error}): get the file elsewhere and give it as"
+            f" {instead}"
         ) from error
 
 
@@ -181,21 +190,9 @@ def fold_batch_norm(model: Model) -> Model:
     return model
 
 
-def _newest(path: Path) -> Path | None:
-    """Return `newest_weights`; every error is a UserError."""
-    try:
-        return newest_weights(path)
-    except (OSError, ValueError) as error:  # a path that is too long, holds a NUL, or leads through a closed folder
-        raise UserError(f"the teacher {str(path)!r} cannot be read ({reason(error)}): give another --path-t") from error
-
-
 def find_weights(path: Path) -> Path:
     """Return the file of weights at a path, which may be a run's folder. Raises UserError if there is none."""
-    try:
-        file = newest_weights(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{str(path)!r} cannot be read ({reason(error)}): give another") from error
-    if file is not None:
+    if file := newest_weights(path):
         return file
     if path.is_dir():
         raise UserError(f"{path} holds no weights of a finished run: finish it, or give a file, such as its *_best.pth")
@@ -206,6 +203,9 @@ def newest_weights(path: Path) -> Path | None:
     """Return the file itself, or the `ckpt_epoch_<n>.pth` with the highest n of a folder without an unfinished run.
 
     In a folder without such files, such as a student's, return `<name>_last.pth`, or None if it is missing too.
+
+    Raises:
+        UserError: the path cannot be read.
     """
     try:
         if not stat.S_ISDIR(path.stat().st_mode):
@@ -216,6 +216,11 @@ def newest_weights(path: Path) -> Path | None:
         return max(path.glob("ckpt_epoch_*.pth"), key=_epoch, default=last)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except (OSError, ValueError) as error:  # a path that is too long, holds a NUL, or leads through a closed folder
+        raise UserError(f"{str(path)!r} cannot be read ({reason(error)}): give another path") from error
+
+
+_newest = distributed.by_rank0(newest_weights)
 
 
 def _epoch(path: Path) -> int:

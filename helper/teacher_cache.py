@@ -20,7 +20,6 @@ from distiller_zoo import at_least_float32
 from helper import distributed, signals
 from helper.device import all_cores, autocast
 from helper.errors import Interrupted, RunError
-from helper.files import reason, try_writing
 from helper.row_store import MOST, RowStore
 from inputs import UserError, open_regular
 from models import Model, Output
@@ -28,7 +27,6 @@ from models.renormalised import Renormalised
 
 ASKED_PIXELS = {"cpu": 128 * 32**2, "cuda": 4096 * 32**2}  # per batch
 WRITTEN_AT_ONCE, WRITTEN_EVERY = 2**26, 2.0  # bytes or seconds between writes, since each write waits for the disk
-DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
 class OnlineTeacher:
@@ -49,24 +47,13 @@ class OnlineTeacher:
         """Return features and logits [B, C] of the images, and the parts in `also`; logits in float32."""
         second = self.second(batch) if "second" in also else None
         with autocast(batch.images.device, self.precision):
-            said = self.model(batch.images, is_feat=True, also=[name for name in also if name != "second"])
-        return replace(said, logits=at_least_float32(said.logits), second=second)
+            output = self.model(batch.images, is_feat=True, also=[name for name in also if name != "second"])
+        return replace(output, logits=at_least_float32(output.logits), second=second)
 
     def second(self, batch: Batch) -> Output:
         """Return the logits [B, C] of the second view of the images."""
         with autocast(batch.images.device, self.precision):
             return Output([], at_least_float32(self.model(batch.second)))
-
-
-def check_table_dir(folder: Path) -> None:
-    """Raise UserError if no table can be written into a folder; called before any long work."""
-    try:
-        try_writing(folder)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"the teacher's table cannot be written into {folder} ({reason(error)}): name another folder with"
-            " --table_dir"
-        ) from error
 
 
 class CachedTeacher:
@@ -125,18 +112,18 @@ class CachedTeacher:
         text = json.dumps(identity, indent=2) + "\n"
         self.folder = folder / f"{content}_{dtype}_{sha256(text.encode()).hexdigest()[:16]}"
         try:
-            self.file = RowStore(self.folder, num_rows, width, DTYPES[dtype], text)
+            self.file = RowStore(self.folder, num_rows, width, getattr(torch, dtype), text)
         except UserError as error:
             raise UserError(f"{error}, or name another folder for the teacher's table with --table_dir") from error
         side = loader.view_of(*torch.zeros(2, 1, dtype=torch.int64, device=self.device)).shape[-1]
         self.at_once = max(1, ASKED_PIXELS[self.device.type] // side**2)
         self.on_device: Tensor | None = None
         if self.device.type != "cpu":
-            self.on_device = torch.empty(num_rows, width, dtype=DTYPES[dtype], device=self.device)
+            self.on_device = torch.empty(num_rows, width, dtype=self.file.dtype, device=self.device)
         self._hold(self.file.refresh())
         self._check()
         self.asked_for = num_rows if loader.flip else num_rows // 2  # other views are never drawn
-        self._tell(identity)
+        self._print_progress(identity)
 
     def prepare(self, batches: Epoch) -> None:
         """Compute an epoch's missing rows.
@@ -145,7 +132,7 @@ class CachedTeacher:
             Interrupted: a signal arrived before they were complete.
         """
         drawn = batches.drawn()
-        is_done = drawn is None or self._ask(drawn[0] * self.views + drawn[1])
+        is_done = drawn is None or self._compute_missing(drawn[0] * self.views + drawn[1])
         if distributed.any_rank(not is_done):
             raise Interrupted("stopped before the teacher had answered")
 
@@ -155,8 +142,8 @@ class CachedTeacher:
         rows = distributed.shard(rows if self.loader.flip else rows[::2])
         print(f"asking the teacher for {len(self.file.missing(rows)):,} answers", flush=True)
         try:
-            with signals.looked_at(), all_cores(self.device):
-                is_done = self._ask(rows)
+            with signals.deferred(), all_cores(self.device):
+                is_done = self._compute_missing(rows)
             if distributed.any_rank(not is_done):
                 signals.stop()
         except KeyboardInterrupt:
@@ -173,16 +160,16 @@ class CachedTeacher:
         second = self.online.second(batch) if "second" in also else None  # there are too many second views for a table
         rows = batch.index * self.views + batch.view
         if self.on_device is None:
-            said = self.file.values.index_select(0, self.file.position.index_select(0, rows))
+            values = self.file.values.index_select(0, self.file.position.index_select(0, rows))
         else:
-            said = self.on_device.index_select(0, rows)
-        said = said.float()
+            values = self.on_device.index_select(0, rows)
+        values = values.float()
         if self.content == "logits":
-            return Output([], said, second=second)
-        return Output([said], self.online.model.classifier(said), second=second)
+            return Output([], values, second=second)
+        return Output([values], self.online.model.classifier(values), second=second)
 
     @torch.no_grad()
-    def _ask(self, rows: Tensor) -> bool:
+    def _compute_missing(self, rows: Tensor) -> bool:
         """Compute those of the rows that are missing; return False if a signal arrived first.
 
         Runs that fill one table at the same time share the work: each visits the rows in its own random order, and
@@ -200,7 +187,7 @@ class CachedTeacher:
         with tqdm(total=len(rows), desc="asking the teacher", unit="image", leave=False, disable=quiet) as bar:
             for number, batch in enumerate(batches, 1):
                 if len(missing := self.file.missing(batch)):
-                    answers.append((missing, self._asked(missing)))
+                    answers.append((missing, self._compute(missing)))
                 bar.update(len(batch))
                 is_last = signals.asked() or number == len(batches)
                 many = len(answers) * size >= WRITTEN_AT_ONCE
@@ -215,15 +202,15 @@ class CachedTeacher:
         """Write rows to the table, and read the rows that others have written."""
         if not answers:
             return self._hold(self.file.refresh())
-        rows, said = map(torch.cat, zip(*answers, strict=True))
-        if not said.to(self.file.dtype).isfinite().all():
+        rows, values = map(torch.cat, zip(*answers, strict=True))
+        if not values.to(self.file.dtype).isfinite().all():
             raise RunError(
                 "the teacher's output is not finite, or too large for --table_dtype float16: check its weights, or"
                 " leave --teacher_table or --table_dtype out"
             )
-        return self._hold(self.file.append(rows, said.cpu()))
+        return self._hold(self.file.append(rows, values.cpu()))
 
-    def _asked(self, rows: Tensor) -> Tensor:
+    def _compute(self, rows: Tensor) -> Tensor:
         """Return the teacher's outputs [M, width] for rows [M]; the batch size is fixed, so they are reproducible."""
         size = len(rows)
         rows = torch.cat([rows, rows[:1].expand(self.at_once - size)]).to(self.device)
@@ -238,8 +225,8 @@ class CachedTeacher:
         if not len(known):
             return
         rows = known[torch.linspace(0, len(known) - 1, min(self.at_once, len(known))).long()]
-        said, kept = self._asked(rows).cpu(), self.file.values[self.file.position[rows].long()].float()
-        if not (kept - said).abs().max() <= 1e-2 * said.abs().max():  # also true for NaN
+        computed, kept = self._compute(rows).cpu(), self.file.values[self.file.position[rows].long()].float()
+        if not (kept - computed).abs().max() <= 1e-2 * computed.abs().max():  # also true for NaN
             raise UserError(
                 f"the table {self.folder} is damaged, since it differs from the teacher's output: remove that folder,"
                 " and its rows are computed again"
@@ -253,7 +240,7 @@ class CachedTeacher:
             self.on_device[chunk.to(self.device)] = values.to(self.device)
         torch.cuda.synchronize(self.device)  # other runs look up rows in their own streams
 
-    def _tell(self, identity: dict[str, Any]) -> None:
+    def _print_progress(self, identity: dict[str, Any]) -> None:
         known, full = self.file.read, self.asked_for
         size = full * self.file.width * self.file.dtype.itemsize
         print(

@@ -155,16 +155,8 @@ class Trainer:
         if run.trained is not None:
             return run.trained
         self.left = self._seconds_left(epoch) if self.history else 0.0
-        hidden = distributed.hide_progress()
-        with tqdm(
-            None,
-            f"{self.epoch_name} {epoch}/{self.options.epochs}",
-            len(data),
-            False,
-            unit="batch",
-            disable=hidden,
-            initial=run.step,
-        ) as self.bar:
+        name, hidden = f"{self.epoch_name} {epoch}/{self.options.epochs}", distributed.hide_progress()
+        with tqdm(None, name, len(data), leave=False, unit="batch", disable=hidden, initial=run.step) as self.bar:
             result = train_one_epoch(
                 self.task, self.teacher, data, self.optimizer, self.metrics, epoch, run.step, self._on_step, self.step
             )

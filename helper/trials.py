@@ -165,7 +165,7 @@ def train_runs(
         try:
             if len(runs) == 1:
                 trainer = build(*runs[0], None, table)
-                with signals.looked_at():
+                with signals.deferred():
                     trainer.fit()
             else:
                 seeds = {options.seed for _, options in runs}
@@ -176,14 +176,12 @@ def train_runs(
                     pass_turn()  # all trainers are built before any of them trains
                     trainer.fit()
 
-                with signals.looked_at():
+                with signals.deferred():
                     Turns(device, len(runs)).run([partial(work, *run, n) for n, run in enumerate(runs, 1)])
         except (Interrupted, KeyboardInterrupt) as stop:
             kept = "; ".join(run.kept() for run, _ in runs)
-            same = (
-                "the same command without --overwrite" if any(run.overwrite for run, _ in runs) else "the same command"
-            )
-            print(f"\nstopped; {kept}: {same} goes on from there", flush=True)
+            without = " without --overwrite" if any(run.overwrite for run, _ in runs) else ""
+            print(f"\nstopped; {kept}: the same command{without} goes on from there", flush=True)
             if isinstance(stop, KeyboardInterrupt):
                 raise
             signals.stop()

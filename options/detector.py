@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from dataset import BatchSize, KeepEmpty, NumWorkers
 from distiller_zoo.detection import detector_distillers
-from inputs import Option, UserError
+from inputs import Option
 from models.detector_names import DETECTORS
 from options.flags import (
     DeviceOptions,
@@ -17,6 +17,7 @@ from options.flags import (
     name_of,
     neutral,
     own_weight,
+    whole_numbers,
 )
 from options.parser import Parser
 from temperature import temperature_dict
@@ -62,16 +63,6 @@ ELSEWHERE = {
     "gamma": "a detector's own losses have the weight 1",
     "kd_warmup": "a detector's run is counted in iterations, so give --kd_warmup_iters",
 }
-
-
-def whole_numbers(text: str | list[int]) -> list[int]:
-    """Return the integers in a comma-separated list. Raises UserError for anything else."""
-    if isinstance(text, list):
-        return text
-    try:
-        return [int(number) for number in text.split(",")]
-    except ValueError as error:
-        raise UserError(f"give whole numbers separated by commas, like 640,800, not {text}") from error
 
 
 def by_dataset(help: str, *bounds: float, **more: Any) -> Option:

@@ -7,7 +7,7 @@ import argparse
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from dataset import BatchSize, ImageSize, NumWorkers, TrainSubset, dataset_names
 from distiller_zoo import distiller_dict
@@ -19,6 +19,8 @@ from temperature import temperature_dict
 from temperature.base import KD_T, KdT
 from temperature.control import CONTROLS
 from temperature.dtkd import WARMUP as DTKD_WARMUP
+
+T = TypeVar("T")
 
 # The published scripts use these learning rates, whatever --learning_rate is.
 LEARNING_RATES = {"MobileNetV2": 0.01, "ShuffleV1": 0.01, "ShuffleV2": 0.01}
@@ -40,6 +42,16 @@ DATASET = name_of(
     "folder: any train/ and val/ tree, held in memory; imagenet: such a tree, read from its files in every epoch; ",
     dataset_names,
 )
+
+
+def whole_numbers(text: str | list[int]) -> list[int]:
+    """Return the integers in a comma-separated list. Raises UserError for anything else."""
+    if isinstance(text, list):
+        return text
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"give whole numbers separated by commas, like 150,180,210, not {text}") from error
 
 
 def channels_of(text: str) -> list[float]:
@@ -81,14 +93,6 @@ class DataOptions:
     ] = False
 
 
-def epochs_of(text: str) -> list[int]:
-    """Return the epochs in a comma-separated list. Raises UserError for anything else."""
-    try:
-        return [int(epoch) for epoch in text.split(",")]
-    except ValueError as error:
-        raise UserError(f"--lr_decay_epochs takes epochs and commas, like 150,180,210; not {text}") from error
-
-
 LEARNING_RATE_HELP = f"as published, {', '.join(LEARNING_RATES)} always get 0.01 (default: {LEARNING_RATE})"
 
 
@@ -108,7 +112,7 @@ class OptimizationOptions:
             10**9,
             shown="E,E",
             later=True,
-            normal=epochs_of,
+            normal=whole_numbers,
         ),
     ]
     lr_decay_rate: Annotated[float, Option("factor of the learning rate at each drop", 1e-9, 1.0)] = 0.1
@@ -347,13 +351,13 @@ def as_dict(options: CommonOptions) -> dict[str, Any]:
     return values | values.pop("method", {})
 
 
-def as_options(values: dict[str, Any]) -> Any:
-    """Return StudentOptions or TeacherOptions from values by option name."""
-    if "model_s" not in values:
-        return TeacherOptions(**values)
-    own = {field.name for field in fields(StudentOptions)}
-    method = {name: value for name, value in values.items() if name not in own}
-    return StudentOptions(**{name: value for name, value in values.items() if name in own}, method=method)
+def as_options(kind: type[T], values: dict[str, Any]) -> T:
+    """Return the options of a script from values by option name; `kind` is their class."""
+    names = {field.name for field in fields(kind)}
+    if "method" not in names:
+        return kind(**values)
+    method = {name: value for name, value in values.items() if name not in names}
+    return kind(**{name: value for name, value in values.items() if name in names}, method=method)
 
 
 def first_epochs(options: CommonOptions) -> int:

@@ -4,7 +4,7 @@ from typing import Any
 
 from inputs import options_of
 from options.detector import DetectorOptions
-from options.flags import StudentOptions, TeacherOptions, all_options, as_dict, own_options
+from options.flags import CommonOptions, StudentOptions, TeacherOptions, all_options, as_dict, own_options
 
 HASHES = {  # key: message if it differs
     "data_sha256": "other data", "teacher_sha256": "another teacher", "init_sha256": "other initial weights",
@@ -37,9 +37,9 @@ def foreign_options(distill: str | None, temperature: str | None) -> set[str]:
     return all_options().keys() - common - own_options(distill, temperature).keys()
 
 
-def own_dict(options: StudentOptions | DetectorOptions) -> dict[str, Any]:
+def own_dict(options: CommonOptions | DetectorOptions) -> dict[str, Any]:
     """Return the options by name, as in `config.json`: without those of methods that the run does not use."""
-    foreign = foreign_options(options.distill, options.temperature)
+    foreign = foreign_options(getattr(options, "distill", None), getattr(options, "temperature", None))
     return {name: value for name, value in as_dict(options).items() if name not in foreign}
 
 

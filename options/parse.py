@@ -47,6 +47,7 @@ PUBLISHED_NAMES = {
     "similarity": "sp", "attention": "at", "correlation": "cc", "fitnet": "hint", "factor": "ft", "abound": "ab",
     "cat-kd": "cat_kd", "mobilenetv1": "MobileNetV1_Imagenet",
 }  # fmt: skip
+VARIABLES = {"imagenet": "IMAGENET_DIR", "coco": "COCO_DIR"}  # those that are not read in dataset/
 DECIDE_DEFAULTS = {"dataset", "model", "model_s", "distill", "temperature", "epochs"}  # of other options
 
 
@@ -77,7 +78,7 @@ def flags_of(parser: Parser, options: dict[str, Any]) -> list[str]:
 
 def parse_teacher(argv: list[str] | None = None) -> TeacherOptions:
     """Return the checked options of train_teacher.py's command line; see `parse_student`."""
-    return _parse(teacher_parser, argv)
+    return _parse(teacher_parser, TeacherOptions, argv)
 
 
 def parse_student(argv: list[str] | None = None) -> StudentOptions:
@@ -91,20 +92,19 @@ def parse_student(argv: list[str] | None = None) -> StudentOptions:
     Raises:
         UserError: an unknown flag or name, a number that makes no sense, or a plug-in that cannot be loaded.
     """
-    return _parse(student_parser, argv)
+    return _parse(student_parser, StudentOptions, argv)
 
 
 PARSERS = {"train_student.py": parse_student, "train_teacher.py": parse_teacher}  # of each training script
 
 
-def _parse(make_parser: Callable[[], Parser], argv: list[str] | None) -> Any:
+def _parse(make_parser: Callable[[], Parser], kind: type, argv: list[str] | None) -> Any:
     argv = sys.argv[1:] if argv is None else argv
     load_plugins(argv)
     parser = make_parser()
     options = vars(parser.parse_args([underscored(word) for word in argv]))
     check_dataset(options["dataset"])
-    if options["dataset"] == "imagenet" and options["data_dir"] is None:
-        options["data_dir"] = os.environ.get("IMAGENET_DIR")
+    options["data_dir"] = data_dir_of(options["dataset"], options["data_dir"])
     if options["image_size"] is None:
         options["image_size"] = default_image_size(options["dataset"])
     check_declared(options, all_options())
@@ -115,19 +115,23 @@ def _parse(make_parser: Callable[[], Parser], argv: list[str] | None) -> Any:
             options[key] = _network(key, options[key], known)
     if "model_s" in options:
         _resolve_student(options)
-        tell_foreign(given(parser, argv), options["distill"], options["temperature"])
+        foreign = foreign_options(options["distill"], options["temperature"])
+        print_foreign(given(parser, argv) & foreign, options["distill"], options["temperature"])
     _resolve_schedule(options)
     _check_together(options)
     resolve_speed(options)
     resolve_processes(options)
-    resolved = as_options(options)
+    resolved = as_options(kind, options)
     check_sizes(resolved)
-    if "temperature" in options:  # their own checks, before any work is done
-        factory = temperature_dict[options["temperature"]]
-        known = {key: value for key, value in options.items() if value is not None}
-        factory(**kwargs_for(factory, known | {"num_classes": 1, "train_target": torch.zeros(1)}))
+    if "temperature" in options:
+        check_temperature(options)
         _check_teacher_weights(options)
     return resolved
+
+
+def data_dir_of(dataset: str | None, data_dir: str | None) -> str | None:
+    """Return the folder of a data set: the given one, or that of its environment variable in VARIABLES."""
+    return data_dir or os.environ.get(VARIABLES.get(dataset, ""))
 
 
 def _check_teacher_weights(options: dict[str, Any]) -> None:
@@ -209,10 +213,10 @@ def known_name(kind: str, name: str, known: Iterable[str]) -> str:
     raise unknown(kind, name, known)
 
 
-def tell_foreign(names: set[str], distill: str, temperature: str) -> None:
-    """Print which given options belong to methods that the run does not use; published scripts set some of these."""
-    if foreign := sorted(names & foreign_options(distill, temperature)):
-        flags = ", ".join(f"--{name}" for name in foreign)
+def print_foreign(names: set[str], distill: str, temperature: str) -> None:
+    """Print that given options belong to methods that the run does not use; published scripts set some of these."""
+    if names:
+        flags = ", ".join(f"--{name}" for name in sorted(names))
         print(f"note: without effect under --distill {distill} and --temperature {temperature}: {flags}")
 
 
@@ -236,7 +240,6 @@ def _resolve_student(options: dict[str, Any]) -> None:
     for key, default in zip(("gamma", "alpha", "beta"), weights, strict=True):
         if options[key] is None and not (key == "beta" and distiller.pair_beta):  # which `resolve_pair` fills in
             options[key] = default
-    check_temperature(options)
     if options["dkd_weights"] != "ctkd" and options["distill"] != "dkd":
         raise UserError("--dkd_weights belongs to --distill dkd: leave it out, or add --distill dkd")
     if options["beta"] and distiller.weights[2] == 0 and distiller.has_first_stage:
@@ -275,7 +278,7 @@ def resolve_pair(given: StudentOptions, teacher: str) -> StudentOptions:
             f"--kd_warmup {options['kd_warmup']} has no KD term to act on: leave it out"
             + (", --dkd_warmup is DKD's" if options["distill"] == "dkd" else "")
         )
-    return as_options(options)
+    return as_options(StudentOptions, options)
 
 
 def check_declared(options: dict[str, Any], known: dict[str, Declared]) -> None:
@@ -283,16 +286,22 @@ def check_declared(options: dict[str, Any], known: dict[str, Declared]) -> None:
     for key, declared in known.items():
         if key in options:
             if declared.option.normal and options[key] is not None:
-                options[key] = declared.option.normal(options[key])
+                try:
+                    options[key] = declared.option.normal(options[key])
+                except UserError as error:
+                    raise UserError(f"--{key}: {error}") from error
             declared.option.check(key, options[key])
 
 
 def check_temperature(options: dict[str, Any]) -> None:
-    """Raise UserError for options that have no meaning with the run's temperature."""
+    """Raise UserError for options that the run's temperature refuses, or that have no meaning with it."""
     if options["logit_stand"] and options["temperature"] == "standardised":
         raise UserError("--temperature standardised is on z-scored logits already: leave --logit_stand out")
     if options["tau_control"] != "none" and options["temperature"] == "fixed" and not options["logit_stand"]:
         raise UserError("--tau_control is for a --temperature that differs from sample to sample: leave it out")
+    factory = temperature_dict[options["temperature"]]
+    known = {key: value for key, value in options.items() if value is not None}
+    factory(**kwargs_for(factory, known | {"num_classes": 1, "train_target": torch.zeros(1)}))
 
 
 def scaled_epochs(declared: Declared, epochs: int) -> int:

@@ -5,8 +5,6 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from distiller_zoo.detection import detector_distillers
 from inputs import UserError, options_of, unknown
 from models.detector_names import DETECTORS
@@ -20,13 +18,14 @@ from options.detector import (
     DetectorOptions,
     detector_parser,
 )
-from options.flags import all_options, as_dict
+from options.flags import all_options, as_options
 from options.parse import (
     check_declared,
     check_temperature,
+    data_dir_of,
     given,
     known_name,
-    kwargs_for,
+    print_foreign,
     resolve_processes,
     resolve_speed,
     scaled_epochs,
@@ -57,17 +56,18 @@ def parse_detector(argv: list[str] | None = None) -> DetectorOptions:
     options, names = vars(parser.parse_args(words)), given(parser, argv)
     if options["dataset"] not in DATASETS:
         raise unknown("data set", options["dataset"], DATASETS)
-    options["data_dir"] = options["data_dir"] or os.environ.get("COCO_DIR")
+    options["data_dir"] = data_dir_of(options["dataset"], options["data_dir"])
     _resolve_networks(options)
     _resolve_schedule(options)
     _resolve_loss(options)
     check_declared(options, all_options() | options_of(DetectorOptions))
     _resolve_methods(options, names)
     _check_together(options)
-    own = options_of(DetectorOptions).keys()
-    method = {key: value for key, value in options.items() if key not in own}
-    resolved = DetectorOptions(**{key: value for key, value in options.items() if key in own}, method=method)
-    _check_methods(resolved)
+    resolved = as_options(DetectorOptions, options)
+    known = options | {"epochs": resolved.epochs}
+    check_temperature(known)
+    if resolved.distill != "none":
+        detector_distillers[resolved.distill].check(known)
     return resolved
 
 
@@ -145,7 +145,6 @@ def _resolve_loss(options: dict[str, Any]) -> None:
         options["kd_warmup_iters"] = 0
     elif options["kd_warmup_iters"] is None:
         options["kd_warmup_iters"] = options["warmup_iters"]
-    check_temperature(options)
     if options["model_s"].startswith("retinanet"):
         _check_without_proposals(options, distiller)
 
@@ -176,10 +175,7 @@ def _resolve_methods(options: dict[str, Any], names: set[str]) -> None:
     taken = [temperature_dict[options["temperature"]], detector_distillers.get(options["distill"])]
     own = {key: declared for taker in taken if taker for key, declared in options_of(taker).items()}
     common = options_of(DetectorOptions).keys()
-    if foreign := sorted(names - own.keys() - common):
-        flags = ", ".join(f"--{name}" for name in foreign)
-        print(f"note: without effect under --distill {options['distill']} and --temperature"
-              f" {options['temperature']}: {flags}")  # fmt: skip
+    print_foreign(names - own.keys() - common, options["distill"], options["temperature"])
     if "lambda_epochs" not in names:
         options["lambda_epochs"] = max(0.001, CURRICULUM / 240 * parts)
     for key, declared in own.items():
@@ -224,12 +220,3 @@ def resolve_pair(options: DetectorOptions, teacher: str) -> DetectorOptions:
     published = PAIR_BETA.get((teacher, options.model_s)) if options.distill == "reviewkd" else None
     default = detector_distillers[options.distill].weights[2]
     return replace(options, beta=default if published is None else published)
-
-
-def _check_methods(options: DetectorOptions) -> None:
-    """Construct the temperature, and let the distiller check its options, before any work is done."""
-    known = as_dict(options) | {"epochs": options.epochs, "num_classes": 1, "train_target": torch.zeros(1)}
-    factory = temperature_dict[options.temperature]
-    factory(**kwargs_for(factory, {key: value for key, value in known.items() if value is not None}))
-    if options.distill != "none":
-        detector_distillers[options.distill].check(known)

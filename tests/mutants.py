@@ -39,7 +39,7 @@ MUTANTS = {
                             "[row + column.flip(0), row + column]", "unit/test_dataset.py"),
     "mean and std": Mutant("dataset/memory.py", ".sub_(self.mean).div_(self.std)", ".sub_(self.std).div_(self.mean)",
                            "unit/test_dataset.py"),
-    "mean of CIFAR": Mutant("dataset/cifar100.py", "MEAN = (0.5071, 0.4867, 0.4408)", "MEAN = (0.4914, 0.4822, 0.4465)",
+    "mean of CIFAR": Mutant("dataset/cifar.py", "mean=(0.5071, 0.4867, 0.4408)", "mean=(0.4914, 0.4822, 0.4465)",
                             "unit/test_dataset.py"),
     "mirrored boxes": Mutant("dataset/coco.py", "[width - right, top, width - left, bottom]",
                              "[width - left, top, width - right, bottom]", "unit/test_coco.py"),
@@ -61,9 +61,9 @@ MUTANTS = {
                            "unit/test_resume.py"),
     "border": Mutant("helper/first_stage.py", "self.main_optimizer if is_last else self.optimizer", "self.optimizer",
                      "unit/test_two_stage.py"),
-    "best": Mutant("helper/run_folder.py", "record[\"top1\"] > max(", "record[\"top1\"] < max(",
+    "best": Mutant("helper/run_folder.py", "record[self.score] > max(", "record[self.score] < max(",
                    "unit/test_resume.py"),
-    "best always": Mutant("helper/run_folder.py", "record[\"top1\"] > max(", "record[\"top1\"] or max(",
+    "best always": Mutant("helper/run_folder.py", "record[self.score] > max(", "record[self.score] or max(",
                           "unit/test_resume.py"),
 }  # fmt: skip
 

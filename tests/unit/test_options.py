@@ -524,7 +524,7 @@ def test_an_option_is_the_same_wherever_it_is_taken():
         ("--have_mlp 1 --lambda_epochs 0", "--lambda_epochs must be above 0"),
         ("--alpha nan", "--alpha must be 0 or more"),
         ("-b -1", "--beta must be 0 or more"),
-        ("--lr_decay_epochs a,b", "--lr_decay_epochs takes epochs and commas"),
+        ("--lr_decay_epochs a,b", "--lr_decay_epochs: give whole numbers separated by commas"),
         ("--model-s resnet20 --nonsense 1", "unrecognized arguments: --nonsense"),
         ("--tempe fixed", "unrecognized arguments: --tempe"),
         ("--epochs many", "--epochs: invalid int value: 'many'"),

@@ -78,9 +78,9 @@ def test_several_processes_keep_what_they_trained_and_go_on_testing(monkeypatch,
 
 def test_other_errors_are_not_taken_for_lost_processes(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RuntimeError, match="something else"), distributed._lost_processes_said(1):
+    with pytest.raises(RuntimeError, match="something else"), distributed._explain_lost_processes(1):
         raise RuntimeError("something else")
-    with pytest.raises(RunError, match=r"lost another \(Connection"), distributed._lost_processes_said(1):
+    with pytest.raises(RunError, match=r"lost another \(Connection"), distributed._explain_lost_processes(1):
         raise RuntimeError("[/gloo/pair.cc:545] Connection closed by peer")
 
 
