@@ -134,8 +134,6 @@ def _in_memory(
     data: ImageSet, image_size: int, batch_size: int, val_size: int, train_subset: int, seed: int, given: dict[str, Any]
 ) -> Dataset:
     images, target = data.train_images, data.train_target
-    if train_subset > len(target):
-        raise UserError(f"--train_subset {train_subset} is more than the {len(target)} training images there are")
     if train_subset:
         kept = balanced_subset(target, train_subset)
         images, target = images[kept], target[kept]

@@ -5,7 +5,6 @@ flipped horizontally, and images without boxes are left out. Order and flips dep
 they are the same for any number of threads or processes, and after a resume.
 """
 
-import copy
 import hashlib
 import itertools
 import os
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from dataset import BatchSize, KeepEmpty, NumWorkers, shapes
 from dataset.annotations import EXPECTED, AnnotatedImages, Categories, annotated, checked_annotations, read_coco
-from dataset.base import Epoch, seeded, shard
+from dataset.base import Epoch, Loader, seeded, shard
 from dataset.folder import MEAN, STD, why
 from dataset.tree import EXTENSIONS
 from inputs import UserError, checked, open_regular, unknown
@@ -100,7 +99,7 @@ def _mirror(boxes: Tensor, width: int) -> Tensor:
     return torch.stack([width - right, top, width - left, bottom], 1)
 
 
-class DetectionLoader:
+class DetectionLoader(Loader):
     """The training batches of a split; see `dataset.base.Loader`. An epoch is `period` iterations.
 
     The iterations make passes through the images. In each pass, the images are shuffled, landscape and portrait images
@@ -155,9 +154,6 @@ class DetectionLoader:
         """Return the steps per epoch."""
         return self.period
 
-    def __iter__(self) -> Iterator[DetectionBatch]:
-        return iter(self.epoch(1))
-
     def epoch(
         self, number: int, start: int = 0, partner: Tensor | None = None, weight: float = 1.0
     ) -> "DetectionEpoch":
@@ -165,12 +161,6 @@ class DetectionLoader:
         if partner is not None:
             raise UserError("images with boxes cannot be blended: choose another temperature, or no mixing")
         return DetectionEpoch(self, number, start, partner, weight)
-
-    def with_seed(self, seed: int) -> "DetectionLoader":
-        """Return a loader of the same images in the order and with the flips of another seed."""
-        other = copy.copy(self)
-        other.seed = seed
-        return other
 
     def draw_pass(self, number: int) -> tuple[Tensor, Tensor]:
         """Return the images of each batch of a pass, [K, B] int64, and which are flipped, [K, B] bool.

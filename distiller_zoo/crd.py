@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distiller_zoo.base import Distiller, at_least_float32
-from distiller_zoo.cc import EmbeddingSize
+from distiller_zoo.base import Distiller
+from distiller_zoo.cc import Embed, EmbeddingSize
 from inputs import CPU, Option, UserError, check_fits
 from models import Output
 from temperature import Tau
@@ -38,17 +38,6 @@ def nce_loss(score: Tensor, log_z: Tensor, num_samples: int) -> Tensor:
     log_sum = torch.logaddexp(log_p, torch.full_like(log_z, math.log(noise + EPS)))
     log_positive, log_negative = (log_p - log_sum)[:, 0], math.log(noise) - log_sum[:, 1:]
     return -(log_positive.sum() + log_negative.sum()) / len(score)
-
-
-class Embed(nn.Module):
-    """Maps pooled features [B, D] to embeddings of unit length [B, feat_dim]."""
-
-    def __init__(self, width: int, feat_dim: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(width, feat_dim)
-
-    def forward(self, features: Tensor) -> Tensor:
-        return F.normalize(self.linear(at_least_float32(features)), dim=1)
 
 
 class Contrast(nn.Module):
@@ -177,7 +166,7 @@ def _below(limit: Tensor, columns: int) -> Tensor:
 
 
 class CRD(Distiller):
-    """Applies the contrastive loss to embeddings of both networks' pooled features.
+    """Applies the contrastive loss to embeddings, of length 1, of both networks' pooled features.
 
     For the arguments see `Contrast` and `Candidates`.
 
@@ -212,7 +201,8 @@ class CRD(Distiller):
         check_fits("CRD's negatives of a batch", size, "--nce_k or --batch_size", device)
 
     def forward(self, student: Output, teacher: Output, target: Tensor, tau: Tau, index: Tensor) -> dict[str, Tensor]:
-        v_s, v_t = self.embed_s(student.features[-1]), self.embed_t(teacher.features[-1])
+        v_s = F.normalize(self.embed_s(student.features[-1]), dim=1)
+        v_t = F.normalize(self.embed_t(teacher.features[-1]), dim=1)
         return {"crd": self.contrast(v_s, v_t, index, self.candidates(index, target))}
 
     def after_step(self) -> None:

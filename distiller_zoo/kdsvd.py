@@ -34,8 +34,8 @@ class _Eigenvectors(torch.autograd.Function):
         return torch.where(is_finite, vectors, torch.nan)
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> Tensor:
-        (values, vectors), (slope,) = ctx.saved_tensors, slopes
+    def backward(ctx: Any, slope: Tensor) -> Tensor:
+        values, vectors = ctx.saved_tensors
         gap = values[:, None] - values[:, :, None]  # of column and row
         smallest = EPS * values.abs().amax(1)[:, None, None]
         inverse = gap / (gap.square() + smallest.square()).clamp(min=torch.finfo(gap.dtype).tiny)

@@ -9,11 +9,11 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from distiller_zoo.base import Growing, Warmup, at_least_float32
+from distiller_zoo.base import Growing, Warmup, at_least_float32, check_any
 from distiller_zoo.dkd import PAIR_BETA, check_classes, dkd_loss
 from distiller_zoo.kd import kd_loss
 from distiller_zoo.maps import averaged
-from inputs import CPU, Option, UserError
+from inputs import CPU, Option
 from models import Output
 from temperature import Tau, as_tau
 
@@ -142,8 +142,8 @@ class SDD(Growing):
     @classmethod
     def check(cls, options: dict[str, Any], device: torch.device = CPU) -> None:
         """Raise UserError if nothing would be left of the loss."""
-        if options["sdd_loss"] == "dkd" and options["sdd_alpha"] == options["sdd_beta"] == 0:
-            raise UserError("--sdd_alpha and --sdd_beta are both 0, so nothing would be left of SDD: give one of them")
+        if options["sdd_loss"] == "dkd":
+            check_any("SDD", sdd_alpha=options["sdd_alpha"], sdd_beta=options["sdd_beta"])
 
     @classmethod
     def complete(cls, options: dict[str, Any], pair: tuple[str, str]) -> dict[str, Any]:

@@ -63,7 +63,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inputs import Option, UserError
-from temperature.policy import PHASE, Policy, phase
+from temperature.policy import PHASE, Policy, period
 
 GAMMA, LAMBDA, CLIP = 0.99, 0.95, 0.2
 ACTOR_RATE, CRITIC_RATE, CALIBRATION_RATE = 1e-4, 1e-3, 1e-3  # of Adam
@@ -212,7 +212,7 @@ class RLKD(Policy):
         self,
         train_target: Tensor,
         epochs: int,
-        rl_epoch: Annotated[int, phase("the agent learns in epochs divisible by this")] = PHASE,
+        rl_epoch: Annotated[int, period("the agent learns in epochs divisible by this")] = PHASE,
         rl_rollout: Annotated[int, Option("batches per update of the agent (our choice)", 2, 100_000)] = 16,
         rl_calibration: Annotated[str, SPREAD] = "even",
         rl_max_kl: Annotated[float, LIMIT] = MAX_KL,
