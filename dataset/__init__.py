@@ -57,13 +57,7 @@ ImageSize = Annotated[
 TrainSubset = Annotated[int, Option("train on N images only; 0 is all of them", 0, 10**9, shown="N")]
 KeepEmpty = Annotated[bool, Option("train also on images without boxes")]
 NumWorkers = Annotated[
-    int,
-    Option(
-        "processes that decode image files, for each process that trains",
-        0,
-        512,
-        is_neutral=True,
-    ),
+    int, Option("processes that decode image files, for each process that trains", 0, 512, is_neutral=True)
 ]
 
 VAL_PIXELS = {"cpu": 64 * 32**2, "cuda": 10_000 * 32**2}  # per batch: more is no faster on a CPU

@@ -327,15 +327,7 @@ def create_validation_data(
 ) -> ValidationData:
     """Return the validation images of a data set alone: those for training need not be there.
 
-    Args:
-        name: one of NAMES.
-        batch_size: images per batch.
-        device: the device of the batches.
-        data_dir: the folder of "coco"; see EXPECTED.
-        num_workers: threads that decode; 0 decodes in the caller's.
-
-    Raises:
-        UserError: as `create_detection_data`.
+    Arguments and errors are those of `create_detection_data`.
     """
     val, categories = _split(name, 1, data_dir)
     loader = DetectionTestLoader(val, batch_size, device, num_workers=num_workers)
@@ -377,14 +369,14 @@ def identify_detection_data(name: str, data_dir: str | None) -> str | None:
     places = _places(data_dir) if name == "coco" and data_dir else []
     if not places or not all(json_file.is_file() and folder.is_dir() for json_file, folder in places):
         return None
-    known = hashlib.sha256()
+    digest = hashlib.sha256()
     try:
         for json_file, folder in places:
             with open_regular(json_file) as file:
-                known.update(hashlib.file_digest(file, "sha256").digest())
+                digest.update(hashlib.file_digest(file, "sha256").digest())
             for path in sorted(folder.rglob("*")):
                 if path.suffix.lower() in EXTENSIONS and not path.name.startswith("."):
-                    known.update(os.fsencode(path.relative_to(folder)) + b"\0%d\0" % path.stat().st_size)
+                    digest.update(os.fsencode(path.relative_to(folder)) + b"\0%d\0" % path.stat().st_size)
     except OSError as error:
         raise UserError(f"the file {error.filename} cannot be read ({why(error)}); mend or remove it") from error
-    return known.hexdigest()
+    return digest.hexdigest()

@@ -217,20 +217,12 @@ def build(
     exif: bool = False,
     **loaders: Any,
 ) -> Dataset:
-    """Return training and validation batches of a tree.
+    """Return training and validation batches of a tree; `val_size` is the size of the latter.
 
-    Args:
-        data_dir: the folder that holds `train` and `val`.
-        image_size: side of the square images in pixels.
-        num_workers: processes that decode; 0 decodes in this one.
-        batch_size: images per training batch.
-        val_size: images per validation batch.
-        train_subset: how many training images to keep; 0 keeps all.
-        exif: see `dataset.folder.read_image`.
-        loaders: further arguments of `StreamLoader`.
+    The arguments are those of `create_dataset`; those in `loaders` go to both `StreamLoader`.
 
     Raises:
-        UserError: the tree is not as described, or has fewer training images.
+        UserError: the tree is not as described, or has fewer training images than `train_subset`.
     """
     train, val = open_splits(data_dir, image_size, EXPECTED, exif)
     if train_subset:

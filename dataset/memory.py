@@ -125,9 +125,9 @@ class MemoryLoader(ImageLoader):
     def fingerprint(self) -> str:
         """Return a hash of everything that determines the pixels of a view."""
         numbers = [*self.images.shape, self.pad, *self.mean.flatten().tolist(), *self.std.flatten().tolist()]
-        known = hashlib.blake2b(repr(numbers).encode(), digest_size=32)
-        known.update(self.images.cpu().numpy())
-        return known.hexdigest()
+        digest = hashlib.blake2b(repr(numbers).encode(), digest_size=32)
+        digest.update(self.images.cpu().numpy())
+        return digest.hexdigest()
 
 
 class MemoryEpoch(Epoch):

@@ -40,6 +40,13 @@ def nce_loss(score: Tensor, log_z: Tensor, num_samples: int) -> Tensor:
     return -(log_positive.sum() + log_negative.sum()) / len(score)
 
 
+class UnitEmbed(Embed):
+    """Maps pooled features [B, D] to embeddings of length 1 [B, feat_dim]."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return F.normalize(super().forward(features), dim=1)
+
+
 class Contrast(nn.Module):
     """The two memory banks, and the contrastive loss against them.
 
@@ -166,7 +173,7 @@ def _below(limit: Tensor, columns: int) -> Tensor:
 
 
 class CRD(Distiller):
-    """Applies the contrastive loss to embeddings, of length 1, of both networks' pooled features.
+    """Applies the contrastive loss to embeddings of both networks' pooled features.
 
     For the arguments see `Contrast` and `Candidates`.
 
@@ -191,7 +198,7 @@ class CRD(Distiller):
     ) -> None:
         super().__init__()
         self.candidates = Candidates(train_target, nce_k, mode)
-        self.embed_s, self.embed_t = Embed(student_widths[-1], feat_dim), Embed(teacher_widths[-1], feat_dim)
+        self.embed_s, self.embed_t = UnitEmbed(student_widths[-1], feat_dim), UnitEmbed(teacher_widths[-1], feat_dim)
         self.contrast = Contrast(len(train_target), feat_dim, nce_t, nce_m)
 
     @classmethod
@@ -201,8 +208,7 @@ class CRD(Distiller):
         check_fits("CRD's negatives of a batch", size, "--nce_k or --batch_size", device)
 
     def forward(self, student: Output, teacher: Output, target: Tensor, tau: Tau, index: Tensor) -> dict[str, Tensor]:
-        v_s = F.normalize(self.embed_s(student.features[-1]), dim=1)
-        v_t = F.normalize(self.embed_t(teacher.features[-1]), dim=1)
+        v_s, v_t = self.embed_s(student.features[-1]), self.embed_t(teacher.features[-1])
         return {"crd": self.contrast(v_s, v_t, index, self.candidates(index, target))}
 
     def after_step(self) -> None:

@@ -109,7 +109,6 @@ class DKD(Growing):
     """Applies `dkd_loss` in place of the KD term, so alpha is 0.
 
     Args:
-        num_classes: number of classes of the data set.
         dkd_alpha: weight of TCKD.
         dkd_beta: weight of NCKD.
         dkd_warmup: epochs of linear warm-up, as in mdistiller; 0 for none, as in CTKD.

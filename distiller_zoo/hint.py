@@ -72,8 +72,6 @@ class Hint(Distiller):
     networks and MobileNetV2, here and in RepDistiller.
 
     Args:
-        student_shapes: shape of each of the student's features: stem, stages, pooled vector.
-        teacher_shapes: the same for the teacher.
         hint_layer: index of the feature: 0 the stem, 1 the first stage, ...
 
     Raises:

@@ -56,8 +56,6 @@ class ITRD(Distiller):
     """Applies both losses to the pooled vectors, after a linear layer from the student's to the teacher's width.
 
     Args:
-        student_widths: channels of the student's features.
-        teacher_widths: channels of the teacher's features.
         itrd_correlation: weight of `itrd_correlation_loss`.
         itrd_mutual: weight of `itrd_mutual_loss`.
         itrd_alpha: half of the exponent in `itrd_correlation_loss`.

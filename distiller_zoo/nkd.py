@@ -53,7 +53,6 @@ class NKD(Distiller):
     """Applies `nkd_loss` in place of the KD term, so alpha is 0. The paper uses temperature 1, on ImageNet.
 
     Args:
-        num_classes: number of classes of the data set.
         nkd_gamma: weight of the other classes' term.
 
     Raises:

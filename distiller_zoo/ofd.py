@@ -90,11 +90,6 @@ class OFD(Distiller):
 
     The last stage has weight 1, and each earlier stage half the weight of the next.
 
-    Args:
-        student_widths: channels of each of the student's features: stem, stages, pooled vector.
-        teacher_widths: the same for the teacher.
-        teacher_norms: weight and bias [C] of the batch norm before the ReLU of each of the teacher's stages.
-
     Raises:
         UserError: the teacher has no such batch norms.
     """

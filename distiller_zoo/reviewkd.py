@@ -114,8 +114,6 @@ class ReviewKD(Growing):
     The default beta of pairs without a published one is 1.
 
     Args:
-        student_widths: channels of each of the student's features: stem, stages, pooled vector.
-        teacher_widths: the same for the teacher.
         reviewkd_warmup: epochs of linear warm-up.
         reviewkd_preact: compare the student's maps before their ReLU, as mdistiller does on ImageNet.
 

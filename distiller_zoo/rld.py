@@ -70,7 +70,6 @@ class RLD(Growing):
     """Applies `rld_loss` in place of the KD term, so alpha is 0. tau is used for the masked correlation.
 
     Args:
-        num_classes: number of classes of the data set.
         rld_alpha: weight of the sample confidence.
         rld_beta: weight of the masked correlation.
         rld_tau: temperature of the sample confidence.

@@ -45,7 +45,8 @@ class Model(nn.Module):
     def trace(self, x: Tensor, preact: list[Tensor] | None = None) -> tuple[list[Tensor], Tensor | None]:
         """Return the features of images x [B, 3, H, W] and the map whose average over positions is the pooled vector.
 
-        The map is None if the pooled vector is not an average.
+        The shapes of the features stand at the top of each network's file. The map is None if the pooled vector is not
+        an average.
 
         Args:
             x: the images.

@@ -31,7 +31,6 @@ class Staged(Model):
         return maps
 
     def trace(self, x: Tensor, preact: list[Tensor] | None = None) -> tuple[list[Tensor], Tensor]:
-        """Return the features listed at the top of the network's file and the last map; see `Model.trace`."""
         return pooled(self.maps(x, preact))
 
 

@@ -88,7 +88,6 @@ class ShuffleV2(Staged):
         self.linear = nn.Linear(1024, num_classes)
 
     def trace(self, x: Tensor, preact: list[Tensor] | None = None) -> tuple[list[Tensor], Tensor]:
-        """Return the features listed at the top of this file and the last map; see `Model.trace`."""
         maps = self.maps(x, preact)
         last = F.relu(self.bn2(self.conv2(maps[-1])))
         return [*maps, last.mean((2, 3))], last

@@ -45,7 +45,6 @@ class VGG(Model):
         init_linear(self.classifier)
 
     def trace(self, x: Tensor, preact: list[Tensor] | None = None) -> tuple[list[Tensor], Tensor]:
-        """Return the features listed at the top of this file and the last map; see `Model.trace`."""
         features = [self.block0(x)]
         for block in (self.block1, self.block2, self.block3):
             features.append(block(F.max_pool2d(features[-1], 2), preact))

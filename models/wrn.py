@@ -71,7 +71,6 @@ class WideResNet(Model):
         nn.init.zeros_(self.fc.bias)
 
     def trace(self, x: Tensor, preact: list[Tensor] | None = None) -> tuple[list[Tensor], Tensor]:
-        """Return the features listed at the top of this file and the last map; see `Model.trace`."""
         features = [self.conv1(x)]
         features.append(self.block1(features[0]))
         for stage in (self.block2, self.block3):

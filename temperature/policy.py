@@ -138,11 +138,12 @@ class Policy(Temperature):
             self.seen[name].add(value)
 
     def describe(self) -> dict[str, float]:
-        results = {name: result for name, average in self.seen.items() if (result := average.result())}
-        told = {name: mean for name, (mean, _) in results.items()}
-        if "rl_action" in told:
-            told["rl_action_mean"], told["rl_action_std"] = told.pop("rl_action"), results["rl_action"][1]
-        return told
+        values = {}
+        for name, average in self.seen.items():
+            if result := average.result():
+                mean, std = result
+                values |= {"rl_action_mean": mean, "rl_action_std": std} if name == "rl_action" else {name: mean}
+        return values
 
 
 class Random(Policy):
