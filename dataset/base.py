@@ -3,6 +3,7 @@
 import copy
 import random
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import NamedTuple, Self
 
 import torch
@@ -35,34 +36,30 @@ class Batch:
         soft_target: Tensor | None = None,
         second: Callable[[], Tensor] | None = None,
     ) -> None:
-        self._images: Tensor | None = images if isinstance(images, Tensor) else None
         self._make = None if isinstance(images, Tensor) else images
+        if isinstance(images, Tensor):
+            self.images = images
         self.target, self.index, self.view, self.count = target, index, view, count
         self.soft_target, self._make_second = soft_target, second
-        self._second: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.target)
 
-    @property
+    @cached_property
     def images(self) -> Tensor:
         """Return the images [B, 3, H, W]."""
-        if self._images is None:
-            assert self._make is not None and self.view is not None
-            self._images = self._make(self.index, self.view)
-        return self._images
+        assert self._make is not None and self.view is not None
+        return self._make(self.index, self.view)
 
-    @property
+    @cached_property
     def second(self) -> Tensor:
         """Return the second view of the images, [B, 3, H, W]. Raises UserError if there is none."""
-        if self._second is None:
-            if self._make_second is None:
-                raise UserError(
-                    "this method needs a second view of each image, which only data sets in memory have, without"
-                    " --mixup and --cutmix: choose another data set or method"
-                )
-            self._second = self._make_second()
-        return self._second
+        if self._make_second is None:
+            raise UserError(
+                "this method needs a second view of each image, which only data sets in memory have, without"
+                " --mixup and --cutmix: choose another data set or method"
+            )
+        return self._make_second()
 
     @property
     def numbers(self) -> tuple[Tensor, ...]:

@@ -1,7 +1,7 @@
 """MixUp (Zhang et al. 2018) and CutMix (Yun et al. 2019) of training batches, by torchvision."""
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Self
 
 import torch
@@ -31,11 +31,7 @@ class MixedLoader(Loader):
         self.mixes += [v2.CutMix(alpha=cutmix, num_classes=num_classes)] if cutmix else []
         self.num_samples, self.batch_size, self.target = loader.num_samples, loader.batch_size, loader.target
         self.seed = loader.seed
-
-    @property
-    def unreadable(self) -> Iterable[str]:
-        """Return a message for each image that was left out so far because it could not be read."""
-        return getattr(self.loader, "unreadable", ())
+        self.unreadable = getattr(loader, "unreadable", ())  # grows as images are read
 
     def __len__(self) -> int:
         """Return the number of batches per epoch."""

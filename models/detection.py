@@ -60,6 +60,7 @@ class Detector(nn.Module):
     """
 
     has_proposals: bool
+    heads: tuple[str, ...]  # names of the modules, besides the backbone, whose outputs become float32
     class_names: list[str] | None = None  # without background, if the file of its weights names them
     classifier: nn.Linear | None = None  # from a proposal's vector [D] to its logits [C + 1]; None without proposals
     transform: Any  # torchvision's modules, whose attributes have no types
@@ -69,12 +70,8 @@ class Detector(nn.Module):
         super().__init__(**settings)
         self.name, self.num_classes = name, num_classes
         self._short_sides = {True: self.transform.min_size, False: (test_size,)}  # by training mode
-        for module in (self.backbone, *self._heads()):
-            module.register_forward_hook(_in_float32)
-
-    def _heads(self) -> list[nn.Module]:
-        """Return the modules whose outputs become float32."""
-        raise NotImplementedError
+        for module in ("backbone", *self.heads):
+            self.get_submodule(module).register_forward_hook(_in_float32)
 
     @property
     def widths(self) -> list[int]:
@@ -141,12 +138,10 @@ class FasterRCNN(Detector, faster_rcnn.FasterRCNN):
     """Classifies and refines boxes that its region proposal network (RPN) proposes."""
 
     has_proposals = True
+    heads = ("rpn.head", "roi_heads.box_head", "roi_heads.box_predictor")
     classifier = property(lambda self: self.roi_heads.box_predictor.cls_score)
     rpn: Any
     roi_heads: Any
-
-    def _heads(self) -> list[nn.Module]:
-        return [self.rpn.head, self.roi_heads.box_head, self.roi_heads.box_predictor]
 
     @property
     def widths(self) -> list[int]:
@@ -186,11 +181,9 @@ class RetinaNet(Detector, retinanet.RetinaNet):
     """Classifies and refines all anchors, without proposals."""
 
     has_proposals = False
+    heads = ("head",)
     head: Any
     anchor_generator: Any
-
-    def _heads(self) -> list[nn.Module]:
-        return [self.head]
 
     @property
     def widths(self) -> list[int]:
