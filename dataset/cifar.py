@@ -40,6 +40,11 @@ class Cifar:
         """Return the name of the archive with the files."""
         return f"{self.folder.replace('-batches-py', '-python')}.tar.gz"
 
+    @property
+    def url(self) -> str:
+        """Return the address of the archive."""
+        return f"https://www.cs.toronto.edu/~kriz/{self.archive}"
+
     def load(self, data_dir: str | None = None, **_: object) -> ImageSet:
         """Load the official files, after downloading them if they are missing.
 
@@ -104,7 +109,7 @@ class Cifar:
             root.mkdir(exist_ok=True)
             with tempfile.TemporaryDirectory(dir=root) as scratch:
                 download_and_extract_archive(
-                    f"https://www.cs.toronto.edu/~kriz/{self.archive}",
+                    self.url,
                     download_root=root if os.path.exists(archive) else scratch,
                     extract_root=scratch,
                     filename=self.archive,
