@@ -57,13 +57,7 @@ ImageSize = Annotated[
 TrainSubset = Annotated[int, Option("train on N images only; 0 is all of them", 0, 10**9, shown="N")]
 KeepEmpty = Annotated[bool, Option("train also on images without boxes")]
 NumWorkers = Annotated[
-    int,
-    Option(
-        "processes that decode image files, for each process that trains",
-        0,
-        512,
-        is_neutral=True,
-    ),
+    int, Option("processes that decode image files, for each process that trains", 0, 512, is_neutral=True)
 ]
 
 VAL_PIXELS = {"cpu": 64 * 32**2, "cuda": 10_000 * 32**2}  # per batch: more is no faster on a CPU
@@ -134,8 +128,6 @@ def _in_memory(
     data: ImageSet, image_size: int, batch_size: int, val_size: int, train_subset: int, seed: int, given: dict[str, Any]
 ) -> Dataset:
     images, target = data.train_images, data.train_target
-    if train_subset > len(target):
-        raise UserError(f"--train_subset {train_subset} is more than the {len(target)} training images there are")
     if train_subset:
         kept = balanced_subset(target, train_subset)
         images, target = images[kept], target[kept]

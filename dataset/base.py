@@ -1,8 +1,10 @@
 """The interface between data sets and the training loop."""
 
+import copy
 import random
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from functools import cached_property
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -34,34 +36,30 @@ class Batch:
         soft_target: Tensor | None = None,
         second: Callable[[], Tensor] | None = None,
     ) -> None:
-        self._images: Tensor | None = images if isinstance(images, Tensor) else None
         self._make = None if isinstance(images, Tensor) else images
+        if isinstance(images, Tensor):
+            self.images = images
         self.target, self.index, self.view, self.count = target, index, view, count
         self.soft_target, self._make_second = soft_target, second
-        self._second: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.target)
 
-    @property
+    @cached_property
     def images(self) -> Tensor:
         """Return the images [B, 3, H, W]."""
-        if self._images is None:
-            assert self._make is not None and self.view is not None
-            self._images = self._make(self.index, self.view)
-        return self._images
+        assert self._make is not None and self.view is not None
+        return self._make(self.index, self.view)
 
-    @property
+    @cached_property
     def second(self) -> Tensor:
         """Return the second view of the images, [B, 3, H, W]. Raises UserError if there is none."""
-        if self._second is None:
-            if self._make_second is None:
-                raise UserError(
-                    "this method needs a second view of each image, which only data sets in memory have, without"
-                    " --mixup and --cutmix: choose another data set or method"
-                )
-            self._second = self._make_second()
-        return self._second
+        if self._make_second is None:
+            raise UserError(
+                "this method needs a second view of each image, which only data sets in memory have, without"
+                " --mixup and --cutmix: choose another data set or method"
+            )
+        return self._make_second()
 
     @property
     def numbers(self) -> tuple[Tensor, ...]:
@@ -107,6 +105,15 @@ class Epoch:
         """Return the epoch's image numbers and views in this process, [2, N] int64 on the CPU; None without views."""
         return None
 
+    def shards(self, *columns: Tensor) -> Iterator[tuple[int | None, list[Tensor]]]:
+        """Yield this process's rows of each batch of columns [N, ...], after `Batch.count`."""
+        loader = self.loader
+        if not len(columns[0]):
+            return
+        for whole in zip(*(column.split(loader.batch_size) for column in columns), strict=True):
+            count = len(whole[0]) if loader.world_size > 1 else None
+            yield count, [shard(column, loader.rank, loader.world_size) for column in whole]
+
     def generator(self, use: str = "") -> torch.Generator:
         """Return a random generator that depends only on seed, epoch and `use`, a name for what it draws."""
         return seeded(f"seed {self.loader.seed} epoch {self.number}{use}")
@@ -118,18 +125,22 @@ def seeded(text: str) -> torch.Generator:
     return torch.Generator().manual_seed(random.Random(text).getrandbits(32))
 
 
-class Loader(Protocol):
-    """Batches for training or validation. Iterating gives images in the order of their numbers; `epoch` shuffles."""
+class Loader:
+    """Batches for training or validation. Iterating gives the first epoch, or for validation the images in order."""
 
     num_samples: int
     batch_size: int
     seed: int
     target: Tensor  # [num_samples] int64, the class of each image by its number
+    rank: int = 0  # this process's among those that share the batches
+    world_size: int = 1  # the number of these processes
 
     def __len__(self) -> int:
         """Return the number of batches per epoch."""
+        raise NotImplementedError
 
-    def __iter__(self) -> Iterator[Batch]: ...
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.epoch(1))
 
     def epoch(self, number: int, start: int = 0, partner: Tensor | None = None, weight: float = 1.0) -> Epoch:
         """Return the shuffled, augmented batches of an epoch.
@@ -140,9 +151,72 @@ class Loader(Protocol):
             partner: [num_samples] int64, the image blended into each one (itself for none); None: no blending.
             weight: weight of the partner, from 0.5 to 1. A blend has the class and number of its partner.
         """
+        raise NotImplementedError
 
-    def with_seed(self, seed: int) -> "Loader":
-        """Return a loader of the same images (not copied) in the orders and views of another seed."""
+    def with_seed(self, seed: int) -> Self:
+        """Return a loader of the same images (not copied) in the order and with the augmentations of another seed."""
+        other = copy.copy(self)
+        other.seed = seed
+        return other
+
+
+class ImageLoader(Loader):
+    """What loaders of images in memory and of image files have in common; the last batch may be smaller.
+
+    Subclasses define `epoch` and `validation`.
+
+    Args:
+        target: [N] int64, the class of each image.
+        batch_size: images per batch, over all processes that share it.
+        mean: mean of each channel, with white as 1; it is subtracted.
+        std: standard deviation of each channel, by which images are divided.
+        device: the device of the batches.
+        augment: whether it is for training, with random order and augmentations; otherwise images come in order.
+        seed: seed of order and augmentations.
+        rank: this process's rank among those that share the batches.
+        world_size: the number of these processes.
+    """
+
+    def __init__(
+        self,
+        target: Tensor,
+        *,
+        batch_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device | str,
+        augment: bool,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.target, self.num_samples, self.batch_size = target.to(device), len(target), batch_size
+        self.mean = 255 * torch.tensor(mean, device=device).view(3, 1, 1)  # in units of the uint8 pixels
+        self.std = 255 * torch.tensor(std, device=device).view(3, 1, 1)
+        self.augment, self.seed, self.rank, self.world_size = augment, seed, rank, world_size
+
+    def __len__(self) -> int:
+        """Return the batches per epoch; without `augment`, those of this process."""
+        if not self.augment:
+            return len(self.own_parts())
+        return -(-self.num_samples // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Iterate over the first training epoch; without `augment`, over this process's images in order."""
+        return super().__iter__() if self.augment else self.validation()
+
+    def validation(self) -> Iterator[Batch]:
+        """Return the batches of this process's images in order, without augmentation."""
+        raise NotImplementedError
+
+    def own_parts(self) -> Sequence[Tensor]:
+        """Return the numbers of this process's images in each batch of validation, [B] int64 each on the CPU."""
+        own = torch.arange(self.num_samples)[self.rank :: self.world_size]
+        return own.split(self.batch_size) if len(own) else ()
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Return normalised float32 images from uint8 pixels, [B, 3, H, W] each."""
+        return pixels.float().sub_(self.mean).div_(self.std)
 
 
 class Dataset(NamedTuple):
@@ -165,7 +239,12 @@ def balanced_subset(target: Tensor, size: int) -> Tensor:
 
     Returns:
         [size] int64, ascending indices: the same in every call, and contained in those of any larger size.
+
+    Raises:
+        UserError: there are fewer images.
     """
+    if size > len(target):
+        raise UserError(f"--train_subset {size} is more than the {len(target)} training images there are")
     shuffled = torch.randperm(len(target), generator=torch.Generator().manual_seed(0))
     by_class = shuffled[target[shuffled].argsort(stable=True)]
     counts = target.bincount()

@@ -20,35 +20,20 @@ MOST = 2**29  # bytes to read at most, more than any official file has
 
 @dataclass(frozen=True)
 class Cifar:
-    """One of the two data sets.
+    """One of the two data sets."""
 
-    Args:
-        name: the name in messages, such as CIFAR-100.
-        folder: name of the folder with its files.
-        variable: environment variable with the path of that folder or its parent.
-        train: the names of the training files.
-        test: the name of the test file.
-        meta: the name of the file with the names of the classes.
-        targets: key of the class numbers in a file.
-        names: key of the class names.
-        num_classes: the number of classes.
-        mean: mean of each channel, with white as 1.
-        std: standard deviation of each channel, with white as 1.
-        md5: hashes of the official files and of the archive.
-    """
-
-    name: str
-    folder: str
-    variable: str
-    train: tuple[str, ...]
-    test: str
-    meta: str
-    targets: str
-    names: str
+    name: str  # in messages
+    folder: str  # of the files
+    variable: str  # environment variable with the path of that folder or its parent
+    train: tuple[str, ...]  # names of the training files
+    test: str  # name of the test file
+    meta: str  # name of the file with the names of the classes
+    targets: str  # key of the class numbers in a file
+    names: str  # key of the class names
     num_classes: int
-    mean: tuple[float, float, float]
+    mean: tuple[float, float, float]  # of the channels, with white as 1
     std: tuple[float, float, float]
-    md5: Mapping[str, str]
+    md5: Mapping[str, str]  # of the files and of the archive
 
     @property
     def archive(self) -> str:

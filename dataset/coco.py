@@ -5,7 +5,6 @@ flipped horizontally, and images without boxes are left out. Order and flips dep
 they are the same for any number of threads or processes, and after a resume.
 """
 
-import copy
 import hashlib
 import itertools
 import os
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from dataset import BatchSize, KeepEmpty, NumWorkers, shapes
 from dataset.annotations import EXPECTED, AnnotatedImages, Categories, annotated, checked_annotations, read_coco
-from dataset.base import Epoch, seeded, shard
+from dataset.base import Epoch, Loader, seeded, shard
 from dataset.folder import MEAN, STD, why
 from dataset.tree import EXTENSIONS
 from inputs import UserError, checked, open_regular, unknown
@@ -100,7 +99,7 @@ def _mirror(boxes: Tensor, width: int) -> Tensor:
     return torch.stack([width - right, top, width - left, bottom], 1)
 
 
-class DetectionLoader:
+class DetectionLoader(Loader):
     """The training batches of a split; see `dataset.base.Loader`. An epoch is `period` iterations.
 
     The iterations make passes through the images. In each pass, the images are shuffled, landscape and portrait images
@@ -155,9 +154,6 @@ class DetectionLoader:
         """Return the steps per epoch."""
         return self.period
 
-    def __iter__(self) -> Iterator[DetectionBatch]:
-        return iter(self.epoch(1))
-
     def epoch(
         self, number: int, start: int = 0, partner: Tensor | None = None, weight: float = 1.0
     ) -> "DetectionEpoch":
@@ -165,12 +161,6 @@ class DetectionLoader:
         if partner is not None:
             raise UserError("images with boxes cannot be blended: choose another temperature, or no mixing")
         return DetectionEpoch(self, number, start, partner, weight)
-
-    def with_seed(self, seed: int) -> "DetectionLoader":
-        """Return a loader of the same images in the order and with the flips of another seed."""
-        other = copy.copy(self)
-        other.seed = seed
-        return other
 
     def draw_pass(self, number: int) -> tuple[Tensor, Tensor]:
         """Return the images of each batch of a pass, [K, B] int64, and which are flipped, [K, B] bool.
@@ -337,15 +327,7 @@ def create_validation_data(
 ) -> ValidationData:
     """Return the validation images of a data set alone: those for training need not be there.
 
-    Args:
-        name: one of NAMES.
-        batch_size: images per batch.
-        device: the device of the batches.
-        data_dir: the folder of "coco"; see EXPECTED.
-        num_workers: threads that decode; 0 decodes in the caller's.
-
-    Raises:
-        UserError: as `create_detection_data`.
+    Arguments and errors are those of `create_detection_data`.
     """
     val, categories = _split(name, 1, data_dir)
     loader = DetectionTestLoader(val, batch_size, device, num_workers=num_workers)
@@ -387,14 +369,14 @@ def identify_detection_data(name: str, data_dir: str | None) -> str | None:
     places = _places(data_dir) if name == "coco" and data_dir else []
     if not places or not all(json_file.is_file() and folder.is_dir() for json_file, folder in places):
         return None
-    known = hashlib.sha256()
+    digest = hashlib.sha256()
     try:
         for json_file, folder in places:
             with open_regular(json_file) as file:
-                known.update(hashlib.file_digest(file, "sha256").digest())
+                digest.update(hashlib.file_digest(file, "sha256").digest())
             for path in sorted(folder.rglob("*")):
                 if path.suffix.lower() in EXTENSIONS and not path.name.startswith("."):
-                    known.update(os.fsencode(path.relative_to(folder)) + b"\0%d\0" % path.stat().st_size)
+                    digest.update(os.fsencode(path.relative_to(folder)) + b"\0%d\0" % path.stat().st_size)
     except OSError as error:
         raise UserError(f"the file {error.filename} cannot be read ({why(error)}); mend or remove it") from error
-    return known.hexdigest()
+    return digest.hexdigest()

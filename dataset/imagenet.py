@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch.utils.data import Dataset as TorchDataset
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2.functional import center_crop, horizontal_flip, resize
 
-from dataset.base import Batch, Dataset, Epoch, balanced_subset, shard
+from dataset.base import Batch, Dataset, Epoch, ImageLoader, balanced_subset
 from dataset.folder import MEAN, STD, Tree, open_splits, read_image
 from inputs import UserError, printable
 
@@ -105,65 +105,45 @@ class Order:
         return iter(self.batches)
 
 
-class StreamLoader:
-    """The batches of a data set that is read from files as needed; the last batch may be smaller. See `Loader`.
+class StreamLoader(ImageLoader):
+    """The batches of a data set that is read from files as needed.
 
     Args:
         tree: the images, and the side of their crops in pixels.
-        augment: whether it is for training, with random order and crops; otherwise in order.
-        batch_size: images per batch, over all processes that share it.
-        device: the device of the batches.
         num_workers: processes that decode; 0 decodes in this one.
-        mean: mean of each channel, with white as 1; it is subtracted.
-        std: standard deviation of each channel, by which images are divided.
         skip_unreadable: leave out images that cannot be read: a training batch gets another of its images instead.
-        seed: seed of order and crops.
-        rank: this process's rank among those that share the batches.
-        world_size: the number of these processes.
+        mean: see `ImageLoader`.
+        std: see `ImageLoader`.
+        more: the other arguments of `ImageLoader`.
     """
 
     def __init__(
         self,
         tree: Tree,
         *,
-        augment: bool,
-        batch_size: int,
-        device: torch.device | str,
         num_workers: int,
+        skip_unreadable: bool = False,
         mean: Sequence[float] = MEAN,
         std: Sequence[float] = STD,
-        skip_unreadable: bool = False,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
+        **more: Any,
     ) -> None:
-        self.target = torch.tensor(tree.targets, device=device)
-        self.num_samples, self.batch_size = len(tree), batch_size
-        self.mean = 255 * torch.tensor(mean, device=device).view(3, 1, 1)
-        self.std = 255 * torch.tensor(std, device=device).view(3, 1, 1)
-        self.augment, self.seed, self.num_workers = augment, seed, num_workers
-        self.rank, self.world_size = rank, world_size
-        self.skip_unreadable = skip_unreadable
+        super().__init__(torch.tensor(tree.targets), mean=mean, std=std, **more)
+        self.num_workers, self.skip_unreadable = num_workers, skip_unreadable
         self.unreadable: dict[str, None] = {}  # error messages of the images that were left out so far
-        self.images, self.order, self.workers = Images(tree, augment), Order(), None
+        self.images, self.order, self.workers = Images(tree, self.augment), Order(), None
 
-    def __len__(self) -> int:
-        """Return the batches per epoch; without `augment`, those of this process."""
-        num_samples = self.num_samples if self.augment else len(self._own())
-        return -(-num_samples // self.batch_size)
-
-    def __iter__(self) -> Iterator[Batch]:
-        """Iterate over the first training epoch; without `augment`, over this process's images in order."""
-        return iter(self.epoch(1)) if self.augment else self.decoded(self._val_shares())
+    def validation(self) -> Iterator[Batch]:
+        """Return the batches of this process's images in order, see `ImageLoader`."""
+        return self.decoded([([(i, 0, i, 1.0) for i in index.tolist()], index, None) for index in self.own_parts()])
 
     def epoch(self, number: int, start: int = 0, partner: Tensor | None = None, weight: float = 1.0) -> "StreamEpoch":
         """Return a training epoch's batches, see `Loader`; blended images have equal crops if they have equal sizes."""
         return StreamEpoch(self, number, start, None if partner is None else partner.cpu(), weight)
 
-    def with_seed(self, seed: int) -> "StreamLoader":
-        """Return a loader of the same images in the orders and crops of another seed."""
-        other = StreamLoader.__new__(StreamLoader)
-        other.__dict__ = self.__dict__ | {"seed": seed, "order": Order(), "workers": None}
+    def with_seed(self, seed: int) -> Self:
+        """Return a loader for another seed, see `Loader`, with workers of its own."""
+        other = super().with_seed(seed)
+        other.order, other.workers = Order(), None
         return other
 
     def decoded(self, shares: list[Share]) -> Iterator[Batch]:
@@ -179,7 +159,7 @@ class StreamLoader:
                 pixels, index = pixels[kept], index[kept]
                 if not len(kept):
                     continue
-            images = pixels.to(self.target.device, non_blocking=True).float().sub_(self.mean).div_(self.std)
+            images = self.normalise(pixels.to(self.target.device, non_blocking=True))
             index = index.to(self.target.device, non_blocking=True)
             yield Batch(images.contiguous(memory_format=torch.channels_last), self.target[index], index, None, count)
 
@@ -195,9 +175,6 @@ class StreamLoader:
             read = [next(others) if text else i for i, text in enumerate(unreadable)]
         return torch.tensor(read, dtype=torch.int64)
 
-    def _own(self) -> range:
-        return range(self.num_samples)[self.rank :: self.world_size]
-
     def _workers(self) -> DataLoader:
         """Return the decoding processes, which stay alive for later epochs."""
         if self.workers is None:
@@ -207,11 +184,6 @@ class StreamLoader:
             more["worker_init_fn"] = _undisturbed
             self.workers = DataLoader(self.images, batch_sampler=self.order, num_workers=self.num_workers, **more)
         return self.workers
-
-    def _val_shares(self) -> list[Share]:
-        own = torch.tensor(self._own(), dtype=torch.int64)
-        parts = own.split(self.batch_size) if len(own) else ()
-        return [([(i, 0, i, 1.0) for i in index.tolist()], index, None) for index in parts]
 
 
 class StreamEpoch(Epoch):
@@ -223,16 +195,11 @@ class StreamEpoch(Epoch):
         return self.loader.decoded(self._shares())
 
     def _shares(self) -> list[Share]:
-        loader = self.loader
-        generator = self.generator()
-        order = torch.randperm(loader.num_samples, generator=generator)
-        seeds = torch.randint(2**32, (loader.num_samples,), generator=generator)
-        start, shares = self.start * loader.batch_size, []
-        if start >= loader.num_samples:  # nothing is left
-            return shares
-        for whole in zip(*(column[start:].split(loader.batch_size) for column in (order, seeds)), strict=True):
-            count = len(whole[0]) if loader.world_size > 1 else None
-            index, seed = (shard(column, loader.rank, loader.world_size) for column in whole)
+        generator, num_samples = self.generator(), self.loader.num_samples
+        order = torch.randperm(num_samples, generator=generator)
+        seeds = torch.randint(2**32, (num_samples,), generator=generator)
+        start, shares = self.start * self.loader.batch_size, []
+        for count, (index, seed) in self.shards(order[start:], seeds[start:]):
             partner = index if self.partner is None else self.partner[index]
             weights = [self.weight] * len(index)
             samples = list(zip(index.tolist(), seed.tolist(), partner.tolist(), weights, strict=True))
@@ -250,24 +217,14 @@ def build(
     exif: bool = False,
     **loaders: Any,
 ) -> Dataset:
-    """Return training and validation batches of a tree.
+    """Return training and validation batches of a tree; `val_size` is the size of the latter.
 
-    Args:
-        data_dir: the folder that holds `train` and `val`.
-        image_size: side of the square images in pixels.
-        num_workers: processes that decode; 0 decodes in this one.
-        batch_size: images per training batch.
-        val_size: images per validation batch.
-        train_subset: how many training images to keep; 0 keeps all.
-        exif: see `dataset.folder.read_image`.
-        loaders: further arguments of `StreamLoader`.
+    The arguments are those of `create_dataset`; those in `loaders` go to both `StreamLoader`.
 
     Raises:
-        UserError: the tree is not as described.
+        UserError: the tree is not as described, or has fewer training images than `train_subset`.
     """
     train, val = open_splits(data_dir, image_size, EXPECTED, exif)
-    if train_subset > len(train):
-        raise UserError(f"--train_subset {train_subset} is more than the {len(train)} training images there are")
     if train_subset:
         kept = balanced_subset(torch.tensor(train.targets), train_subset).tolist()
         train.samples, train.targets = [train.samples[i] for i in kept], [train.targets[i] for i in kept]

@@ -1,16 +1,15 @@
 """Small data sets: all images are held on the device as uint8 and augmented there batch by batch."""
 
-import copy
 import hashlib
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dataset.base import Batch, Epoch, shard
+from dataset.base import Batch, Epoch, ImageLoader, shard
 from dataset.strong import Draws, draw, strongly_augmented
 from inputs import check_fits
 
@@ -61,8 +60,8 @@ def crop(padded: Tensor, index: Tensor, view: Tensor, pad: int) -> Tensor:
     return images.gather(2, pixels[:, None].expand(-1, channels, -1)).unflatten(2, (height, width))
 
 
-class MemoryLoader:
-    """The batches of a data set that fits on the device; the last one of an epoch may be smaller.
+class MemoryLoader(ImageLoader):
+    """The batches of a data set that fits on the device.
 
     A training epoch is a random order with a random view of each image: a random crop after zero-padding by `pad`
     pixels and, with `flip`, a horizontal flip half of the time. Both are drawn on the CPU from the seed and the epoch
@@ -72,16 +71,11 @@ class MemoryLoader:
     Args:
         images: [N, 3, H, W] uint8.
         target: [N] int64, the classes.
-        batch_size: images per batch, over all processes that share it.
-        mean: mean of each channel, with white as 1; it is subtracted.
-        std: standard deviation of each channel, by which images are divided.
         device: where the images are kept and the batches are made.
         augment: whether it is for training.
-        seed: seed of order and views.
         flip: whether half of the images are flipped.
         pad: width of the border in pixels.
-        rank: this process's rank among those that share the batches.
-        world_size: the number of these processes.
+        more: the other arguments of `ImageLoader`.
 
     Raises:
         UserError: the images do not fit into the device's memory.
@@ -92,38 +86,19 @@ class MemoryLoader:
         *,
         images: Tensor,
         target: Tensor,
-        batch_size: int,
-        mean: tuple[float, float, float],
-        std: tuple[float, float, float],
         device: torch.device | str,
         augment: bool,
-        seed: int = 0,
         flip: bool = False,
         pad: int = 4,
-        rank: int = 0,
-        world_size: int = 1,
+        **more: Any,
     ) -> None:
         border = 2 * pad if augment else 0
         size = len(images) * 3 * (images.shape[2] + border) * (images.shape[3] + border)
         check_fits(f"{len(images)} images", size, "--train_subset or --image_size", torch.device(device))
+        super().__init__(target, device=device, augment=augment, **more)
         images = images.to(device)
         self.images = F.pad(images, (pad,) * 4) if augment else images
-        self.target = target.to(device)
-        self.batch_size = batch_size
-        self.mean = 255 * torch.tensor(mean, device=device).view(3, 1, 1)  # in units of the uint8 pixels
-        self.std = 255 * torch.tensor(std, device=device).view(3, 1, 1)
-        self.augment, self.seed, self.flip, self.pad = augment, seed, flip, pad
-        self.num_samples = len(images)
-        self.rank, self.world_size = rank, world_size
-
-    def __len__(self) -> int:
-        """Return the batches per epoch; without `augment`, those of this process."""
-        num_samples = self.num_samples if self.augment else len(self._own())
-        return -(-num_samples // self.batch_size)
-
-    def __iter__(self) -> Iterator[Batch]:
-        """Iterate over the first training epoch; without `augment`, over this process's images in order."""
-        return iter(self.epoch(1)) if self.augment else self._val_batches()
+        self.flip, self.pad = flip, pad
 
     def epoch(self, number: int, start: int = 0, partner: Tensor | None = None, weight: float = 1.0) -> "MemoryEpoch":
         """Return a training epoch's batches, see `Loader`. Blends mix the same view of two images and have no view.
@@ -134,15 +109,13 @@ class MemoryLoader:
 
     def view_of(self, index: Tensor, view: Tensor) -> Tensor:
         """Return cropped, normalised images [B, 3, H, W] float32 by their numbers `index` and `view`, both [B]."""
-        return self._normalise(crop(self.images, index, view, self.pad))
+        return self.normalise(crop(self.images, index, view, self.pad))
 
-    def _own(self) -> range:
-        return range(self.num_samples)[self.rank :: self.world_size]
-
-    def _val_batches(self) -> Iterator[Batch]:
-        own = torch.tensor(self._own(), dtype=torch.int64, device=self.target.device)
-        for index in own.split(self.batch_size) if len(own) else ():
-            yield Batch(self._normalise(self.images.index_select(0, index)), self.target[index], index)
+    def validation(self) -> Iterator[Batch]:
+        """Return the batches of this process's images in order, see `ImageLoader`."""
+        for part in self.own_parts():
+            index = part.to(self.target.device)
+            yield Batch(self.normalise(self.images.index_select(0, index)), self.target[index], index)
 
     @property
     def num_views(self) -> int:
@@ -152,18 +125,9 @@ class MemoryLoader:
     def fingerprint(self) -> str:
         """Return a hash of everything that determines the pixels of a view."""
         numbers = [*self.images.shape, self.pad, *self.mean.flatten().tolist(), *self.std.flatten().tolist()]
-        known = hashlib.blake2b(repr(numbers).encode(), digest_size=32)
-        known.update(self.images.cpu().numpy())
-        return known.hexdigest()
-
-    def with_seed(self, seed: int) -> "MemoryLoader":
-        """Return a loader of the same images (not copied) in the orders and views of another seed."""
-        other = copy.copy(self)
-        other.seed = seed
-        return other
-
-    def _normalise(self, pixels: Tensor) -> Tensor:
-        return pixels.float().sub_(self.mean).div_(self.std)
+        digest = hashlib.blake2b(repr(numbers).encode(), digest_size=32)
+        digest.update(self.images.cpu().numpy())
+        return digest.hexdigest()
 
 
 class MemoryEpoch(Epoch):
@@ -173,14 +137,9 @@ class MemoryEpoch(Epoch):
 
     def __iter__(self) -> Iterator[Batch]:
         loader = self.loader
-        if not self._drawn.numel():  # nothing is left
-            return
         order, views = self._drawn.to(loader.target.device)  # the only copy to the device in an epoch
         places = torch.arange(len(order))  # on the CPU
-        columns = (column.split(loader.batch_size) for column in (loader.target[order], order, views, places))
-        for whole in zip(*columns, strict=True):
-            count = len(whole[0]) if loader.world_size > 1 else None
-            target, index, view, own = (shard(column, loader.rank, loader.world_size) for column in whole)
+        for count, (target, index, view, own) in self.shards(loader.target[order], order, views, places):
             second = partial(self._second_view, own)
             if self.partner is None:
                 yield Batch(loader.view_of, target, index, view, count, second=second)
@@ -199,7 +158,7 @@ class MemoryEpoch(Epoch):
         images = crop(loader.images, index, view, loader.pad).float()
         if self.partner is not None:
             images.lerp_(crop(loader.images, self.partner[index], view, loader.pad).float(), self.weight)
-        return loader._normalise(strongly_augmented(images, draws.take(places)))
+        return loader.normalise(strongly_augmented(images, draws.take(places)))
 
     def drawn(self) -> Tensor | None:
         """Return numbers and views of the images in this process's batches, [2, M] int64, CPU; None for blends."""

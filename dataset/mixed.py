@@ -1,8 +1,8 @@
 """MixUp (Zhang et al. 2018) and CutMix (Yun et al. 2019) of training batches, by torchvision."""
 
-import copy
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from dataset.base import Batch, Epoch, Loader
 
 
-class MixedLoader:
+class MixedLoader(Loader):
     """The batches of another loader, each image mixed with another one of its batch.
 
     `target` keeps each image's own class; `soft_target` has the mixed classes. The shares are drawn per batch, and only
@@ -30,31 +30,20 @@ class MixedLoader:
         self.mixes = [v2.MixUp(alpha=mixup, num_classes=num_classes)] if mixup else []
         self.mixes += [v2.CutMix(alpha=cutmix, num_classes=num_classes)] if cutmix else []
         self.num_samples, self.batch_size, self.target = loader.num_samples, loader.batch_size, loader.target
-
-    @property
-    def seed(self) -> int:
-        """Return the seed of orders, augmentations and shares."""
-        return self.loader.seed
-
-    @property
-    def unreadable(self) -> Iterable[str]:
-        """Return a message for each image that was left out so far because it could not be read."""
-        return getattr(self.loader, "unreadable", ())
+        self.seed = loader.seed
+        self.unreadable = getattr(loader, "unreadable", ())  # grows as images are read
 
     def __len__(self) -> int:
         """Return the number of batches per epoch."""
         return len(self.loader)
 
-    def __iter__(self) -> Iterator[Batch]:
-        return iter(self.epoch(1))
-
     def epoch(self, number: int, start: int = 0, partner: Tensor | None = None, weight: float = 1.0) -> "MixedEpoch":
         """Return a training epoch's batches, see `Loader`."""
         return MixedEpoch(self, number, start, partner, weight)
 
-    def with_seed(self, seed: int) -> "MixedLoader":
-        """Return a loader of the same images (not copied) for another seed."""
-        other = copy.copy(self)
+    def with_seed(self, seed: int) -> Self:
+        """Return a loader for another seed, see `Loader`."""
+        other = super().with_seed(seed)
         other.loader = self.loader.with_seed(seed)
         return other
 

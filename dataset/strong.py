@@ -38,18 +38,15 @@ def draw(count: int, generator: torch.Generator) -> Draws:
 
 def strongly_augmented(images: Tensor, draws: Draws) -> Tensor:
     """Return strongly augmented copies of images [B, 3, H, W], float32 from 0 to 255; `draws` has a row for each."""
-    with torch.autocast(images.device.type, enabled=False):  # a step in bf16 asks for its images within autocast
-        return _augmented(images.clone(), draws)
-
-
-def _augmented(images: Tensor, draws: Draws) -> Tensor:
-    for operation, strength in zip(draws.operation.T, draws.strength.T, strict=True):
-        for number, apply in enumerate(operations):
-            rows = (operation == number).nonzero()[:, 0]  # on the CPU, which avoids a synchronisation
-            if len(rows):
-                own = rows.to(images.device)
-                images[own] = apply(images[own], strength[rows].to(images.device))
-    return cut_out(images, draws.cutout.to(images.device))
+    images, device = images.clone(), images.device
+    with torch.autocast(device.type, enabled=False):  # a step in bf16 asks for its images within autocast
+        for operation, strength in zip(draws.operation.T, draws.strength.T, strict=True):
+            for number, apply in enumerate(operations):
+                rows = (operation == number).nonzero()[:, 0]  # on the CPU, which avoids a synchronisation
+                if len(rows):
+                    own = rows.to(device)
+                    images[own] = apply(images[own], strength[rows].to(device))
+        return cut_out(images, draws.cutout.to(device))
 
 
 def cut_out(images: Tensor, square: Tensor) -> Tensor:

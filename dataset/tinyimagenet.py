@@ -28,15 +28,8 @@ def load(
 ) -> ImageSet:
     """Load all images. The classes of the validation images are in `val/val_annotations.txt`.
 
-    Trees whose validation images are sorted into `val/<class>` are read too.
-
-    Args:
-        data_dir: see `place`.
-        image_size: side of the images in pixels; they are resized unless it is 64.
-        num_workers: processes that decode; 0 decodes in this one.
-        exif: see `dataset.folder.read_image`.
-        skip_unreadable: leave out images that cannot be read, and list them.
-        quiet: whether to hide progress.
+    Trees whose validation images are sorted into `val/<class>` are read too. For `data_dir` see `place`; the other
+    arguments are those of `dataset.folder.load`.
 
     Raises:
         UserError: the files are missing, or an image cannot be read.

@@ -63,15 +63,15 @@ def fingerprint(data_dir: str | None) -> str | None:
     ]
     try:
         sizes = [os.stat(path).st_size for _, path in samples]
-        is_small, known = sum(sizes) <= SMALL, hashlib.sha256()
+        is_small, digest = sum(sizes) <= SMALL, hashlib.sha256()
         for (name, path), size in zip(samples, sizes, strict=True):
-            known.update(os.fsencode(name) + b"\0%d\0" % size)
+            digest.update(os.fsencode(name) + b"\0%d\0" % size)
             if is_small:
                 with open_regular(Path(path)) as file:
-                    known.update(hashlib.file_digest(file, "sha256").digest())
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
     except OSError as error:
         raise UserError(f"the image {error.filename} cannot be read ({error.strerror}); mend or remove it") from error
-    return f"2:{known.hexdigest()}"
+    return f"2:{digest.hexdigest()}"
 
 
 def tell_unreadable(texts: Sequence[str]) -> None:
@@ -79,11 +79,6 @@ def tell_unreadable(texts: Sequence[str]) -> None:
     if texts:
         print(f"note: {len(texts)} images were left out:")
         print(*(f"  {printable(text)}" for text in texts), sep="\n")
-
-
-def _is_hidden(name: str) -> bool:
-    """Return whether a name is one that systems or editors leave behind: .DS_Store, .ipynb_checkpoints, __MACOSX."""
-    return name.startswith(".") or name == "__MACOSX"
 
 
 def _walk(folder: str, hidden: list[str]) -> Iterator[tuple[str, list[str]]]:
@@ -104,7 +99,7 @@ def _entries(folder: str, hidden: list[str]) -> tuple[list[str], list[str]]:
     folders, files = [], []
     with _reading(folder), os.scandir(folder) as entries:
         for entry in entries:
-            if _is_hidden(entry.name):
+            if entry.name.startswith(".") or entry.name == "__MACOSX":  # systems and editors leave these behind
                 hidden.append(entry.path)
             elif os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
                 folders.append(entry.path)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inputs import CPU, EPOCHS, Option, TakesOptions
+from inputs import CPU, EPOCHS, Option, TakesOptions, UserError
 from models import Model, Output, create_model
 from models.outside import is_outside
 from temperature import Tau
@@ -28,9 +28,8 @@ class Distiller(TakesOptions, nn.Module):
     weights: tuple[float | None, float, float | None] = (0.1, 0.9, 1.0)
     pair_beta: Mapping[tuple[str, str], float] = MappingProxyType({})  # beta by (teacher, student)
     needs = "maps"  # of the teacher's output: "logits", "pooled" (also the last feature) or "maps" (all features)
-    also: tuple[
-        str, ...
-    ] = ()  # further parts that it needs of both networks' outputs if `needs` is "maps", see `Model.forward`
+    # further parts that it needs of both networks' outputs if `needs` is "maps", see `Model.forward`
+    also: tuple[str, ...] = ()
     teacher_also: tuple[str, ...] = ()  # further parts that it needs of the teacher's output only
     has_first_stage = False  # whether it trains modules before the run's epochs, see `TwoStage`
     first_also: tuple[str, ...] = ()  # `also` in the first stage
@@ -127,6 +126,13 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
+def check_any(distiller: str, **weights: float) -> None:
+    """Raise UserError if the two weights of a distiller's terms, by the names of their options, are both 0."""
+    if not any(weights.values()):
+        flags = " and ".join(f"--{name}" for name in weights)
+        raise UserError(f"{flags} are both 0, so nothing would be left of {distiller}: give one")
+
+
 def length(x: Tensor, dim: int | tuple[int, ...] | None = None) -> Tensor:
     """Return the Euclidean length of x over `dim`; where it is 0, its gradient is 0."""
     squares = x.square().sum(dim)
@@ -140,11 +146,13 @@ def unit(x: Tensor, dim: int = 1) -> Tensor:
     return x / torch.where(size == 0, 1, size)
 
 
-def batch_normed(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
-    """Return norm(x) for x [B, C, H, W]; use the running statistics if a channel has one value, hence no variance."""
-    if x.shape[0] * x.shape[2] * x.shape[3] > 1:
-        return norm(x)
-    return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm that uses the running statistics if a channel has one value, hence no variance."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.numel() > self.num_features:
+            return super().forward(x)
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
 
 
 def to_unit_scale(x: Tensor) -> tuple[Tensor, Tensor]:

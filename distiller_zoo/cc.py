@@ -60,8 +60,6 @@ class CC(Distiller):
     Shrinking both embeddings reduces the loss too, which weakens its effect on the student.
 
     Args:
-        student_widths: channels of each of the student's features: stem, stages, pooled vector.
-        teacher_widths: the same for the teacher.
         feat_dim: length of an embedding.
         cc_kernel: see `cc_loss`.
 

@@ -44,10 +44,10 @@ def minibatch_cka(batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     Raises:
         ValueError: no batch, one of fewer than 4 samples, or x and y with different numbers of samples.
     """
-    found = [_scaled_terms(x, y) for x, y in batches]
-    if not found:
+    measured = [_scaled_terms(x, y) for x, y in batches]
+    if not measured:
         raise ValueError("minibatch CKA needs a batch or more, not none")
-    terms, scales = map(torch.stack, zip(*found, strict=True))
+    terms, scales = map(torch.stack, zip(*measured, strict=True))
     return cka_of_hsic((terms * scales).mean(0)).to(terms.dtype)
 
 

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distiller_zoo.base import Distiller, at_least_float32
-from distiller_zoo.cc import EmbeddingSize
+from distiller_zoo.base import Distiller
+from distiller_zoo.cc import Embed, EmbeddingSize
 from inputs import CPU, Option, UserError, check_fits
 from models import Output
 from temperature import Tau
@@ -40,15 +40,11 @@ def nce_loss(score: Tensor, log_z: Tensor, num_samples: int) -> Tensor:
     return -(log_positive.sum() + log_negative.sum()) / len(score)
 
 
-class Embed(nn.Module):
-    """Maps pooled features [B, D] to embeddings of unit length [B, feat_dim]."""
-
-    def __init__(self, width: int, feat_dim: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(width, feat_dim)
+class UnitEmbed(Embed):
+    """Maps pooled features [B, D] to embeddings of length 1 [B, feat_dim]."""
 
     def forward(self, features: Tensor) -> Tensor:
-        return F.normalize(self.linear(at_least_float32(features)), dim=1)
+        return F.normalize(super().forward(features), dim=1)
 
 
 class Contrast(nn.Module):
@@ -202,7 +198,7 @@ class CRD(Distiller):
     ) -> None:
         super().__init__()
         self.candidates = Candidates(train_target, nce_k, mode)
-        self.embed_s, self.embed_t = Embed(student_widths[-1], feat_dim), Embed(teacher_widths[-1], feat_dim)
+        self.embed_s, self.embed_t = UnitEmbed(student_widths[-1], feat_dim), UnitEmbed(teacher_widths[-1], feat_dim)
         self.contrast = Contrast(len(train_target), feat_dim, nce_t, nce_m)
 
     @classmethod

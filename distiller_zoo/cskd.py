@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from distiller_zoo.base import Distiller, length
-from distiller_zoo.mlkd import softened
+from distiller_zoo.kd import softened
 from models import Output
 from temperature import Tau, as_tau
 

@@ -12,20 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distiller_zoo.at import AT
+from distiller_zoo import distiller_dict
 from distiller_zoo.base import Distiller, at_least_float32
-from distiller_zoo.dist import DIST
-from distiller_zoo.dkd import DKD
 from distiller_zoo.dpk import DPK, EPS
-from distiller_zoo.kd import KD
-from distiller_zoo.nkd import NKD
-from distiller_zoo.pkt import PKT
-from distiller_zoo.reviewkd import Fusion, hcl_loss
-from distiller_zoo.rld import RLD
-from distiller_zoo.sp import SP
-from distiller_zoo.srrl import SRRL
-from distiller_zoo.vid import VID
-from distiller_zoo.wsld import WSLD
+from distiller_zoo.reviewkd import Fusion, review_loss
 from inputs import CPU
 from models import Output
 from temperature import Tau
@@ -53,17 +43,8 @@ class PyramidReviewKD(Distiller):
         self.abfs = nn.ModuleList(Fusion(own, ours[0], other, i == 0) for i, (own, other) in enumerate(levels))
 
     def forward(self, student: Output, teacher: Output, target: Tensor, tau: Tau, index: Tensor) -> dict[str, Tensor]:
-        ours, theirs = _levels(student), _levels(teacher)
-        fused, losses = None, []
-        for fusion, g_s, g_t in zip(self.abfs, reversed(ours), reversed(theirs), strict=True):
-            prediction, fused = fusion(at_least_float32(g_s), fused, g_t.shape[2:])
-            losses.append(hcl_loss(prediction, g_t))
-        return {"reviewkd": torch.stack(losses).sum()}
-
-
-def _levels(output: Output) -> list[Tensor]:
-    assert output.last_map is not None
-    return [*output.features[:-1], output.last_map]
+        ours, theirs = ([each.last_map, *reversed(each.features[:-1])] for each in (student, teacher))
+        return {"reviewkd": review_loss(self.abfs, zip(ours, theirs, strict=True))}
 
 
 class PyramidDPK(DPK):
@@ -146,17 +127,7 @@ def at_some_positions(g_s: Tensor, g_t: Tensor, covered: Tensor) -> tuple[Tensor
 
 
 detector_distillers: dict[str, Callable[..., Distiller]] = {
-    "kd": KD,
-    "dkd": DKD,
-    "pkt": PKT,
-    "srrl": SRRL,
-    "vid": VID,
-    "sp": SP,
-    "at": AT,
-    "reviewkd": PyramidReviewKD,
-    "dpk": PyramidDPK,
-    "dist": DIST,
-    "rld": RLD,
-    "nkd": NKD,
-    "wsld": WSLD,
+    name: distiller_dict[name]
+    for name in ("kd", "dkd", "pkt", "srrl", "vid", "sp", "at", "reviewkd", "dpk", "dist", "rld", "nkd", "wsld")
 }
+detector_distillers |= {"reviewkd": PyramidReviewKD, "dpk": PyramidDPK}

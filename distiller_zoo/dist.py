@@ -3,12 +3,11 @@
 from typing import Annotated
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from distiller_zoo.base import Distiller, at_least_float32, length
-from distiller_zoo.kd import check_shapes
-from inputs import Option, UserError
+from distiller_zoo.base import Distiller, check_any, length
+from distiller_zoo.kd import softened
+from inputs import Option
 from models import Output
 from temperature import Tau, as_tau
 
@@ -40,11 +39,8 @@ def dist_loss(
     Raises:
         UserError: the two shapes differ.
     """
-    check_shapes(student_logits, teacher_logits)
-    tau = as_tau(tau)
-    student = F.softmax(at_least_float32(student_logits) / tau.student, dim=1)
-    teacher = F.softmax(at_least_float32(teacher_logits) / tau.teacher, dim=1)
-    scale = tau.gradient_scale.detach()
+    student, teacher = softened(student_logits, teacher_logits, tau)
+    scale = as_tau(tau).gradient_scale.detach()
     inter = (scale * _uncorrelated(student, teacher, 1)).mean()
     return beta * inter + gamma * scale.mean() * _uncorrelated(student, teacher, 0).mean()
 
@@ -80,8 +76,7 @@ class DIST(Distiller):
         dist_gamma: Annotated[float, Option.of_weight("weight of the correlation within a class")] = 1.0,
     ) -> None:
         super().__init__()
-        if dist_beta == dist_gamma == 0:
-            raise UserError("--dist_beta and --dist_gamma are both 0, so nothing would be left of DIST: give one")
+        check_any("DIST", dist_beta=dist_beta, dist_gamma=dist_gamma)
         self.beta, self.gamma = dist_beta, dist_gamma
 
     def forward(self, student: Output, teacher: Output, target: Tensor, tau: Tau, index: Tensor) -> dict[str, Tensor]:

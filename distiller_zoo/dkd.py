@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distiller_zoo.base import Growing, at_least_float32
-from distiller_zoo.kd import check_shapes, kl_divergence
+from distiller_zoo.base import Growing
+from distiller_zoo.kd import kl_divergence, scaled
 from inputs import EPOCHS, Option, UserError, in_proportion
 from models import Output
-from temperature import Tau, as_tau
+from temperature import Tau
 
 WARMUP = 20  # of 240 epochs, in mdistiller
 GROWTH = Option("epochs over which the loss grows to its full weight (default: 0)", 0, EPOCHS, later=True)
@@ -61,11 +61,10 @@ def dkd_loss(
         UserError: the shapes do not fit, the targets are probabilities, or there are fewer than three classes, so that
             NCKD is undefined.
     """
-    check_shapes(student_logits, teacher_logits)
+    student, teacher, tau = scaled(student_logits, teacher_logits, tau)
     check_target(target, student_logits, dim)
-    tau = as_tau(tau, student_logits.dim())
-    student_binary, student_others = decouple(at_least_float32(student_logits) / tau.student, target, dim)
-    teacher_binary, teacher_others = decouple(at_least_float32(teacher_logits) / tau.teacher, target, dim)
+    student_binary, student_others = decouple(student, target, dim)
+    teacher_binary, teacher_others = decouple(teacher, target, dim)
     tckd = kl_divergence(student_binary, teacher_binary, dim)
     nckd = kl_divergence(student_others, teacher_others, dim)
     return (tau.gradient_scale * (alpha * tckd + beta * nckd)).mean()
@@ -110,7 +109,6 @@ class DKD(Growing):
     """Applies `dkd_loss` in place of the KD term, so alpha is 0.
 
     Args:
-        num_classes: number of classes of the data set.
         dkd_alpha: weight of TCKD.
         dkd_beta: weight of NCKD.
         dkd_warmup: epochs of linear warm-up, as in mdistiller; 0 for none, as in CTKD.

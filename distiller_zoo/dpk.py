@@ -160,8 +160,6 @@ class DPK(Distiller):
     over the epoch, and `dpk_cka_stage<n>`, the minibatch CKA of the epoch's batches.
 
     Args:
-        student_widths: channels of each of the student's features: stem, stages, pooled vector.
-        teacher_widths: the same for the teacher.
         epochs: length of the run, for the schedule "linear".
         dpk_stages: number of the student's stages, counted from the last; 0, or more than it has, for all.
         dpk_patch: side of a patch in positions of the map.

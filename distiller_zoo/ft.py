@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distiller_zoo.at import attention_difference
-from distiller_zoo.base import at_least_float32, batch_normed
+from distiller_zoo.base import BatchNorm, at_least_float32
 from distiller_zoo.two_stage import TwoStage
 from models import Output
 from temperature import Tau
@@ -62,13 +62,10 @@ class Translator(nn.Module):
 
     def __init__(self, width: int, factor: int) -> None:
         super().__init__()
-        self.encoder = _layers((width, width, factor, factor), nn.Conv2d, nn.BatchNorm2d)
+        self.encoder = _layers((width, width, factor, factor), nn.Conv2d, BatchNorm)
 
     def forward(self, g_s: Tensor) -> Tensor:
-        x = at_least_float32(g_s)
-        for layer in self.encoder:
-            x = batch_normed(layer, x) if isinstance(layer, nn.BatchNorm2d) else layer(x)
-        return x
+        return self.encoder(at_least_float32(g_s))
 
 
 class FT(TwoStage):

@@ -9,7 +9,7 @@ from typing import Annotated
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distiller_zoo.base import Distiller, at_least_float32, batch_normed
+from distiller_zoo.base import BatchNorm, Distiller, at_least_float32
 from distiller_zoo.maps import same_size
 from inputs import Option, UserError
 from models import Output
@@ -58,10 +58,10 @@ class Regressor(nn.Module):
             self.conv = nn.Conv2d(width_s, width_t, (height, width))
         else:
             self.conv = nn.Conv2d(width_s, width_t, 1)
-        self.bn = nn.BatchNorm2d(width_t)
+        self.bn = BatchNorm(width_t)
 
     def forward(self, g_s: Tensor) -> Tensor:
-        prediction = batch_normed(self.bn, self.conv(at_least_float32(g_s)))
+        prediction = self.bn(self.conv(at_least_float32(g_s)))
         return prediction.relu() if self.rectified else prediction
 
 
@@ -72,8 +72,6 @@ class Hint(Distiller):
     networks and MobileNetV2, here and in RepDistiller.
 
     Args:
-        student_shapes: shape of each of the student's features: stem, stages, pooled vector.
-        teacher_shapes: the same for the teacher.
         hint_layer: index of the feature: 0 the stem, 1 the first stage, ...
 
     Raises:

@@ -6,7 +6,7 @@ Liu et al., ICCV 2021, "Exploring Inter-Channel Correlation for Diversity-preser
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distiller_zoo.base import Distiller, at_least_float32, batch_normed, unit
+from distiller_zoo.base import BatchNorm, Distiller, at_least_float32, unit
 from models import Output
 from temperature import Tau
 
@@ -32,10 +32,10 @@ class Embed(nn.Module):
     def __init__(self, student_width: int, teacher_width: int) -> None:
         super().__init__()
         self.conv2d = nn.Conv2d(student_width, teacher_width, 1, bias=False)
-        self.l2norm = nn.BatchNorm2d(teacher_width)  # named as in the published code
+        self.l2norm = BatchNorm(teacher_width)  # named as in the published code
 
     def forward(self, g_s: Tensor) -> Tensor:
-        return batch_normed(self.l2norm, self.conv2d(at_least_float32(g_s)))
+        return self.l2norm(self.conv2d(at_least_float32(g_s)))
 
 
 class ICKD(Distiller):

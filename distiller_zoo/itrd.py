@@ -7,10 +7,10 @@ from typing import Annotated
 
 from torch import Tensor
 
-from distiller_zoo.base import Distiller, at_least_float32, unit
+from distiller_zoo.base import Distiller, at_least_float32, check_any, unit
 from distiller_zoo.cc import Embed
 from distiller_zoo.srd import normalised
-from inputs import Option, UserError
+from inputs import Option
 from models import Output
 from temperature import Tau
 
@@ -56,8 +56,6 @@ class ITRD(Distiller):
     """Applies both losses to the pooled vectors, after a linear layer from the student's to the teacher's width.
 
     Args:
-        student_widths: channels of the student's features.
-        teacher_widths: channels of the teacher's features.
         itrd_correlation: weight of `itrd_correlation_loss`.
         itrd_mutual: weight of `itrd_mutual_loss`.
         itrd_alpha: half of the exponent in `itrd_correlation_loss`.
@@ -78,10 +76,7 @@ class ITRD(Distiller):
         itrd_alpha: Annotated[float, Option("half of the correlation term's exponent", 0.5, 8)] = 1.5,
     ) -> None:
         super().__init__()
-        if itrd_correlation == itrd_mutual == 0:
-            raise UserError(
-                "--itrd_correlation and --itrd_mutual are both 0, so nothing would be left of ITRD: give one"
-            )
+        check_any("ITRD", itrd_correlation=itrd_correlation, itrd_mutual=itrd_mutual)
         self.embed = Embed(student_widths[-1], teacher_widths[-1])
         self.correlation, self.mutual, self.alpha = itrd_correlation, itrd_mutual, itrd_alpha
 

@@ -27,18 +27,26 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float | Tensor 
     Raises:
         UserError: the two shapes differ.
     """
-    check_shapes(student_logits, teacher_logits)
-    tau = as_tau(tau, student_logits.dim())
-    log_student = F.log_softmax(at_least_float32(student_logits) / tau.student, dim=dim)
-    log_teacher = F.log_softmax(at_least_float32(teacher_logits) / tau.teacher, dim=dim)
-    return (tau.gradient_scale * kl_divergence(log_student, log_teacher, dim)).mean()
+    student, teacher, tau = scaled(student_logits, teacher_logits, tau)
+    return (tau.gradient_scale * kl_divergence(student.log_softmax(dim), teacher.log_softmax(dim), dim)).mean()
 
 
-def check_shapes(student_logits: Tensor, teacher_logits: Tensor) -> None:
-    """Raise UserError if the shapes of both networks' logits differ, which broadcasting could hide."""
+def scaled(student_logits: Tensor, teacher_logits: Tensor, tau: float | Tensor | Tau) -> tuple[Tensor, Tensor, Tau]:
+    """Return both networks' logits divided by their temperatures, in float32 or better, and tau as a Tau.
+
+    The arguments are those of `kd_loss`. Raises UserError if the two shapes differ, which broadcasting could hide.
+    """
     if student_logits.shape != teacher_logits.shape:
         shapes = f"{list(student_logits.shape)} and {list(teacher_logits.shape)}"
         raise UserError(f"the logits of student and teacher must have the same shape, not {shapes}")
+    tau = as_tau(tau, student_logits.dim())
+    return at_least_float32(student_logits) / tau.student, at_least_float32(teacher_logits) / tau.teacher, tau
+
+
+def softened(student_logits: Tensor, teacher_logits: Tensor, tau: float | Tensor | Tau) -> tuple[Tensor, Tensor]:
+    """Return both networks' softened probabilities [B, C]; arguments and errors are those of `scaled`."""
+    student, teacher, _ = scaled(student_logits, teacher_logits, tau)
+    return student.softmax(1), teacher.softmax(1)
 
 
 def kl_divergence(log_student: Tensor, log_teacher: Tensor, dim: int = 1) -> Tensor:

@@ -34,8 +34,8 @@ class _Eigenvectors(torch.autograd.Function):
         return torch.where(is_finite, vectors, torch.nan)
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> Tensor:
-        (values, vectors), (slope,) = ctx.saved_tensors, slopes
+    def backward(ctx: Any, slope: Tensor) -> Tensor:
+        values, vectors = ctx.saved_tensors
         gap = values[:, None] - values[:, :, None]  # of column and row
         smallest = EPS * values.abs().amax(1)[:, None, None]
         inverse = gap / (gap.square() + smallest.square()).clamp(min=torch.finfo(gap.dtype).tiny)
@@ -70,7 +70,7 @@ def kdsvd_loss(maps_s: Sequence[Tensor], maps_t: Sequence[Tensor], form: str = "
         maps_t: the teacher's maps, of the same number and sizes; with the form "channels" also of the same widths.
         form: see `singular_vectors`.
     """
-    relations: list[list[Tensor]] = []
+    relations = []
     with torch.no_grad():
         theirs = [singular_vectors(each, form)[..., 0] for each in maps_t]
         theirs = [each * torch.where(each.sum(1, keepdim=True) < 0, -1, 1) for each in theirs]

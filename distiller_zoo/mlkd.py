@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distiller_zoo.base import Distiller, at_least_float32
-from distiller_zoo.kd import kd_loss
+from distiller_zoo.kd import kd_loss, softened
 from inputs import CPU, Option, UserError
 from models import Output
-from temperature import Tau, as_tau
+from temperature import Tau
 
 FACTORS = (0.5, 0.75, 1.0, 1.25, 1.5)  # of tau: 2, 3, 4, 5 and 6 at the published temperature of 4
 FORMS = ("paper", "released")
@@ -40,13 +40,6 @@ def batch_correlation_loss(student_logits: Tensor, teacher_logits: Tensor, tau: 
     """
     q, p = softened(student_logits, teacher_logits, tau)
     return (q @ q.T - p @ p.T).square().sum() / len(q)
-
-
-def softened(student_logits: Tensor, teacher_logits: Tensor, tau: float | Tensor | Tau) -> tuple[Tensor, Tensor]:
-    """Return both networks' softened probabilities [B, C]; the arguments are those of `kd_loss`."""
-    tau = as_tau(tau)
-    student = F.softmax(at_least_float32(student_logits) / tau.student, dim=1)
-    return student, F.softmax(at_least_float32(teacher_logits) / tau.teacher, dim=1)
 
 
 def temperatures(tau: Tau) -> list[Tau]:

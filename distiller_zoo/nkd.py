@@ -5,15 +5,14 @@ arXiv 2303.13005.
 
 from typing import Annotated
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from distiller_zoo.base import Distiller, at_least_float32
 from distiller_zoo.dkd import check_classes, check_target, decouple
-from distiller_zoo.kd import check_shapes, cross_entropy
+from distiller_zoo.kd import cross_entropy, scaled
 from inputs import Option
 from models import Output
-from temperature import Tau, as_tau
+from temperature import Tau
 
 
 def nkd_loss(
@@ -42,25 +41,18 @@ def nkd_loss(
     Raises:
         UserError: the shapes do not fit, the targets are probabilities, or there are fewer than three classes.
     """
-    check_shapes(student_logits, teacher_logits)
+    student_logits, teacher_logits = at_least_float32(student_logits), at_least_float32(teacher_logits)
+    student, teacher, tau = scaled(student_logits, teacher_logits, tau)
     check_target(target, student_logits, name="NKD")
-    student_logits, teacher_logits, tau = (
-        at_least_float32(student_logits),
-        at_least_float32(teacher_logits),
-        as_tau(tau),
-    )
-    of_target = [F.log_softmax(each, dim=1).gather(1, target[:, None]) for each in (student_logits, teacher_logits)]
-    _, student_others = decouple(student_logits / tau.student, target)
-    _, teacher_others = decouple(teacher_logits / tau.teacher, target)
-    others = cross_entropy(student_others, teacher_others, tau.gradient_scale)
-    return (gamma * others - of_target[1].exp() * of_target[0]).mean()
+    log_q, log_p = (each.log_softmax(1).gather(1, target[:, None]) for each in (student_logits, teacher_logits))
+    others = cross_entropy(decouple(student, target)[1], decouple(teacher, target)[1], tau.gradient_scale)
+    return (gamma * others - log_p.exp() * log_q).mean()
 
 
 class NKD(Distiller):
     """Applies `nkd_loss` in place of the KD term, so alpha is 0. The paper uses temperature 1, on ImageNet.
 
     Args:
-        num_classes: number of classes of the data set.
         nkd_gamma: weight of the other classes' term.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distiller_zoo.base import Distiller, at_least_float32, batch_normed, networks_of
+from distiller_zoo.base import BatchNorm, Distiller, at_least_float32, networks_of
 from distiller_zoo.maps import pair_stages, same_size
 from inputs import UserError
 from models import Output, feature_widths
@@ -69,13 +69,12 @@ class Connector(nn.Sequential):
     def __init__(self, student_width: int, margin: Tensor) -> None:
         convolution = nn.Conv2d(student_width, len(margin), 1, bias=False)
         nn.init.normal_(convolution.weight, std=math.sqrt(2 / len(margin)))
-        super().__init__(convolution, nn.BatchNorm2d(len(margin)))
+        super().__init__(convolution, BatchNorm(len(margin)))
         self.register_buffer("margin", margin, persistent=False)
 
     def forward(self, p_s: Tensor, p_t: Tensor) -> Tensor:
         """Return `ofd_loss` of maps before the ReLU [B, C, H, W] and [B, D, I, J]."""
-        convolution, norm = self
-        return ofd_loss(batch_normed(norm, convolution(at_least_float32(p_s))), p_t, self.margin)
+        return ofd_loss(super().forward(at_least_float32(p_s)), p_t, self.margin)
 
 
 def _check_norms(norms: int, stages: int) -> None:
@@ -90,11 +89,6 @@ class OFD(Distiller):
     """Sums `ofd_loss` over the stages, each with a trainable connector; see `pair_stages`.
 
     The last stage has weight 1, and each earlier stage half the weight of the next.
-
-    Args:
-        student_widths: channels of each of the student's features: stem, stages, pooled vector.
-        teacher_widths: the same for the teacher.
-        teacher_norms: weight and bias [C] of the batch norm before the ReLU of each of the teacher's stages.
 
     Raises:
         UserError: the teacher has no such batch norms.

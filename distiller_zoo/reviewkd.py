@@ -4,13 +4,14 @@ From the deepest level, the pooled vector, to the shallowest stage, the student'
 next deeper level and compared with the teacher's map before its ReLU.
 """
 
+from collections.abc import Iterable
 from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distiller_zoo.base import Growing, Warmup, at_least_float32, batch_normed
+from distiller_zoo.base import BatchNorm, Growing, Warmup, at_least_float32
 from distiller_zoo.maps import averaged, pair_stages
 from inputs import Option
 from models import Output
@@ -66,10 +67,8 @@ class Fusion(nn.Module):
 
     def __init__(self, student_width: int, width: int, teacher_width: int, is_deepest: bool) -> None:
         super().__init__()
-        self.conv1 = nn.Sequential(nn.Conv2d(student_width, width, 1, bias=False), nn.BatchNorm2d(width))
-        self.conv2 = nn.Sequential(
-            nn.Conv2d(width, teacher_width, 3, padding=1, bias=False), nn.BatchNorm2d(teacher_width)
-        )
+        self.conv1 = nn.Sequential(nn.Conv2d(student_width, width, 1, bias=False), BatchNorm(width))
+        self.conv2 = nn.Sequential(nn.Conv2d(width, teacher_width, 3, padding=1, bias=False), BatchNorm(teacher_width))
         self.att_conv = None if is_deepest else nn.Sequential(nn.Conv2d(2 * width, 2, 1), nn.Sigmoid())
         for convolution, _ in (self.conv1, self.conv2):
             nn.init.kaiming_uniform_(convolution.weight, a=1)
@@ -82,22 +81,31 @@ class Fusion(nn.Module):
             deeper: the fused map of the next deeper level [B, E, I, J]; None at the deepest level.
             size: height and width of the teacher's map.
         """
-        fused = _normed(self.conv1, g_s)
+        fused = self.conv1(g_s)
         if self.att_conv is not None and deeper is not None:
             deeper = _resized(deeper, g_s.shape[2:])
             shares = self.att_conv(torch.cat([fused, deeper], dim=1))
             fused = fused * shares[:, :1] + deeper * shares[:, 1:]
         fused = _resized(fused, size)
-        return _normed(self.conv2, fused), fused
-
-
-def _normed(layers: nn.Sequential, maps: Tensor) -> Tensor:
-    convolution, norm = layers
-    return batch_normed(norm, convolution(maps))
+        return self.conv2(fused), fused
 
 
 def _resized(maps: Tensor, size: torch.Size) -> Tensor:
     return maps if maps.shape[2:] == size else F.interpolate(maps, size)  # repeats or drops positions
+
+
+def review_loss(fusions: Iterable[nn.Module], levels: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """Return the sum of `hcl_loss` over levels, a scalar.
+
+    Args:
+        fusions: a `Fusion` for each level.
+        levels: the student's and the teacher's map of each level, from the deepest to the shallowest.
+    """
+    fused, losses = None, []
+    for fusion, (g_s, g_t) in zip(fusions, levels, strict=True):
+        prediction, fused = fusion(at_least_float32(g_s), fused, g_t.shape[2:])
+        losses.append(hcl_loss(prediction, g_t))
+    return torch.stack(losses).sum()
 
 
 class ReviewKD(Growing):
@@ -106,8 +114,6 @@ class ReviewKD(Growing):
     The default beta of pairs without a published one is 1.
 
     Args:
-        student_widths: channels of each of the student's features: stem, stages, pooled vector.
-        teacher_widths: the same for the teacher.
         reviewkd_warmup: epochs of linear warm-up.
         reviewkd_preact: compare the student's maps before their ReLU, as mdistiller does on ImageNet.
 
@@ -138,8 +144,4 @@ class ReviewKD(Growing):
         ours = student.preact if self.also else student.features[1:-1]
         levels = [(student.features[-1][:, :, None, None], teacher.features[-1][:, :, None, None])]
         levels += [(ours[i], teacher.preact[stage]) for i, stage in reversed([*enumerate(self.pairs)])]
-        fused, losses = None, []
-        for fusion, (g_s, g_t) in zip(self.abfs, levels, strict=True):
-            prediction, fused = fusion(at_least_float32(g_s), fused, g_t.shape[2:])
-            losses.append(hcl_loss(prediction, g_t))
-        return {"reviewkd": self.warmup * torch.stack(losses).sum()}
+        return {"reviewkd": self.warmup * review_loss(self.abfs, levels)}

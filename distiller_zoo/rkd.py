@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distiller_zoo.base import Distiller, to_unit_scale
-from inputs import Option, UserError
+from distiller_zoo.base import Distiller, check_any, to_unit_scale
+from inputs import Option
 from models import Output
 from temperature import Tau
 
@@ -71,8 +71,7 @@ class RKD(Distiller):
         rkd_angle: Annotated[float, Option.of_weight("weight of the angles")] = 50.0,
     ) -> None:
         super().__init__()
-        if rkd_distance == rkd_angle == 0:
-            raise UserError("--rkd_distance and --rkd_angle are both 0, so nothing would be left of RKD: give one")
+        check_any("RKD", rkd_distance=rkd_distance, rkd_angle=rkd_angle)
         self.distance, self.angle = rkd_distance, rkd_angle
 
     def forward(self, student: Output, teacher: Output, target: Tensor, tau: Tau, index: Tensor) -> dict[str, Tensor]:

@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distiller_zoo.base import Growing, Warmup, at_least_float32
+from distiller_zoo.base import Growing, Warmup, at_least_float32, check_any
 from distiller_zoo.dkd import check_classes, check_target, decouple
-from distiller_zoo.kd import check_shapes, kl_divergence
-from inputs import Option, UserError
+from distiller_zoo.kd import kl_divergence, scaled
+from inputs import Option
 from models import Output
-from temperature import Tau, as_tau
+from temperature import Tau
 
 WARMUP = 20  # of 240 epochs, in the released configurations
 
@@ -46,20 +46,18 @@ def rld_loss(
     Raises:
         UserError: the shapes do not fit, the targets are probabilities, or there are fewer than three classes.
     """
-    check_shapes(student_logits, teacher_logits)
-    check_target(target, student_logits, name="RLD")
     student_logits, teacher_logits = at_least_float32(student_logits), at_least_float32(teacher_logits)
-    tau, tau_confidence = as_tau(tau), as_tau(tau_confidence)
-    student_binary, _ = decouple(student_logits / tau_confidence.student, target)
-    teacher_binary, _ = decouple(teacher_logits / tau_confidence.teacher, teacher_logits.argmax(1))
+    student, teacher, tau_confidence = scaled(student_logits, teacher_logits, tau_confidence)
+    check_target(target, student_logits, name="RLD")
+    student_binary, _ = decouple(student, target)
+    teacher_binary, _ = decouple(teacher, teacher_logits.argmax(1))
     confidence = tau_confidence.gradient_scale * kl_divergence(student_binary, teacher_binary)
 
     kept = teacher_logits < teacher_logits.gather(1, target[:, None])
     has_any = kept.any(1, keepdim=True)
     kept = kept | ~has_any  # a softmax over no class would give NaN
-    masked = kl_divergence(
-        _log_softmax_of(student_logits / tau.student, kept), _log_softmax_of(teacher_logits / tau.teacher, kept)
-    )
+    student, teacher, tau = scaled(student_logits, teacher_logits, tau)
+    masked = kl_divergence(_log_softmax_of(student, kept), _log_softmax_of(teacher, kept))
     return (alpha * confidence + beta * tau.gradient_scale * torch.where(has_any, masked, 0)).mean()
 
 
@@ -72,7 +70,6 @@ class RLD(Growing):
     """Applies `rld_loss` in place of the KD term, so alpha is 0. tau is used for the masked correlation.
 
     Args:
-        num_classes: number of classes of the data set.
         rld_alpha: weight of the sample confidence.
         rld_beta: weight of the masked correlation.
         rld_tau: temperature of the sample confidence.
@@ -99,8 +96,7 @@ class RLD(Growing):
     ) -> None:
         super().__init__(rld_warmup)
         check_classes("rld", num_classes)
-        if rld_alpha == rld_beta == 0:
-            raise UserError("--rld_alpha and --rld_beta are both 0, so nothing would be left of RLD: give one")
+        check_any("RLD", rld_alpha=rld_alpha, rld_beta=rld_beta)
         self.alpha, self.beta = rld_alpha, rld_beta
         self.tau = None if rld_same_tau else rld_tau
 

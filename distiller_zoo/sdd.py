@@ -9,11 +9,11 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from distiller_zoo.base import Growing, Warmup, at_least_float32
+from distiller_zoo.base import Growing, Warmup, at_least_float32, check_any
 from distiller_zoo.dkd import PAIR_BETA, check_classes, dkd_loss
 from distiller_zoo.kd import kd_loss
 from distiller_zoo.maps import averaged
-from inputs import CPU, Option, UserError
+from inputs import CPU, Option
 from models import Output
 from temperature import Tau, as_tau
 
@@ -69,16 +69,7 @@ def sdd_dkd_loss(
 ) -> Tensor:
     """Return the mean of `dkd_loss` over regions and images, a scalar; complementary regions count twice.
 
-    Args:
-        student_logits: logits of the regions [R, B, C], the whole image first; see `sdd_logits`.
-        teacher_logits: likewise.
-        target: the classes [B].
-        tau: as in `kd_loss`; an image's regions share its temperature.
-        alpha: as in `dkd_loss`.
-        beta: as in `dkd_loss`.
-
-    Raises:
-        UserError: as `dkd_loss`.
+    The arguments are those of `sdd_kd_loss`, and alpha and beta of `dkd_loss`, which also raises the errors.
     """
     tau, targets = _weighted(tau, teacher_logits, target), target.expand(len(teacher_logits), -1)
     return dkd_loss(student_logits, teacher_logits, targets, tau, alpha, beta, dim=2)
@@ -98,7 +89,6 @@ class SDD(Growing):
     """Applies `sdd_kd_loss` or `sdd_dkd_loss` in place of the KD term, so alpha is 0.
 
     Args:
-        num_classes: number of classes of the data set.
         sdd_loss: "kd" or "dkd".
         sdd_scales: "1,2" or "1,2,4".
         sdd_alpha: weight of TCKD, for "dkd".
@@ -142,8 +132,8 @@ class SDD(Growing):
     @classmethod
     def check(cls, options: dict[str, Any], device: torch.device = CPU) -> None:
         """Raise UserError if nothing would be left of the loss."""
-        if options["sdd_loss"] == "dkd" and options["sdd_alpha"] == options["sdd_beta"] == 0:
-            raise UserError("--sdd_alpha and --sdd_beta are both 0, so nothing would be left of SDD: give one of them")
+        if options["sdd_loss"] == "dkd":
+            check_any("SDD", sdd_alpha=options["sdd_alpha"], sdd_beta=options["sdd_beta"])
 
     @classmethod
     def complete(cls, options: dict[str, Any], pair: tuple[str, str]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Yang et al., ICLR 2021, "Knowledge distillation via softmax regression represent
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distiller_zoo.base import Distiller, at_least_float32, batch_normed
+from distiller_zoo.base import BatchNorm, Distiller, at_least_float32
 from models import Output
 from temperature import Tau
 
@@ -17,12 +17,11 @@ class Connector(nn.Module):
     def __init__(self, student_width: int, teacher_width: int) -> None:
         super().__init__()
         self.transfer = nn.Sequential(
-            nn.Conv2d(student_width, teacher_width, 1, bias=False), nn.BatchNorm2d(teacher_width), nn.ReLU()
+            nn.Conv2d(student_width, teacher_width, 1, bias=False), BatchNorm(teacher_width), nn.ReLU()
         )
 
     def forward(self, f_s: Tensor) -> Tensor:
-        convolution, norm, relu = self.transfer
-        return relu(batch_normed(norm, convolution(at_least_float32(f_s)[:, :, None, None]))).flatten(1)
+        return self.transfer(at_least_float32(f_s)[:, :, None, None]).flatten(1)
 
 
 class SRRL(Distiller):

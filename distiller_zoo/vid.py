@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from distiller_zoo.base import Distiller, at_least_float32
 from distiller_zoo.maps import pair_stages, same_size
 from models import Output
+from models.layers import conv1x1
 from temperature import Tau
 
 EPS = 1e-5
@@ -41,10 +42,11 @@ class Regressor(nn.Module):
 
     def __init__(self, student_width: int, teacher_width: int) -> None:
         super().__init__()
-        widths = (student_width, teacher_width, teacher_width, teacher_width)
-        convolutions = [nn.Conv2d(a, b, 1, bias=False) for a, b in zip(widths, widths[1:], strict=False)]
-        first, second, third = convolutions
-        self.regressor = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third)
+        self.regressor = nn.Sequential(
+            *(conv1x1(student_width, teacher_width), nn.ReLU()),
+            *(conv1x1(teacher_width, teacher_width), nn.ReLU()),
+            conv1x1(teacher_width, teacher_width),
+        )
         self.log_scale = nn.Parameter(torch.full((teacher_width,), math.log(math.expm1(VARIANCE - EPS))))
 
     def forward(self, g_s: Tensor, g_t: Tensor) -> Tensor:

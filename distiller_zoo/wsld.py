@@ -4,9 +4,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distiller_zoo.base import Distiller, at_least_float32
-from distiller_zoo.kd import check_shapes, cross_entropy
+from distiller_zoo.kd import cross_entropy, scaled
 from models import Output
-from temperature import Tau, as_tau
+from temperature import Tau
 
 EPS = 1e-7  # added to the teacher's cross entropy, as published
 
@@ -32,18 +32,13 @@ def wsld_loss(
     Raises:
         UserError: the logits' shapes differ.
     """
-    check_shapes(student_logits, teacher_logits)
-    student_logits, teacher_logits, tau = (
-        at_least_float32(student_logits),
-        at_least_float32(teacher_logits),
-        as_tau(tau),
+    student, teacher, tau = scaled(student_logits, teacher_logits, tau)
+    hard_s, hard_t = (
+        F.cross_entropy(at_least_float32(each.detach()), target, reduction="none")
+        for each in (student_logits, teacher_logits)
     )
-    hard_s, hard_t = (F.cross_entropy(each.detach(), target, reduction="none") for each in
-                      (student_logits, teacher_logits))  # fmt: skip
     weight = -(-hard_s / (hard_t + EPS)).expm1()
-    log_student = F.log_softmax(student_logits / tau.student, dim=1)
-    log_teacher = F.log_softmax(teacher_logits / tau.teacher, dim=1)
-    soft = cross_entropy(log_student, log_teacher, tau.gradient_scale)
+    soft = cross_entropy(student.log_softmax(1), teacher.log_softmax(1), tau.gradient_scale)
     return (weight[:, None] * soft).mean()
 
 

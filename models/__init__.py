@@ -10,23 +10,12 @@ from models.base import Model, Output, feature_shapes, feature_widths, map_param
 from models.mobilenetv2 import MobileNetV2
 from models.outside import create_outside, is_outside
 from models.projected import Projected, is_projected, parse_name
-from models.resnet import (
-    resnet8,
-    resnet8x4,
-    resnet8x4_double,
-    resnet14,
-    resnet20,
-    resnet32,
-    resnet32x4,
-    resnet44,
-    resnet56,
-    resnet110,
-)
+from models.resnet import ResNet
 from models.resnet_bottleneck import ResNet50
 from models.shufflenetv1 import ShuffleV1
 from models.shufflenetv2 import ShuffleV2
-from models.vgg import vgg8, vgg11, vgg13, vgg16, vgg19
-from models.wrn import wrn_16_1, wrn_16_2, wrn_40_1, wrn_40_2
+from models.vgg import VGG
+from models.wrn import WideResNet
 
 __all__ = [
     "Model", "Output", "create_model", "feature_shapes", "feature_widths", "imagenet_dict", "map_parameters",
@@ -34,26 +23,26 @@ __all__ = [
 ]  # fmt: skip
 
 model_dict: dict[str, Callable[[int], Model]] = {
-    "resnet8": resnet8,
-    "resnet14": resnet14,
-    "resnet20": resnet20,
-    "resnet32": resnet32,
-    "resnet44": resnet44,
-    "resnet56": resnet56,
-    "resnet110": resnet110,
-    "resnet8x4": resnet8x4,
-    "resnet8x4_double": resnet8x4_double,
-    "resnet32x4": resnet32x4,
+    "resnet8": partial(ResNet, 8),
+    "resnet14": partial(ResNet, 14),
+    "resnet20": partial(ResNet, 20),
+    "resnet32": partial(ResNet, 32),
+    "resnet44": partial(ResNet, 44),
+    "resnet56": partial(ResNet, 56),
+    "resnet110": partial(ResNet, 110),
+    "resnet8x4": partial(ResNet, 8, widths=(32, 64, 128, 256)),
+    "resnet8x4_double": partial(ResNet, 8, widths=(64, 128, 256, 512)),
+    "resnet32x4": partial(ResNet, 32, widths=(32, 64, 128, 256)),
     "ResNet50": ResNet50,
-    "wrn_16_1": wrn_16_1,
-    "wrn_16_2": wrn_16_2,
-    "wrn_40_1": wrn_40_1,
-    "wrn_40_2": wrn_40_2,
-    "vgg8": vgg8,
-    "vgg11": vgg11,
-    "vgg13": vgg13,
-    "vgg16": vgg16,
-    "vgg19": vgg19,
+    "wrn_16_1": partial(WideResNet, 16, 1),
+    "wrn_16_2": partial(WideResNet, 16, 2),
+    "wrn_40_1": partial(WideResNet, 40, 1),
+    "wrn_40_2": partial(WideResNet, 40, 2),
+    "vgg8": partial(VGG, (1, 1, 1, 1, 1)),
+    "vgg11": partial(VGG, (1, 1, 2, 2, 2)),
+    "vgg13": partial(VGG, (2, 2, 2, 2, 2)),
+    "vgg16": partial(VGG, (2, 2, 3, 3, 3)),
+    "vgg19": partial(VGG, (2, 2, 4, 4, 4)),
     "MobileNetV2": MobileNetV2,
     "ShuffleV1": ShuffleV1,
     "ShuffleV2": ShuffleV2,

@@ -45,7 +45,8 @@ class Model(nn.Module):
     def trace(self, x: Tensor, preact: list[Tensor] | None = None) -> tuple[list[Tensor], Tensor | None]:
         """Return the features of images x [B, 3, H, W] and the map whose average over positions is the pooled vector.
 
-        The map is None if the pooled vector is not an average.
+        The shapes of the features stand at the top of each network's file. The map is None if the pooled vector is not
+        an average.
 
         Args:
             x: the images.
@@ -106,20 +107,16 @@ class Model(nn.Module):
             raise self._gives_no_more(also)
         preact: list[Tensor] | None = [] if "preact" in also else None
         features, last = self.trace(x, preact)
-        class_maps = self._class_maps(self._present(last)) if "class_maps" in also else None
-        last_map = self._present(last) if "last_map" in also else None
+        class_maps = last_map = None
+        if "class_maps" in also or "last_map" in also:
+            if last is None:
+                raise UserError(
+                    f"the last layer of the network {type(self).__name__} takes no average of a map, which this"
+                    " distiller needs: choose another network or distiller"
+                )
+            class_maps = F.conv2d(last, self.classifier.weight[:, :, None, None]) if "class_maps" in also else None
+            last_map = last if "last_map" in also else None
         return Output(features, self.head(features[-1]), preact or (), class_maps, last_map)
-
-    def _class_maps(self, last: Tensor) -> Tensor:
-        return F.conv2d(last, self.classifier.weight[:, :, None, None])
-
-    def _present(self, last: Tensor | None) -> Tensor:
-        if last is None:
-            raise UserError(
-                f"the last layer of the network {type(self).__name__} takes no average of a map, which this distiller"
-                " needs: choose another network or distiller"
-            )
-        return last
 
 
 def feature_widths(model: Model, image_size: int = 32, maps: bool = False) -> list[int]:

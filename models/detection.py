@@ -34,9 +34,7 @@ Maps = OrderedDict[str, Tensor]  # [B, channels, H, W] each, from the finest to 
 class Prepared(NamedTuple):
     """A batch in the form that a detector's backbone takes."""
 
-    images: (
-        ImageList  # resized and normalised; `tensors` [B, 3, H, W] padded to one size, `image_sizes` without padding
-    )
+    images: ImageList  # resized and normalised: `tensors` [B, 3, H, W], padded to one size; `image_sizes` without it
     targets: list[dict[str, Tensor]]  # per image: boxes [G, 4] in pixels of the resized image, labels [G]
 
 
@@ -62,7 +60,9 @@ class Detector(nn.Module):
     """
 
     has_proposals: bool
+    heads: tuple[str, ...]  # names of the modules, besides the backbone, whose outputs become float32
     class_names: list[str] | None = None  # without background, if the file of its weights names them
+    classifier: nn.Linear | None = None  # from a proposal's vector [D] to its logits [C + 1]; None without proposals
     transform: Any  # torchvision's modules, whose attributes have no types
     backbone: Any
 
@@ -70,17 +70,8 @@ class Detector(nn.Module):
         super().__init__(**settings)
         self.name, self.num_classes = name, num_classes
         self._short_sides = {True: self.transform.min_size, False: (test_size,)}  # by training mode
-        for module in (self.backbone, *self._heads()):
-            module.register_forward_hook(_in_float32)
-
-    def _heads(self) -> list[nn.Module]:
-        """Return the modules whose outputs become float32."""
-        raise NotImplementedError
-
-    @property
-    def classifier(self) -> nn.Linear | None:
-        """Return the layer from a proposal's vector [D] to its logits [C + 1]; None without proposals."""
-        return None
+        for module in ("backbone", *self.heads):
+            self.get_submodule(module).register_forward_hook(_in_float32)
 
     @property
     def widths(self) -> list[int]:
@@ -147,20 +138,13 @@ class FasterRCNN(Detector, faster_rcnn.FasterRCNN):
     """Classifies and refines boxes that its region proposal network (RPN) proposes."""
 
     has_proposals = True
+    heads = ("rpn.head", "roi_heads.box_head", "roi_heads.box_predictor")
+    classifier = property(lambda self: self.roi_heads.box_predictor.cls_score)
     rpn: Any
     roi_heads: Any
 
-    def _heads(self) -> list[nn.Module]:
-        return [self.rpn.head, self.roi_heads.box_head, self.roi_heads.box_predictor]
-
-    @property
-    def classifier(self) -> nn.Linear:
-        """Return the layer from a proposal's vector [D] to its logits [C + 1]."""
-        return self.roi_heads.box_predictor.cls_score
-
     @property
     def widths(self) -> list[int]:
-        """Return the channels of each map, and last the length D of a proposal's vector."""
         return [self.backbone.out_channels] * len(self.rpn.anchor_generator.sizes) + [self.classifier.in_features]
 
     def train_losses(self, prepared: Prepared, maps: Maps) -> Found:
@@ -183,7 +167,6 @@ class FasterRCNN(Detector, faster_rcnn.FasterRCNN):
         return Found(losses, proposals, pooled, logits, torch.cat(labels), image)
 
     def on_proposals(self, maps: Maps, proposals: list[Tensor], sizes: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-        """Return vectors [N, D] and logits [N, C + 1] of given proposals; see `Detector`."""
         return self._box_head(maps, proposals, sizes)[:2]
 
     def _box_head(
@@ -198,15 +181,12 @@ class RetinaNet(Detector, retinanet.RetinaNet):
     """Classifies and refines all anchors, without proposals."""
 
     has_proposals = False
+    heads = ("head",)
     head: Any
     anchor_generator: Any
 
-    def _heads(self) -> list[nn.Module]:
-        return [self.head]
-
     @property
     def widths(self) -> list[int]:
-        """Return the channels of each map."""
         return [self.backbone.out_channels] * len(self.anchor_generator.sizes)
 
     def train_losses(self, prepared: Prepared, maps: Maps) -> Found:

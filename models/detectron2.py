@@ -156,11 +156,11 @@ def _read(path: Path, sha256: str | None) -> dict[str, np.ndarray]:
             content = file.read()
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): give another file") from error
-    found = hashlib.sha256(content).hexdigest()
-    if found != (sha256 or "").lower():
+    actual = hashlib.sha256(content).hexdigest()
+    if actual != (sha256 or "").lower():
         none = "and none was given: compare it, and give it as --pickle_sha256"
         advice = f"not {sha256}: get the file again" if sha256 else none
-        raise UserError(f"{path} is a pickle, which is read only with the sha256 expected; its is {found}, {advice}")
+        raise UserError(f"{path} is a pickle, which is read only with the sha256 expected; its is {actual}, {advice}")
     try:
         arrays = _ArraysOnly(BytesIO(content), encoding="latin1").load()["model"]
         return {str(name): np.asarray(each, np.float32) for name, each in arrays.items()}

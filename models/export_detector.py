@@ -21,7 +21,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from inputs import UserError
 from models.detection import Detector
 from models.detectron2 import AlignedPool
-from models.export import SUFFIXES, check_packages
+from models.export import SUFFIXES, check_packages, load_exported
 
 OUTPUTS = ("boxes", "labels", "scores")  # [D, 4] in pixels of the image, [D] int64 from 1, [D] from 0 to 1
 OPSET = 17  # of ONNX: the last one of the older exporter
@@ -119,9 +119,7 @@ def _stock(model: Detector) -> nn.Module:
 def load_exported_detector(form: str, path: Path) -> Exported:
     """Return the function in an exported file."""
     if form == "torchscript":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            script = torch.jit.load(path)
+        script = load_exported(form, path)
 
         def run_script(image: Tensor) -> dict[str, Tensor]:
             with warnings.catch_warnings():

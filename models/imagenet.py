@@ -17,21 +17,18 @@ from torchvision.models import get_model_weights, mobilenetv2, resnet, shufflene
 from inputs import UserError
 from models.base import Model
 from models.download import fetch
-from models.layers import channel_shuffle, conv1x1, conv3x3, depthwise3x3
+from models.layers import channel_shuffle, conv1x1, conv3x3, depthwise3x3, pooled
 
 
 class ResNet(Model, resnet.ResNet):
     """He et al. 2016 (`BasicBlock`, `Bottleneck`), Zagoruyko and Komodakis 2016 (wide), Xie et al. 2017 (grouped)."""
 
+    classifier = property(lambda self: self.fc)
+
     def __init__(self, block: type[resnet.BasicBlock | resnet.Bottleneck], counts: list[int], **more: int) -> None:
         super().__init__(block, counts, **more)
         last = "bn3" if block is resnet.Bottleneck else "bn2"
         self.bn_before_relu = tuple(f"layer{i}.{count - 1}.{last}" for i, count in enumerate(counts, 1))
-
-    @property
-    def classifier(self) -> nn.Linear:
-        """Return the last linear layer."""
-        return self.fc
 
     def trace(self, x: Tensor, preact: list[Tensor] | None = None) -> tuple[list[Tensor], Tensor]:
         """Return stem, four stages and the pooled vector for images x [B, 3, H, W], and the last stage."""
@@ -40,7 +37,7 @@ class ResNet(Model, resnet.ResNet):
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = _recorded(stage, x, preact)
             features.append(x)
-        return [*features, x.mean((2, 3))], x
+        return pooled(features)
 
 
 class MobileNetV2(Model, mobilenetv2.MobileNetV2):
@@ -60,16 +57,13 @@ class MobileNetV2(Model, mobilenetv2.MobileNetV2):
 
     def trace(self, x: Tensor, preact: list[Tensor] | None = None) -> tuple[list[Tensor], Tensor]:
         """Return stem, four stages and the pooled vector for images x [B, 3, H, W], and the last stage."""
-        return _pooled(_passed(self.features, x, self.ends, preact))
+        return pooled(_passed(self.features, x, self.ends, preact))
 
 
 class ShuffleV2(Model, shufflenetv2.ShuffleNetV2):
     """Ma et al. 2018. The last stage's feature is taken after the 1x1 convolution that follows it."""
 
-    @property
-    def classifier(self) -> nn.Linear:
-        """Return the last linear layer."""
-        return self.fc
+    classifier = property(lambda self: self.fc)
 
     def trace(self, x: Tensor, preact: list[Tensor] | None = None) -> tuple[list[Tensor], Tensor]:
         """Return stem, three stages and the pooled vector for images x [B, 3, H, W], and the last stage."""
@@ -77,7 +71,7 @@ class ShuffleV2(Model, shufflenetv2.ShuffleNetV2):
         features.append(_recorded(self.stage2, self.maxpool(features[0]), preact))
         features.append(_recorded(self.stage3, features[1], preact))
         features.append(_recorded(self.conv5, self.stage4(features[2]), preact))
-        return _pooled(features)
+        return pooled(features)
 
 
 class VGG(Model, vgg.VGG):
@@ -106,6 +100,7 @@ class VGG(Model, vgg.VGG):
 class MobileNetV1(Model):
     """Howard et al. 2017. A stage ends where the resolution falls."""
 
+    classifier = property(lambda self: self.fc)
     ends = (0, 1, 3, 5, 11, 13)  # the blocks that end the stem and the stages
     bn_before_relu = ("model.1.4", "model.3.4", "model.5.4", "model.11.4", "model.13.4")
 
@@ -120,14 +115,9 @@ class MobileNetV1(Model):
             self.model.append(nn.Sequential(*filtered, *mixed))
         self.fc = nn.Linear(1024, num_classes)
 
-    @property
-    def classifier(self) -> nn.Linear:
-        """Return the last linear layer."""
-        return self.fc
-
     def trace(self, x: Tensor, preact: list[Tensor] | None = None) -> tuple[list[Tensor], Tensor]:
         """Return stem, five stages and the pooled vector for images x [B, 3, H, W], and the last stage."""
-        return _pooled(_passed(self.model, x, self.ends, preact))
+        return pooled(_passed(self.model, x, self.ends, preact))
 
 
 def _passed(blocks: Sequence[nn.Module], x: Tensor, ends: Sequence[int], preact: list[Tensor] | None) -> list[Tensor]:
@@ -139,11 +129,6 @@ def _passed(blocks: Sequence[nn.Module], x: Tensor, ends: Sequence[int], preact:
         if is_end:
             features.append(x)
     return features
-
-
-def _pooled(features: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-    """Return the maps with the average of the last one over positions, and that map."""
-    return [*features, features[-1].mean((2, 3))], features[-1]
 
 
 def _recorded(block: nn.Module, x: Tensor, preact: list[Tensor] | None) -> Tensor:

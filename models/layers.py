@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.base import Model
+
 
 class Stage(nn.Sequential):
     """Blocks in a row, like nn.Sequential; the last one can record its map before the ReLU."""
@@ -15,6 +17,26 @@ class Stage(nn.Sequential):
         for block in blocks:
             x = block(x)
         return last(x) if preact is None else last(x, preact)
+
+
+class Staged(Model):
+    """A network of a stem (`conv1`, `bn1`, ReLU), each `Stage` among its attributes in order, and average pooling."""
+
+    def maps(self, x: Tensor, preact: list[Tensor] | None) -> list[Tensor]:
+        """Return the maps of stem and stages [B, C, H, W] for images x [B, 3, H, W]; `preact` as in `Model.trace`."""
+        maps = [F.relu(self.bn1(self.conv1(x)), inplace=True)]
+        for stage in self.children():
+            if isinstance(stage, Stage):
+                maps.append(stage(maps[-1], preact))
+        return maps
+
+    def trace(self, x: Tensor, preact: list[Tensor] | None = None) -> tuple[list[Tensor], Tensor]:
+        return pooled(self.maps(x, preact))
+
+
+def pooled(maps: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+    """Return maps [B, C, H, W] with the average of the last one over positions [B, C], and that last map."""
+    return [*maps, maps[-1].mean((2, 3))], maps[-1]
 
 
 def recorded(x: Tensor, preact: list[Tensor] | None) -> Tensor:

@@ -77,7 +77,6 @@ class MobileNetV2(Model):
         return self._modules["classifier"][0]
 
     def trace(self, x: Tensor, preact: list[Tensor] | None = None) -> tuple[list[Tensor], Tensor]:
-        """Return the features listed at the top of this file and the last map; see `Model.trace`."""
         x = self.conv1(x)
         features = [x]
         for i, stage in enumerate(self.blocks):

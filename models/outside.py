@@ -66,13 +66,13 @@ class HuggingFace(Outside):
 
     def extract(self, x: Tensor) -> list[Tensor]:
         """Return the pooled vector [B, D] of images x [B, 3, H, W]."""
-        found: list[Tensor] = []
-        hook = self.classifier.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
+        pooled: list[Tensor] = []
+        hook = self.classifier.register_forward_pre_hook(lambda _, inputs: pooled.append(inputs[0]))
         try:
             self.net(pixel_values=x)
         finally:
             hook.remove()
-        return [found[-1].flatten(1)]
+        return [pooled[-1].flatten(1)]
 
 
 def create_outside(name: str, num_classes: int | None = None, pretrained: bool = False) -> Model:
@@ -101,11 +101,12 @@ def _timm(name: str, own: str, pretrained: bool, more: dict[str, int]) -> Model:
 
 
 def _hugging_face(name: str, own: str, pretrained: bool, more: dict[str, int]) -> Model:
-    maker = _library("transformers", name).AutoModelForImageClassification
+    transformers = _library("transformers", name)
+    maker = transformers.AutoModelForImageClassification
     if pretrained:
         net = maker.from_pretrained(own, **more)
     else:
-        net = maker.from_config(_library("transformers", name).AutoConfig.from_pretrained(own, **more))
+        net = maker.from_config(transformers.AutoConfig.from_pretrained(own, **more))
     linear = [module for module in net.modules() if isinstance(module, nn.Linear)]
     last = [layer for layer in linear if layer.out_features == net.config.num_labels][-1:]
     return HuggingFace(net, _checked(name, last[0] if last else None))

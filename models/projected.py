@@ -76,10 +76,10 @@ def parse_name(name: str) -> tuple[str, list[int], int, int]:
     Raises:
         UserError: the name does not have the form of `Projected.known_as`.
     """
-    found = FORM.fullmatch(name)
-    if found is None:
+    match = FORM.fullmatch(name)
+    if match is None:
         raise UserError(f"{name!r} names no student of SimKD: give a file that a run of --distill simkd saved")
-    student, *numbers = found.groups()
+    student, *numbers = match.groups()
     *teacher_shape, factor, image_size = map(int, numbers)
     return student, teacher_shape, factor, image_size
 

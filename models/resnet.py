@@ -8,13 +8,11 @@ stem [B, w0, 32, 32], stages [B, w1, 32, 32], [B, w2, 16, 16], [B, w3, 8, 8], po
 """
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.base import Model
-from models.layers import conv1x1, conv3x3, init_convs, make_stage, recorded_relu
+from models.layers import Staged, conv1x1, conv3x3, init_convs, make_stage, recorded_relu
 
 
 class BasicBlock(nn.Module):
@@ -38,8 +36,10 @@ class BasicBlock(nn.Module):
         return recorded_relu(out, preact)
 
 
-class ResNet(Model):
+class ResNet(Staged):
     """A residual network of depth 6n + 2; `widths` are the channels of the stem and the three stages of n blocks."""
+
+    classifier = property(lambda self: self.fc)
 
     def __init__(self, depth: int, num_classes: int, widths: Sequence[int] = (16, 16, 32, 64)):
         super().__init__()
@@ -52,27 +52,3 @@ class ResNet(Model):
         self.fc = nn.Linear(widths[3], num_classes)
         self.bn_before_relu = tuple(f"layer{stage}.{count - 1}.bn2" for stage in (1, 2, 3))
         init_convs(self)
-
-    @property
-    def classifier(self) -> nn.Linear:
-        """Return the last linear layer."""
-        return self.fc
-
-    def trace(self, x: Tensor, preact: list[Tensor] | None = None) -> tuple[list[Tensor], Tensor]:
-        """Return the features listed at the top of this file and the last map; see `Model.trace`."""
-        features = [F.relu(self.bn1(self.conv1(x)), inplace=True)]
-        for stage in (self.layer1, self.layer2, self.layer3):
-            features.append(stage(features[-1], preact))
-        return [*features, features[-1].mean((2, 3))], features[-1]
-
-
-resnet8 = partial(ResNet, 8)
-resnet14 = partial(ResNet, 14)
-resnet20 = partial(ResNet, 20)
-resnet32 = partial(ResNet, 32)
-resnet44 = partial(ResNet, 44)
-resnet56 = partial(ResNet, 56)
-resnet110 = partial(ResNet, 110)
-resnet8x4 = partial(ResNet, 8, widths=(32, 64, 128, 256))
-resnet8x4_double = partial(ResNet, 8, widths=(64, 128, 256, 512))
-resnet32x4 = partial(ResNet, 32, widths=(32, 64, 128, 256))

@@ -9,8 +9,7 @@ stages [B, 256, 32, 32], [B, 512, 16, 16], [B, 1024, 8, 8], [B, 2048, 4, 4], poo
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.base import Model
-from models.layers import conv1x1, conv3x3, init_convs, make_stage, recorded_relu
+from models.layers import Staged, conv1x1, conv3x3, init_convs, make_stage, recorded_relu
 
 
 class Bottleneck(nn.Module):
@@ -38,9 +37,10 @@ class Bottleneck(nn.Module):
         return recorded_relu(out, preact)
 
 
-class ResNet50(Model):
+class ResNet50(Staged):
     """Stages of 3, 4, 6 and 3 bottlenecks."""
 
+    classifier = property(lambda self: self.linear)
     bn_before_relu = ("layer1.2.bn3", "layer2.3.bn3", "layer3.5.bn3", "layer4.2.bn3")
 
     def __init__(self, num_classes: int):
@@ -53,15 +53,3 @@ class ResNet50(Model):
         self.layer4 = make_stage(Bottleneck, 1024, 2048, count=3, stride=2)
         self.linear = nn.Linear(2048, num_classes)
         init_convs(self)
-
-    @property
-    def classifier(self) -> nn.Linear:
-        """Return the last linear layer."""
-        return self.linear
-
-    def trace(self, x: Tensor, preact: list[Tensor] | None = None) -> tuple[list[Tensor], Tensor]:
-        """Return the features listed at the top of this file and the last map; see `Model.trace`."""
-        features = [F.relu(self.bn1(self.conv1(x)), inplace=True)]
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            features.append(stage(features[-1], preact))
-        return [*features, features[-1].mean((2, 3))], features[-1]

@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.base import Model
-from models.layers import channel_shuffle, conv1x1, depthwise3x3, make_stage, recorded_relu
+from models.layers import Staged, channel_shuffle, conv1x1, depthwise3x3, make_stage, recorded_relu
 
 GROUPS = 3
 STEM = 24  # channels, too few to be grouped
@@ -47,8 +46,10 @@ class ShuffleUnit(nn.Module):
         return recorded_relu(out, preact)
 
 
-class ShuffleV1(Model):
+class ShuffleV1(Staged):
     """Three stages of 4, 8 and 4 units; each stage begins by halving the resolution."""
+
+    classifier = property(lambda self: self.linear)
 
     def __init__(self, num_classes: int):
         super().__init__()
@@ -58,15 +59,3 @@ class ShuffleV1(Model):
         self.layer2 = make_stage(ShuffleUnit, 240, 480, count=8, stride=2)
         self.layer3 = make_stage(ShuffleUnit, 480, 960, count=4, stride=2)
         self.linear = nn.Linear(960, num_classes)
-
-    @property
-    def classifier(self) -> nn.Linear:
-        """Return the last linear layer."""
-        return self.linear
-
-    def trace(self, x: Tensor, preact: list[Tensor] | None = None) -> tuple[list[Tensor], Tensor]:
-        """Return the features listed at the top of this file and the last map; see `Model.trace`."""
-        features = [F.relu(self.bn1(self.conv1(x)), inplace=True)]
-        for stage in (self.layer1, self.layer2, self.layer3):
-            features.append(stage(features[-1], preact))
-        return [*features, features[-1].mean((2, 3))], features[-1]

@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.base import Model
-from models.layers import Stage, channel_shuffle, conv1x1, depthwise3x3
+from models.layers import Stage, Staged, channel_shuffle, conv1x1, depthwise3x3
 
 
 class BasicUnit(nn.Module):
@@ -72,8 +71,10 @@ def _stage(in_channels: int, out_channels: int, count: int) -> Stage:
     return Stage(DownUnit(in_channels, out_channels), *rest)
 
 
-class ShuffleV2(Model):
+class ShuffleV2(Staged):
     """Three stages of 4, 8 and 4 units; each stage begins by halving the resolution."""
+
+    classifier = property(lambda self: self.linear)
 
     def __init__(self, num_classes: int):
         super().__init__()
@@ -86,15 +87,7 @@ class ShuffleV2(Model):
         self.bn2 = nn.BatchNorm2d(1024)
         self.linear = nn.Linear(1024, num_classes)
 
-    @property
-    def classifier(self) -> nn.Linear:
-        """Return the last linear layer."""
-        return self.linear
-
     def trace(self, x: Tensor, preact: list[Tensor] | None = None) -> tuple[list[Tensor], Tensor]:
-        """Return the features listed at the top of this file and the last map; see `Model.trace`."""
-        features = [F.relu(self.bn1(self.conv1(x)), inplace=True)]
-        for stage in (self.layer1, self.layer2, self.layer3):
-            features.append(stage(features[-1], preact))
-        last = F.relu(self.bn2(self.conv2(features[-1])))
-        return [*features, last.mean((2, 3))], last
+        maps = self.maps(x, preact)
+        last = F.relu(self.bn2(self.conv2(maps[-1])))
+        return [*maps, last.mean((2, 3))], last

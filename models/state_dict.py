@@ -30,9 +30,9 @@ class Found(NamedTuple):
         groups = Counter(self.left_out).most_common()
         named = [f"{count} x {name}" if count > 1 else name for name, count in groups[:MOST_NAMED]]
         named += [f"{len(groups) - MOST_NAMED} more"] if groups[MOST_NAMED:] else []
-        told = [f"the prefix {self.prefix} is removed from the names"] if self.prefix else []
-        told += [f"left out: {printable(', '.join(named))}"] if named else []
-        return "; ".join(told)
+        notes = [f"the prefix {self.prefix} is removed from the names"] if self.prefix else []
+        notes += [f"left out: {printable(', '.join(named))}"] if named else []
+        return "; ".join(notes)
 
 
 def find_weights(content: Any) -> Found:

@@ -8,13 +8,12 @@ Parameter names are the published ones. Features of 32x32 images, all after the 
 """
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.base import Model
-from models.layers import Stage, init_convs, init_linear, recorded_relu
+from models.layers import Stage, init_convs, init_linear, pooled, recorded_relu
 
 
 class _ReLU(nn.ReLU):
@@ -46,16 +45,8 @@ class VGG(Model):
         init_linear(self.classifier)
 
     def trace(self, x: Tensor, preact: list[Tensor] | None = None) -> tuple[list[Tensor], Tensor]:
-        """Return the features listed at the top of this file and the last map; see `Model.trace`."""
         features = [self.block0(x)]
         for block in (self.block1, self.block2, self.block3):
             features.append(block(F.max_pool2d(features[-1], 2), preact))
         features.append(self.block4(features[-1], preact))
-        return [*features, features[-1].mean((2, 3))], features[-1]
-
-
-vgg8 = partial(VGG, (1, 1, 1, 1, 1))
-vgg11 = partial(VGG, (1, 1, 2, 2, 2))
-vgg13 = partial(VGG, (2, 2, 2, 2, 2))
-vgg16 = partial(VGG, (2, 2, 3, 3, 3))
-vgg19 = partial(VGG, (2, 2, 4, 4, 4))
+        return pooled(features)

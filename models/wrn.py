@@ -8,8 +8,6 @@ Parameter names are the published ones. Features of 32x32 images: stem [B, 16, 3
 batch norm and ReLU, the pooled [B, 64 W].
 """
 
-from functools import partial
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -56,6 +54,7 @@ class _Stage(nn.Module):
 class WideResNet(Model):
     """A wide residual network of the given depth and widening factor."""
 
+    classifier = property(lambda self: self.fc)
     bn_before_relu = ("block2.layer.0.bn1", "block3.layer.0.bn1", "bn1")
 
     def __init__(self, depth: int, widen: int, num_classes: int):
@@ -71,22 +70,10 @@ class WideResNet(Model):
         init_convs(self)
         nn.init.zeros_(self.fc.bias)
 
-    @property
-    def classifier(self) -> nn.Linear:
-        """Return the last linear layer."""
-        return self.fc
-
     def trace(self, x: Tensor, preact: list[Tensor] | None = None) -> tuple[list[Tensor], Tensor]:
-        """Return the features listed at the top of this file and the last map; see `Model.trace`."""
         features = [self.conv1(x)]
         features.append(self.block1(features[0]))
         for stage in (self.block2, self.block3):
             features.append(stage(features[-1], preact))  # the stage before ends in this one's first batch norm
         last = F.relu(recorded(self.bn1(features[-1]), preact))
         return [*features, last.mean((2, 3))], last
-
-
-wrn_16_1 = partial(WideResNet, 16, 1)
-wrn_16_2 = partial(WideResNet, 16, 2)
-wrn_40_1 = partial(WideResNet, 40, 1)
-wrn_40_2 = partial(WideResNet, 40, 2)

@@ -12,7 +12,7 @@ from torch import Tensor
 from inputs import Option
 from temperature.base import KD_T, KdT, Tau, Temperature
 
-STRENGTH = Option("tau is from kd_T exp(-c) to kd_T exp(c), where c is this", 1e-6, 3.0, or_zero=True)
+STRENGTH = Option("tau is from kd_T exp(-c) to kd_T exp(c)", 1e-6, 3.0, or_zero=True)
 
 
 @torch.no_grad()
@@ -53,9 +53,7 @@ class IDTS(Temperature):
     def __init__(
         self,
         kd_T: KdT = KD_T,
-        idts_strength: Annotated[
-            float, Option("tau is from kd_T exp(-c) to kd_T exp(c)", 1e-6, 3.0, or_zero=True)
-        ] = 0.5,
+        idts_strength: Annotated[float, STRENGTH] = 0.5,
     ) -> None:
         super().__init__()
         self.kd_T, self.strength = kd_T, idts_strength

@@ -19,7 +19,7 @@ ACTION_STD = math.exp(-0.5)  # of an untrained agent
 LEAST_WEIGHT = 0.7  # of the uncertain image in a blend, in the last epoch
 
 
-def phase(help: str, least: int = 1) -> Option:
+def period(help: str, least: int = 1) -> Option:
     """Return the option for a number of epochs, published for 240 and in proportion to the run's length."""
     return Option(help, least, EPOCHS, in_proportion=True)
 
@@ -50,16 +50,15 @@ class Policy(Temperature):
     """
 
     uses_target = True  # a blend has the class of one of its images
-
-    notes = ("rl_action",)
+    notes: tuple[str, ...] = ("rl_action",)  # the names of the averages in the epoch's log entry
 
     def __init__(
         self,
         train_target: Tensor,
         epochs: int,
         kd_T: KdT = KD_T,
-        rl_warmup: Annotated[int, phase("epoch in which the policy begins to set tau")] = PHASE,
-        aug_epoch: Annotated[int, phase("blend images in epochs divisible by this; 0: never", least=0)] = PHASE,
+        rl_warmup: Annotated[int, period("epoch in which the policy begins to set tau")] = PHASE,
+        aug_epoch: Annotated[int, period("blend images in epochs divisible by this; 0: never", least=0)] = PHASE,
         rl_tau_min: Annotated[float, Option.of_tau("lower bound of tau")] = 1.0,
         rl_tau_max: Annotated[float, Option.of_tau("upper bound of tau")] = 10.0,
     ) -> None:
@@ -73,7 +72,7 @@ class Policy(Temperature):
         self.register_buffer("tau", torch.tensor(float(kd_T)))
         self.register_buffer("entropy", torch.zeros(len(train_target)))  # of each image's predictions, summed
         self.acts = self.explores = False
-        self.seen = nn.ModuleDict({name: Average() for name in self.notes})  # averages for the epoch's log entry
+        self.seen = nn.ModuleDict({name: Average() for name in self.notes})
 
     def start_epoch(self, epoch: int) -> None:
         super().start_epoch(epoch)
@@ -134,16 +133,17 @@ class Policy(Temperature):
         return self.low + (self.high - self.low) * action.sigmoid()
 
     def note(self, **values: Tensor) -> None:
-        """Add values to the averages of the epoch's log entry; their names are in `notes`."""
+        """Add values to the averages named in `notes`."""
         for name, value in values.items():
             self.seen[name].add(value)
 
     def describe(self) -> dict[str, float]:
-        results = {name: result for name, average in self.seen.items() if (result := average.result())}
-        told = {name: mean for name, (mean, _) in results.items()}
-        if "rl_action" in told:
-            told["rl_action_mean"], told["rl_action_std"] = told.pop("rl_action"), results["rl_action"][1]
-        return told
+        values = {}
+        for name, average in self.seen.items():
+            if result := average.result():
+                mean, std = result
+                values |= {"rl_action_mean": mean, "rl_action_std": std} if name == "rl_action" else {name: mean}
+        return values
 
 
 class Random(Policy):

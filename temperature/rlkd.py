@@ -1,7 +1,6 @@
 """RLKD, Instance Temperature Knowledge Distillation (arXiv 2407.00115): an agent sets each sample's temperature.
 
-Choosing temperatures is a sequential decision problem, since each choice affects what the student learns from later. A
-policy sees how sure student and teacher are of a sample and draws its temperature. The student's improvement in the
+A policy sees how sure student and teacher are of a sample and draws its temperature. The student's improvement in the
 step is the reward of the whole batch, a calibration distributes it over the samples, and PPO improves the policy. This
 follows second-hand descriptions of the paper (its abstract, project page and reviews) and the released numbers.
 
@@ -38,10 +37,9 @@ OURS, where the sources are silent or their choice cannot work:
 - The calibration is `even`: every sample gets its batch's reward, an unbiased estimate of what its action earned. The
   critic, which does not see the action, is the baseline. The paper learns a calibration, as `learned` does: it predicts
   a batch's reward by least squares as the mean over its samples; a sample's reward is its prediction (not the
-  difference of consecutive ones, since a batch has no order) plus an equal share of the residual. But a prediction
-  whose slope in the action is an accident of a few batches counts once per sample, and the true reward once per batch,
-  so the policy follows the slope to a bound. Mean tau with the environment of tests/policies.py (last quarter of 640
-  steps):
+  difference of consecutive ones, since a batch has no order) plus an equal share of the residual. But predictions count
+  once per sample and the true reward once per batch, so the policy follows a slope that the predictor learned by
+  accident to a bound. Mean tau in the last quarter of 640 steps in the environment of tests/policies.py:
       a reward that is noise, so that tau should stay at 5.5, seeds 0 to 4
           learned  9.4, 8.6, 3.4, 5.7, 4.5                  even  5.8, 5.5, 5.6, 5.8, 5.1
       best tau 3 for sure and 8 for unsure samples, whose share varies, seeds 0 to 2
@@ -63,7 +61,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inputs import Option, UserError
-from temperature.policy import PHASE, Policy, phase
+from temperature.policy import PHASE, Policy, period
 
 GAMMA, LAMBDA, CLIP = 0.99, 0.95, 0.2
 ACTOR_RATE, CRITIC_RATE, CALIBRATION_RATE = 1e-4, 1e-3, 1e-3  # of Adam
@@ -212,7 +210,7 @@ class RLKD(Policy):
         self,
         train_target: Tensor,
         epochs: int,
-        rl_epoch: Annotated[int, phase("the agent learns in epochs divisible by this")] = PHASE,
+        rl_epoch: Annotated[int, period("the agent learns in epochs divisible by this")] = PHASE,
         rl_rollout: Annotated[int, Option("batches per update of the agent (our choice)", 2, 100_000)] = 16,
         rl_calibration: Annotated[str, SPREAD] = "even",
         rl_max_kl: Annotated[float, LIMIT] = MAX_KL,

@@ -33,7 +33,22 @@ def of_exponent(help: str) -> Option:
     return Option(help, 0.001, 100.0)
 
 
-class TTM(Temperature):
+class _TeacherOnly(Temperature):
+    """Sets tau by `ttm_tau`, with weights of the samples if `weighted`."""
+
+    weighted = False
+
+    def __init__(self, exponent: float) -> None:
+        super().__init__()
+        self.exponent = exponent
+
+    def forward(
+        self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None = None, index: Tensor | None = None
+    ) -> Tau:
+        return ttm_tau(teacher_logits, self.exponent, self.weighted)
+
+
+class TTM(_TeacherOnly):
     """Sets tau by `ttm_tau` without weights. The loss weights 1 and 45 are those published for vgg13 → vgg8.
 
     Args:
@@ -49,16 +64,10 @@ class TTM(Temperature):
         self,
         ttm_exponent: Annotated[float, of_exponent("the teacher's tau is 1 / ttm_exponent")] = 0.1,
     ) -> None:
-        super().__init__()
-        self.exponent = ttm_exponent
-
-    def forward(
-        self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None = None, index: Tensor | None = None
-    ) -> Tau:
-        return ttm_tau(teacher_logits, self.exponent)
+        super().__init__(ttm_exponent)
 
 
-class WTTM(Temperature):
+class WTTM(_TeacherOnly):
     """Sets tau by `ttm_tau` with weights. The loss weight 4 and exponent 0.2 are those published with CRD.
 
     Args:
@@ -69,15 +78,10 @@ class WTTM(Temperature):
     """
 
     weights = (1.0, 4.0)
+    weighted = True
 
     def __init__(
         self,
         wttm_exponent: Annotated[float, of_exponent("the teacher's tau is 1 / wttm_exponent")] = 0.2,
     ) -> None:
-        super().__init__()
-        self.exponent = wttm_exponent
-
-    def forward(
-        self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None = None, index: Tensor | None = None
-    ) -> Tau:
-        return ttm_tau(teacher_logits, self.exponent, weighted=True)
+        super().__init__(wttm_exponent)

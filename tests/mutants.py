@@ -37,7 +37,7 @@ MUTANTS = {
                               "unit/test_step.py"),
     "mirrored crop": Mutant("dataset/memory.py", "[row + column, row + column.flip(0)]",
                             "[row + column.flip(0), row + column]", "unit/test_dataset.py"),
-    "mean and std": Mutant("dataset/memory.py", ".sub_(self.mean).div_(self.std)", ".sub_(self.std).div_(self.mean)",
+    "mean and std": Mutant("dataset/base.py", ".sub_(self.mean).div_(self.std)", ".sub_(self.std).div_(self.mean)",
                            "unit/test_dataset.py"),
     "mean of CIFAR": Mutant("dataset/cifar.py", "mean=(0.5071, 0.4867, 0.4408)", "mean=(0.4914, 0.4822, 0.4465)",
                             "unit/test_dataset.py"),
