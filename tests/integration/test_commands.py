@@ -284,12 +284,17 @@ def test_a_page_has_the_measured_speed():
     lines = [told["machine"], *bench.table(told["results"])]
     assert text[: len(lines)] == lines
     for pair, measured in told["results"].items():
-        (row,) = re.findall(rf"^\| {pair.replace(':', ' → ')} \| (.*) \|$", SPEED, re.MULTILINE)
-        field, *ratios, validation = map(float, row.split(" | "))
+        speed, shares = re.findall(rf"^\| {pair.replace(':', ' → ')} \| (.*) \|$", SPEED, re.MULTILINE)
+        field, *ratios, validation = map(float, speed.split(" | "))
         variants = ("fp32", "fp32+table", "bf16", "bf16+table")
         assert ratios == [round(measured[variant]["train"], 2) for variant in variants]
         fields = [each for name, each in measured.items() if name.startswith("field")]
-        assert field == next(round(each["images_per_second"]) for each in fields if each["train_low"] == 1)
+        best = next(each for each in fields if each["train_low"] == 1)
+        assert field == round(best["images_per_second"])
+        of_all = [best, *map(measured.get, variants)]
+        hours = [bench.IMAGES_OF_A_ROW / each["images_per_second"] / 3600 for each in of_all]
+        told_shares = [f"{each['of_peak']:.0f} %, {hour:.1f} h" for each, hour in zip(of_all, hours, strict=True)]
+        assert shares.split(" | ") == told_shares
         assert validation == round(measured["fp32"]["validation"], 2)
 
 
