@@ -174,7 +174,7 @@ def otherwise(row: Row, seed: int, more: list[str]) -> str:
 
 
 def options_of(job: Job, more: list[str]) -> CommonOptions:
-    """Return the options of a job, resolved as by its script but without printing its notes."""
+    """Return a job's options as its script resolves them, without printing the notes."""
     with redirect_stdout(io.StringIO()):
         if job.row.teacher is None:
             return parse_teacher(command(job, more)[2:])

@@ -246,14 +246,14 @@ def measure(pair: str, args: argparse.Namespace, bar: tqdm, until: float = math.
 
     Args:
         pair: teacher:student.
-        args: of the command line.
-        bar: advanced by each variant in each round.
-        until: on time.monotonic's clock; no round starts after it, once two have counted.
+        args: the command-line arguments.
+        bar: progress bar, advanced once per variant and round.
+        until: time, on time.monotonic's clock, after which no round starts once two have been counted.
 
     Returns:
-        Images per second, peak memory, the percentage of the device's peak (`shares`) and the ratio (median,
-        quartiles) of the first loop's time to its own per variant; `over` has the ratios to the other loops. Of each
-        loop, the best number of workers counts.
+        Per variant: images per second, peak memory in MiB, the percentage of the device's peak (see `shares`) and the
+        ratios of the first loop's time to the variant's (see `ratios`); `over` has the ratios of the other loops'
+        times. Each loop is represented by its fastest number of workers.
     """
     variants = variants_of(args)
     rounds: dict[str, list[Round]] = {variant: [] for variant in variants}

@@ -81,7 +81,7 @@ def next_group(jobs: Sequence[Job], more: list[str], at_once: int) -> list[Job]:
 
 
 def shared(job: Job, more: list[str]) -> list[Any]:
-    """Return what jobs in one process must have in common."""
+    """Return the values of the options that jobs in one process must share."""
     options = options_of(job, more)
     return [getattr(options, name, None) for name in (*SHARED, *SHARED_BY_STUDENTS)]
 

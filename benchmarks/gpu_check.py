@@ -136,7 +136,7 @@ def tests(check: Check) -> Results:
 
 
 def speed(check: Check) -> Results:
-    """Compare variants of the training step, in turns, by groups; each with its precision's usual one."""
+    """Time each group of training-step variants, interleaved, and compare each with the plain one of its precision."""
     errors: list[str] = []
     for group, variants in GROUPS.items():
         yield group, in_turns(check, variants, errors)
@@ -198,7 +198,7 @@ def _compared(check: Check, variant: str, rounds: Mapping[str, list[list[float]]
 
 
 def release() -> None:
-    """Return the memory of what is no longer used to the GPU."""
+    """Free the GPU memory of objects that are no longer used."""
     gc.collect()
     torch.cuda.empty_cache()
 
@@ -300,7 +300,7 @@ def distil(check: Check, train: int, val: int, name: str, argv: list[Any], devic
 
 
 def images(train: int, val: int) -> ImageSet:
-    """Return CIFAR-100's first images, or random ones if CIFAR100_DIR is not set."""
+    """Return the first `train` and `val` images of CIFAR-100's splits, or random ones if CIFAR100_DIR is not set."""
     if os.environ.get("CIFAR100_DIR"):
         data = CIFAR100.load()
         kept = data.train_images[:train], data.train_target[:train], data.val_images[:val], data.val_target[:val]

@@ -38,7 +38,7 @@ LABELS = {"images": "training images", "batch_size": "images a batch", "classes"
 
 
 def measure(args: argparse.Namespace) -> dict[str, dict[int, float]]:
-    """Return seconds per epoch, the median over the rounds, by what grows and its size."""
+    """Return the median seconds per epoch over the rounds, by the name of the varied size and its value."""
     device = prepare_device(args.device, None, deterministic=False)
     made = {}
     for name, sizes in SIZES.items():

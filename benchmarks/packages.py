@@ -1,4 +1,4 @@
-"""Name the packages that are missing from this Python, before anything that needs them is started.
+"""List the packages in a requirements file that this Python lacks; run it before scripts that need them.
 
     python benchmarks/packages.py requirements.txt
 

@@ -26,7 +26,7 @@ def operations(pair: str, classes: int) -> tuple[int, int]:
 
 
 def peak(device: torch.device, dtype: torch.dtype, times: int = 5) -> float:
-    """Return the operations a second of a product of two large square matrices, the fastest of several."""
+    """Return the operations per second of the fastest of several products of two large square matrices."""
     side = SIDE[device.type]
     left, right = torch.randn(2, side, side, device=device).to(dtype)
     taken = []

@@ -150,7 +150,7 @@ def _ids(entries: list[dict[str, Any]], name: str, source: str) -> set[int]:
 
 
 def annotated(ground_truth: dict[str, Any]) -> tuple[AnnotatedImages, Categories]:
-    """Return the images, without files, and the categories in the result of `checked_annotations`."""
+    """Return the images (with `files` unset) and the categories that a result of `checked_annotations` describes."""
     images, annotations = ground_truth["images"], ground_truth["annotations"]
     categories = sorted(ground_truth["categories"], key=lambda category: category["id"])
     image_numbers, category_numbers = (

@@ -325,7 +325,7 @@ def create_validation_data(
     data_dir: str | None = None,
     num_workers: NumWorkers = 2,
 ) -> ValidationData:
-    """Return the validation images of a data set alone: those for training need not be there.
+    """Return a data set's validation images only; its training images are not needed.
 
     Arguments and errors are those of `create_detection_data`.
     """
@@ -335,7 +335,11 @@ def create_validation_data(
 
 
 def _split(name: str, number: int, data_dir: str | None) -> tuple[AnnotatedImages, Categories]:
-    """Return one of SPLITS by its number. Raises UserError if the validation images have no boxes."""
+    """Return the images and categories of the split with a given position in SPLITS.
+
+    Raises:
+        UserError: an unknown name, a missing folder, missing or wrong files, or validation images without boxes.
+    """
     if name not in NAMES:
         raise unknown("data set", name, NAMES)
     if name == "coco" and not data_dir:

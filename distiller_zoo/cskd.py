@@ -11,8 +11,9 @@ EPS = 1e-8  # added to the product of two lengths, as published
 
 
 def cskd_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float | Tensor | Tau) -> Tensor:
-    """Return 2 tau^2 (1 - mean |cosine|) of both networks' probabilities of a class over the batch, a scalar.
+    """Return 2 tau^2 (1 - mean |cosine|), a scalar; the mean is over classes.
 
+    For each class, the cosine compares the two networks' probabilities of that class, as vectors [B] over the batch.
     The factor gets no gradient, since a temperature that maximises the loss, such as CTKD's, would only raise it.
 
     Args:
@@ -42,7 +43,7 @@ def batch_cosine_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float
 
 
 def _cosines(a: Tensor, b: Tensor, dim: int) -> Tensor:
-    """Return the cosines between vectors along `dim` of two matrices."""
+    """Return the cosine similarities of two matrices' vectors along `dim`."""
     return (a * b).sum(dim) / (length(a, dim) * length(b, dim) + EPS)
 
 

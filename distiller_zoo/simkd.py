@@ -28,11 +28,11 @@ def simkd_loss(prediction: Tensor, g_t: Tensor) -> Tensor:
 
 
 class SimKD(Distiller):
-    """Applies `simkd_loss` to the student's projected map and the teacher's; the student is a `Projected`, at test too.
+    """Applies `simkd_loss` to the student's projected map and the teacher's map.
 
-    The student's map is its last feature. The teacher's is the map that its last layer averages, since that layer also
-    classifies the projection. (In RepDistiller's wide residual networks the last feature is before the batch norm and
-    ReLU that precede the average.)
+    The student is a `Projected`, in training and at test time. The student's map is its last feature. The teacher's is
+    the map that its last layer averages, since that layer also classifies the projection. (In RepDistiller's wide
+    residual networks the last feature is before the batch norm and ReLU that precede the average.)
 
     Args:
         simkd_factor: the teacher's width divided by that of the projector.

@@ -279,7 +279,9 @@ def load_network(path: Path, name: str | None = None, dataset: str | None = None
 
 
 def initialise(model: Model, path: Path, weights: dict[str, Tensor], name: str, dataset: str) -> None:
-    """Initialise a network from weights; for another number of classes, its last layer is unchanged, which is printed.
+    """Initialise a network from weights.
+
+    If the weights are for another number of classes, the network keeps its own last layer, and a note is printed.
 
     Raises:
         UserError: the weights belong to another network.

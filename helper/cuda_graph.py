@@ -41,7 +41,7 @@ class CUDAGraphStep:
         optimizer: torch.optim.Optimizer,
         metrics: Metrics,
     ) -> StepOutput:
-        """Make a step; the next one overwrites its result. All arguments but `batch` are the same in every call."""
+        """Run a training step; the next one overwrites its result. All arguments but `batch` must stay the same."""
         phase = task.phase
         if phase is None or batch.view is None or len(batch) != self.batch_size:
             return train_step(task, teacher, batch, optimizer, metrics)

@@ -176,7 +176,10 @@ class DetectorDistillation(Distillation):
         return Mixing()
 
     def before_step(self, batch: DetectionBatch) -> DetectionBatch:
-        """Return the images to train on, resized and padded. An observing temperature's probe is split off first."""
+        """Advance the schedules; return the images to train on, resized and padded.
+
+        If the temperature observes and has no probe yet, some of the images are split off as the probe.
+        """
         self.temperature.advance((batch.iteration + 1) / self.part)
         if self.warmup_iters:
             self.warmup.fill_(min((batch.iteration + 1) / self.warmup_iters, 1.0))

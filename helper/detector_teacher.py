@@ -42,7 +42,7 @@ def find_teacher(options: DetectorOptions) -> FoundDetector:
 
 
 def read_detector(file: Path, name: str | None, pickle_sha256: str | None, **settings: object) -> Detector:
-    """Return the detector in a file of ours, of torchvision or of detectron2 (.pkl).
+    """Return the detector in a file of weights: from this program, torchvision or detectron2 (.pkl).
 
     Args:
         file: the file of weights.

@@ -274,7 +274,7 @@ def any_rank(flag: bool) -> bool:
 
 
 def ddp(module: nn.Module) -> nn.Module:
-    """Return the module wrapped so that gradients are averaged over the processes."""
+    """Return the module wrapped so that gradients are averaged over the processes; unchanged if there is only one."""
     if world_size() == 1:
         return module
     known = inspect.signature(DistributedDataParallel).parameters

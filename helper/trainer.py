@@ -163,7 +163,7 @@ class Trainer:
         return result | {"images_per_second": data.num_samples / (time.perf_counter() - self.started)}
 
     def evaluate(self, trained: Record) -> Record:
-        """Return the student's test results; `trained` has the epoch's training means."""
+        """Test the student and return the results; an interrupted test saves `trained`, the epoch's training means."""
         self.trained = trained
         if self.pass_turn:  # only before the test: runs that take turns share the loader
             self.pass_turn()

@@ -34,11 +34,11 @@ Exported = Callable[[Tensor], dict[str, Tensor]]  # from an image [3, H, W], RGB
 class Comparison(NamedTuple):
     """Differences between the detections of an exported detector and the detector's own."""
 
-    boxes: int  # of the detector, in all images
-    is_alike: bool  # whether the export finds as many, of the same classes
-    box_difference: float  # the largest, in pixels
-    largest: float  # coordinate, in pixels
-    score_difference: float  # the largest
+    boxes: int  # number of boxes that the detector finds in all images
+    is_alike: bool  # whether the export finds the same number, with the same classes
+    box_difference: float  # largest difference of a coordinate, in pixels
+    largest: float  # largest magnitude of a coordinate, in pixels
+    score_difference: float  # largest difference of a score
 
 
 class _OfOneImage(nn.Module):

@@ -53,7 +53,10 @@ class Timm(Outside):
     """A network of timm. Features: the maps that timm's `forward_intermediates` returns, and the pooled vector."""
 
     def extract(self, x: Tensor) -> list[Tensor]:
-        """Return maps [B, C, H, W] and the pooled vector [B, D] of images x [B, 3, H, W]; the first map is the stem."""
+        """Return maps [B, C, H, W] and the pooled vector [B, D] of images x [B, 3, H, W].
+
+        The first map is the stem. A network without `forward_intermediates` has no maps.
+        """
         if hasattr(self.net, "forward_intermediates"):
             last, maps = self.net.forward_intermediates(x)
         else:

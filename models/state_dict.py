@@ -69,7 +69,7 @@ def find_weights(content: Any) -> Found:
 
 
 def _places(content: Any, depth: int) -> list[str]:
-    """Return the PLACES of a dict that hold weights, directly or in a place of their own."""
+    """Return the keys of a dict, among PLACES, that hold weights directly or nested at most `depth` levels deep."""
     if not isinstance(content, dict) or not depth:
         return []
     return [key for key in PLACES if _is_state_dict(content.get(key)) or _places(content.get(key), depth - 1)]

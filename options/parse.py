@@ -182,7 +182,7 @@ def _resolve_table(options: dict[str, Any]) -> None:
 
 
 def underscored(word: str) -> str:
-    """Return `--path-t` as `--path_t`; values keep their hyphens."""
+    """Return `--path-t` as `--path_t`; values keep their hyphens. Raises UserError for a flag with the value `--`."""
     flag, equals, value = word.partition("=")
     if flag.startswith("--") and value == "--":  # argparse would drop it
         raise UserError(f"{flag} needs a value, and {value} is not one")

@@ -94,7 +94,7 @@ def verdict(runs: Sequence[Run], record: published.Record) -> str:
 
 
 def differences(runs: Sequence[Run], record: published.Record) -> list[str]:
-    """Return a phrase for each deviation of a configuration's runs from the published protocol, which must be known."""
+    """Return a phrase for each difference between runs and a published protocol, whose settings must be known."""
     found = []
     for name, theirs in published.settings(record).items():
         ours = runs[0].option(name)

@@ -151,7 +151,7 @@ class Temperature(TakesOptions, nn.Module):
         """Advance the curriculum within an epoch, for runs of few epochs: 1.5 is the middle of the second one."""
 
     def warn_unless_started(self) -> None:
-        """Warn once if `start_epoch` was never called, in training mode."""
+        """Warn once, in training mode, if `start_epoch` was never called."""
         if self.training and not self.started:
             self.started = True
             warnings.warn(

@@ -1,4 +1,4 @@
-"""Controls: keep the values of another temperature, but not its dependence on the sample."""
+"""Controls: keep one property of another temperature (its values, its mean or its weights) and discard the rest."""
 
 from collections.abc import Hashable
 
