@@ -220,7 +220,7 @@ def test_the_report_has_all_parts_and_a_summary(tmp_path, monkeypatch, capsys):
 
 
 def test_the_loops_are_shown_as_the_table_of_the_benchmark():
-    measured = {"images_per_second": 10.0, "memory_mib": 7.0}
+    measured = {"images_per_second": 10.0, "memory_mib": 7.0, "of_peak": 50.0}
     measured |= {f"{name}{end}": 1.5 for name in ("train", "validation") for end in ("", "_low", "_high")}
     part = {"state": "passed", "seconds": 1.0, "error": ""}
     report = {"machine": {}, "parts": {"loops": part | {"results": {"a:b": {"field 4 workers": measured}}}}}
