@@ -136,7 +136,7 @@ def test_every_python_command_of_the_documents_is_understood(command, tmp_path, 
         folders = start(parse([*argv, "--dry_run"]))
         told = capsys.readouterr().out
         assert folders and all(f"into {folder}" in told for folder in folders)
-        assert [path.name for path in tmp_path.iterdir() if path.name != "__pycache__"] == given  # Python's, of a plug-in
+        assert [path.name for path in tmp_path.iterdir() if path.name != "__pycache__"] == given
 
 
 def test_the_commands_on_evaluation_run_in_their_order(tmp_path, monkeypatch, capsys):
