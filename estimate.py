@@ -33,7 +33,7 @@ from options.parse import PARSERS, resolve_pair
 
 SIZES = {"cifar100": (50_000, 10_000, 100), "imagenet": (1_281_167, 50_000, 1000)}  # training, test images, classes
 STEPS = {"cpu": (1, 5), "cuda": (20, 50)}  # warm-up steps, measured steps
-ENOUGH = 5.0  # seconds of a measurement after which it ends early
+ENOUGH = 5.0  # seconds after which a measurement ends early
 PIXELS = 64 * 32**2  # per batch on a CPU; the time for a larger batch is extrapolated in proportion
 
 
@@ -44,11 +44,11 @@ measured: dict[tuple, tuple[float, float, float]] = {}
 class Estimate(NamedTuple):
     """The estimated training time of a run."""
 
-    step: float  # seconds
-    steps: int  # in an epoch
-    test: float  # seconds after each epoch
+    step: float  # seconds of a training step
+    steps: int  # steps in an epoch
+    test: float  # seconds of the test after each epoch
     epochs: int
-    first_step: float = 0.0  # seconds, in the first stage
+    first_step: float = 0.0  # seconds of a step in the first stage
     first_epochs: int = 0  # epochs of the first stage
 
     def epoch(self, is_first: bool = False) -> float:

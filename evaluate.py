@@ -43,8 +43,8 @@ from report.scores import score
 from report.tables import Table
 
 TOP = 5  # classes shown for an image
-TOLERANCE = 1e-4  # of an exported network's logits, relative to the largest one or to 1
-MIN_SCORE = 0.5  # of the boxes that are shown
+TOLERANCE = 1e-4  # difference of an exported network's logits, relative to the largest one or to 1
+MIN_SCORE = 0.5  # default of --min_score
 
 
 class Subject(NamedTuple):
@@ -52,7 +52,7 @@ class Subject(NamedTuple):
 
     file: Path  # of the weights
     model: Model
-    name: str  # the network's
+    name: str  # name of the network
     info: Info | None  # the file's description of its weights
     dataset: str | None
     data_dir: str | None
@@ -60,7 +60,7 @@ class Subject(NamedTuple):
 
 
 def run(args: argparse.Namespace) -> tuple[str, Any]:
-    """Test, use or export as the flags say; return the result as text and as plain values."""
+    """Test, use or export the network as the flags say; return the result as text and as plain values."""
     # 1. the weights, and their description in the file or its run
     file = find_weights(Path(args.path))
     info = None if file.suffix == ".pkl" else read_info(file)
@@ -87,13 +87,13 @@ def load(file: Path, args: argparse.Namespace) -> Subject:
         check_dataset(dataset)
     size = info.image_size if info else config.get("image_size") if dataset == config.get("dataset") else None
     if dataset not in (None, "folder", "imagenet"):
-        size = None  # their size is fixed
+        size = None  # the other data sets have a fixed size
     image_size = args.image_size or size or default_image_size(dataset or "")
     return Subject(file, model, name, info, dataset, data_dir, image_size)
 
 
 def dataset_of(info: Info | None, config: dict[str, Any], args: argparse.Namespace) -> tuple[str | None, str | None]:
-    """Return name and folder of the data set of the flags, the file or the run, in this order of priority."""
+    """Return name and folder of the data set, from the flags, the file or the run, in this order of priority."""
     dataset = args.dataset or (info.dataset if info else config.get("dataset"))
     from_run = config.get("data_dir") if dataset == config.get("dataset") else None
     return dataset, data_dir_of(dataset, args.data_dir or from_run)
@@ -123,7 +123,7 @@ def run_detector(file: Path, info: Info | None, args: argparse.Namespace) -> tup
     if args.export:
         return detector.export(subject, args.export, args.output, args.overwrite, TOLERANCE)
     device = prepare_device(args.device, None, deterministic=False)
-    torch.backends.cudnn.benchmark = False  # images differ in size, and it tries out all convolutions for each
+    torch.backends.cudnn.benchmark = False  # images differ in size, and cuDNN would time its algorithms for each
     place(subject.model, device)
     if args.predict:
         score = MIN_SCORE if args.min_score is None else args.min_score

@@ -1,4 +1,4 @@
-"""User input (options, names, files, sizes), and the error for invalid input."""
+"""Declare and check user input (options, names, files, sizes), and define the error for invalid input."""
 
 import errno
 import inspect
@@ -75,7 +75,7 @@ CPU = torch.device("cpu")
 
 
 class _Never:
-    """Marks an option that existed from the start."""
+    """The default of `Option.before`: the option has existed from the start."""
 
 
 @dataclass(frozen=True)
@@ -100,10 +100,10 @@ class Option:
         known: returns the known names, which --help lists; unknown ones are refused after parsing.
         shown: placeholder of the value in --help.
         in_proportion: whether it is a number of epochs out of 240, whose default scales with the run's length.
-        later: whether its default depends on other options; `help` says how.
+        later: whether its default depends on other options, as `help` explains.
         is_neutral: whether it names, places or shows a run without changing its result.
         is_flag: whether it has a flag; otherwise it follows from others, and is only recorded in `config.json`.
-        before: the value that describes runs from before the option existed.
+        before: the value that runs from before the option existed count as having.
         normal: returns the canonical form of a value; raises UserError for an invalid one.
     """
 

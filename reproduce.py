@@ -54,7 +54,7 @@ OURS = {  # flags that the tables set, besides those in their rows
     "tau_control", "dry_run", "overwrite",
 }  # fmt: skip
 MADE = {"done", "given"}  # states of finished runs
-POLLING = 0.2  # seconds between two looks at the running processes
+POLLING = 0.2  # seconds between checks of the running processes
 FAILURES = 3  # failures in a row after which no further run starts
 
 
@@ -183,7 +183,7 @@ def options_of(job: Job, more: list[str]) -> CommonOptions:
 
 
 def seconds_left(job: Job, more: list[str], measure: bool) -> float | None:
-    """Return the estimated seconds that are left of a job; None if unknown.
+    """Return the estimated remaining seconds of a job; None if unknown.
 
     The duration of an epoch is taken from the same stage in the job's own log, else from the log of another seed. If
     there is no log and `measure` is set, some steps are measured.
@@ -256,7 +256,7 @@ def listed(args: argparse.Namespace, more: list[str]) -> Iterator[str]:
 
 
 def reported(table: str) -> str:
-    """Return as text which epoch the published numbers of a table are from: the last, the best, ..."""
+    """Return as text which epoch the published numbers of a table belong to: the last, the best, ..."""
     if table == SHORT:
         return "of 240 epochs, for resnet8 read off a chart"
     dataset, *sources = TABLES[table]
@@ -267,7 +267,7 @@ def reported(table: str) -> str:
 
 
 def jobs_of(args: argparse.Namespace, more: list[str]) -> list[Job]:
-    """Return the jobs that are not done, including those running elsewhere; teachers first.
+    """Return the jobs that are not done, including those running elsewhere; networks trained alone come first.
 
     Raises:
         UserError: an unfinished run has other options than those of its row.
@@ -309,7 +309,7 @@ class Runner:
         self.in_use: Counter[str] = Counter()  # number of attempts to start a run that was in use
         self.failed: list[str] = []
         self.orphans: list[str] = []  # runs whose teacher failed
-        self.running: dict[int, tuple[Job, subprocess.Popen, float]] = {}  # with the start, by place: 0, 1, ...
+        self.running: dict[int, tuple[Job, subprocess.Popen, float]] = {}  # with the start time, by place: 0, 1, ...
         self.stopped = False  # no further run starts
 
     def __call__(self) -> None:
@@ -326,7 +326,7 @@ class Runner:
                     if place not in self.running and not self.stopped and (job := self._next()):
                         self._begin(job, place)
                 is_idle = self.left and not self.stopped and len(self.running) < self.at_a_time
-                time.sleep(PATIENCE if is_idle else POLLING)  # looking for another job reads many files
+                time.sleep(PATIENCE if is_idle else POLLING)  # longer if idle, since `_next` reads many files
                 self._collect()
         except BaseException:
             try:
@@ -364,7 +364,7 @@ class Runner:
             self._tried(job, f"{word} after {(time.monotonic() - start) / 60:.0f} min", failed)
 
     def _put_off(self, job: Job) -> bool:
-        """Print that another process uses a run; return whether to try it again, which ends after TRIES."""
+        """Print that another process uses a run; return whether to try it again, False at the TRIES-th time."""
         self.in_use[job.name] += 1
         if self.in_use[job.name] == TRIES:
             print(f"{job.name}: in use elsewhere at each of {TRIES} tries: giving up", flush=True)

@@ -1,4 +1,4 @@
-"""Train a detector on COCO: alone, which also makes teachers, or distilled from another.
+"""Train a detector: alone, also to serve as a teacher, or distilled from another.
 
 python train_detector.py --dataset shapes --model_s faster_rcnn_tiny_wide
 python train_detector.py --path-t save/detectors/coco_faster_rcnn_ResNet50_alone --model_s faster_rcnn_ResNet18
@@ -52,7 +52,7 @@ from report import draw_curve
 def train(options: DetectorOptions) -> Path:
     """Train or resume the detector of the options; return its folder."""
     with device_of(options) as device:
-        torch.backends.cudnn.benchmark = False  # images differ in size, and it tries out all convolutions for each
+        torch.backends.cudnn.benchmark = False  # images differ in size, and cuDNN would time its algorithms for each
         # 1. the teacher's weights, if there is one, and the run with its state
         found = find_teacher(options) if options.distill != "none" else None
         options = resolve_pair(options, found.name) if found else options
@@ -72,7 +72,7 @@ def train(options: DetectorOptions) -> Path:
 
 
 def check_pair(options: DetectorOptions, found: FoundDetector | None) -> None:
-    """Raise UserError for a teacher without proposals, or with other map levels if the distiller compares maps."""
+    """Raise UserError if the teacher lacks the proposals or the map levels that student and distiller compare."""
     if found is None or found.model is None:
         return
     if not found.model.has_proposals and options.model_s.startswith("faster_rcnn"):
@@ -146,7 +146,7 @@ def load_teacher(
     if found is None:
         return None, found_out
     teacher = found.model
-    assert teacher is not None  # except in a dry run
+    assert teacher is not None  # None only in a dry run, which has ended before
     if teacher.num_classes != data.num_classes or teacher.class_names not in (None, data.class_names):
         raise UserError(
             f"the {found.name} in {found.path} was trained for {teacher.num_classes} classes, which are not the"
@@ -224,7 +224,7 @@ def distillation(
 
 
 def widths_of(detector: Detector) -> list[int]:
-    """Return the channels of a detector's maps without the coarsest, and the length of its vectors, see `output_of`."""
+    """Return the channels of a detector's features (see `output_of`): its maps but the coarsest, and its vectors."""
     widths = detector.widths if detector.has_proposals else [*detector.widths, detector.widths[-1]]
     return [*widths[:-2], widths[-1]]
 

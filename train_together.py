@@ -40,7 +40,7 @@ SHARED_BY_STUDENTS = ("path_t", "model_t", "teacher_weights", "train_teacher", "
 
 
 def read_runs(path: Path) -> list[CommonOptions]:
-    """Return the options of the command lines in a file, without its blank lines and comments.
+    """Return the options of each command line in a file, skipping blank lines and comments.
 
     Raises:
         UserError: the file cannot be read, a line calls no training script, or the runs cannot train together.

@@ -1,10 +1,10 @@
 """Conventional training loops, the baselines for ours in the benchmarks.
 
-All of them train KD with CTKD's global temperature and do what is common: worker processes crop and flip images one at
-a time by PIL; networks run eagerly in PyTorch's default memory format; the teacher runs on every image of every epoch;
-losses and accuracies are read back from the device while training. They differ as the code bases do that people start
-from: in how and how often they read back, how they show progress, what a batch holds, and the loaders' settings.
-Workers persist over epochs in all of them, which favours the baselines if epochs are short.
+All of them train KD with CTKD's global temperature in the common way: worker processes crop and flip images one at a
+time by PIL; networks run eagerly in PyTorch's default memory format; the teacher runs on every image of every epoch;
+losses and accuracies are read back from the device while training. They differ, like the code bases that they follow,
+in how and how often they read back, how they show progress, what a batch holds, and the loaders' settings. Workers
+persist over epochs in all of them, which favours the baselines if epochs are short.
 """
 
 import io
@@ -29,7 +29,7 @@ PRINTED_EVERY = 100  # steps
 
 
 class Images(TorchDataset):
-    """Images [N, H, W, 3] uint8 and classes [N], transformed one at a time; `indexed` ones come with their number."""
+    """Images [N, H, W, 3] uint8 and classes [N], transformed one at a time; with `indexed`, each has its index too."""
 
     def __init__(self, images: Tensor, target: Tensor, transform: transforms.Compose, indexed: bool = False) -> None:
         self.images, self.target, self.transform = images.numpy(), target.tolist(), transform
@@ -76,11 +76,11 @@ class Baseline:
         images: [N, H, W, 3] uint8.
         target: [N] int64.
         batch_size: images in a training batch.
-        workers: processes that decode.
-        device: of both networks.
+        workers: worker processes of the training loader; 0: none.
+        device: the device of both networks.
     """
 
-    indexed = False  # whether batches hold the images' numbers
+    indexed = False  # whether batches hold the images' indices
     pinned = True  # whether loaders use page-locked memory
 
     def __init__(
@@ -150,9 +150,9 @@ class Baseline:
 class RepDistillerStyle(Baseline):
     """A loop in the style of RepDistiller (Tian et al., 2020), from which the code of CTKD comes.
 
-    Five running means; the loss is read back between the forward and the backward pass, the accuracies every hundred
-    steps; both networks return their features too; a batch holds the images' numbers; plain memory; half of the
-    batch size and of the workers for validation.
+    It keeps five running means, and reads the loss back between the forward and the backward pass, the accuracies every
+    hundred steps. Both networks return their features too, and a batch holds the images' indices. Memory is not
+    page-locked. Validation uses half the batch size and half the workers.
     """
 
     indexed, pinned = True, False
@@ -232,9 +232,10 @@ class _Distiller(nn.Module):
 class MdistillerStyle(Baseline):
     """A loop in the style of mdistiller's trainer (Zhao et al., 2022).
 
-    One module that holds both networks and returns a dictionary of losses, in `DataParallel` on a GPU; the loss is read
-    back as an array and the accuracies are printed into the progress bar's text in every step, redrawn each time; a
-    batch holds the images' numbers; plain memory; the training's batch size and one worker for validation.
+    One module, on a GPU in `DataParallel`, holds both networks and returns a dictionary of losses. In every step the
+    loss is read back as an array, and the means are printed into the text of the progress bar, which is redrawn. A
+    batch holds the images' indices. Memory is not page-locked. Validation uses the training's batch size and at most
+    one worker.
     """
 
     indexed, pinned = True, False

@@ -4,14 +4,15 @@
     python benchmarks/bench.py --pairs resnet56:resnet20 --variants fp32 fp32+table --images 2048 --json
     python benchmarks/bench.py --device cuda --images 50000 --workers 2 4 8 16 --trials 4 --precision tf32
 
-Each variant has its own process, to measure its memory, and the variants take turns, so that a busy machine slows all
-of them. Ours have huge pages and a short spinning of threads, as under the runners in scripts/; the conventional ones
-have the defaults of glibc and libgomp (docs/speed.md). KD with CTKD's global temperature, on random images, or with
---data_dir on CIFAR-100. A teacher table is warm: every lookup hits. TensorFloat-32 is on in all loops or in none: with
---precision tf32, a variant's fp32 is tf32.
+All loops train KD with CTKD's global temperature, on random images or, with --data_dir, on CIFAR-100. Each variant has
+its own process, to measure its memory; the variants alternate, so that a busy machine slows all of them. This project's
+variants run with huge pages and little spinning of idle threads, as in scripts/; the conventional loops run with the
+defaults of glibc and libgomp (docs/speed.md). TensorFloat-32 is on in all loops or in none: with --precision tf32, a
+variant's fp32 is tf32.
 
-A variant is a precision, and after + what differs from the usual: `table` a warm table, `contiguous` PyTorch's default
-memory format, `eager` no recorded step, `compiled` networks compiled by torch.compile.
+A variant is a precision, or `plain` (train_student.py --plain), and may have a change after +: `table` looks up the
+teacher's outputs in a warm table (every lookup hits), `contiguous` uses PyTorch's default memory format, `eager`
+records no step, and `compiled` compiles the networks by torch.compile.
 """
 
 import argparse
@@ -65,11 +66,11 @@ from train_student import distillation
 PAIRS = ("resnet56:resnet20", "wrn_40_2:wrn_16_2", "vgg13:vgg8", "resnet32x4:ShuffleV1")
 VARIANTS = ("plain", "fp32", "bf16", "fp32+table", "bf16+table")
 MORE_VARIANTS = tuple(f"{each}+{what}" for each in ("fp32", "bf16") for what in ("contiguous", "eager", "compiled"))
-EPOCH = 10  # CTKD's adversary is at full strength; always the same epoch, so that a table is warm
+EPOCH = 10  # CTKD's adversary is at full strength; the epoch is always the same, so that a table is warm
 OURS = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # as in scripts/env.sh
 CONVENTIONAL = {"GLIBC_TUNABLES": "", "GOMP_SPINCOUNT": "300000"}  # glibc's and libgomp's defaults
 WARM_UP = 1  # uncounted rounds
-IMAGES_OF_A_ROW = 240 * 50_000  # that a student is trained on for a row of a published table
+IMAGES_OF_A_ROW = 240 * 50_000  # training images of a published run: 240 epochs of CIFAR-100
 Round = tuple[float, float, float]  # seconds of training and of validation, memory in MiB
 
 
@@ -77,12 +78,12 @@ class Ours:
     """One or several students under a variant, as train_student.py makes them.
 
     Args:
-        variant: a precision with what differs, see above; anything after a space only names it.
+        variant: a precision with changes, as in the module's docstring; text after a space is only part of its name.
         pair: teacher:student.
         args: sizes and data: `images`, `classes`, `batch_size` and `data_dir`.
-        device: of everything.
-        folder: for a teacher table.
-        trials: students that train at once.
+        device: the device of networks and data.
+        folder: the folder of a teacher table.
+        trials: number of students that train at once.
     """
 
     def __init__(
@@ -117,7 +118,7 @@ class Ours:
         return place(module, self.device, self.contiguous)
 
     def _run(self, seed: int, name: str, classes: int, teacher: Model) -> tuple[Any, ...]:
-        """Return what `_epoch` takes: a student with its task, data, optimizer, sums and step."""
+        """Return the first arguments of `_epoch`: a student's task, training images, optimizer, metrics and step."""
         seed_everything(seed)
         student = create_model(name, classes)
         task = self._placed(distillation(self.options, student, teacher, self.train_loader.target))
@@ -167,7 +168,7 @@ def images_of(args: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def serve(connection: Connection, variant: str, pair: str, args: argparse.Namespace) -> None:
-    """Build a variant in this process, run one round per request, and send what it took."""
+    """Build a variant in this process, run one round per request, and send its times and memory."""
     name, *rest = variant.split(" ")
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
         plain = name in (*LOOPS, "plain")
@@ -196,7 +197,7 @@ def memory() -> float:
 
 
 def timed(work: Callable[[], None], device: torch.device) -> float:
-    """Return the seconds that `work` takes, including the device's."""
+    """Return the seconds that `work` takes, until the device has finished too."""
     start = time.perf_counter()
     work()
     if device.type == "cuda":
@@ -206,7 +207,7 @@ def timed(work: Callable[[], None], device: torch.device) -> float:
 
 @contextmanager
 def environment(settings: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables, for processes started inside."""
+    """Set environment variables inside, for the processes started there."""
     before = dict(os.environ)
     os.environ.update(settings)
     try:
@@ -218,7 +219,7 @@ def environment(settings: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def servers(variants: Sequence[str], pair: str, args: argparse.Namespace) -> Iterator[dict[str, Connection]]:
-    """Start one process per variant, and end them afterwards."""
+    """Start one process per variant, yield the connections to them by variant, and end them afterwards."""
     context = get_context("spawn")
     connections, processes = {}, []
     try:
@@ -242,7 +243,7 @@ def servers(variants: Sequence[str], pair: str, args: argparse.Namespace) -> Ite
 
 
 def measure(pair: str, args: argparse.Namespace, bar: tqdm, until: float = math.inf) -> dict[str, dict[str, Any]]:
-    """Measure all variants of a pair in turns.
+    """Measure all variants of a pair, one round of each in alternation.
 
     Args:
         pair: teacher:student.
@@ -289,7 +290,7 @@ def measure(pair: str, args: argparse.Namespace, bar: tqdm, until: float = math.
 def shares(rates: Mapping[str, float], pair: str, args: argparse.Namespace) -> dict[str, float]:
     """Return the percentage of the device's peak that each variant reaches, from its images per second.
 
-    The peak is that of a large matrix product in the variant's precision. With a table the teacher does not compute.
+    The peak is that of a large matrix product in the variant's precision. With a table, only the student computes.
     """
     device = prepare_device(args.device, None, deterministic=False, precision=args.precision)
     teacher, student = operations(pair, args.classes)
@@ -306,7 +307,7 @@ def dtype_of(variant: str) -> torch.dtype:
 
 
 def variants_of(args: argparse.Namespace) -> list[str]:
-    """Return what the command line measures: each loop with each number of workers, and the variants of ours."""
+    """Return the variants to measure: each loop with each number of workers, and this project's variants."""
     fields = [f"{loop} {workers} workers" for loop in args.loops for workers in args.workers]
     at_once = [f"{name} x{args.trials} at once" for name in args.variants if args.trials > 1 and name != "plain"]
     return [*fields, *args.variants, *at_once]
@@ -317,7 +318,7 @@ def _median(rounds: Sequence[Round]) -> float:
 
 
 def ratios(theirs: Sequence[Round], ours: Sequence[Round], runs: int) -> dict[str, float]:
-    """Return the ratio of their time to ours per run, for training and validation: median and quartiles over rounds."""
+    """Return median and quartiles of the ratios of their times to ours per run, in training and validation."""
     result = {}
     for column, name in enumerate(("train", "validation")):
         each = [runs * their[column] / our[column] for their, our in zip(theirs, ours, strict=True)]
@@ -326,7 +327,7 @@ def ratios(theirs: Sequence[Round], ours: Sequence[Round], runs: int) -> dict[st
 
 
 def spread(values: Sequence[float], name: str) -> dict[str, float]:
-    """Return median and quartiles of two or more values, by `name` and its suffixes `_low` and `_high`."""
+    """Return median and quartiles of two or more values, under the keys `name`, `<name>_low` and `<name>_high`."""
     low, middle, high = quantiles(values, n=4, method="inclusive")
     return {name: middle, f"{name}_low": low, f"{name}_high": high}
 
@@ -357,7 +358,7 @@ def _cells(each: Mapping[str, float], name: str, width: int) -> str:
 
 
 def machine(args: argparse.Namespace) -> str:
-    """Describe the machine."""
+    """Return a description of the machine, the versions and the sizes."""
     device = prepare_device(args.device, None, deterministic=False)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     return (
@@ -368,7 +369,7 @@ def machine(args: argparse.Namespace) -> str:
 
 
 def processor() -> str:
-    """Return the processor's name, and its instructions for bf16."""
+    """Return the name of the CPU and its bf16 instructions, as text."""
     told = cpu_info()
     bf16 = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in told["flags"].split()]
     return f"{told['model name']} (bf16 instructions: {', '.join(bf16) or 'none'})"

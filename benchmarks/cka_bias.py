@@ -26,14 +26,14 @@ from options.parser import Parser
 
 FEATURES = (64, 1024, 8192)
 TRUE = (0.0, 0.25, 0.5, 0.9)
-SPECTRA = {"flat": 0.0, "1/k": 1.0}  # the k-th feature's variance is k to minus this; real features decay
+SPECTRA = {"flat": 0.0, "1/k": 1.0}  # s: the k-th feature has variance k^-s; real features decay
 MOMENTUM = 0.9  # DPK's default
 
 
 def batches(features: int, decay: float, cka: float, size: int, count: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield batches (x, y) [size, features] of Gaussians with the given linear CKA.
 
-    y has x's variances and a correlation of sqrt(cka) with x, so their cross-covariance is sqrt(cka) * covariance.
+    y has the variances of x and a correlation of sqrt(cka) with it: their cross-covariance is sqrt(cka) * covariance.
     """
     generator = torch.Generator().manual_seed(0)
     deviation = torch.arange(1, features + 1).pow(-decay / 2)
@@ -43,7 +43,7 @@ def batches(features: int, decay: float, cka: float, size: int, count: int) -> I
 
 
 def errors(features: int, decay: float, cka: float, size: int, count: int) -> dict[str, tuple[float, float]]:
-    """Return each estimate's mean error and standard deviation over the batches."""
+    """Return the mean error and the standard deviation over the batches of each estimate, by its name."""
     found = [(linear_cka(x, y), hsic_terms(x, y)) for x, y in batches(features, decay, cka, size, count)]
     plain, terms = (torch.stack(each) for each in zip(*found, strict=True))
     smooth = [terms[0]]

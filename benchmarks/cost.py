@@ -80,7 +80,7 @@ def random_batch(size: int, device: torch.device) -> Batch:
 
 
 def measure(args: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Return milliseconds per step, ratio to the base (median and quartiles over the rounds), trained parameters."""
+    """Return, by method, milliseconds per step, ratio to the base (median, quartiles), and extra trained parameters."""
     device = prepare_device(args.device, None, deterministic=False)
     seed_everything(0)
     teacher = fold_batch_norm(create_model(args.model_t, NUM_CLASSES).eval())
@@ -95,7 +95,7 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     order = deque(candidates.values())
     for _ in trange(WARM_UP + args.rounds, desc="rounds", leave=False, disable=None):
         batches = [random_batch(args.batch_size, device) for _ in range(args.steps)]
-        order.rotate(1)  # in turns, so that a busy machine slows all, and a different one first each time
+        order.rotate(1)  # they alternate, so that a busy machine slows all of them; a different one is first each time
         if device.type == "cuda":
             torch.cuda.synchronize()  # the batches are ready
         for candidate in order:

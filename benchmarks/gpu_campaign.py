@@ -1,12 +1,12 @@
-"""Train rows of the published tables in slices of some minutes; each slice resumes the runs of earlier ones.
+"""Train rows of the published tables in slices of a few minutes; each slice resumes the runs of earlier ones.
 
     python benchmarks/gpu_campaign.py --dry_run
     python benchmarks/gpu_campaign.py --earlier slices -- --precision tf32 --skip_validation
     python benchmarks/gpu_campaign.py dtkd --pairs resnet56:resnet8 --seeds 1
 
-Tables are trained in order, CTKD's first, and in a table its pairs: the teacher, then all rows and seeds; the students
-alone come last. Runs that can share a process train side by side in train_together.py. A slice packs its runs into an
-archive in --out, $OUT or results/gpu, which a later slice unpacks with --earlier.
+Tables are trained in order, CTKD's first. In a table, each pair's teacher is trained before the pair's rows and seeds;
+students without a teacher come last. Runs that can share a process train side by side in train_together.py. A slice
+packs its runs into an archive in --out (default: $OUT, else results/gpu), which a later slice unpacks with --earlier.
 """
 
 import argparse
@@ -37,13 +37,13 @@ from reproduce import MADE, Job, chosen, command, options_of, seeds_of, state
 from train_together import SHARED, SHARED_BY_STUDENTS
 
 ON_CIFAR100 = [name for name, (dataset, *_) in TABLES.items() if dataset == "CIFAR-100"]
-RESERVE = 40.0  # seconds of a slice for saving and packing
-ENDING = 25.0  # seconds in which a training that was asked to end must do so
-LEAST = 30.0  # seconds that are left when the last training starts
+RESERVE = 40.0  # seconds at the end of a slice, reserved for saving and packing
+ENDING = 25.0  # seconds after which a training that was asked to end is killed
+LEAST = 30.0  # no training starts if fewer seconds are left
 
 
 def jobs_of(args: argparse.Namespace) -> list[Job]:
-    """Return the jobs of all tables, one for each run, in the order in which they are wanted."""
+    """Return the jobs of all tables, one for each run, in the order of training."""
     wanted = []
     for table in args.tables:
         here = chosen(table, args.pairs)
@@ -61,7 +61,7 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
 
 
 def state_of(job: Job) -> str:
-    """Return the state of a job's run, or `waiting` if its teacher is not trained."""
+    """Return the state of a job's run, or `waiting` if it is not finished and lacks its teacher."""
     own, teacher = job.states()[0], job.row.teacher_folder
     waits = own not in MADE and teacher is not None and state(teacher, job.row.teacher)[0] not in MADE
     return "waiting" if waits else own
@@ -87,7 +87,7 @@ def shared(job: Job, more: list[str]) -> list[Any]:
 
 
 def train(group: Sequence[Job], more: list[str], seconds: float) -> int | None:
-    """Train a group for at most some seconds; return the exit status, None if it was asked to end."""
+    """Train a group for at most `seconds`; return the exit status, or None if the time ran out."""
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as runs:
         runs.writelines(shlex.join(command(job, more)[1:]) + "\n" for job in group)
         runs.flush()
@@ -109,13 +109,13 @@ def unpack(earlier: Sequence[Path]) -> None:
     """Unpack the runs of earlier slices into save/, from archives, or folders with archives or with a save/.
 
     Raises:
-        UserError: there is no such file or folder, or one is no archive of this script.
+        UserError: a folder has neither archives nor a save/, or an archive is missing or cannot be unpacked.
     """
     for path in earlier:
         if (path / "save").is_dir():
             shutil.copytree(path / "save", "save", dirs_exist_ok=True)
             continue
-        archives = sorted(path.glob("*.tar")) if path.is_dir() else [path]  # their names begin with the time
+        archives = sorted(path.glob("*.tar")) if path.is_dir() else [path]  # sorted by the time in their names
         if not archives:
             raise UserError(f"{path} holds neither archives of slices nor a folder save: give another --earlier")
         for archive in archives:
@@ -129,7 +129,7 @@ def unpack(earlier: Sequence[Path]) -> None:
 def pack(jobs: Sequence[Job], out: Path) -> Path:
     """Write an archive of the jobs' folders into `out` and return its path.
 
-    It leaves out what no later slice needs: the state and the best weights of finished runs, and teacher tables.
+    Files that no later slice needs are left out: `last.pth` and the best weights of finished runs, and teacher tables.
     """
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"campaign_{time.strftime('%Y-%m-%d_%H-%M-%S', time.gmtime())}.tar"
@@ -143,7 +143,7 @@ def pack(jobs: Sequence[Job], out: Path) -> Path:
 
 
 def listed(jobs: Sequence[Job], more: list[str], at_once: int) -> Iterator[str]:
-    """Yield a line for each job, with its state, and `next` for those that the next slice begins with."""
+    """Yield a line per job, with its state and `next` if the next slice begins with it, and a line with the counts."""
     first, done = next_group(jobs, more, at_once), 0
     for job in jobs:
         own = state_of(job)
@@ -156,7 +156,7 @@ def run_slice(args: argparse.Namespace, more: list[str]) -> None:
     """Train groups of jobs until the slice is over, then pack them.
 
     Raises:
-        RunError: a training failed; what the others made is packed.
+        RunError: a training failed; all runs of the slice are packed nevertheless.
     """
     end = time.monotonic() + 60 * args.minutes - RESERVE
     jobs, begun, failed = jobs_of(args), [], []

@@ -4,9 +4,9 @@
     python benchmarks/gpu_check.py --device cpu              # every part, with tiny sizes
     python benchmarks/gpu_check.py --parts speed memory
 
-Each part runs in a process of its own that is ended at its time limit; what a part has measured by then is kept. After
-each part gpu_check.txt, gpu_check.json and gpu_check.tar.gz are written into --out, $OUT or results/gpu. Images are
-CIFAR-100's if CIFAR100_DIR is set, else random ones of the same shape.
+Each part runs in its own process, which is killed at the part's time limit; the measurements made by then are kept.
+After each part, gpu_check.txt, gpu_check.json and gpu_check.tar.gz are written into --out (default: $OUT, or else
+results/gpu). Images are CIFAR-100's if CIFAR100_DIR is set, else random ones of the same shape.
 """
 
 import argparse
@@ -54,13 +54,13 @@ from options.parse import parse_student
 from options.parser import Parser
 
 ROOT = Path(__file__).resolve().parents[1]
-Results = Iterator[tuple[str, dict[str, Any]]]  # what a part yields: a name, and what was measured under it
+Results = Iterator[tuple[str, dict[str, Any]]]  # yielded by a part: names and their measurements
 SECONDS = 525.0  # for all parts
-LEAST = 10.0  # seconds that are left when the last part starts
-TOLERANCE = 1e-2  # of a loss after three epochs, relative to the CPU's; see docs/speed.md
-ROWS = 50_000 * 162  # of a whole table for CIFAR-100
-EPOCHS = 240  # of a published row
-NAME = "gpu_check"  # of the files, and of the data set
+LEAST = 10.0  # no part starts if fewer seconds are left
+TOLERANCE = 1e-2  # relative difference of an epoch's loss from the CPU's; see docs/speed.md
+ROWS = 50_000 * 162  # rows of a full teacher table for CIFAR-100, with 162 views per image
+EPOCHS = 240  # epochs of a published run
+NAME = "gpu_check"  # name of the written files and of the data set
 GROUPS = {  # variants of bench.py that are compared with each other; x4: four runs at once
     "memory format": ("fp32", "fp32+contiguous", "tf32", "tf32+contiguous", "bf16", "bf16+contiguous"),
     "recorded step": ("tf32", "tf32+eager", "bf16", "bf16+eager"),
@@ -71,25 +71,25 @@ GROUPS = {  # variants of bench.py that are compared with each other; x4: four r
 
 
 class Sizes(NamedTuple):
-    """How much each part measures, by default on a GPU."""
+    """The sizes of the measurements; the defaults are for a GPU."""
 
     pair: str = "resnet56:resnet20"
-    images: int = 4096  # an epoch, for speed and memory
+    images: int = 4096  # images per epoch in the parts speed and loops
     batch_size: int = 64
     rounds: int = 5
     workers: tuple[int, ...] = (4, 8, 16)  # of the conventional loops
     loops: tuple[str, ...] = tuple(LOOPS)
-    variants: tuple[str, ...] = ("tf32", "tf32+table", "bf16")  # beside the loops
+    variants: tuple[str, ...] = ("tf32", "tf32+table", "bf16")  # variants of bench.py that are compared with the loops
     table_images: int = 2048
-    train: int = 50_000  # images of the whole epochs
-    val: int = 10_000
+    train: int = 50_000  # training images in the part epochs
+    val: int = 10_000  # test images in the part epochs, and images per epoch in the part memory
     epochs: int = 3
-    at_once: int = 4
+    at_once: int = 4  # runs at once in the part epochs
     compared: int = 512  # images on which losses are compared with the CPU's
     others: tuple[str, ...] = (  # pairs whose memory is measured too
         "wrn_40_2:wrn_16_2", "vgg13:vgg8", "resnet32x4:ShuffleV1", "ResNet50:MobileNetV2",
     )  # fmt: skip
-    most: int = 8  # runs at once
+    most: int = 8  # largest number of runs at once
 
 
 CPU = Sizes(
@@ -99,15 +99,15 @@ CPU = Sizes(
 
 
 class Check(NamedTuple):
-    """What a part is given."""
+    """The arguments of a part."""
 
     device: torch.device
     sizes: Sizes
     folder: Path  # for its files
-    until: float  # on time.monotonic's clock, when it should be over
+    until: float  # time, on time.monotonic's clock, by which it should end
 
     def bench(self, **changed: Any) -> argparse.Namespace:
-        """Return the arguments of bench.py that correspond to the sizes, some of them changed."""
+        """Return the arguments of bench.py that correspond to the sizes, with the given changes."""
         sizes = self.sizes
         given = {
             "images": sizes.images, "batch_size": sizes.batch_size, "rounds": sizes.rounds, "workers": sizes.workers,
@@ -146,7 +146,7 @@ def speed(check: Check) -> Results:
 
 
 def in_turns(check: Check, variants: tuple[str, ...], errors: list[str]) -> dict[str, dict[str, float]]:
-    """Return the speed of each variant; add a sentence to `errors` for each that cannot be trained here."""
+    """Return the speed of each variant, timed in alternation; see `build` for those that cannot be trained here."""
     made = build(check, variants, errors)
     rounds: dict[str, list[list[float]]] = {variant: [] for variant in made}
     for number in range(check.sizes.rounds):
@@ -159,7 +159,7 @@ def in_turns(check: Check, variants: tuple[str, ...], errors: list[str]) -> dict
 
 
 def build(check: Check, variants: tuple[str, ...], errors: list[str]) -> dict[str, bench.Ours]:
-    """Return the variants that can be built here, warmed up by an epoch, by name; see `in_turns` for the others."""
+    """Return the variants that can be trained here, by name, each warmed up by an epoch; add the others to `errors`."""
     made = {}
     for variant in variants:
         name, _, runs = variant.partition(" x")
@@ -170,7 +170,7 @@ def build(check: Check, variants: tuple[str, ...], errors: list[str]) -> dict[st
             each = bench.Ours(name, check.sizes.pair, check.bench(), check.device, "", int(runs or 1))
             for work in works(variant, each):
                 work()
-        except Exception as error:  # for example of PyTorch's compiler; the other variants are measured nevertheless
+        except Exception as error:  # for example from PyTorch's compiler; the other variants are still measured
             errors.append(f"{variant}: {type(error).__name__} {str(error).split(chr(10))[0]}")
         else:
             made[variant] = each
@@ -178,7 +178,7 @@ def build(check: Check, variants: tuple[str, ...], errors: list[str]) -> dict[st
 
 
 def works(variant: str, each: bench.Ours) -> list[Callable[[], None]]:
-    """Return what is timed: an epoch, and its validation, for which compiled networks would be compiled again."""
+    """Return the functions to time: an epoch and, unless it would compile the networks anew, a validation."""
     return [each.train] if "compiled" in variant else [each.train, each.validate]
 
 
@@ -187,7 +187,7 @@ def _precision(variant: str) -> str:
 
 
 def _compared(check: Check, variant: str, rounds: Mapping[str, list[list[float]]], runs: int) -> dict[str, float]:
-    """Return a variant's speed, and the ratio of the usual variant's time per run to its own."""
+    """Return a variant's speed, and the ratio of the time per run of its precision's plain variant to its own."""
     own, count = rounds[variant], runs * check.sizes.images
     names = ("images_per_second", "tested_per_second")
     result = {name: count / median(times) for name, times in zip(names, zip(*own, strict=True), strict=False)}
@@ -237,11 +237,11 @@ def epochs(check: Check) -> Results:
 
 
 def memory(check: Check) -> Results:
-    """Measure the peak of the GPU's memory in an epoch with validation; on a CPU that of this process so far."""
+    """Measure the peak GPU memory of an epoch with validation; on a CPU, the peak memory of this process so far."""
     pair = check.sizes.pair
     cases = [(pair, variant, 1) for variant in ("fp32", "fp32+eager", "tf32", "bf16")]
     cases += [(pair, "tf32", check.sizes.most), *((other, "tf32", 1) for other in check.sizes.others)]
-    args = check.bench(images=check.sizes.val)  # a test in one batch, as of CIFAR-100, takes the most
+    args = check.bench(images=check.sizes.val)  # testing all of them in one batch takes the most memory
     for networks, variant, runs in cases:
         release()
         if check.device.type == "cuda":
@@ -255,7 +255,7 @@ def memory(check: Check) -> Results:
 
 
 def peak(device: torch.device) -> dict[str, float]:
-    """Return the largest memory in MiB since it was last reset, on a CPU since the process began."""
+    """Return the peak memory in MiB: of a GPU since its last reset, on a CPU since the process began."""
     if device.type == "cpu":
         return {"process_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
     return {
@@ -265,7 +265,7 @@ def peak(device: torch.device) -> dict[str, float]:
 
 
 def agreement(check: Check) -> Results:
-    """Train three epochs here, and with --plain on the CPU; compare the losses."""
+    """Train three epochs on the device, and with --plain on the CPU, and compare the losses."""
     wrong = []
     for name in ("fixed", "ctkd-global"):
         argv = ["--epochs", 3, "--temperature", name, "--lr", 0.01]
@@ -285,7 +285,7 @@ def distil(check: Check, train: int, val: int, name: str, argv: list[Any], devic
     """Train students by the training script on `train` images, tested on `val`; return the runs' folders."""
     teacher, student = check.sizes.pair.split(":")
     weights = check.folder / f"{teacher}_vanilla" / "ckpt_epoch_240.pth"
-    if not weights.exists():  # untrained weights cost as much time
+    if not weights.exists():  # untrained weights take as much time
         torch.manual_seed(0)
         weights.parent.mkdir()
         torch.save({"model": create_model(teacher, 100).state_dict()}, weights)
@@ -331,7 +331,7 @@ PARTS = {
 
 
 def run_part(name: str, device: torch.device, folder: Path, seconds: float) -> None:
-    """Run a part in this process; its results are written into `folder` as they come."""
+    """Run a part in this process, and write its results into `folder` after each measurement."""
     check = Check(device, CPU if device.type == "cpu" else Sizes(), folder, time.monotonic() + 0.8 * seconds)
     results: dict[str, Any] = {}
     for key, value in PARTS[name].work(check):
@@ -340,7 +340,7 @@ def run_part(name: str, device: torch.device, folder: Path, seconds: float) -> N
 
 
 def attempt(name: str, device: torch.device, folder: Path, seconds: float) -> dict[str, Any]:
-    """Run a part in a process of its own, for at most `seconds`; return its state, time, results and error."""
+    """Run a part in its own process, for at most `seconds`; return its state, time, results and error."""
     folder.mkdir()
     command = [sys.executable, __file__, "--device", str(device), "--work", name, "--out", str(folder)]
     start = time.monotonic()
@@ -353,7 +353,7 @@ def attempt(name: str, device: torch.device, folder: Path, seconds: float) -> di
         except subprocess.TimeoutExpired:
             status = None
         finally:
-            with suppress(ProcessLookupError):  # the processes that it started too
+            with suppress(ProcessLookupError):  # also ends the processes that it started
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     results = read_json(folder / "results.json") if (folder / "results.json").exists() else {}
@@ -364,7 +364,7 @@ def attempt(name: str, device: torch.device, folder: Path, seconds: float) -> di
 
 
 def lines_of(name: str, values: dict[str, Any], depth: int = 1) -> Iterator[str]:
-    """Yield measured values as indented lines, the plain ones under a name in one."""
+    """Yield nested measurements as indented lines; the plain values under a name share one line."""
     plain = {key: _shown(each) for key, each in values.items() if not isinstance(each, dict)}
     yield "  " * depth + name + (":" if plain else "") + "".join(f"  {key} {each}" for key, each in plain.items())
     for key, each in values.items():
@@ -411,7 +411,7 @@ def save(report: dict[str, Any], out: Path, folder: Path) -> None:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Return what the numbers depend on."""
+    """Return the machine, versions and sizes that the numbers depend on."""
     on_gpu = device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(device) if on_gpu else bench.processor(), "cores": os.cpu_count(),

@@ -48,7 +48,7 @@ def measure(args: argparse.Namespace) -> dict[str, dict[int, float]]:
                 made[name, size] = Ours("fp32", f"{args.model_t}:{args.model_s}", one, device, "")
     seconds: dict[tuple[str, int], list[float]] = {key: [] for key in made}
     for _ in trange(1 + args.rounds, desc="rounds", leave=False, disable=None):
-        for key, each in made.items():  # in turns, so that a busy machine slows all
+        for key, each in made.items():  # in alternation, so that a busy machine slows all of them
             seconds[key].append(timed(each.train, device))
     # the first round warms up
     return {name: {size: median(seconds[name, size][1:]) for size in sizes} for name, sizes in SIZES.items()}
@@ -61,7 +61,7 @@ def exponent(seconds: dict[int, float]) -> float:
 
 
 def plot(result: dict[str, dict[int, float]], title: str, path: Path) -> None:
-    """Draw one panel per quantity that grows, on logarithmic axes, with a line of linear growth for comparison."""
+    """Draw one panel per varied size, on logarithmic axes, with a line of linear growth for comparison."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 

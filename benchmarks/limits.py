@@ -22,7 +22,7 @@ LIMITS = {
 
 
 def check_numbers(args: dict[str, Any]) -> None:
-    """Raise UserError if an argument is outside its limits; options of the training scripts keep their own limits."""
+    """Raise UserError if an argument is outside its limits, in LIMITS or in the training scripts' options."""
     known = LIMITS | {name: declared.option for name, declared in all_options().items() if name not in LIMITS}
     for name, value in args.items():
         if name in known:

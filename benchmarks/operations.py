@@ -41,7 +41,7 @@ def shares(variant: str, pair: str, args: argparse.Namespace) -> dict[str, float
     """Return milliseconds per training step of each kind of operation, of the rest, and in total."""
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
         made = Ours(variant, pair, args, torch.device("cpu"), folder)
-        made.train()  # warms up, and fills a table
+        made.train()  # warm-up, which also fills a table
         with profile(activities=[ProfilerActivity.CPU]) as profiler:
             made.train()
     steps = -(-args.images // args.batch_size)
@@ -54,7 +54,7 @@ def shares(variant: str, pair: str, args: argparse.Namespace) -> dict[str, float
 
 
 def table(results: dict[str, dict[str, float]]) -> Iterator[str]:
-    """Yield the results as lines: milliseconds per step, and the share of each kind."""
+    """Yield the results as lines: milliseconds per step of each kind of operation, and its share."""
     yield f"{'ms a step':24}" + "".join(f"{variant:>16}" for variant in results)
     for kind in [*KINDS, "everything else", "all"]:
         cells = (f"{each[kind]:9.1f} {each[kind] / each['all']:6.0%}" for each in results.values())

@@ -2,7 +2,7 @@
 
     python benchmarks/packages.py requirements.txt
 
-Ends with status 2 if one is missing. It needs only the standard library.
+The exit status is 2 if one is missing. This script needs only the standard library.
 """
 
 import re
@@ -26,7 +26,7 @@ def _is_installed(name: str) -> bool:
 
 
 def main() -> None:
-    """Print what is missing on stderr."""
+    """Print the missing packages on stderr and exit with status 2, if there are any."""
     if names := missing(Path(sys.argv[1])):
         told = ", ".join(names)
         print(f"error: {sys.executable} has no {told}: install them, or put them on PYTHONPATH", file=sys.stderr)

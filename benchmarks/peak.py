@@ -1,4 +1,4 @@
-"""How much of a device's speed a loop uses: operations of a training image, and the most that the device does."""
+"""Measure the operations per training image and the peak speed of a device, to tell how much of it a loop uses."""
 
 import time
 
@@ -7,14 +7,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models import create_model
 
-SIDE = {"cpu": 2048, "cuda": 8192}  # of the matrices
+SIDE = {"cpu": 2048, "cuda": 8192}  # side of the square matrices, by type of device
 IMAGE = (3, 32, 32)
 
 
 def operations(pair: str, classes: int) -> tuple[int, int]:
     """Return the floating point operations per image of a teacher's forward pass and of a student's training step.
 
-    Convolutions and linear layers count, a multiplication and its addition as two. `pair` is teacher:student.
+    Only convolutions and linear layers count; a multiplication and an addition are two operations. `pair` is
+    teacher:student.
     """
     teacher, student = (create_model(name, classes) for name in pair.split(":"))
     images = torch.zeros(2, *IMAGE)

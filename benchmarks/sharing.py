@@ -1,11 +1,11 @@
-"""Measure how much two trainings on the same cores slow each other down, by how long idle OpenMP threads spin.
+"""Measure how much two trainings on the same cores slow each other down, by the spin count of idle threads.
 
     python benchmarks/sharing.py
     python benchmarks/sharing.py --pair resnet20:resnet8 --images 1024 --rounds 5
 
-Two processes train a student from a warm teacher table (CTKD's global temperature, random images): first one of them
-alone, then both at once, alternating. Each has one thread per core, and in the last row a single thread. libgomp, the
-OpenMP of PyTorch's CPU builds, reads GOMP_SPINCOUNT when it is loaded; helper/environment.py sets the one in use.
+Two processes train a student from a warm teacher table (CTKD's global temperature, random images): in each round first
+one of them alone, then both at once. Each has one thread per core, or a single thread in the last row. libgomp, the
+OpenMP of PyTorch's CPU builds, reads GOMP_SPINCOUNT when it is loaded; helper/environment.py sets this project's value.
 """
 
 import argparse
@@ -37,7 +37,7 @@ SETTINGS = {  # spin count and threads; 0 means as many as --threads
     "0": ("0", 0),
     f"{SPIN_COUNT} (ours), one thread each": (SPIN_COUNT, 1),
 }
-RUNS = ("fp32+table first", "fp32+table second")  # variants of bench.py, each with a name
+RUNS = ("fp32+table first", "fp32+table second")  # one variant of bench.py, with two names
 
 
 def measure(spin_count: str, threads: int, args: argparse.Namespace, bar: tqdm) -> tuple[float, float]:

@@ -26,7 +26,7 @@ from models import create_model
 from options.parser import Parser
 
 ROOT = Path(__file__).resolve().parents[1]
-# Runs in a separate process: the command, timed until the first step is over.
+# The program of the process that is timed: it runs train_student.py until its first step is over.
 TIMED = """
 import sys, time
 start = float(sys.argv.pop(1))
@@ -65,7 +65,7 @@ def measure(args: argparse.Namespace) -> dict[str, list[float]]:
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
             if "first step" not in done.stdout:
                 raise RunError(f"the command did not get to its first step: {done.stderr.strip().splitlines()[-1]}")
-            if number:  # the first round reads files from the disk
+            if number:  # the first round is not counted, since it reads files from the disk
                 for line in done.stdout.splitlines():
                     if line.startswith("@ "):
                         _, seconds, stage = line.split(" ", 2)

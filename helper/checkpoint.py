@@ -30,8 +30,8 @@ class _Unread:
     def __setstate__(self, _: Any) -> None: ...
 
 
-# Checkpoints hold NumPy numbers, such as an accuracy, besides the weights; constructing them runs no other code. NumPy
-# 1 and 2 name the constructors differently.
+# Besides weights, checkpoints hold NumPy numbers, such as an accuracy. Constructing these runs no other code. NumPy 1
+# and 2 name the constructors differently.
 _number = np.float64(0).__reduce__()[0]
 _NUMPY: list[Any] = [np.dtype, (_Unread, "numpy.ndarray")]
 _NUMPY += [type(np.dtype(name)) for name in ("bool", "uint8", "int32", "int64", "float16", "float32", "float64")]
@@ -57,7 +57,7 @@ class Info(NamedTuple):
     dataset: str
     image_size: int  # side of the square images in pixels
     class_names: list[str]
-    mean: list[float]  # of the channels, with white as 1; images are normalised by it
+    mean: list[float]  # per channel, with white as 1; images are normalised by mean and std
     std: list[float]
 
     @classmethod
@@ -201,7 +201,7 @@ def identify(
     guess: str | None = None,
     advice: str = "leave --model_t out, or give another --path-t",
 ) -> str:
-    """Return the network of the zoo that has these parameter names and shapes, for any number of classes.
+    """Return the name of the network that has these parameter names and shapes, for any number of classes.
 
     Args:
         path: the file of the weights, for error messages.
@@ -255,7 +255,7 @@ class Loaded(NamedTuple):
 
     model: Model
     name: str  # in the model zoo
-    info: Info | None  # None if the file says nothing
+    info: Info | None  # None if the file has no description
 
 
 def load_network(path: Path, name: str | None = None, dataset: str | None = None) -> Loaded:
@@ -296,7 +296,7 @@ def initialise(model: Model, path: Path, weights: dict[str, Tensor], name: str, 
 
 
 def model_of_folder(folder: Path) -> str | None:
-    """Return the network in the name of a teacher's folder (`resnet56_vanilla`, `wrn_40_2_vanilla_digits`), if any."""
+    """Return the network in a teacher's folder name (`resnet56_vanilla`, `wrn_40_2_vanilla_digits`), or None."""
     name = folder.name.split("_vanilla")[0]
     return name if name in networks() else None
 
@@ -309,7 +309,7 @@ def _is_known(weights: dict[str, Tensor]) -> bool:
 
 @cache
 def _expected_shapes(name: str, dataset: str | None) -> Expected:
-    """Return `expected_weights` on the meta device: a hundredth of the time, after an import of two seconds."""
+    """Return `expected_weights` on the meta device, in a hundredth of the time after a two-second import."""
     return expected_weights(name, dataset, "meta")
 
 

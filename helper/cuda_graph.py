@@ -16,7 +16,7 @@ WARM_UPS = 3  # steps before recording, in which libraries choose their algorith
 
 
 class CUDAGraphStep:
-    """Makes training steps, as `train_step` does, by replaying a recorded one.
+    """Runs training steps, as `train_step` does, by replaying a recorded one.
 
     The recording covers augmentation, teacher, student, temperature, losses, backward, optimizer and metrics. A step
     has hundreds of small kernels; launching them one by one takes longer than computing them. A replay uses the tensors
@@ -61,7 +61,7 @@ class CUDAGraphStep:
         return output
 
     def warm_up(self, step: Callable[[], StepOutput], device: torch.device) -> None:
-        """Make WARM_UPS steps on the stream of the recordings."""
+        """Run WARM_UPS steps on the stream of the recordings."""
         # libraries cache workspaces per stream, also for recordings, so the stream is not shared with other runs
         self.stream = self.stream or torch.cuda.Stream(device)
         outer = torch.cuda.current_stream(device)
@@ -72,7 +72,7 @@ class CUDAGraphStep:
         outer.wait_stream(self.stream)
 
     def capture(self, step: Callable[[], StepOutput]) -> tuple[torch.cuda.CUDAGraph, StepOutput]:
-        """Return a recorded step and its output, whose values only a replay computes. Raises RunError if it fails."""
+        """Return the graph of a step, and its output, which a replay computes. Raises RunError if recording fails."""
         graph, outer = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.stream.device if self.stream else None)
         try:  # a failed recording does not restore the stream, and ends with an error that hides the first one
             with torch.cuda.stream(outer), torch.cuda.graph(graph, stream=self.stream):

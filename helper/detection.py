@@ -33,7 +33,8 @@ from temperature import Mixing, Temperature
 PROBE = 2  # images on which an observing temperature measures the student's progress
 FIRST_RATE = 1e-3  # share of the learning rate in the first step of its warm-up
 
-# Returns the teacher's output for the student's proposals: per image [n, 4], in pixels of the resized image; or None.
+# Returns the teacher's output for the student's proposals (per image [n, 4], in pixels of the resized image), or only
+# its maps if the argument is None.
 Answer = Callable[[list[Tensor] | None], Output]
 
 
@@ -43,7 +44,7 @@ class DetectorTeacher(OnlineTeacher):
     model: Detector
 
     def __call__(self, batch: DetectionBatch, also: Collection[str] = ()) -> Answer:
-        """Return the function that runs the box head on the images, which are resized and padded as for the student."""
+        """Run the backbone on the prepared images; return the function that runs the box head on given proposals."""
         images = batch.prepared.images
         device = images.tensors.device
         with autocast(device, self.precision):
@@ -75,7 +76,7 @@ def output_of(maps: dict[str, Tensor], pooled: Tensor | None, logits: Tensor | N
 
 
 def extent_of(images: ImageList) -> Tensor:
-    """Return the share of height and width that each image fills in its padded one, [B, 2]."""
+    """Return the shares of the padded height and width that each image fills, [B, 2]."""
     padded = torch.tensor(images.tensors.shape[2:])
     return (torch.tensor(images.image_sizes) / padded).to(images.tensors.device)
 
@@ -101,7 +102,7 @@ class DetectorTask(Task):
 
     def forward(self, batch: DetectionBatch, teacher: Answer | None) -> StepOutput:
         found, _ = found_in(self, batch)
-        target = batch.target if found.target is None else found.target  # without proposals the classes of the boxes
+        target = batch.target if found.target is None else found.target  # without proposals: the classes of the boxes
         return StepOutput(total(found.losses), found.losses, found.logits, target, None)
 
 
@@ -112,7 +113,7 @@ def seed_step(seed: int, iteration: int) -> None:
 
 
 def prepared(student: Detector, batch: DetectionBatch, seed: int) -> DetectionBatch:
-    """Return a batch with its images resized and padded; see `seed_step`."""
+    """Return a batch with its images resized and padded, after seeding by `seed_step`."""
     seed_step(seed, batch.iteration)
     batch.prepared = student.prepare(batch.images, batch.boxes, batch.labels)
     return batch
@@ -233,7 +234,7 @@ class DetectorDistillation(Distillation):
         return {"probe?": probe}
 
     def fits_extra_state(self, state: dict[str, Any]) -> bool:
-        """Return whether a state that matches `extra_state_pattern` is usable: its proposals have class and image."""
+        """Return whether a state that matches `extra_state_pattern` is usable: proposals have class and image."""
         if "probe" not in state:
             return True
         probe, classes = state["probe"], self.student.num_classes + 1
@@ -262,7 +263,7 @@ def rate_at(options: DetectorOptions, iteration: int) -> float:
 
 
 class DetectorTrainer(Trainer):
-    """Trains a detector; its epochs are the parts of --eval_every steps. See `Trainer`."""
+    """Trains a detector; its epochs are parts of --eval_every steps each. See `Trainer`."""
 
     epoch_name, advice = "part", "a lower --learning_rate, --clip_grad, --kd_T or --tau_range"
     data: DetectionData
@@ -270,7 +271,7 @@ class DetectorTrainer(Trainer):
 
     def train(self, epoch: int) -> Record:
         """Train a part, or the rest of a resumed one, and return its means over the processes."""
-        if self.run.trained is not None:  # only its test is left
+        if self.run.trained is not None:  # only the test of this part is left
             return super().train(epoch)
         result = super().train(epoch)
         if not self.task.student.has_proposals:
@@ -296,7 +297,7 @@ class DetectorTrainer(Trainer):
         return min(part * self.options.eval_every, self.options.iterations)
 
     def _on_step(self, number: int, output: StepOutput) -> None:
-        """See `Trainer._on_step`; also stop all processes if the loss of one is not finite."""
+        """Do as `Trainer._on_step`; also stop all processes if the loss of one is not finite."""
         done = len(self.history) * self.options.eval_every + number
         if number % self.options.print_freq == 0 or done == self._end(len(self.history) + 1):
             failed = bool(self.metrics.tensors["first_bad"].isfinite().any())
@@ -315,7 +316,7 @@ def detector_step(
     forward: nn.Module,
     options: DetectorOptions,
 ) -> StepOutput:
-    """Make a training step, as `train_step` does, at the iteration's learning rate."""
+    """Run `train_step` with the learning rate of the iteration, and clip the gradient as the options say."""
     set_learning_rate(optimizer, rate_at(options, batch.iteration))
     return train_step(task, teacher, batch, optimizer, metrics, forward, options.clip_grad)
 

@@ -23,7 +23,7 @@ class FoundDetector(NamedTuple):
 
 
 def find_teacher(options: DetectorOptions) -> FoundDetector:
-    """Return the teacher that --path-t names, resizing images as the run's options say.
+    """Return the teacher that --path-t names, set to resize images as given by the run's options.
 
     Raises:
         UserError: there is no teacher, or its file cannot be used.

@@ -72,7 +72,7 @@ def device_of(options: CommonOptions) -> Iterator[torch.device]:
         UserError: as `prepare_device`, or the sizes in the options do not fit into the device's memory.
         RunError: as `distributed.process_group`.
     """
-    tf32 = torch.backends.cudnn.allow_tf32  # restored for a student's run that trains its teacher first
+    tf32 = torch.backends.cudnn.allow_tf32  # restored, since a student's run may train its teacher first
     with distributed.print_own_errors():
         device = prepare_device(options.device, options.gpu_id, options.deterministic, options.plain, options.precision)
         check_sizes(options, device)
@@ -111,8 +111,8 @@ def start_together(options: CommonOptions) -> None:
 def keep_memory() -> None:
     """Make glibc keep freed memory; other C libraries are left alone.
 
-    By default it returns every large block to the system, which must clear the pages again for the next step: a tenth
-    of a step on a CPU.
+    By default it returns every large block to the system, which must clear the pages again for the next step. On a CPU
+    this takes a tenth of a step.
     """
     if _mallopt(M_MMAP_THRESHOLD, 2**30):  # some versions refuse it
         _mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
@@ -122,7 +122,8 @@ def keep_memory() -> None:
 def all_cores(device: torch.device) -> Iterator[None]:
     """Use all cores inside, divided among the run's processes on this machine; then restore the number of threads.
 
-    For long work on a CPU before the run, independent of the run's own number of threads. A GPU's is unchanged.
+    This is for long work on a CPU before the run, whatever the run's own number of threads. With a GPU the number is
+    unchanged.
     """
     before = torch.get_num_threads()
     if device.type == "cpu":

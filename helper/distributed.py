@@ -43,7 +43,7 @@ def env_local_rank() -> int:
 
 
 def env_local_world_size() -> int:
-    """Return the number of processes on this machine that torchrun sets (1 for a single process)."""
+    """Return the number of processes on this machine, set by torchrun (1 for a single process)."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
@@ -79,7 +79,7 @@ def process_group(device: torch.device, timeout: float) -> Iterator[None]:
     Inside, only rank 0 prints.
 
     Args:
-        device: what this process computes on.
+        device: the device of this process.
         timeout: seconds to wait for another process before giving up.
 
     Raises:
@@ -115,7 +115,7 @@ def process_group(device: torch.device, timeout: float) -> Iterator[None]:
 
 @contextmanager
 def print_own_errors() -> Iterator[None]:
-    """Print a UserError that only this process raises; `run_main` prints those of local rank 0."""
+    """Print a UserError that not all processes raise; `run_main` prints those of local rank 0."""
     try:
         yield
     except UserError as error:
@@ -164,7 +164,7 @@ def on_rank0(work: Callable[[], T]) -> T:
 
 
 def by_rank0(function: Callable[P, T]) -> Callable[P, T]:
-    """Make a function run on rank 0 only, for all ranks, as `on_rank0` does; it must not be called within another."""
+    """Make a function run on rank 0 only, for all ranks, as `on_rank0` does; it must not call another such one."""
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -174,7 +174,7 @@ def by_rank0(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def local_rank0_first(work: Callable[[], T]) -> T:
-    """Run on local rank 0 first, then on the others, which find its files; all raise a UserError of any rank."""
+    """Run on local rank 0 first, then on the others, which can use its files; all raise a UserError of any rank."""
     result = error = None
     for turn in (True, False):
         if turn == (env_local_rank() == 0):

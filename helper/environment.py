@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # How often an idle OpenMP thread checks for work before it sleeps. With libgomp's default, 300000, it spins so long
 # that two runs on the same cores can train at a tenth of their speed; with a small number a run alone loses time to
-# waking threads. This one costs each a little. Measured by benchmarks/sharing.py.
+# waking threads. This value costs little in both cases. Measured by benchmarks/sharing.py.
 SPIN_COUNT = "3000"
 
 

@@ -37,10 +37,10 @@ class Interrupted(RunError):
 def run_main(main: Callable[[], None]) -> None:
     """Run a script's main function and exit with the status that shells expect.
 
-    A UserError becomes one line on stderr and its status; of several processes on a machine, local rank 0 prints it
-    (helper/distributed.py prints errors that only another process knows). SIGTERM is treated like Ctrl-C; the statuses
-    are 143 and 130. A failed write to stdout or stderr does not stop the script; if it otherwise succeeds, its status
-    is then 1, or 141 if the reader of a pipe has left.
+    A UserError becomes one line on stderr and its exit status; with several processes on a machine, local rank 0 prints
+    it (helper/distributed.py prints errors that local rank 0 does not raise). SIGTERM is treated like Ctrl-C; the
+    statuses are 143 and 130. A failed write to stdout or stderr does not stop the script; if it otherwise succeeds, its
+    status is then 1, or 141 if the reader of a pipe has left.
     """
     sys.stdout, sys.stderr = _Output(sys.stdout), _Output(sys.stderr)
     signals.listen()

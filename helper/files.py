@@ -13,7 +13,7 @@ from typing import BinaryIO
 from helper.errors import RunError
 from inputs import UserError, open_regular
 
-PATIENCE = 5.0  # seconds between checks of a run in progress elsewhere
+PATIENCE = 5.0  # seconds between checks of a run that another process is training
 TRIES = 10  # attempts to start a run whose lock looks free but is taken each time
 WRONG_PLACE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 
@@ -41,7 +41,7 @@ def is_locked(path: Path) -> bool:
 
 
 def try_writing(folder: Path, advice: str) -> None:
-    """Raise UserError, with advice, if a folder, which need not exist yet, is not writable; create nothing."""
+    """Raise UserError, with advice, if a folder, which need not exist yet, is not writable; leave nothing in it."""
     try:
         with suppress(FileNotFoundError):
             folder.stat()

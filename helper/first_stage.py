@@ -40,7 +40,7 @@ class FirstTask(Task):
 
     @contextmanager
     def learning(self) -> Iterator[None]:
-        """Inside, let only the parameters that this stage trains require gradients."""
+        """Let only the parameters that this stage trains require gradients inside."""
         before = {parameter: parameter.requires_grad for parameter in self.parameters()}
         try:
             for parameter in before:
@@ -81,8 +81,8 @@ class FirstTrainer(Trainer):
     Args:
         run: see `Trainer`.
         main: the task of the run's own epochs.
-        teacher: returns maps too.
-        data: training images, in the orders of the run's own epochs.
+        teacher: the teacher, online, since a table holds no maps.
+        data: the run's images; the stage draws batches of its own from them.
         options: the run's options.
         pass_turn: see `Trainer`.
         table: see `Trainer`.
@@ -106,7 +106,7 @@ class FirstTrainer(Trainer):
         task = FirstTask(main, options.image_size)
         rate = task.distiller.init_lr or options.learning_rate
         options = replace(options, epochs=task.distiller.init_epochs, learning_rate=rate, lr_decay_epochs=[])
-        # its own batches, so that the run's epochs have the same batches as with other distillers
+        # separate draws, so that the run's own epochs have the same batches as with other distillers
         seed = random.Random(f"seed {options.seed} first stage").getrandbits(63)
         data = data._replace(train=data.train.with_seed(seed))
         with task.learning():
@@ -124,7 +124,7 @@ class FirstTrainer(Trainer):
         return self.run.first
 
     def _seconds_left(self, epoch: int, *more: Record) -> float:
-        return 0.0  # unknown: the run's own epochs take another time
+        return 0.0  # unknown, since the run's own epochs take a different time
 
     def fit(self) -> None:
         """Train the stage to its last epoch. Raises what `Trainer.fit` raises."""

@@ -5,7 +5,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-# tensorboard_logger predates protobuf 4 and works only with its Python implementation, whatever the user chose.
+# tensorboard_logger predates protobuf 4 and works only with its Python implementation, so the user's choice is ignored.
 os.environ["PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION"] = "python"
 import tensorboard_logger
 
@@ -16,8 +16,8 @@ from helper.run_files import Record
 class RunLog:
     """`log.jsonl` and the TensorBoard events of a run's folder.
 
-    Both are rewritten from the history in the checkpoint when a run resumes: even after a process was killed, they
-    neither lack an epoch of the checkpoint nor show one twice.
+    Both are rewritten from the history in the checkpoint when a run resumes, so that even after a process was killed
+    they have each epoch of the checkpoint exactly once.
     """
 
     def __init__(self, folder: Path, history: list[Record]) -> None:
@@ -57,7 +57,7 @@ def _json_line(record: Record) -> str:
     return json.dumps(record) + "\n"
 
 
-# heading, key of the record, width, decimals
+# heading, key in the record, width, decimals
 _COLUMNS = [
     ("stage", "stage", 5, 0),
     ("epoch", "epoch", 5, 0),
@@ -81,7 +81,7 @@ class EpochTable:
     """The table on the screen, one line per epoch."""
 
     def __init__(self) -> None:
-        self.stage: float | None = None  # of the last line; 0 for the run's own epochs
+        self.stage: float | None = None  # stage of the last line; 0 for the run's own epochs
 
     def add(self, record: Record, label: str = "") -> None:
         """Print an epoch, after the headings if it is the first one of its stage."""

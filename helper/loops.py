@@ -40,10 +40,10 @@ def train_step(
     Args:
         task: the modules that are trained.
         teacher: frozen; None without distillation.
-        batch: images of a training set.
+        batch: training images with their classes.
         optimizer: the task's optimizer.
         metrics: sums of the epoch, which the step is added to.
-        forward: called in place of the task, such as the task wrapped in DistributedDataParallel.
+        forward: called instead of the task: the task wrapped in DistributedDataParallel.
         clip_grad: largest norm of the whole gradient; a longer one is scaled down to it. 0 for no clipping.
 
     Returns:
@@ -86,7 +86,7 @@ def train_one_epoch(
         epoch: its number, from 1.
         start_step: steps of the epoch already made; task and metrics hold their state.
         on_step: called after each step with its number and its output.
-        step: makes a step; `helper.cuda_graph.CUDAGraphStep` replays a recorded one.
+        step: runs a training step; `helper.cuda_graph.CUDAGraphStep` replays a recorded one.
 
     Returns:
         The epoch's means, for the log.

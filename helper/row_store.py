@@ -18,7 +18,7 @@ MOST = 2**31 - 2  # row numbers fit into int32
 class RowStore:
     """Rows of a fixed width, each written once, in the order of writing.
 
-    The file `values` holds the rows one after another, and the file `rows` the number of each, from 1 (0 marks a part
+    The file `values` holds the rows one after another, and the file `rows` the number of each, from 1 (0 marks a place
     that was allocated but never written). Under a lock, values reach the disk before the numbers that make them valid.
     So a reader never sees half a row, even if a writer is killed, and concurrent writers append one after the other.
 
@@ -38,7 +38,7 @@ class RowStore:
         self.rows_path, self.values_path, self.lock_path = (folder / name for name in ("rows", "values", ".lock"))
         self.width, self.dtype = width, dtype
         self.position = torch.full((num_rows,), -1, dtype=torch.int32)
-        self.read = 0  # rows of the file that are in `position`
+        self.read = 0  # number of rows read from the files, which are in `position`
         self.values = torch.empty(0, width, dtype=dtype)
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)

@@ -8,8 +8,8 @@ from typing import Any
 
 from inputs import UserError, open_regular, printable
 
-# An epoch of a log: `epoch`, a whole number from 1 on, and any other numbers. Those of a first stage, before the run's
-# own epochs, have `stage`.
+# One epoch in a log: `epoch`, a whole number from 1 on, and any other numbers by name. The epochs of a first stage,
+# which precede the run's own epochs, also have `stage`.
 Record = dict[str, float]
 
 SCORES = {
@@ -18,7 +18,7 @@ SCORES = {
 }  # names of the headline metrics, by their keys in the records
 LARGEST = 1e19  # accepted number: above any seed, and small enough that sums and figures do not overflow
 MOST_EPOCHS = 10_000_000
-LONGEST = 200  # letters of a name
+LONGEST = 200  # letters of a short text
 DEEPEST = 20  # nesting of lists and objects in a config.json
 LARGEST_CONFIG = 2**20  # bytes of a config.json
 
@@ -64,7 +64,7 @@ def read_log(folder: Path) -> list[Record]:
 
 
 def read_whole_log(folder: Path) -> list[Record]:
-    """Return the records of the first stage, if there is one, and of the run's own epochs; none as for `read_log`."""
+    """Return the records of a first stage and of the run's own epochs; none if the log is missing or damaged."""
     try:
         records = list(records_of(folder))
     except (OSError, UserError):
@@ -118,7 +118,7 @@ def _printable(value: Any, depth: int = 0) -> Any:
 
 
 def records_of(folder: Path) -> Iterator[Record | None]:
-    """Yield the records of a log, and None for each line that is no record."""
+    """Yield the records of a log, and None for each line that is not a record."""
     with TextIOWrapper(open_regular(folder / "log.jsonl"), encoding="utf-8", errors="replace") as log:
         for line in log:
             try:

@@ -52,7 +52,8 @@ OLD_PART = {  # the pattern of the state within an epoch in version 1, see helpe
 ANEW = "add --overwrite to start anew"
 OTHER_PLACE = "give another place with --run_dir"
 
-ALIKE = ("skip_validation", "teacher_table", "fill_teacher_table", "dry_run", "overwrite")  # equal in all processes
+# Further options that must be equal in all processes.
+ALIKE = ("skip_validation", "teacher_table", "fill_teacher_table", "dry_run", "overwrite")
 
 
 def config_of(
@@ -64,11 +65,11 @@ def config_of(
     teacher: str | None = None,
     teacher_sha256: str | None = None,
 ) -> dict[str, Any]:
-    """Return the content of a run's `config.json`, to which `RunFolder` and `train_runs` add what they find out.
+    """Return the content of a run's `config.json`, to which `RunFolder` and `train_runs` add entries.
 
     Args:
         kind: one of PARSERS.
-        options: of the run.
+        options: the run's options.
         model: the trained network's name.
         data_sha256: identifies the data.
         init_sha256: identifies the initial weights; None: they are random.
@@ -105,7 +106,7 @@ class RunFolder:
     Args:
         folder: its path.
         model: the trained network's name; files are named after it.
-        config: the content of `config.json`; its `options` decide whether a run already there is the same run.
+        config: the content of `config.json`; its options and IDENTITY decide whether a run already there is the same.
         overwrite: start from scratch, replacing any run already there.
         draw: draws the curves of a history, with a title, into a PNG file.
         score: key of the headline metric in the records, in percent.
@@ -127,14 +128,14 @@ class RunFolder:
         self.info: checkpoint.Info | None = None  # saved with the weights, so that they can be used alone
         self.first: list[Record] = []  # epochs of the first stage, if it has one
         self.history: list[Record] = []  # the run's own epochs
-        self.step, self.seconds = 0, 0.0  # steps made of the next epoch, and the time they took
-        self.trained: Record | None = None  # means of the next epoch once all its steps were made
+        self.step, self.seconds = 0, 0.0  # of the next epoch: steps already made, and their duration
+        self.trained: Record | None = None  # training means of the next epoch if only its test is left
         self.path = folder / "config.json"
 
     def check(self) -> "RunFolder":
         """Compare the run with those of the other processes and with the content of the folder; return it.
 
-        After a restart by torchrun nothing is overwritten.
+        After a restart by torchrun or Slurm nothing is overwritten.
 
         Raises:
             UserError: the folder holds a run with other options, or another process was given another run.
@@ -165,13 +166,13 @@ class RunFolder:
         return True
 
     def _files(self) -> list[Path]:
-        """Return the existing files with names that this run writes."""
+        """Return the existing files whose names are those of files that this run writes."""
         weights = ("last.pth", f"{self.model}_last.pth", f"{self.model}_best.pth", "ckpt_epoch_*.pth")
         patterns = ("config.json", "log.jsonl", "events.out.tfevents.*", "curve.png", *weights)
         return [file for pattern in patterns for file in self.folder.glob(pattern)]
 
     def _check(self) -> dict[str, Any] | None:
-        """Return the config of the run to resume; None for a new run.
+        """Return the content of `config.json` of the run to resume; None for a new run.
 
         Raises:
             UserError: the folder holds other files, or a run with other options.
@@ -217,7 +218,7 @@ class RunFolder:
         try_writing(self.folder, OTHER_PLACE)
 
     def _read_same_run(self) -> dict[str, Any]:
-        """Return the content of `config.json`; raise UserError if that is another run."""
+        """Return the content of `config.json`. Raises UserError if it describes another run."""
         try:
             config = read_config(self.folder)
             if not config["options"]:
@@ -257,7 +258,7 @@ class RunFolder:
             raise UserError(f"{self.folder} has no last.pth to extend the run from: give another --run_dir")
 
     def _flags(self, options: dict[str, Any]) -> str:
-        """Return as text a script with flags that set options to these values; empty if flags cannot."""
+        """Return `<flags> to <script>`, where the flags set options to these values; empty if no flags can."""
         kind = self.config.get("kind", "student")
         flags = flags_of(PARSERS[kind](), options)
         return flags and f"{shlex.join(flags)} to train_{kind}.py"
@@ -269,7 +270,7 @@ class RunFolder:
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """Create the folder, lock it until the end, and write `config.json`.
+        """Create the folder, lock it until the context ends, and write `config.json`.
 
         Raises:
             UserError: it cannot be written.
@@ -328,11 +329,11 @@ class RunFolder:
             task: the modules that are trained.
             optimizer: the task's optimizer.
             metrics: sums of an epoch.
-            steps: per epoch.
+            steps: number of steps in an epoch.
             first: the first stage, if the run has one.
 
         Raises:
-            UserError: something in `last.pth` does not fit; nothing is changed then.
+            UserError: something in `last.pth` does not fit the run; nothing is changed then.
         """
         state = self._read_state(task, optimizer, steps, first)
         if state is not None:
@@ -434,7 +435,7 @@ class RunFolder:
             torch.cuda.set_rng_state(state["rng_cuda"][0], device)
 
     def save_first(self, record: Record, task: Task, optimizer: torch.optim.Optimizer) -> None:
-        """Save a finished epoch of the first stage: `last.pth`, then the log. `optimizer` is that of the next epoch."""
+        """Save a finished epoch of the first stage: `last.pth`, then the log. `optimizer` is the next epoch's."""
         self.save(task, optimizer, first=[*self.first, record])
         if distributed.is_rank0():
             self.log.append(record)
@@ -468,8 +469,8 @@ class RunFolder:
             task: the modules that are trained.
             optimizer: the task's optimizer.
             history: the run's own epochs; None: unchanged.
-            step: steps made of the next epoch.
-            seconds: time that these steps took.
+            step: steps of the next epoch already made.
+            seconds: duration of these steps.
             metrics: sums over these steps.
             trained: the means of the epoch, in place of the sums, if only its test is left.
             first: epochs of the first stage; None: unchanged.
@@ -590,8 +591,8 @@ def _is_whole(state: dict[str, Any]) -> bool:
 def upgraded(state: Any, task: Task) -> Any:
     """Return the content of a `last.pth` in the format of VERSION.
 
-    Version 1 had no version number, kept the state within an epoch in `part`, and did not store buffers that hold sums
-    of an epoch with the weights.
+    Version 1 had no version number, kept the state within an epoch in `part`, and stored buffers with sums of an epoch
+    there instead of with the weights.
 
     Raises:
         Misfit: it has neither format.

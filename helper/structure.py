@@ -5,13 +5,13 @@ A pattern describes a value:
     a tensor          a tensor of its shape and dtype; a size of 0 in its shape matches any size
     a type            a value of that type; float also matches integers
     a dict            a dict with these keys, each value matching its pattern. Integer keys are optional, since
-                      optimizers number only the parameters that have been updated; so are keys that end with a
-                      question mark, and a value of None is dropped from them. A key that is a type matches any keys
-                      of that type
+                      optimizers number only the parameters that have been updated. Keys that end with a question
+                      mark are optional too, and are dropped if the value is None. A key that is a type matches any
+                      keys of that type
     a list of one     any number of values that match the one pattern
     an optimizer      the state of an optimizer with the same parameters
     a tuple           as many values, each matching its own pattern
-    Checked(pattern, test, says)  a value that matches and passes the test; otherwise `says` is the error
+    Checked(pattern, test, says)  a value that matches and passes the test; otherwise the error is its name and `says`
     Any               anything
 """
 
@@ -129,7 +129,7 @@ def check_stored(value: Any, name: str) -> None:
 
 
 def check_numbers(value: Tensor, name: str) -> None:
-    """Raise Misfit if a number is not finite, or is negative in a tensor that never is."""
+    """Raise Misfit if a number is not finite, or negative in a tensor of NEVER_NEGATIVE."""
     expect(bool(value.isfinite().all()), f"{name} is not finite")
     if name.rpartition(".")[2] in NEVER_NEGATIVE:
         expect(bool((value >= 0).all()), f"{name} is negative")

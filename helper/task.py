@@ -29,8 +29,8 @@ def build_temperature(options: TemperatureOptions, known: dict[str, Any]) -> Tem
     """Return the temperature of a run, on z-scored logits or under a control if the options say so.
 
     Args:
-        options: of the run.
-        known: what its constructor may take, by name; see `Temperature`.
+        options: the run's options.
+        known: arguments by name, from which its constructor gets those that it takes; see `Temperature`.
     """
     name = options.temperature
     tau = create_temperature(name, **kwargs_for(temperature_dict[name], known))
@@ -43,7 +43,7 @@ class StepOutput(NamedTuple):
 
     loss: Tensor  # a scalar, with gradient
     losses: dict[str, Tensor]  # its terms before weighting
-    logits: Tensor | None  # [B, C], the student's; None if they do not learn
+    logits: Tensor | None  # [B, C], the student's; None if the step does not train them
     target: Tensor  # [B], the classes
     tau: Tau | None  # None without distillation
 
@@ -61,7 +61,7 @@ class Task(nn.Module):
     Args:
         student: the network.
         precision: one of options.flags.PRECISIONS, for the student's computations; losses are always in float32.
-        label_smoothing: share of the cross entropy's targets that all classes get equally.
+        label_smoothing: share of the cross entropy's target that is spread evenly over all classes.
     """
 
     def __init__(self, student: Model, precision: str = "fp32", label_smoothing: float = 0.0) -> None:
@@ -98,7 +98,7 @@ class Task(nn.Module):
         """Prepare an epoch; called before each, counted from 1."""
 
     def mixing(self) -> Mixing:
-        """Return the images to blend in this epoch."""
+        """Return how to blend the images of this epoch."""
         return Mixing()
 
     def before_step(self, batch: Batch) -> Batch:
@@ -173,7 +173,7 @@ class Distillation(Task):
         self.gamma, self.alpha, self.beta = gamma, alpha, beta
         self.fixed_alpha, self.kd_T, self.kd_warmup = fixed_alpha, kd_T, kd_warmup
         self.register_buffer("warmup", torch.ones(()))
-        self.probe: Any = None  # images and classes, the same in all processes; None without
+        self.probe: Any = None  # images and classes, the same in all processes; None if there is no probe
 
     def start_epoch(self, epoch: int) -> None:
         self.temperature.start_epoch(epoch)
@@ -193,7 +193,8 @@ class Distillation(Task):
 
     @property
     def phase(self) -> Hashable | None:
-        if self.distiller.second_view or not self.distiller.is_recordable:  # a second view is not made in the step
+        # a recorded step would always make the second view of the batch that it was recorded with
+        if self.distiller.second_view or not self.distiller.is_recordable:
             return None
         return self.temperature.phase
 
@@ -207,7 +208,7 @@ class Distillation(Task):
         them out, because otherwise the first rewards would measure the effect of training on them.
         """
         world_size = distributed.world_size()
-        size = min(max(PROBE // world_size, 1), len(batch) // 2)  # of this process's shard
+        size = min(max(PROBE // world_size, 1), len(batch) // 2)  # images from this process's shard
         if not self.temperature.observes or self.probe is not None or not size:
             return batch
         columns = (batch.images[:size].clone(), batch.target[:size].clone())

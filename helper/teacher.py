@@ -26,7 +26,7 @@ from models.renormalised import Renormalised
 from options.flags import StudentOptions, TeacherOptions
 from options.parse import parse_teacher, resolve_pair
 
-SHARED_OPTIONS = (  # passed from the student's run to a teacher trained for it
+SHARED_OPTIONS = (  # passed from a student's run to the training of its teacher
     "dataset", "data_dir", "image_size", "train_subset", "num_workers", "batch_size", "seed", "device", "gpu_id",
     "print_freq", "dist_timeout",
 )  # fmt: skip
@@ -52,7 +52,7 @@ def folder_name(model: str, dataset: str) -> str:
 
 
 def find_teacher(options: StudentOptions, train: Train | None = None) -> FoundTeacher:
-    """Return the teacher of --path-t or --model_t; with --train_teacher, train it first if it is missing.
+    """Return the teacher that --path-t or --model_t names; with --train_teacher, train it first if it is missing.
 
     Args:
         options: options of the student's run.
@@ -135,9 +135,10 @@ def fetched(fetch: Callable[[str], Path], name: str, source: str, instead: str) 
 
 
 def load_teacher(found: FoundTeacher, data: Dataset, options: StudentOptions) -> Model:
-    """Return the teacher's network on the device of the data: in evaluation mode, frozen and, unless plain, optimized.
+    """Return the teacher's network on the device of the data, in evaluation mode and frozen.
 
-    If its training images were normalised differently, its input is renormalised.
+    Unless --plain is given, its batch norms are folded and its memory format is channels-last. If its training images
+    were normalised differently, its input is renormalised.
 
     Raises:
         UserError: it was trained for another number of classes.
@@ -153,7 +154,7 @@ def load_teacher(found: FoundTeacher, data: Dataset, options: StudentOptions) ->
 
 
 def scale_of(found: FoundTeacher, data: Dataset, options: StudentOptions) -> tuple[list[float], list[float]]:
-    """Return mean and standard deviation of the teacher's images: given ones, its file's, or the student's."""
+    """Return mean and standard deviation of the teacher's images, from the flags, its file or else the data set."""
     mean, std = found.scale or (list(data.mean), list(data.std))
     return options.teacher_mean or mean, options.teacher_std or std
 
@@ -167,7 +168,7 @@ class Folded(nn.Identity):
 
 
 def fold_batch_norm(model: Model) -> Model:
-    """Fold each batch norm into the convolution before it, and return the network, which is in evaluation mode.
+    """Fold each batch norm into the convolution before it, and return the network; it must be in evaluation mode.
 
     Features and logits do not change, up to rounding. A network that cannot be traced is left unchanged.
     """
@@ -177,7 +178,8 @@ def fold_batch_norm(model: Model) -> Model:
     except Exception:  # the tracer can raise nearly anything if control flow depends on the input
         return model
     calls, named = [node for node in graph.nodes if node.op == "call_module"], dict(model.named_modules())
-    read = {node.target.rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}  # by their parameters
+    # modules whose parameters the graph reads directly
+    read = {node.target.rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
     once = {target for target, count in Counter(node.target for node in calls).items() if count == 1} - read
     for norm in calls:
         conv = norm.args[0]
@@ -200,7 +202,7 @@ def find_weights(path: Path) -> Path:
 
 
 def newest_weights(path: Path) -> Path | None:
-    """Return the file itself, or the `ckpt_epoch_<n>.pth` with the highest n of a folder without an unfinished run.
+    """Return the path of a file, or the `ckpt_epoch_<n>.pth` with the highest n in a folder without an unfinished run.
 
     In a folder without such files, such as a student's, return `<name>_last.pth`, or None if it is missing too.
 
@@ -229,7 +231,7 @@ def _epoch(path: Path) -> int:
 
 
 def _train_missing(path: Path, folder: Path, name: str | None, options: StudentOptions, train: Train | None) -> Path:
-    """Train or resume a teacher in its folder, for as many epochs as its file name says."""
+    """Train or resume a teacher in its folder, for the epochs in its file's name, or else as many as the student."""
     recipe = f"python train_teacher.py --model {name or 'NAME'} --dataset {options.dataset} --run_dir {folder}"
     if name is None:
         raise UserError(f"there is no teacher {path}: give another --path-t, or train one with `{recipe}`")

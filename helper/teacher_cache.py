@@ -25,7 +25,7 @@ from inputs import UserError, open_regular
 from models import Model, Output
 from models.renormalised import Renormalised
 
-ASKED_PIXELS = {"cpu": 128 * 32**2, "cuda": 4096 * 32**2}  # per batch
+ASKED_PIXELS = {"cpu": 128 * 32**2, "cuda": 4096 * 32**2}  # per batch of the teacher
 WRITTEN_AT_ONCE, WRITTEN_EVERY = 2**26, 2.0  # bytes or seconds between writes, since each write waits for the disk
 
 
@@ -122,7 +122,7 @@ class CachedTeacher:
             self.on_device = torch.empty(num_rows, width, dtype=self.file.dtype, device=self.device)
         self._hold(self.file.refresh())
         self._check()
-        self.asked_for = num_rows if loader.flip else num_rows // 2  # other views are never drawn
+        self.asked_for = num_rows if loader.flip else num_rows // 2  # without flips, every other view is never drawn
         self._print_progress(identity)
 
     def prepare(self, batches: Epoch) -> None:
@@ -157,7 +157,7 @@ class CachedTeacher:
         """
         if batch.view is None:
             return self.online(batch, also)
-        second = self.online.second(batch) if "second" in also else None  # there are too many second views for a table
+        second = self.online.second(batch) if "second" in also else None  # second views are too many for a table
         rows = batch.index * self.views + batch.view
         if self.on_device is None:
             values = self.file.values.index_select(0, self.file.position.index_select(0, rows))
@@ -199,7 +199,7 @@ class CachedTeacher:
         return True
 
     def _keep(self, answers: list[tuple[Tensor, Tensor]]) -> None:
-        """Write rows to the table, and read the rows that others have written."""
+        """Write rows and their values to the table, and read the rows that other processes have written."""
         if not answers:
             return self._hold(self.file.refresh())
         rows, values = map(torch.cat, zip(*answers, strict=True))

@@ -25,7 +25,7 @@ from helper.task import StepOutput, Task
 from inputs import UserError
 from options.flags import CommonOptions
 
-RECENT = 5  # last epochs, whose durations give the estimate of the remaining time
+RECENT = 5  # number of last epochs whose durations give the estimate of the remaining time
 TURN = 8  # steps of one run before the next run's turn
 
 
@@ -62,7 +62,7 @@ def step_lr(learning_rate: float, epoch: int, milestones: list[int], rate: float
 
 
 def make_step(task: Task, device: torch.device, options: CommonOptions) -> Step:
-    """Return the function that makes a training step.
+    """Return the function that runs a training step.
 
     With several processes it averages their gradients. A single process on a GPU replays a CUDA graph, unless --plain
     is given.
@@ -85,7 +85,7 @@ class Trainer:
         metrics: sums of an epoch, resumed.
         data: training and validation images.
         options: the run's options.
-        step: makes a step, see `helper.loops.train_one_epoch`.
+        step: runs a training step, see `helper.loops.train_one_epoch`.
         pass_turn: passes the turn to the next of several runs, after every TURN steps and before each test; or None.
         table: the table on the screen, shared by the runs that take turns.
         first: trains the run's first stage, if it has one.
@@ -110,9 +110,9 @@ class Trainer:
         self.run, self.task, self.teacher, self.optimizer = run, task, teacher, optimizer
         self.metrics, self.data, self.options, self.step = metrics, data, options, step
         self.pass_turn, self.table = pass_turn, table or EpochTable()
-        self.first, self.saved = first, task  # the task whose state is saved
-        self.label = ""  # before its rows of the table, if several runs share that
-        self.bar = tqdm(disable=True)  # of the epoch
+        self.first, self.saved = first, task  # `saved` is the task whose state is saved
+        self.label = ""  # text before this run's rows in a table that several runs share
+        self.bar = tqdm(disable=True)  # progress of the epoch
         self.started = 0.0  # when the epoch began, on time.perf_counter's clock
         self.left = 0.0  # estimated seconds from the end of the epoch to that of the run; 0 if unknown
         self.trained: Record | None = None  # the training means of the epoch that is being tested
@@ -165,7 +165,7 @@ class Trainer:
     def evaluate(self, trained: Record) -> Record:
         """Test the student and return the results; an interrupted test saves `trained`, the epoch's training means."""
         self.trained = trained
-        if self.pass_turn:  # only before the test: runs that take turns share the loader
+        if self.pass_turn:  # not within the test, since runs that take turns share the loader
             self.pass_turn()
         tested = evaluate(self.task.student, self.data.val, on_batch=self._on_test_batch)
         self._check_weights(tested["test_loss"])
@@ -207,7 +207,7 @@ class Trainer:
         """Save the trained epoch if the process was asked to end during its test.
 
         A single process ends here. Several processes finish the test if they have the time: each tests its own batches,
-        and cannot know between them whether the others were asked to end.
+        and cannot find out between batches whether the others were asked to end.
         """
         if not signals.asked():
             return
@@ -225,7 +225,7 @@ class Trainer:
         """Add advice to errors of an epoch."""
         try:
             yield
-        except Diverged as error:  # before ValueError, which it is too
+        except Diverged as error:  # caught first, since it is a ValueError too
             raise Diverged(
                 f"{error} of {self.epoch_name} {epoch}; {self.run.kept()}: start anew with {self.advice}"
             ) from error

@@ -21,7 +21,7 @@ O = TypeVar("O", bound=CommonOptions)  # noqa: E741
 
 
 def trials_of(options: O) -> list[O]:
-    """Return the options of each run of --trials: they have consecutive seeds, which are appended to given names."""
+    """Return the options of each run of --trials, with consecutive seeds, which are appended to the given names."""
     if options.trials == 1:
         return [options]
     trials = []
@@ -34,7 +34,7 @@ def trials_of(options: O) -> list[O]:
 
 
 class Aborted(BaseException):
-    """Raised in a run when another has failed in a way that ends all of them."""
+    """Raised in a run after an error of another run that ends all of them."""
 
 
 class Turns:
@@ -70,7 +70,7 @@ class Turns:
                 thread.start()
             for thread in threads:
                 while thread.is_alive():
-                    thread.join(0.5)  # this thread handles signals between the timeouts
+                    thread.join(0.5)  # the timeout lets this thread handle signals
         except KeyboardInterrupt as interrupt:
             with self.changed:
                 self.failure = self.failure or interrupt
@@ -88,7 +88,7 @@ class Turns:
             self._wait(number)
             stream = torch.cuda.Stream(self.device) if self.cuda_random else None
             if stream:
-                stream.wait_stream(torch.cuda.current_stream(self.device))  # for the data that all runs share
+                stream.wait_stream(torch.cuda.current_stream(self.device))  # it made the data that all runs share
             with torch.cuda.stream(stream) if stream else nullcontext(), self._random_numbers(number) as swap:
 
                 def pass_turn() -> None:

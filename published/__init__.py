@@ -10,7 +10,7 @@ Record = dict[str, Any]  # one cell of a published table
 DATASETS = {"cifar100": "CIFAR-100", "imagenet": "ImageNet-1k"}  # our name: published name
 METHODS = {"hint": "fitnet"}  # our name of a distiller: published name, where they differ
 ON_Z_SCORES = " on z-scores"  # suffix of a temperature's name with --logit_stand
-POLICIES = {
+POLICIES = {  # our name of a temperature: published names
     "ctkd-global": ("CTKD global", "CTKD (RLKD authors' run)"),
     "dtkd": ("DTKD",),
     "rlkd": ("RLKD",),
@@ -42,10 +42,10 @@ def lookup(
     kd_T: float | None = 4.0,
     kd_term: bool | None = None,
 ) -> list[Record]:
-    """Return the published numbers for one configuration, the preferred source first; empty if there are none.
+    """Return the published numbers for one configuration, those of the preferred source first; empty if there are none.
 
     Args:
-        dataset: name of a data set in this project; the names below are this project's too.
+        dataset: name of the data set; all names are those of this project.
         teacher: name of a network; without a student, the numbers are those of the teacher alone.
         student: name of a network.
         distill: name of a distiller; None for the student alone.
@@ -72,7 +72,7 @@ def lookup(
 
 
 def source(record: Record) -> dict[str, Any]:
-    """Return a record's source, whose fields README.md explains."""
+    """Return the source of a record; README.md explains its fields."""
     return tables()["sources"][record["source_id"]]
 
 

@@ -27,8 +27,9 @@ RECIPE = (  # what two configurations must share, besides the data, for their di
     "iterations", "lr_steps", "warmup_iters", "clip_grad", "min_sizes", "max_size", "test_size", "keep_empty", "rois",
     "norm", "backbone", "trainable_layers",
 )  # fmt: skip
-# The values of all published protocols that do not list another. (DTKD's second weight is part of the method.) The
-# published codes use PyTorch's default precision, which depends on its version and the GPU.
+# The values in every published protocol that does not list another one. DTKD's second KD weight, fixed_alpha, is not
+# here, since it is part of the method. Published code uses PyTorch's default precision, which depends on its version
+# and the GPU.
 USUAL = {"precision": ("fp32", "tf32"), "kd_warmup": (0,), "sync_bn": (False,), "processes": (1,),
          "label_smoothing": (0.0,), "mixup": (0.0,), "cutmix": (0.0,)}  # fmt: skip
 HEADING = [
@@ -190,7 +191,7 @@ def is_baseline(run: Run) -> bool:
 
 
 def order(run: Run) -> tuple[object, ...]:
-    """Return a row's sort key: data set, trained alone first, pair, epochs, KD first, fixed tau first, KD's weight."""
+    """Return the sort key of rows: data set, vanilla first, pair, epochs, KD first, fixed tau first, KD's weight."""
     method = not is_baseline(run), str(run.option("distill")), not is_fixed(run), run.method
     weight = run.option("alpha") or 0.0
     return str(run.dataset), run.option("distill") is not None, run.pair, run.epochs, *method, weight
@@ -212,7 +213,7 @@ def kd_weight(run: Run) -> float:
 
 
 def recipe(run: Run) -> list[object]:
-    """Return the settings that a network's runs must share, besides the data, to be comparable at all."""
+    """Return the settings, besides the data, that runs of a network must share to be comparable."""
     targets = [run.option(name) or 0.0 for name in ("label_smoothing", "mixup", "cutmix")]
     others = map(run.option, ("model", "init_sha256", *RECIPE))
     return [run.dataset, run.option("precision") or "fp32", *targets, *others]
@@ -238,9 +239,9 @@ def rank(runs: Sequence[Run]) -> tuple[bool, bool, bool, int]:
 def baselines(runs: Group, groups: Sequence[Group]) -> list[Group]:
     """Return a group's baselines in the same recipe.
 
-    These are the student alone and, at a fixed tau, KD and the group's own loss. KD has the usual weights, or else the
-    group's. The own loss has the same distiller and weights, where the weights of KD at tau and at a fixed temperature
-    are added up. If there are several fixed temperatures, 4 is preferred.
+    These are the student trained alone, and two losses at a fixed tau: KD with the usual weights or else the group's
+    weights, and the group's distiller with the group's weights (the sum of the weights of KD at tau and at a fixed
+    temperature must be equal). If there are several fixed temperatures, 4 is preferred (1 for detectors).
     """
 
     def method(run: Run) -> list[object]:
@@ -344,7 +345,7 @@ def report(runs: Sequence[Run], markdown: bool = False, explain: bool = False) -
 
 
 def remarks(runs: Sequence[Run]) -> list[str]:
-    """Return a line for each unfinished run, and for each whose log is damaged."""
+    """Return a line for each unfinished run, and for each run with a damaged log."""
     unfinished = [
         f"unfinished ({run.epochs}/{run.option('epochs') or '?'} {'parts' if run.is_detector else 'epochs'}):"
         f" {run.label}, {printable(str(run.folder))}"

@@ -30,8 +30,8 @@ from report.detector_rows import AP_NAMES
 from report.style import PALETTE
 from report.tables import Table
 
-BATCH = 8  # images at a time
-PICTURE = 400  # pixels: images with a smaller short side are enlarged by a whole number, so that names are legible
+BATCH = 8  # images per batch in a test
+PICTURE = 400  # pixels; images with a smaller short side are enlarged by an integer factor, so that names are legible
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}  # of pictures, by suffix
 CORNERS = ("left", "top", "right", "bottom")
 
@@ -48,7 +48,7 @@ def load(file: Path, info: Info | None, name: str | None, pickle_sha256: str | N
     """Return the detector in a file.
 
     Args:
-        file: the weights: ours, torchvision's or detectron2's.
+        file: the file of weights, from this program, torchvision or detectron2.
         info: the file's description of its weights.
         name: name of the detector; None: the one that the file names.
         pickle_sha256: expected hash of a .pkl file.
@@ -115,7 +115,7 @@ def predict(
         subject: the detector.
         files: the images, of any size.
         output: the picture to write; None: `<image>_boxes.png` beside each image.
-        min_score: least score of the boxes that are drawn, from 0 to 1.
+        min_score: least score of the boxes that are returned and drawn, from 0 to 1.
         overwrite: replace existing pictures.
         device: the device of the detector.
 
@@ -218,7 +218,7 @@ def export(
 
 
 def _test_images(model: Detector) -> list[Tensor]:
-    """Return two images [3, H, W], a square and a portrait, whose resizing factor has no rounding error."""
+    """Return two test images [3, H, W], one square and one higher than wide, that resize without rounding error."""
     (side,), longest = model.transform.min_size, model.transform.max_size
     short = side if side % 2 else side // 2
     pixels, _ = shapes.make(2, seed=0)

@@ -1,4 +1,4 @@
-"""The rows of detectors in tables: average precisions of runs, and those published for COCO."""
+"""Format average precisions as table rows: those of the runs, and those published for COCO."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ AP_NAMES = {  # key in the logs: name
 FURTHER = {key: name for key, name in AP_NAMES.items() if key != "ap"}
 HEADING = ["pair", "method", "AP last", "AP best (on test)", *FURTHER.values(), "n", "teacher", "steps"]
 PUBLISHED_HEADING = ["pair", "method", *AP_NAMES.values(), "mark", "published by"]
-PROTOCOL = (  # of a run, by its options
+PROTOCOL = (  # text of a run's protocol, filled in with its options
     "{dataset}, {iterations} steps of {batch_size} images, learning rate {learning_rate:g}, rising over {warmup_iters}"
     " steps, times {lr_decay_rate:g} after steps {lr_steps}, momentum {momentum:g}, weight decay {weight_decay:g},"
     " gradient {clip_grad}; short sides {min_sizes}, long side at most {max_size}, tested at {test_size}; {rois}"

@@ -1,4 +1,4 @@
-"""The figures of a results page: last accuracy or AP of every run, accuracy by epoch, and tau with CTKD's range."""
+"""Make the figures of a results page: the last top-1 or AP of every run, its curve, and tau with CTKD's range."""
 
 import math
 import re
@@ -61,10 +61,10 @@ class Shown(NamedTuple):
 
 
 def figures(section: str, groups: Sequence[Group], labels: Sequence[str]) -> Iterator[Figure]:
-    """Yield all figures of one data set: of the networks alone, and of each pair by recipe and teacher.
+    """Yield all figures of one data set: those of networks trained alone, and those of each pair, recipe and teacher.
 
     Args:
-        section: prefix of their file names.
+        section: prefix of the file names.
         groups: the runs of each configuration.
         labels: the name of each configuration.
     """
@@ -104,7 +104,7 @@ def _file_name(text: str) -> str:
 
 
 def _of_pair(name: str, title: str, shown: Sequence[Shown], groups: Sequence[Group]) -> Iterator[Figure]:
-    """Yield the figures of a pair; `shown` begins with the student alone and KD, if there are such runs."""
+    """Yield the figures of a pair; `shown` begins with the student trained alone and KD, if there are such runs."""
     kd = next((each.group for each in shown if is_baseline(each.group[0])), [])
     ours = values(kd, "last")
     mean = fmean(ours) if ours else None
@@ -150,7 +150,7 @@ def _tau(name: str, title: str, shown: Sequence[Shown]) -> Iterator[Figure]:
 
 
 def _is_like_the_papers(run: Run) -> bool:
-    """Return whether a run's tau is comparable with CTKD's figure: a run of CTKD on CIFAR-100, with plain logits."""
+    """Return whether a run's tau is comparable with CTKD's figure: CTKD on CIFAR-100, without z-scores or control."""
     is_ctkd = str(run.option("temperature")).startswith("ctkd")
     return is_ctkd and run.dataset == "cifar100" and not run.option("logit_stand") and not run.control
 

@@ -17,8 +17,9 @@ from inputs import open_regular, printable
 from report.runs import warn
 from report.tables import address, in_markdown
 
-MARKDOWN = MarkdownIt("js-default").disable("image")  # HTML is text; links to scripts are text; pages load nothing
-SHIFT = 2  # levels by which headings are lowered: the notes stand below a heading of level 3
+# HTML and links to scripts are shown as text, and images as links, so that pages load nothing.
+MARKDOWN = MarkdownIt("js-default").disable("image")
+SHIFT = 2  # levels to lower headings by: the notes are below a heading of level 3
 QUOTED = {"strong": "**", "em": "*", "s": "~~"}
 
 
@@ -80,7 +81,7 @@ def _adapt(token: Token, folder: str, sections: Mapping[str, str]) -> None:
 
 
 def _from_page(href: str, folder: str, sections: Mapping[str, str]) -> str:
-    """Return a link of the notes in `folder`, adapted to the page."""
+    """Return a link from the notes in `folder`, rewritten for the page."""
     parts = urlsplit(href)
     if parts.scheme or parts.netloc or href.startswith("/"):
         return href

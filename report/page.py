@@ -1,4 +1,4 @@
-"""Write the results as README.md for the repository and index.html for a browser, from the runs' folders alone."""
+"""Write the results as README.md for the repository and index.html for a browser, from the runs' folders only."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -34,10 +34,10 @@ from report.statistics import pooled, same_noise_pool, significance_margin
 from report.style import pdf
 from report.tables import LEFT, Link, Table, address, in_markdown
 
-MARK = "<!-- Made of the logs by compare.py (pages): what is written in here by hand is lost. -->"  # in our files
+MARK = "<!-- Made of the logs by compare.py (pages): what is written in here by hand is lost. -->"  # in generated files
 PDF_SIZE = 2**24  # largest number of bytes of a PDF file that is searched for MAKER
-MAKER = "compare.py --pages"  # in our PDF files
-PROTOCOL = (  # of a run, by its options
+MAKER = "compare.py --pages"  # the producer in generated PDF files
+PROTOCOL = (  # text of a run's protocol, filled in with its options
     "{dataset}, {epochs}, batches of {batch_size}, learning rate {learning_rate:g}, times {lr_decay_rate:g} after"
     " epochs {lr_decay_epochs}, momentum {momentum:g}, weight decay {weight_decay:g}"
 )
@@ -56,12 +56,12 @@ TEMPLATES.filters |= {"address": address, "markdown": in_markdown}
 class Section(NamedTuple):
     """The runs of one folder, or of several that belong together."""
 
-    name: str  # of the folders
+    name: str  # names of the folders
     title: str
     place: tuple[bool, int]  # sort key
     summary: str  # a line for the table of contents
     about: list[Text]  # the first paragraphs of the notes
-    texts: list[str]
+    texts: list[str]  # sentences on protocols and noise
     notes: list[Text]  # the rest of the notes
     tables: list[Table]
     figures: list[Figure]
@@ -143,7 +143,7 @@ def _name(root: Path, folders: Sequence[str]) -> str:
 
 
 def _folders(root: Path, runs: Sequence[Run]) -> list[list[str]]:
-    """Return the folders below `root` by section.
+    """Return the folders below `root`, in one list per section.
 
     Two folders share a section if they hold seeds of one configuration, or a configuration and its baseline.
     """
@@ -196,7 +196,7 @@ def _summary(groups: Sequence[Group]) -> str:
 
 
 def _status(groups: Sequence[Group]) -> str:
-    """Return a sentence on how many configurations are comparable with a published number."""
+    """Return a sentence that says how many configurations follow a published protocol in full."""
     follow = sum(any(follows(group, record) for record in find_published(group[0])) for group in groups)
     if follow:
         which = "configuration follows" if follow == 1 else "configurations follow"
@@ -226,7 +226,7 @@ def protocol(run: Run) -> str:
 
 
 def _noise(groups: Sequence[Group]) -> list[str]:
-    """Return sentences on the difference of two single runs that is significant, per student and number of epochs."""
+    """Return sentences that state, per student and run length, which difference of two single runs is significant."""
     texts = {}
     for group in groups:
         here = same_noise_pool(group[0], groups)

@@ -1,4 +1,4 @@
-"""Figures: the curves of one run, of several runs of one pair, and those of the results pages."""
+"""Draw the curves of one run or of several runs of one pair, and the figures of the results pages."""
 
 import re
 from bisect import bisect_right
@@ -22,7 +22,7 @@ PANELS = {  # prefix of a record's keys: label of the panel that shows them
     "tau_mean": "temperature tau", "lambda": "lambda", "rl_action_mean": "action", "rl_reward": "reward a step",
     "dpk_ratio": "teacher's share", "dpk_cka": "CKA of maps",
 }  # fmt: skip
-TITLE = 80  # largest number of letters
+TITLE = 80  # largest number of letters of a title
 WIDTH = 9.6  # of the figures on a page, in inches
 LATE = 0.75  # the epochs after this share of the run are drawn enlarged
 BANDS = 4  # largest number of configurations for which tau's range is drawn: more bands hide each other
@@ -43,7 +43,7 @@ def curve(history: History, key: str) -> tuple[list[int], list[float]]:
 
 
 def period_of(history: History) -> str:
-    """Return the period that a record covers: an epoch, or the part of a detector's run before an evaluation."""
+    """Return the name of a record's period: `epoch`, or `part` (a detector's steps between two evaluations)."""
     return "part" if history and "iteration" in history[-1] else "epoch"
 
 
@@ -61,13 +61,13 @@ def draw_curves(
 
     Args:
         title: above the figure.
-        axis: label of the values.
+        axis: label of the vertical axis.
         curves: at least one, each of at least one run.
-        band: corners of the area that the curves of CTKD's figure cover.
+        band: corners (epoch, value) of the area that the curves in CTKD's paper cover; empty to omit it.
         legend: title of the legend.
         late: draw the last quarter of the epochs again, enlarged, if all curves have the same length.
-        log: make the axis of the values logarithmic.
-        period: the period of a record, see `period_of`.
+        log: make the vertical axis logarithmic.
+        period: name of the period of a record, see `period_of`.
     """
     lengths = {int(run[0][-1]) for each in curves for run in each.runs}
     last, late = max(lengths), late and len(lengths) == 1 and min(lengths) > 2
@@ -121,7 +121,7 @@ def draw_dots(
 
     Args:
         title: above the figure.
-        axis: label of the values.
+        axis: label of the horizontal axis.
         rows: at least one: name, look and values.
         mark: KD's mean, shown by a dashed line.
         noise: half the width of a grey band around the line; 0 if unknown.
@@ -236,7 +236,7 @@ def _draw_panel(axes: Axes, history: History, key: str) -> None:
     """Draw one of PANELS."""
     if key.startswith("dpk"):
         for name in history[-1]:
-            if found := re.fullmatch(rf"{key}_stage([1-9]\d?)", name):  # of the student, counted from 1
+            if found := re.fullmatch(rf"{key}_stage([1-9]\d?)", name):  # a stage of the student, counted from 1
                 look = {"color": PALETTE[int(found[1]) % len(PALETTE)], "label": f"stage {found[1]}"}
                 axes.plot(*curve(history, name), **with_dots(look, history))
         axes.set_ylim(min(axes.get_ylim()[0], -0.05), 1.05)

@@ -11,7 +11,7 @@ from distiller_zoo.dkd import PAIR_BETA
 from models import networks
 from options.flags import LEARNING_RATE, LEARNING_RATES
 
-TABLES = {  # name: data set and sources in tables.json
+TABLES = {  # by name: data set, and ids of sources in tables.json
     "ctkd": ("CIFAR-100", "S00"),
     "ctkd-plug-in": ("CIFAR-100", "S01"),
     "ctkd-figure": ("CIFAR-100", "S03"),
@@ -37,7 +37,7 @@ TABLES = {  # name: data set and sources in tables.json
     "nkd-imagenet": ("ImageNet-1k", "E06"),
     "torchdistill-imagenet": ("ImageNet-1k", "S15", "E07"),
 }
-SHORT = "short"  # a table of our own, for machines without a GPU
+SHORT = "short"  # a table of short runs, for machines without a GPU
 METHODS = {  # name in the tables: --distill
     "KD": "kd", "KD+DTKD": "kd", "PKT": "pkt", "SP": "sp", "VID": "vid", "CRD": "crd", "SRRL": "srrl", "DKD": "dkd",
     "AT": "at", "RKD": "rkd", "FitNet": "hint", "NST": "nst", "CC": "cc", "ICKD": "ickd", "FT": "ft", "AB": "ab",
@@ -53,7 +53,7 @@ POLICIES = {  # name in the tables: --temperature
 UNKNOWN = "protocol unknown"
 ITS_WEIGHT = "how the weight in the logs' names acts is unknown"
 OTHER_NKD = "its NKD, which keeps the target among the other classes, is another loss"
-WHY_NOT = {  # (source or data set, its name for a method or temperature): the reason why no run here is that row
+WHY_NOT = {  # (source or data set, its name of a method or temperature): why no run here reproduces it
     ("S06", "CTKD global"): UNKNOWN,
     ("E01", "KD"): UNKNOWN,
     ("E04", "NKD"): OTHER_NKD,
@@ -63,18 +63,18 @@ WHY_NOT = {  # (source or data set, its name for a method or temperature): the r
     ("ImageNet-1k", "MLKD"): "no second view of large images here",
 }
 OF_MDISTILLER = {"S14", "S06", "E04"}  # sources with mdistiller's weights of DKD, and its settings on ImageNet
-NAMED = ("base_tau", "sdd_loss", "simkd_factor")  # options of a source that are part of a row's name
-EPOCHS = {"cifar100": {240: 64}, "imagenet": {120: 256, 100: 512}}  # of the published protocols: usual batch size
-LONGEST_ALONE = 240  # epochs of a network alone on CIFAR-100, even if its distillation takes more
+NAMED = ("base_tau", "sdd_loss", "simkd_factor")  # options whose values are part of a row's name
+EPOCHS = {"cifar100": {240: 64}, "imagenet": {120: 256, 100: 512}}  # usual batch size by published number of epochs
+LONGEST_ALONE = 240  # most epochs of a network alone on CIFAR-100, even if its distillation takes more
 ALONE = (  # the settings of a protocol that also hold for a network trained alone
     "epochs", "batch_size", "learning_rate", "lr_decay_epochs", "lr_decay_rate", "momentum", "weight_decay",
     "num_workers",
 )  # fmt: skip
 SHORT_PAIRS = (("resnet14", "resnet8"), ("resnet20", "resnet8"))
-# All else is as published: the drops of the learning rate, DTKD's warm-up and RLKD's phases scale with the length, but
+# All else is as published. The learning rate's drops, DTKD's warm-up and RLKD's phases scale with the number of epochs;
 # lambda rises over 10 epochs as in runs of 240.
 SHORT_OPTIONS = {"epochs": 40}
-DTKD_WEIGHTS = {"gamma": 1.0, "alpha": 4.0, "kd_warmup": 3}  # DTKD's loss at one tau, to isolate its temperature
+DTKD_WEIGHTS = {"gamma": 1.0, "alpha": 4.0, "kd_warmup": 3}  # at a fixed tau: DTKD's loss without its temperature
 SHORT_METHODS = {  # name: --distill, --temperature and further options
     "kd_tau-4": ("kd", "fixed", {}), "kd_ctkd-global": ("kd", "ctkd-global", {}),
     "kd_ctkd-instance": ("kd", "ctkd-instance", {}), "kd_dtkd": ("kd", "dtkd", {}), "dkd_tau-4": ("dkd", "fixed", {}),
@@ -99,7 +99,7 @@ class Row(NamedTuple):
         return f"{self.teacher} → {self.model}" if self.teacher else self.model
 
     def folder(self, seed: int) -> Path:
-        """Return the folder of a seed's run."""
+        """Return the folder of the run with the given seed."""
         if self.teacher is None:
             return self._alone(self.model, seed)
         return Path("save/student_model", self._group, f"{self.method}_seed-{seed}")
@@ -110,7 +110,7 @@ class Row(NamedTuple):
         if trials > 1:
             flags += ["--trials", str(trials)]
         for key, value in self.options.items():
-            flag = "--lr" if key == "learning_rate" else f"--{key}"  # used as given
+            flag = "--lr" if key == "learning_rate" else f"--{key}"  # --lr is always used as given
             if isinstance(value, bool):
                 flags += [flag] if value else []
             else:
@@ -171,7 +171,7 @@ def rows(table: str) -> list[Row]:
 
 
 def left_out(table: str) -> list[str]:
-    """Return a line for each reason why numbers of a table have no row, with their count and methods."""
+    """Return, for each reason why published numbers have no row, a line with their count and methods."""
     reasons: dict[str, list[str]] = {}
     for record in _records(table):
         if reason := _why_not(record):

@@ -1,4 +1,4 @@
-"""Find runs on disk, and group those that repeat one another."""
+"""Find runs on disk, and group those that differ only in the seed."""
 
 import json
 import os
@@ -34,7 +34,7 @@ class Run:
 
     @property
     def dataset(self) -> str | None:
-        """Return the data set's name; for a part of ImageNet with the number of classes, so that no table matches."""
+        """Return the data set's name; a subset of ImageNet's classes is named differently, so that no table matches."""
         name, classes = self.option("dataset"), self.config.get("num_classes")
         return f"{name} of {classes} classes" if name == "imagenet" and classes not in (None, 1000) else name
 
@@ -50,7 +50,7 @@ class Run:
 
     @property
     def is_detector(self) -> bool:
-        """Return whether a detector was trained; its epochs are the parts of its run after which it is evaluated."""
+        """Return whether the run trains a detector; its epochs are the parts of the run that end with an evaluation."""
         return self.config.get("kind") == "detector"
 
     @property
@@ -92,7 +92,7 @@ class Run:
 
     @property
     def method(self) -> str:
-        """Return distiller and temperature, like `crd+kd, tau 4` or `kd, rlkd on z-scores`; `alone` without both."""
+        """Return distiller and temperature, like `crd+kd, tau 4` or `kd, rlkd on z-scores`, or `alone`."""
         distill, temperature = self.option("distill"), self.option("temperature")
         if distill is None:
             return "alone"
@@ -105,7 +105,7 @@ class Run:
 
     @property
     def control(self) -> str:
-        """Return --tau_control; empty without one."""
+        """Return the value of --tau_control; empty if there is none."""
         control = self.option("tau_control")
         return "" if control in (None, "none") else str(control)
 
@@ -161,8 +161,8 @@ def group_runs(runs: Iterable[Run]) -> list[list[Run]]:
 def by_data(groups: Sequence[Group]) -> list[list[Group]]:
     """Return the groups of runs, in one list per data set.
 
-    All groups count as one data set unless two hashes of the same version differ. Then only groups with a common hash
-    do, since a hash of another version could belong to either data set.
+    All groups count as one data set unless two hashes of the same version differ. In that case only groups that share a
+    hash do, since a hash of another version could belong to either data set.
     """
     hashes = _hashes(groups) - {None}
     if len(hashes) == len(set(map(hash_version, hashes))):
@@ -241,7 +241,7 @@ def _read_run(folder: Path) -> Run | None:
         records = list(records_of(folder)) if has_log else []
     except (OSError, ValueError) as error:
         return warn(f"{folder} is left out: {error}")
-    # of an epoch that was run again, the last record counts
+    # if an epoch was run again, its last record counts
     first = {record["epoch"]: record for record in records if record and "stage" in record}
     history = {record["epoch"]: record for record in records if record and "stage" not in record}
     damaged = [line for line, record in enumerate(records, 1) if not record]

@@ -10,7 +10,7 @@ from torch import Tensor
 from report.tables import Table
 
 BINS = 15
-WORST = 10  # classes that the table shows
+WORST = 10  # number of classes in the table of the worst
 
 
 class ClassScore(NamedTuple):
@@ -32,7 +32,7 @@ class Scores(NamedTuple):
     classes: list[ClassScore]
 
     def text(self) -> str:
-        """Return two tables: the scores, and the classes with the lowest accuracy."""
+        """Return two tables as text: the scores, and the classes with the lowest accuracy."""
         rows = [["top-1, %", f"{self.top1:.2f}"], ["top-5, %", f"{self.top5:.2f}"], ["loss", f"{self.loss:.4f}"],
                 [f"ECE, %, {BINS} bins", f"{self.ece:.2f}"]]  # fmt: skip
         worst = sorted((each for each in self.classes if each.samples), key=lambda each: each.top1)[:WORST]

@@ -1,4 +1,4 @@
-"""The look of all figures, with a fixed colour per method, and saving them."""
+"""Define the look of all figures, with a fixed colour per method, and save them."""
 
 import io
 import re
@@ -42,13 +42,13 @@ COLOURS = {  # of the student alone, of plain KD by temperature, and of the othe
     "normkd": "#CC99BB", "ttm": "#77AADD", "wttm": "#225555", "cswt": "#FFAABB", "idts": "#663333",
 }  # fmt: skip
 PALETTE = list(COLOURS.values())[2:]
-# For methods of plug-ins, chosen by a hash of the name, so that they do not depend on other methods.
+# Colours for methods of plug-ins. A hash of the name chooses one, so that it does not depend on the other methods.
 PLUGINS = ("#59A14F", "#000080", "#B07AA1", "#D7B100", "#00A5AD", "#FF8A9D", "#808000", "#7B4B00")
 TEST, TRAINING, BEST = COLOURS["pkt"], COLOURS["srrl"], COLOURS["vid"]  # the lines of one run
 # Line style and marker, which distinguish configurations of one colour.
 STYLES = (("-", "o"), ("--", "s"), (":", "D"), ("-.", "^"), ((0, (7, 2, 1, 2, 1, 2)), "v"), ((0, (1, 3)), "P"))
 FEW = 12  # largest number of epochs for which each epoch gets a dot
-LONGEST = 46  # largest number of letters of a name in a figure
+LONGEST = 46  # letters to which a name in a figure is shortened
 
 
 def colour(run: Run) -> str:
@@ -76,7 +76,7 @@ def with_dots(look: Mapping[str, Any], points: Sequence[Any]) -> dict[str, Any]:
 
 
 def finish_epochs(axes: Axes, first: int, last: int) -> None:
-    """Make the horizontal axis show whole epochs, from first to last; first may be 0, the start of epoch 1."""
+    """Make the horizontal axis show whole epochs, from `first` (0: the start of epoch 1) to `last`."""
     margin = 0.5 if last <= FEW else (last - first) / 100
     axes.set_xlim(max(first, 1) - margin if last <= FEW else first, last + margin)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=9, integer=True, min_n_ticks=1, steps=[1, 2, 3, 5, 10]))
@@ -88,11 +88,11 @@ def shortened(name: str, longest: int = LONGEST) -> str:
 
 
 def svg(figure: Figure, name: str, title: str) -> str:
-    """Return a figure as an SVG element, reproducibly: no date, few decimals, text as text.
+    """Return a figure as a reproducible SVG element: without date, with few decimals, and text not drawn as paths.
 
     Args:
         figure: the figure.
-        name: makes its ids unique among the figures of a page.
+        name: the figure's name, which makes its ids unique on a page.
         title: the figure's title for screen readers.
     """
     metadata = dict.fromkeys(("Date", "Creator", "Format", "Type")) | {"Title": title}
@@ -105,7 +105,7 @@ def svg(figure: Figure, name: str, title: str) -> str:
 
 
 def pdf(figure: Figure, title: str, maker: str | None = None) -> bytes:
-    """Return the content of a reproducible PDF file of a figure, without date; its metadata name `maker` as creator."""
+    """Return a figure as a reproducible PDF file, without date; `maker` is the producer in its metadata."""
     metadata = dict.fromkeys(("CreationDate", "Creator")) | {"Title": title, "Producer": maker}
     return _written(figure, "pdf", metadata)
 

@@ -12,7 +12,7 @@ LEFT = frozenset((  # columns without numbers
     "published by",
 ))  # fmt: skip
 
-_MARKUP = re.compile(  # possible Markdown markup; footnote marks and lists of numbers are none
+_MARKUP = re.compile(  # possible Markdown markup, which footnote marks such as [1, 2] are not
     r"(?P<as_it_is>\[\d+(?:, \d+)*\](?![\[(:]))|[\\`*~$|#\[\]]|(?<![^\W_])_|_(?![^\W_])"
 )
 
@@ -34,11 +34,11 @@ class Table(NamedTuple):
     rows: Sequence[Sequence[Cell]]
 
     def text(self) -> str:
-        """Return the table in aligned columns, links as their texts."""
+        """Return the table as text in aligned columns, without the targets of links."""
         return self._aligned("simple", lambda cell: cell if isinstance(cell, str) else ", ".join(x.text for x in cell))
 
     def markdown(self) -> str:
-        """Return the table in Markdown, also in aligned columns."""
+        """Return the table in Markdown, with aligned columns."""
         return self._aligned("pipe", in_markdown)
 
     def _aligned(self, form: str, shown: Callable[[Cell], str]) -> str:
