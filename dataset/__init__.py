@@ -40,7 +40,7 @@ SIZES = {"imagenet": 224, "tinyimagenet": 64}  # default sides of the images in 
 
 def dataset_names() -> tuple[str, ...]:
     """Return the names of all data sets."""
-    return (*dataset_dict, "imagenet")  # which is too large for memory
+    return (*dataset_dict, "imagenet")  # too large to be held in memory
 
 
 BatchSize = Annotated[int, Option("images a step", 1, 100_000)]
@@ -60,7 +60,7 @@ NumWorkers = Annotated[
     int, Option("processes that decode image files, for each process that trains", 0, 512, is_neutral=True)
 ]
 
-VAL_PIXELS = {"cpu": 64 * 32**2, "cuda": 10_000 * 32**2}  # per batch: more is no faster on a CPU
+VAL_PIXELS = {"cpu": 64 * 32**2, "cuda": 10_000 * 32**2}  # per validation batch; more is not faster on a CPU
 
 
 @checked
@@ -92,12 +92,12 @@ def create_dataset(
         device: the device of the batches; all data sets but `imagenet` also keep their images there.
         data_dir: folder of the files; None for the data set's default, if it has one.
         image_size: side of the square images in pixels; must be 32 except for FILES.
-        num_workers: processes that decode image files, once at the start or, of `imagenet`, in every epoch.
+        num_workers: processes that decode image files, once at the start or, for `imagenet`, in every epoch.
         train_subset: how many training images to keep, balanced over the classes as far as possible; 0 keeps all.
             The choice does not depend on the seed, and a smaller subset is part of a larger one.
         mean: mean of each channel, with white as 1; None for the data set's own.
         std: standard deviation of each channel; None for the data set's own.
-        exif: turn image files as their EXIF orientation says.
+        exif: rotate or mirror image files according to their EXIF orientation.
         skip_unreadable: leave out image files that cannot be read, and list them.
         mixup: see `MixedLoader`.
         cutmix: see `MixedLoader`.
@@ -158,7 +158,7 @@ def read_image(name: str, path: Path, image_size: int) -> Tensor:
     """Return an image file, preprocessed like a data set's validation images: [3, image_size, image_size] uint8.
 
     Args:
-        name: the data set. For those of 32 x 32 images, the middle square is taken, as for `folder`.
+        name: the data set. For data sets of 32 x 32 images, the central square is taken, as for `folder`.
         path: the image file, of any size.
         image_size: side of the square in pixels.
 

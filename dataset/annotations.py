@@ -26,7 +26,7 @@ FIELDS = {  # the lists of a JSON file, and what their entries must have
 }
 WORDS = {int: "an integer", str: "a text", list: "a list"}
 SMALLEST = 0.01  # pixels: COCO gives boxes to two decimals
-LARGEST = 2**31  # pixels, of any number in a box or a size
+LARGEST = 2**31  # pixels: every number in a box or a size is smaller
 
 
 class Categories(NamedTuple):
@@ -131,7 +131,7 @@ def checked_annotations(content: object, source: str) -> dict[str, Any]:
 
 
 def _entries(content: object, name: str, source: str) -> list[dict[str, Any]]:
-    """Return a list of a JSON file by name. Raises UserError if it or a required field is missing."""
+    """Return the list `name` of a JSON file. Raises UserError if it or a required field is missing."""
     entries = content.get(name) if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{source} has no list of {name}: give annotations in COCO's format")

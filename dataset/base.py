@@ -22,7 +22,7 @@ class Batch:
         index: [B] int64, the image numbers in the data set.
         view: [B] int64, which augmentation of each image; None if augmentations are not numbered.
         count: images in the whole batch if this is one process's shard of it; else None.
-        soft_target: [B, classes] float32, the classes' probabilities of mixed images, for the cross entropy; else None.
+        soft_target: [B, classes] float32, class probabilities of mixed images, for the cross entropy; else None.
         second: makes the second, strongly augmented view of the images; None if there is none.
     """
 
@@ -67,14 +67,14 @@ class Batch:
         return (self.target, self.index) if self.view is None else (self.target, self.index, self.view)
 
     def copy(self) -> "Batch":
-        """Return a batch with copies of the same numbers, whose images are not made yet."""
+        """Return a batch with copies of `numbers`, whose images are not made yet."""
         batch = self.unmade()
         batch.target, batch.index = batch.target.clone(), batch.index.clone()
         batch.view = None if batch.view is None else batch.view.clone()
         return batch
 
     def unmade(self) -> "Batch":
-        """Return a batch of the same tensors, images not made yet. Raises ValueError if it was given the images."""
+        """Return a batch of the same tensors, its images not made yet. Raises ValueError if it was given images."""
         if self._make is None:
             raise ValueError("this batch was given images, so they cannot be made again")
         return Batch(self._make, self.target, self.index, self.view, self.count, second=self._make_second)
@@ -106,7 +106,7 @@ class Epoch:
         return None
 
     def shards(self, *columns: Tensor) -> Iterator[tuple[int | None, list[Tensor]]]:
-        """Yield this process's rows of each batch of columns [N, ...], after `Batch.count`."""
+        """Split columns [N, ...] into batches; yield `Batch.count` and this process's rows of each batch."""
         loader = self.loader
         if not len(columns[0]):
             return
@@ -132,7 +132,7 @@ class Loader:
     batch_size: int
     seed: int
     target: Tensor  # [num_samples] int64, the class of each image by its number
-    rank: int = 0  # this process's among those that share the batches
+    rank: int = 0  # of this process among those that share the batches
     world_size: int = 1  # the number of these processes
 
     def __len__(self) -> int:
@@ -161,7 +161,7 @@ class Loader:
 
 
 class ImageLoader(Loader):
-    """What loaders of images in memory and of image files have in common; the last batch may be smaller.
+    """Base class of the loaders of images in memory and of image files; the last batch may be smaller.
 
     Subclasses define `epoch` and `validation`.
 
@@ -196,7 +196,7 @@ class ImageLoader(Loader):
         self.augment, self.seed, self.rank, self.world_size = augment, seed, rank, world_size
 
     def __len__(self) -> int:
-        """Return the batches per epoch; without `augment`, those of this process."""
+        """Return the number of batches per epoch; without `augment`, that of this process."""
         if not self.augment:
             return len(self.own_parts())
         return -(-self.num_samples // self.batch_size)
@@ -255,7 +255,7 @@ def balanced_subset(target: Tensor, size: int) -> Tensor:
 def shard(rows: Tensor, rank: int, world_size: int) -> Tensor:
     """Return one process's rows of [B, ...]: every world_size-th from `rank` on, [ceil(B / world_size), ...].
 
-    All processes get equally many: if world_size does not divide B, some get the first row in addition.
+    All processes get equally many rows: if world_size does not divide B, some also get the first row of the batch.
     """
     if world_size == 1:
         return rows

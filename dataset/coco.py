@@ -115,7 +115,7 @@ class DetectionLoader(Loader):
         device: the device of the batches.
         rank: this process's rank among those that share the batches.
         world_size: the number of these processes.
-        num_workers: threads that decode; 0 decodes in the caller's.
+        num_workers: threads that decode; 0 decodes in the calling thread.
         flip: share of the images that are flipped horizontally.
         keep_empty: train also on images without boxes.
 
@@ -211,9 +211,9 @@ class DetectionTestLoader:
         split: the images.
         batch_size: images per batch of this process; may be changed between passes.
         device: the device of the batches.
-        rank: this process's rank; it has every world_size-th image from there on.
+        rank: this process's rank; the process gets every world_size-th image, beginning with this number.
         world_size: the number of processes.
-        num_workers: threads that decode; 0 decodes in the caller's.
+        num_workers: threads that decode; 0 decodes in the calling thread.
     """
 
     def __init__(
@@ -278,7 +278,7 @@ def create_detection_data(
         period: steps per epoch of the loader.
         device: the device of the batches.
         data_dir: the folder of "coco"; see EXPECTED.
-        num_workers: threads that decode; 0 decodes in the caller's.
+        num_workers: threads that decode; 0 decodes in the calling thread.
         flip: share of the training images that are flipped horizontally.
         keep_empty: train also on images without boxes.
         rank: this process's rank among those that share the batches.

@@ -24,7 +24,7 @@ BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of a TIFF fi
 
 
 def read_image(path: str, exif: bool = False) -> Image.Image:
-    """Read an image as RGB with 8 bits per channel; with `exif` it is turned as its EXIF orientation says.
+    """Read an image as RGB with 8 bits per channel; with `exif`, rotate or mirror it by its EXIF orientation.
 
     Pillow scales 16-bit colours to 8 bits, and drops transparency and extra channels. It would clip grey images of more
     than 8 bits at 255, so this function scales them from the range of their unsigned integers.
@@ -127,7 +127,7 @@ def load(
         num_workers: processes that decode; 0 decodes in this one.
         exif: see `read_image`.
         skip_unreadable: leave out images that cannot be read, and list them.
-        quiet: whether to hide progress.
+        quiet: whether to hide the progress and the list of unreadable images.
 
     Raises:
         UserError: the tree is not as described, an image cannot be read, or the set is too large for memory.
@@ -204,7 +204,7 @@ def _some(names: list[str]) -> str:
 
 
 def _check_size(train: Tree, val: Tree) -> None:
-    """Refuse images that need too much memory, the training images with the border for random crops."""
+    """Raise UserError if the images, in training with the border for random crops, need too much memory."""
     size = train.image_size
     needed = 3 * (len(train) * (size + 2 * (size // 8)) ** 2 + len(val) * size**2)
     limit = min(MEMORY_LIMIT, host_memory())

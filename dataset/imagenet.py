@@ -137,7 +137,7 @@ class StreamLoader(ImageLoader):
         return self.decoded([([(i, 0, i, 1.0) for i in index.tolist()], index, None) for index in self.own_parts()])
 
     def epoch(self, number: int, start: int = 0, partner: Tensor | None = None, weight: float = 1.0) -> "StreamEpoch":
-        """Return a training epoch's batches, see `Loader`; blended images have equal crops if they have equal sizes."""
+        """Return a training epoch's batches, see `Loader`; two images of equal size are blended with the same crop."""
         return StreamEpoch(self, number, start, None if partner is None else partner.cpu(), weight)
 
     def with_seed(self, seed: int) -> Self:
@@ -217,9 +217,9 @@ def build(
     exif: bool = False,
     **loaders: Any,
 ) -> Dataset:
-    """Return training and validation batches of a tree; `val_size` is the size of the latter.
+    """Return training and validation batches of a tree; `val_size` is the number of images per validation batch.
 
-    The arguments are those of `create_dataset`; those in `loaders` go to both `StreamLoader`.
+    The other arguments are those of `create_dataset`; those in `loaders` go to both `StreamLoader` objects.
 
     Raises:
         UserError: the tree is not as described, or has fewer training images than `train_subset`.

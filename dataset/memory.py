@@ -101,9 +101,10 @@ class MemoryLoader(ImageLoader):
         self.flip, self.pad = flip, pad
 
     def epoch(self, number: int, start: int = 0, partner: Tensor | None = None, weight: float = 1.0) -> "MemoryEpoch":
-        """Return a training epoch's batches, see `Loader`. Blends mix the same view of two images and have no view.
+        """Return a training epoch's batches, see `Loader`. A blend mixes the same view of two images.
 
-        Two blends may share a partner, so a number can occur twice in a batch; CRD's memory keeps one of them.
+        The `view` of a batch of blends is None. Two blends may share a partner, so a number can occur twice in a batch;
+        CRD's memory keeps one of them.
         """
         return MemoryEpoch(self, number, start, partner, weight)
 
@@ -170,7 +171,7 @@ class MemoryEpoch(Epoch):
 
     @cached_property
     def _drawn(self) -> Tensor:
-        """Image numbers and views of the whole batches [2, N], drawn once for the teacher's table and the steps."""
+        """Image numbers and views of all processes' batches [2, N], drawn once; the teacher's cache uses them too."""
         generator = self.generator()
         order = torch.randperm(self.loader.num_samples, generator=generator)
         view = torch.randint(count_views(self.loader.pad), (self.loader.num_samples,), generator=generator)

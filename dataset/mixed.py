@@ -13,13 +13,13 @@ from dataset.base import Batch, Epoch, Loader
 class MixedLoader(Loader):
     """The batches of another loader, each image mixed with another one of its batch.
 
-    `target` keeps each image's own class; `soft_target` has the mixed classes. The shares are drawn per batch, and only
-    depend on seed, epoch and batch number. Each process mixes within its shard.
+    `target` keeps each image's own class; `soft_target` has the mixed classes. The mixing weight is drawn per batch and
+    depends only on seed, epoch and batch number. Each process mixes within its shard.
 
     Args:
         loader: loads the training images.
         num_classes: number of classes of the data set.
-        mixup: parameter of the Beta distribution of MixUp's shares; 0: no MixUp.
+        mixup: parameter of the Beta distribution of MixUp's mixing weight; 0: no MixUp.
         cutmix: the same for CutMix; 0: no CutMix. With both, one is chosen at random for each batch.
     """
 

@@ -7,8 +7,8 @@ from torch import Tensor
 
 SIDE = 96  # of the images, in pixels
 KINDS = ("square", "disc", "triangle")
-LEAST, MOST = 14, 40  # pixels a side of a shape's box
-NOISE = 64  # grey levels of the background, from black: tiny detectors learn in 100 steps
+LEAST, MOST = 14, 40  # side of a shape's box, in pixels
+NOISE = 64  # values of the background are below this: so dark that tiny detectors learn in 100 steps
 
 
 def make(count: int, seed: int) -> tuple[Tensor, dict[str, Any]]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 OPERATIONS = 2  # for each image
 GREY = (125.0, 123.0, 114.0)  # of Cutout's square
-LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in a grey image
+LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in a grey image
 
 
 class Draws(NamedTuple):
@@ -39,7 +39,7 @@ def draw(count: int, generator: torch.Generator) -> Draws:
 def strongly_augmented(images: Tensor, draws: Draws) -> Tensor:
     """Return strongly augmented copies of images [B, 3, H, W], float32 from 0 to 255; `draws` has a row for each."""
     images, device = images.clone(), images.device
-    with torch.autocast(device.type, enabled=False):  # a step in bf16 asks for its images within autocast
+    with torch.autocast(device.type, enabled=False):  # a step in bf16 makes its images within autocast
         for operation, strength in zip(draws.operation.T, draws.strength.T, strict=True):
             for number, apply in enumerate(operations):
                 rows = (operation == number).nonzero()[:, 0]  # on the CPU, which avoids a synchronisation
@@ -101,7 +101,7 @@ def _posterised(images: Tensor, strength: Tensor) -> Tensor:
 
 
 def _solarised(images: Tensor, strength: Tensor) -> Tensor:
-    """Return the images with values above a threshold inverted."""
+    """Return the images with values at or above a threshold inverted."""
     return torch.where(images >= (256 * strength).view(-1, 1, 1, 1), 255 - images, images)
 
 

@@ -14,7 +14,7 @@ SMALL = 2**28  # bytes of image files up to which a fingerprint covers their con
 
 
 class Split(NamedTuple):
-    """The contents of a folder of classes. Samples are in torchvision's order: by class, by folder, by name."""
+    """The contents of a folder of class folders. Samples are in torchvision's order: by class, by folder, by name."""
 
     classes: list[str]
     samples: list[tuple[str, int]]  # path and class

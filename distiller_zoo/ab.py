@@ -1,7 +1,7 @@
 """AB: match the activation boundaries (Heo et al., AAAI 2019, arXiv 1811.03233).
 
-As in RepDistiller, this loss trains the student's maps in the first stage only. The run's own epochs use cross entropy
-and KD; beta has no effect.
+As in RepDistiller, this loss is only used in a first stage before the run's epochs (see `TwoStage`), in which it trains
+the layers that compute the student's maps. The run's epochs use cross entropy and KD; beta has no effect.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from distiller_zoo.maps import pair_stages, same_size
 from distiller_zoo.two_stage import FirstOnly
 from models import Output
 
-SCALE = 3 / 1000  # RepDistiller's factor of the whole loss
+SCALE = 3 / 1000  # RepDistiller's factor for the whole loss
 
 
 def ab_loss(p_s: Tensor, p_t: Tensor, margin: float = 1.0) -> Tensor:
@@ -26,7 +26,7 @@ def ab_loss(p_s: Tensor, p_t: Tensor, margin: float = 1.0) -> Tensor:
 
     Args:
         p_s: the student's maps before the ReLU, in the teacher's width [B, C, H, W].
-        p_t: the teacher's maps before the ReLU [B, C, I, J]; the larger of both is averaged first.
+        p_t: the teacher's maps before the ReLU [B, C, I, J]; larger maps are average-pooled to the smaller size.
         margin: margin of the student's activations.
     """
     p_s, p_t = same_size(at_least_float32(p_s), at_least_float32(p_t))

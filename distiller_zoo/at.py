@@ -16,16 +16,17 @@ FORMS = ("mean", "paper")
 
 
 def at_loss(g_s: Tensor, g_t: Tensor, form: str = "mean") -> Tensor:
-    """Return the difference of the two networks' attention maps, a scalar.
+    """Return the difference between the two networks' attention maps, a scalar.
 
-    An attention map [H * W] is the mean over channels of the squared map, scaled to length 1. The larger of two maps is
-    averaged first.
+    An attention map [H * W] is the mean over channels of the squared map, scaled to length 1. The larger of the two
+    networks' maps is first average-pooled to the size of the smaller.
 
     Args:
         g_s: the student's maps [B, C, H, W].
         g_t: the teacher's maps [B, D, I, J].
         form: "mean", as in RepDistiller: the mean squared difference over images and positions, which the weight of
-            1000 assumes; "paper", as in torchdistill and the paper: the length of the difference, averaged over images.
+            1000 assumes; "paper", as in torchdistill and the paper: the Euclidean length of the difference, averaged
+            over images.
     """
     difference = attention_difference(g_s, g_t)
     if form == "mean":
@@ -34,7 +35,7 @@ def at_loss(g_s: Tensor, g_t: Tensor, form: str = "mean") -> Tensor:
 
 
 def attention_difference(g_s: Tensor, g_t: Tensor) -> Tensor:
-    """Return the difference of the two networks' attention maps, [B, H * W]; see `at_loss`."""
+    """Return the difference between the two networks' attention maps, [B, H * W]; see `at_loss`."""
     maps = same_size(g_s, g_t)
     unit = [to_unit_scale(each)[0] for each in maps]  # attention does not depend on scale
     student, teacher = (F.normalize(each.square().mean(1).flatten(1), dim=1) for each in unit)

@@ -15,7 +15,7 @@ from temperature import Tau
 
 
 class Distiller(TakesOptions, nn.Module):
-    """Adds named losses to a step. Extra trainable modules, such as projections, are its own parameters.
+    """Adds named losses to a training step. Extra trainable modules, such as projections, are its submodules.
 
     Constructor arguments are passed by name: options, `student_widths` and `teacher_widths` (the channels of each
     feature: stem, stages, pooled vector), `student_shapes` and `teacher_shapes` (the same with heights and widths: [C,
@@ -24,13 +24,13 @@ class Distiller(TakesOptions, nn.Module):
     class of each training image, [N]) and `num_classes`.
     """
 
-    # default gamma, alpha and beta; None: `complete` gives it
+    # default gamma, alpha and beta; None: it depends on the pair or on other options
     weights: tuple[float | None, float, float | None] = (0.1, 0.9, 1.0)
     pair_beta: Mapping[tuple[str, str], float] = MappingProxyType({})  # beta by (teacher, student)
     needs = "maps"  # of the teacher's output: "logits", "pooled" (also the last feature) or "maps" (all features)
-    # further parts that it needs of both networks' outputs if `needs` is "maps", see `Model.forward`
+    # further parts that it needs from both networks' outputs if `needs` is "maps", see `Model.forward`
     also: tuple[str, ...] = ()
-    teacher_also: tuple[str, ...] = ()  # further parts that it needs of the teacher's output only
+    teacher_also: tuple[str, ...] = ()  # further parts that it needs from the teacher's output only
     has_first_stage = False  # whether it trains modules before the run's epochs, see `TwoStage`
     first_also: tuple[str, ...] = ()  # `also` in the first stage
     uses_target = False  # whether `forward` uses the classes, so that images of mixed classes are refused

@@ -23,7 +23,7 @@ class Setting(NamedTuple):
     normalise: str
 
 
-# of the released configurations, by teacher and student; for ImageNet the last two
+# settings of the released configurations, by teacher and student; the last two are for ImageNet
 PAIRS = {
     ("resnet56", "resnet20"): Setting(0.7, 2, "no"),
     ("resnet110", "resnet32"): Setting(1.8, 2, "no"),
@@ -43,10 +43,10 @@ OTHERS = Setting(1.0, 2, "no")  # OURS
 
 
 def cat_loss(cam_s: Tensor, cam_t: Tensor, resolution: int = 2, normalise: bool = False) -> Tensor:
-    """Return the mean squared difference of both networks' class maps, a scalar.
+    """Return the mean squared difference between the two networks' class maps, a scalar.
 
-    Class maps are the last layer's weight, without bias, applied at every position of the map that it averages. They
-    are averaged to `resolution` squared positions first.
+    Class maps are the last layer's weight, without bias, applied at every position of the last map before average
+    pooling. They are first average-pooled to `resolution` x `resolution` positions.
 
     Args:
         cam_s: the student's class maps [B, C, H, W].

@@ -17,14 +17,14 @@ GAMMA, ORDER = 0.4, 2  # of the Gaussian kernel and of its Taylor series
 
 
 def cc_loss(e_s: Tensor, e_t: Tensor, kernel: str = "neighbours") -> Tensor:
-    """Return the difference of the correlations between images, a scalar.
+    """Return how much the two networks' correlations between images differ, a scalar.
 
     Args:
         e_s: embeddings of the student's features [B, D].
         e_t: embeddings of the teacher's features [B, D].
         kernel: "neighbours", the loss behind RepDistiller's published numbers: the mean over i of the inner product of
             |e_s - e_t| of the images i and i + 1, so it depends on the order of the batch. The other two are the
-            paper's loss, the length of the difference of both correlation matrices, divided by B^2: "bilinear"
+            paper's loss, the Frobenius norm of the difference of both correlation matrices, over B^2: "bilinear"
             correlations are inner products; "gaussian" ones are exp(-gamma |x - y|^2) of embeddings of length 1, by its
             Taylor series up to order 2, with gamma 0.4, as in torchdistill.
     """

@@ -31,7 +31,7 @@ def linear_cka(x: Tensor, y: Tensor) -> Tensor:
     """
     if len(x) != len(y):
         raise ValueError(f"CKA compares features of the same samples, not of {len(x)} and {len(y)}")
-    x, y = (_divided(each, each.norm()) for each in (_centred(x)[0], _centred(y)[0]))  # no scale overflows below
+    x, y = (_divided(each, each.norm()) for each in (_centred(x)[0], _centred(y)[0]))  # so nothing below overflows
     return _divided(_cross(x, y), _cross(x, x).sqrt() * _cross(y, y).sqrt())
 
 

@@ -1,4 +1,4 @@
-"""Distillers for detectors: a list of those that apply, and those that compare the maps of a feature pyramid (FPN).
+"""The distillers that support detectors, and the forms of ReviewKD and DPK for the maps of a feature pyramid (FPN).
 
 A sample is a proposal. The features of a detector's `Output` are p2, p3, p4, p5 (RetinaNet: p3 to p6), [B, C, H, W]
 each and padded to the largest image, and last the vectors of its N proposals [N, D]. Its logits are [N, C + 1], where
@@ -21,7 +21,7 @@ from models import Output
 from temperature import Tau
 
 ROUNDING = 1e-3  # positions
-POSITIONS = 256  # per map, as the samples of CKA
+POSITIONS = 256  # drawn from each level; they are the samples of CKA
 COARSE_PATCH = 4  # side of a patch of p2 and p3, relative to a patch of the coarser maps
 
 
@@ -30,7 +30,7 @@ class PyramidReviewKD(Distiller):
 
     Args:
         student_widths: channels of each of the student's maps but the coarsest, which has as many as the one before it,
-            and last the length of its vectors.
+            and last the length of its proposals' vectors.
         teacher_widths: the same for the teacher.
     """
 
@@ -48,21 +48,21 @@ class PyramidReviewKD(Distiller):
 
 
 class PyramidDPK(DPK):
-    """DPK for the maps p2 to p5. OURS, since the authors' form for detectors is not published.
+    """DPK for the maps p2 to p5. OURS, since the authors did not publish their form for detectors.
 
     Padding is excluded from standardisation and from the error. Since a batch has too few images for CKA, its samples
     are 256 positions per level, drawn from all images without their padding. A patch of the two finest maps has four
     times the side of one of the others.
 
     Args:
-        student_widths: channels of each of the student's maps, and last the length of its vectors.
+        student_widths: channels of each of the student's maps, and last the length of its proposals' vectors.
         teacher_widths: the same for the teacher.
         epochs: length of the run in parts, for the schedule "linear".
         options: see `DPK`.
     """
 
     def __init__(self, student_widths: list[int], teacher_widths: list[int], epochs: int, **options: Any) -> None:
-        stages = [[0, *widths] for widths in (student_widths, teacher_widths)]  # with a stem
+        stages = [[0, *widths] for widths in (student_widths, teacher_widths)]  # 0 for the stem, which detectors lack
         super().__init__(*stages, epochs, **options)
 
     @classmethod

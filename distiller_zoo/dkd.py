@@ -14,7 +14,7 @@ from temperature import Tau
 
 WARMUP = 20  # of 240 epochs, in mdistiller
 GROWTH = Option("epochs over which the loss grows to its full weight (default: 0)", 0, EPOCHS, later=True)
-# beta of DKD in mdistiller, by teacher and student; alpha is 1
+# mdistiller's beta of DKD, by teacher and student; its alpha is 1
 PAIR_BETA = {
     ("resnet56", "resnet20"): 2.0,
     ("resnet110", "resnet32"): 2.0,
@@ -94,7 +94,11 @@ def check_target(target: Tensor, logits: Tensor, dim: int = 1, name: str = "DKD"
 
 
 def decouple(scaled: Tensor, target: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:
-    """Return two log probabilities over `dim`: of target and rest (size 2), and of the rest's classes (size C - 1)."""
+    """Return the log probabilities of two distributions over `dim`.
+
+    The first is over the target and the sum of all other classes (size 2), the second over the other classes only,
+    renormalised (size C - 1).
+    """
     target = target.unsqueeze(dim)
     along = [1] * scaled.dim()
     along[dim] = -1

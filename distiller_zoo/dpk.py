@@ -1,7 +1,7 @@
 """DPK: dynamic prior knowledge (Qiu et al., ICLR 2023, arXiv 2206.06067).
 
 Part of the teacher's features is given to the student as prior knowledge, and the teacher's whole features must be
-reconstructed from that part and the student's own. The more the student needs it, the larger the part.
+reconstructed from that part and the student's own. The larger the gap between the features, the larger the part.
 
 The authors never released code, so this is re-implemented from their description; their exact settings are unknown.
 From the description: each network's map of a stage goes through its own encoder; a random set of the student's patches
@@ -15,9 +15,9 @@ OURS, where the sources are silent or differ:
 - CKA compares the two maps themselves, not their encodings, which are trained to fit each other; HSIC is smoothed,
   before the division, from the first batch on. Batches of fewer than 4 images are not measured. The share is clamped to
   0 to 1. Each patch is drawn independently for each image (TST: one mask per batch), so one-patch maps work too.
-- A patch is one position. Encoders and decoder are convolutions, as wide as the narrower of the two maps, but at most
-  128. An encoder's receptive field is its patch, so the encoding of a teacher's patch contains no information on the
-  patches left to the student.
+- A patch is one position by default. Encoders and decoder are convolutions, as wide as the narrower of the two maps,
+  but at most 128. An encoder's receptive field is its patch, so the encoding of a teacher's patch contains no
+  information on the patches left to the student.
 - The target is the teacher's map itself, each channel standardised over the batch. It does not depend on trainable
   parameters: if it were the teacher's encoding, encoders and decoder could collapse to a constant. The mean squared
   error is over all patches; predicting the channels' means gives 1.
@@ -26,8 +26,8 @@ OURS, where the sources are silent or differ:
   term's, at 10 about as large. It was not tuned for accuracy. The student learns only from the patches left to it: the
   larger the teacher's share, the weaker its gradient, and at a share of 1 there is none. So schedules also differ in
   their effective weight.
-- The larger of two maps is averaged to the size of the smaller. Both are zero-padded if patches do not divide them.
-  Networks with different numbers of stages are paired by relative depth (`pair_stages`).
+- The larger of two maps is average-pooled to the size of the smaller. Both are zero-padded if patches do not divide
+  them. Networks with different numbers of stages are paired by relative depth (`pair_stages`).
 """
 
 from typing import Annotated, Any
@@ -154,7 +154,7 @@ def _check_size(stages: list[tuple[int, ...]]) -> None:
 
 
 class DPK(Distiller):
-    """The mean squared error of the reconstructed teacher's maps, one term per stage.
+    """The mean squared error of the reconstructions of the teacher's maps, one term per stage.
 
     For each of the student's stages, numbered from 1, the log has `dpk_ratio_stage<n>`, the mean of the teacher's share
     over the epoch, and `dpk_cka_stage<n>`, the minibatch CKA of the epoch's batches.

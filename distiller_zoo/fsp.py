@@ -1,7 +1,7 @@
 """FSP: match how the maps change from stage to stage (Yim et al., CVPR 2017, "A gift from knowledge distillation").
 
-As in RepDistiller, this loss trains the student's maps in the first stage only. The run's own epochs use cross entropy
-and KD; beta has no effect.
+As in RepDistiller, this loss is only used in a first stage before the run's epochs (see `TwoStage`), in which it trains
+the layers that compute the student's maps. The run's epochs use cross entropy and KD; beta has no effect.
 """
 
 from typing import Any
@@ -22,14 +22,14 @@ def fsp_matrix(low: Tensor, high: Tensor) -> Tensor:
 
     Args:
         low: maps [B, C, H, W].
-        high: maps [B, D, I, J] of a later layer; the larger of both is averaged first.
+        high: maps [B, D, I, J] of a later layer; larger maps are average-pooled to the smaller size.
     """
     low, high = (each.flatten(2) for each in same_size(at_least_float32(low), at_least_float32(high)))
     return low @ high.mT / low.shape[2]
 
 
 def fsp_loss(low_s: Tensor, high_s: Tensor, low_t: Tensor, high_t: Tensor) -> Tensor:
-    """Return the mean squared difference of the two networks' flows, a scalar.
+    """Return the mean squared difference between the two networks' flows, a scalar.
 
     Args:
         low_s: the student's maps [B, C, H, W].

@@ -20,16 +20,16 @@ from temperature import Tau
 
 SHARE = 0.5  # channels of a factor per channel of the teacher's map, the paper's k
 SLOPE = 0.1  # of the leaky ReLUs
-RATE = 0.01  # of the first stage, for students of the families RATED
+RATE = 0.01  # learning rate of the first stage for students of the families in RATED
 RATED = ("resnet", "wrn")
 
 
 def ft_loss(factor_s: Tensor, factor_t: Tensor) -> Tensor:
-    """Return the mean absolute difference of the two factors' attention maps (see `at_loss`), a scalar.
+    """Return the mean absolute difference between the two factors' attention maps (see `at_loss`), a scalar.
 
     Args:
         factor_s: the student's factor [B, K, H, W].
-        factor_t: the teacher's factor [B, K, I, J]; the larger of both is averaged first.
+        factor_t: the teacher's factor [B, K, I, J]; larger maps are average-pooled to the smaller size.
     """
     return attention_difference(factor_s, factor_t).abs().mean()
 

@@ -34,8 +34,8 @@ class Regressor(nn.Module):
     - if the student's map is twice as large: 3x3, stride 2;
     - if it has the same or any other larger size: a kernel of [1 + H_s - H_t, 1 + W_s - W_t];
     - if it is half as large: transposed, 4x4, stride 2;
-    - if it has any other smaller size, which RepDistiller does not support: 1x1, and the teacher's map is averaged to
-      the student's size, as in SimKD's code.
+    - if it has any other smaller size, which RepDistiller does not support: 1x1, and the teacher's map is later
+      average-pooled to the student's size, as in SimKD's code.
 
     Args:
         student_shape: [C, H, W] of the student's map.

@@ -12,7 +12,7 @@ from temperature import Tau
 
 
 def ickd_loss(g_s: Tensor, g_t: Tensor) -> Tensor:
-    """Return the squared difference of both networks' channel correlations, a scalar.
+    """Return the squared difference between the two networks' channel correlations, a scalar.
 
     A map's correlations are the inner products of its channels over all positions, [C, C], with rows scaled to length
     1, so the maps may differ in size. The squares are summed over all elements, divided by C, and averaged over the

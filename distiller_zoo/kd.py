@@ -15,7 +15,7 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float | Tensor 
     The mean is over samples; if logits have further dimensions, it is over all positions of all samples.
 
     This covers CTKD's equation 1 and its instance-wise form. With different temperatures for teacher and student the
-    factor is `Tau.gradient_scale`. Computed in log space, in float32 or better.
+    factor is `Tau.gradient_scale`. The loss is computed in log space, in float32 or better.
 
     Args:
         student_logits: [B, C], or with more dimensions, such as [B, C, H, W] (dim 1) or [B, L, C] (dim -1).

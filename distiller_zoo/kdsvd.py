@@ -57,7 +57,7 @@ def singular_vectors(maps: Tensor, form: str) -> Tensor:
 
 
 def kdsvd_loss(maps_s: Sequence[Tensor], maps_t: Sequence[Tensor], form: str = "rows") -> Tensor:
-    """Return the squared difference of both networks' relations between the vectors of consecutive maps, a scalar.
+    """Return the squared difference of both networks' relations between consecutive maps, a scalar.
 
     The relation of two maps with main singular vectors v and w is exp(-(v_i - w_j)^2 / 8) for all pairs of elements.
     The squares are summed over pairs of elements and of maps, and averaged over the batch.
@@ -83,7 +83,10 @@ def kdsvd_loss(maps_s: Sequence[Tensor], maps_t: Sequence[Tensor], form: str = "
 
 
 def _nearest(candidates: Tensor, vector: Tensor) -> Tensor:
-    """Return the candidate, of [B, N, K], nearest in direction to the vector [B, N], with its sign: [B, N]."""
+    """Return the candidate [B, N], one of K in [B, N, K], that is nearest in direction to the vector [B, N].
+
+    Its sign is chosen so that it points towards the vector.
+    """
     cosine = (candidates.mT @ vector[:, :, None])[..., 0]
     best = cosine.abs().argmax(1, keepdim=True)
     sign = torch.where(cosine.gather(1, best) < 0, -1, 1)
@@ -91,9 +94,9 @@ def _nearest(candidates: Tensor, vector: Tensor) -> Tensor:
 
 
 class KDSVD(Distiller):
-    """Applies `kdsvd_loss` to the stages, paired by `pair_stages`; the larger of two maps is averaged first.
+    """Applies `kdsvd_loss` to the stages, paired by `pair_stages`; larger maps are average-pooled to the smaller size.
 
-    OURS: a student with one stage only is compared by its stem and that stage.
+    OURS: for a student with only one stage, the stem and that stage are compared.
 
     Args:
         kdsvd_form: see `singular_vectors`.
@@ -115,7 +118,7 @@ class KDSVD(Distiller):
     ) -> None:
         super().__init__()
         stages = pair_stages(len(student_widths) - 2, len(teacher_widths) - 2)
-        self.pairs = [(i, stage + 1) for i, stage in enumerate(stages, 1)]  # of the lists of features
+        self.pairs = [(i, stage + 1) for i, stage in enumerate(stages, 1)]  # indices into the features
         if len(stages) == 1:
             self.pairs.insert(0, (0, 0))
         self.form = kdsvd_form

@@ -18,15 +18,15 @@ def pair_stages(student_stages: int, teacher_stages: int) -> list[int]:
 
 
 def same_size(g_s: Tensor, g_t: Tensor) -> tuple[Tensor, Tensor]:
-    """Return maps [B, C, H, W] and [B, D, I, J], the larger averaged to the size of the smaller."""
+    """Return maps [B, C, H, W] and [B, D, I, J], the larger average-pooled to the size of the smaller."""
     size = min(g_s.shape[2:], g_t.shape[2:])
     return averaged(g_s, size), averaged(g_t, size)
 
 
 def averaged(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return maps [B, C, *size] from [B, C, H, W], averaged over equal regions; smaller maps are repeated.
+    """Return maps [B, C, H, W] average-pooled to [B, C, *size]; positions are repeated if the maps are smaller.
 
-    It is PyTorch's adaptive average, but with a deterministic gradient on GPUs.
+    It equals PyTorch's adaptive average pooling, but its gradient is deterministic on GPUs.
     """
     if maps.shape[2:] == size:
         return maps

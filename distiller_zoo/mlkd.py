@@ -92,7 +92,7 @@ def mlkd_losses(
 
 
 class MLKD(Distiller):
-    """Applies `mlkd_losses` to two views of each image, or to one; so does the cross entropy.
+    """Applies `mlkd_losses` to two views of each image, or to one; the cross entropy uses the same views.
 
     The second view is another crop and flip with strong augmentation, see dataset/strong.py.
 

@@ -14,8 +14,8 @@ def nst_loss(g_s: Tensor, g_t: Tensor) -> Tensor:
     """Return the squared maximum mean discrepancy of the two networks' channels, a scalar: the paper's loss.
 
     Each channel is flattened and scaled to length 1. The kernel is the paper's polynomial one, k(a, b) = (a . b)^2. The
-    larger of two maps is averaged first. The published code forms all products of channels at all positions, [B, C, D,
-    H * W]; here they are matrix products.
+    larger of the two maps is first average-pooled to the size of the smaller. The published code forms all products of
+    channels at all positions, [B, C, D, H * W]; this function uses matrix products instead.
 
     Args:
         g_s: the student's maps [B, C, H, W].

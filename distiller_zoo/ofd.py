@@ -43,7 +43,7 @@ def ofd_loss(p_s: Tensor, p_t: Tensor, margin: Tensor) -> Tensor:
 
     The target is the larger of the teacher's value and the margin. Positions count if the student is above its target
     or the teacher is positive: where the teacher is negative, the student only has to be negative enough. The larger
-    map is averaged first.
+    of the two maps is first average-pooled to the size of the smaller.
 
     Args:
         p_s: the student's maps before the ReLU, in the teacher's width [B, C, H, W].

@@ -17,7 +17,7 @@ from inputs import Option
 from models import Output
 from temperature import Tau
 
-SIZES = (4, 2, 1)  # sides of the averaged maps
+SIZES = (4, 2, 1)  # sides of the average-pooled maps
 WIDEST = 512  # channels of the fused maps
 WARMUP = 20  # of 240 epochs
 # beta by teacher and student: ReviewKD's script for CIFAR-100, mdistiller for ImageNet

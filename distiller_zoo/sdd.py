@@ -18,11 +18,11 @@ from models import Output
 from temperature import Tau, as_tau
 
 WARMUP = 20  # of 240 epochs, in the released scripts
-SCALES = ("1,2", "1,2,4")  # for teacher and student of one kind, and of two
+SCALES = ("1,2", "1,2,4")  # for teacher and student of the same architecture family, and of different ones
 
 
 def sdd_logits(class_maps: Tensor, logits: Tensor, scales: tuple[int, ...] = (1, 2)) -> Tensor:
-    """Return the logits of regions [R, B, C]: the last layer applied to the average of the map over each region.
+    """Return the logits of regions [R, B, C]: the last layer applied to the average of the last map over each region.
 
     The bias is the difference between the logits of the whole image and the average of its class maps. If dropout
     precedes the last layer, this difference includes its noise, which is then the same for all regions.
@@ -31,8 +31,8 @@ def sdd_logits(class_maps: Tensor, logits: Tensor, scales: tuple[int, ...] = (1,
     first is the whole image. On maps smaller than a grid, cells repeat.
 
     Args:
-        class_maps: the last layer's weight, without bias, applied at every position of the map that it averages, [B, C,
-            H, W].
+        class_maps: the last layer's weight, without bias, applied at every position of the last map before average
+            pooling, [B, C, H, W].
         logits: logits of the whole image [B, C].
         scales: cells per side of the grids, from 1 on.
     """
@@ -69,7 +69,7 @@ def sdd_dkd_loss(
 ) -> Tensor:
     """Return the mean of `dkd_loss` over regions and images, a scalar; complementary regions count twice.
 
-    The arguments are those of `sdd_kd_loss`, and alpha and beta of `dkd_loss`, which also raises the errors.
+    The arguments are those of `sdd_kd_loss`, with alpha and beta as in `dkd_loss`, whose errors it raises.
     """
     tau, targets = _weighted(tau, teacher_logits, target), target.expand(len(teacher_logits), -1)
     return dkd_loss(student_logits, teacher_logits, targets, tau, alpha, beta, dim=2)

@@ -22,7 +22,7 @@ def simkd_loss(prediction: Tensor, g_t: Tensor) -> Tensor:
 
     Args:
         prediction: prediction of the teacher's map [B, C, H, W].
-        g_t: the teacher's map [B, C, I, J]; the larger of both is averaged first.
+        g_t: the teacher's map [B, C, I, J]; larger maps are average-pooled to the smaller size.
     """
     return F.mse_loss(*same_size(at_least_float32(prediction), at_least_float32(g_t)))
 
@@ -30,9 +30,9 @@ def simkd_loss(prediction: Tensor, g_t: Tensor) -> Tensor:
 class SimKD(Distiller):
     """Applies `simkd_loss` to the student's projected map and the teacher's map.
 
-    The student is a `Projected`, in training and at test time. The student's map is its last feature. The teacher's is
-    the map that its last layer averages, since that layer also classifies the projection. (In RepDistiller's wide
-    residual networks the last feature is before the batch norm and ReLU that precede the average.)
+    The student is a `Projected`, in training and at test time. It projects the student's last stage to the map that
+    the teacher average-pools, since the teacher's last layer also classifies the average of the projection. (In
+    RepDistiller's wide residual networks the last stage is not this map: it precedes the last batch norm and ReLU.)
 
     Args:
         simkd_factor: the teacher's width divided by that of the projector.

@@ -25,7 +25,7 @@ class Connector(nn.Module):
 
 
 class SRRL(Distiller):
-    """Compares projected features, and the teacher's classifier's logits for them, with the teacher's.
+    """Compares the projected features, and the teacher classifier's logits for them, with those of the teacher.
 
     Both losses are mean squared errors. This is CTKD's version, not the original: it uses pooled vectors and the
     squared error of logits. The classifier is the teacher's last layer, frozen. A batch of one image has no variance,
@@ -38,7 +38,7 @@ class SRRL(Distiller):
     def __init__(self, student_widths: list[int], teacher_widths: list[int], teacher_classifier: nn.Linear) -> None:
         super().__init__()
         self.connector = Connector(student_widths[-1], teacher_widths[-1])
-        # a copy, since the teacher's layer must be neither trained nor saved here
+        # buffers, since the teacher's layer must be neither trained nor saved here
         self.register_buffer("weight", at_least_float32(teacher_classifier.weight.detach()), persistent=False)
         self.register_buffer("bias", at_least_float32(teacher_classifier.bias.detach()), persistent=False)
 

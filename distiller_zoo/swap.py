@@ -1,4 +1,4 @@
-"""SWAP: KD from a teacher whose wrong predictions are corrected by an exchange (Wen, Lai and Qian 2019).
+"""SWAP: KD from a teacher whose wrong predictions are corrected by swapping two logits (Wen, Lai and Qian 2019).
 
 arXiv 1911.07471, "Preparing Lessons: Improve Knowledge Distillation with Better Supervision", which calls it
 probability shift.
@@ -25,7 +25,10 @@ def swap_target(teacher_logits: Tensor, target: Tensor) -> Tensor:
 
 
 class Swap(Distiller):
-    """Applies `kd_loss` to the swapped logits in place of the KD term, so alpha is 0. tau is from unswapped logits."""
+    """Applies `kd_loss` to the swapped logits in place of the KD term, so alpha is 0.
+
+    tau is computed from the teacher's original logits.
+    """
 
     weights = (0.1, 0.0, 0.9)
     needs = "logits"

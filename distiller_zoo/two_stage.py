@@ -14,7 +14,7 @@ from temperature import Tau
 class TwoStage(Distiller):
     """A distiller that trains modules before the run's epochs, with a separate optimizer.
 
-    The loss of this first stage is `first_loss` alone, with features from the online teacher. It trains `first_modules`
+    The loss of this first stage is `first_loss` alone; the teacher's features are not cached. It trains `first_modules`
     and, if `trains_student`, the parameters of the student that its maps depend on. All else stays unchanged, including
     the running statistics of batch norms. The learning rate is constant; momentum and weight decay are the run's.
 

@@ -1,7 +1,7 @@
 """VID: maximise the mutual information between the networks' maps (Ahn et al., CVPR 2019, arXiv 1904.05835).
 
-Its lower bound is the likelihood of the teacher's map under a Gaussian whose mean a small regressor predicts from the
-student's map; each channel has a learned variance.
+The lower bound of the mutual information is the log likelihood of the teacher's map under a Gaussian whose mean a small
+regressor predicts from the student's map; each channel has a learned variance.
 """
 
 import math
@@ -50,7 +50,7 @@ class Regressor(nn.Module):
         self.log_scale = nn.Parameter(torch.full((teacher_width,), math.log(math.expm1(VARIANCE - EPS))))
 
     def forward(self, g_s: Tensor, g_t: Tensor) -> Tensor:
-        """Return `vid_loss` of maps [B, C, H, W] and [B, D, I, J]; the larger is averaged to the other's size."""
+        """Return `vid_loss` of maps [B, C, H, W] and [B, D, I, J], the larger average-pooled to the smaller size."""
         g_s, g_t = same_size(at_least_float32(g_s), at_least_float32(g_t))
         return vid_loss(self.regressor(g_s), g_t, self.log_scale)
 

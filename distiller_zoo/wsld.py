@@ -45,7 +45,7 @@ def wsld_loss(
 class WSLD(Distiller):
     """Applies `wsld_loss` in place of the KD term, so alpha is 0.
 
-    cls_KD publishes the weight 2.25 with a temperature of 4; the authors use 2.5 with a temperature of 2.
+    The repository cls_KD uses the weight 2.25 with a temperature of 4, the authors 2.5 with a temperature of 2.
     """
 
     weights = (1.0, 0.0, 2.25)

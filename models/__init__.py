@@ -87,8 +87,8 @@ def create_model(name: str, num_classes: int, dataset: str | None = None) -> Mod
     """Return a freshly initialised network from images [B, 3, H, W] to logits [B, num_classes].
 
     Raises:
-        UserError: the name is not in `networks(dataset)`, and is not that of a network of timm or Hugging Face or of a
-            student of SimKD.
+        UserError: the name is not in `networks(dataset)`, and refers neither to a network of timm or Hugging Face nor
+            to a student of SimKD.
     """
     if is_projected(name):
         student, teacher_shape, *how = parse_name(name)

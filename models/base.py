@@ -14,15 +14,15 @@ from inputs import UserError, printable
 
 @dataclass(frozen=True, eq=False)
 class Output:
-    """A network's output for a batch. Like the pair of RepDistiller, it unpacks: `features, logits = output`."""
+    """A network's output for a batch. It unpacks like RepDistiller's pair: `features, logits = output`."""
 
     features: Sequence[Tensor]  # stem, stages ([B, C, H, W] each), and the pooled vector [B, D] last
     logits: Tensor  # [B, classes]
-    preact: Sequence[Tensor] = ()  # if asked for: the stages' maps before their ReLU, [B, C, H, W] each
-    class_maps: Tensor | None = None  # if asked for: [B, classes, H, W], see `Model.forward`
-    last_map: Tensor | None = None  # if asked for: [B, D, H, W], the map whose average is the pooled vector
-    second: "Output | None" = None  # if asked for: that for a second view of the images
-    extent: Tensor | None = None  # of a detector: [B, 2], the share of the maps' height and width without padding
+    preact: Sequence[Tensor] = ()  # if requested: the stages' maps before their ReLU, [B, C, H, W] each
+    class_maps: Tensor | None = None  # if requested: [B, classes, H, W], see `Model.forward`
+    last_map: Tensor | None = None  # if requested: [B, D, H, W], the map whose average is the pooled vector
+    second: "Output | None" = None  # if requested: the output for a second view of the images
+    extent: Tensor | None = None  # detectors only: [B, 2], the shares of the maps' height and width without padding
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.features, self.logits))
@@ -45,13 +45,13 @@ class Model(nn.Module):
     def trace(self, x: Tensor, preact: list[Tensor] | None = None) -> tuple[list[Tensor], Tensor | None]:
         """Return the features of images x [B, 3, H, W] and the map whose average over positions is the pooled vector.
 
-        The shapes of the features stand at the top of each network's file. The map is None if the pooled vector is not
-        an average.
+        The docstring of each network's file lists the shapes of its features. The map is None if the pooled vector is
+        not an average.
 
         Args:
             x: the images.
-            preact: a list to which the map of every stage before its ReLU is appended; if a stage ends without ReLU,
-                the stage's map.
+            preact: a list to which each stage's map before its last ReLU is appended, or the stage's output if it ends
+                without a ReLU.
 
         Raises:
             UserError: the network defines only `extract`.
@@ -60,7 +60,7 @@ class Model(nn.Module):
 
     @classmethod
     def defines_trace(cls) -> bool:
-        """Return whether the network defines `trace`, and no subclass changes `extract` alone."""
+        """Return whether the network defines `trace`, and no more derived class overrides only `extract`."""
         return "trace" in next(vars(each) for each in cls.__mro__ if vars(each).keys() & {"extract", "trace"})
 
     def _gives_no_more(self, also: Collection[str]) -> UserError:

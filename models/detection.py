@@ -34,7 +34,7 @@ Maps = OrderedDict[str, Tensor]  # [B, channels, H, W] each, from the finest to 
 class Prepared(NamedTuple):
     """A batch in the form that a detector's backbone takes."""
 
-    images: ImageList  # resized and normalised: `tensors` [B, 3, H, W], padded to one size; `image_sizes` without it
+    images: ImageList  # resized and normalised: `tensors` [B, 3, H, W], padded to one size; `image_sizes` unpadded
     targets: list[dict[str, Tensor]]  # per image: boxes [G, 4] in pixels of the resized image, labels [G]
 
 
@@ -46,11 +46,11 @@ class Found(NamedTuple):
     pooled: Tensor | None = None  # [N, D], the box head's vectors of all proposals
     logits: Tensor | None = None  # [N, C + 1]
     target: Tensor | None = None  # [N] int64, the class of the matched box, 0 for background
-    image: Tensor | None = None  # [N] int64, the proposal's image in the batch
+    image: Tensor | None = None  # [N] int64, the index of each proposal's image in the batch
 
 
 class Detector(nn.Module):
-    """Gives torchvision's detectors a training step in parts; their forward pass in evaluation mode is unchanged.
+    """A detector of torchvision with its training step split into methods; its evaluation mode is unchanged.
 
     Args:
         name: one of DETECTORS.
@@ -115,8 +115,8 @@ class Detector(nn.Module):
     def train_losses(self, prepared: Prepared, maps: Maps) -> Found:
         """Return the losses of a batch in training mode, with the proposals that they were computed from.
 
-        Anchors and proposals are sampled by torch's global generator, as in torchvision's `detector(images, targets)`,
-        whose losses these are.
+        The losses are those of torchvision's `detector(images, targets)`, and so is the sampling of anchors and
+        proposals by torch's global generator.
         """
         raise NotImplementedError
 
@@ -231,8 +231,8 @@ def create_detector(
         name: one of DETECTORS.
         num_classes: C, without background.
         frozen_norm: whether batch norm is fixed (FrozenBatchNorm2d), which needs pretrained statistics.
-        trainable_layers: number of trained parts of the backbone, counted from the last of five (stem and stages, or a
-            tiny detector's blocks); 3 freezes stem and first stage.
+        trainable_layers: number of trained parts of the backbone, counted from the last. There are five, stem and
+            stages, so 3 freezes stem and first stage; a tiny detector has four, its blocks.
         min_sizes: short sides in pixels; training draws one per image. None for 800, or 96 for tiny detectors.
         max_size: the largest long side in pixels, which takes precedence over the short side.
         test_size: short side in pixels in evaluation mode; None for the largest of `min_sizes`.
@@ -281,7 +281,7 @@ def _freeze(parts: Sequence[nn.Module], trainable: int) -> None:
 
 
 def _mobilenet_backbone(norm: type[nn.Module], trainable_layers: int) -> BackboneWithFPN:
-    """Return MobileNetV2's blocks but the last, with a pyramid on the four maps of strides 4 to 32."""
+    """Return all but the last of MobileNetV2's blocks, with a pyramid on the four maps of strides 4 to 32."""
     blocks = mobilenet_v2(norm_layer=norm).features[:18]
     _freeze([blocks[:2], blocks[2:4], blocks[4:7], blocks[7:14], blocks[14:]], trainable_layers)
     return BackboneWithFPN(blocks, {"3": "0", "6": "1", "13": "2", "17": "3"}, [24, 32, 96, 320], 256)
@@ -302,7 +302,7 @@ def _tiny_anchors() -> AnchorGenerator:
 
 
 def _tiny_heads(num_classes: int) -> dict[str, Any]:
-    """Return torchvision's settings for a tiny Faster R-CNN; a predictor replaces the number of classes."""
+    """Return torchvision's settings for a tiny Faster R-CNN; `num_classes` is None since the predictor is given."""
     return {
         "num_classes": None,
         "rpn_anchor_generator": _tiny_anchors(),

@@ -59,7 +59,7 @@ def load_detector(path: Path, name: str | None = None, **settings: Any) -> Detec
     has its `num_batches_tracked`; `settings` can override this.
 
     Args:
-        path: a file of torch.save; code in it is never run.
+        path: a file saved by torch.save; code in it is never run.
         name: one of DETECTORS; None: the one that the file names.
         settings: arguments of `create_detector`.
 
@@ -105,7 +105,7 @@ def load_backbone(model: Detector, path: Path) -> None:
 
     Args:
         model: the detector, which is changed.
-        path: a file of torch.save with torchvision's names.
+        path: a file saved by torch.save, with torchvision's names.
 
     Raises:
         UserError: the file cannot be read, or holds another network.
@@ -117,10 +117,10 @@ def load_backbone(model: Detector, path: Path) -> None:
 
 
 def fit(module: nn.Module, weights: dict[str, Tensor], path: Path, name: str) -> None:
-    """Load weights into a module that has exactly these; batch norm's number of batches may be absent.
+    """Load weights into a module that has exactly these; `num_batches_tracked` may be absent.
 
     Args:
-        module: the module; it is partly changed if an error is raised.
+        module: the module; it may be partly changed if an error is raised.
         weights: tensors by their names in the module.
         path: the file of the weights, for the error message.
         name: name of the module, for the error message.
@@ -173,7 +173,7 @@ def _for_categories(weights: dict[str, Tensor], ids: list[int]) -> dict[str, Ten
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the weights in a file of torch.save, and its description of them, such as `network`; it may be empty.
+    """Return the weights in a file saved by torch.save, and its `network_info`, such as `network`, or an empty dict.
 
     Code in the file is never run.
     """

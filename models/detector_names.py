@@ -1,4 +1,4 @@
-"""The names of the detectors, apart from the networks, whose library takes seconds to import.
+"""The names of the detectors, in their own file because models/detection.py imports torchvision, which takes seconds.
 
 `faster_rcnn_ResNet50_v2` is torchvision's second version (Li et al. 2021, 2111.11429), with more layers in the heads.
 The tiny ones, for images of 96 pixels a side, train within a minute on a CPU; a `tiny_wide` is a teacher for a `tiny`.

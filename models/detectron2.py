@@ -100,7 +100,7 @@ def load_detectron2(path: Path, sha256: str | None, model: FasterRCNN) -> None:
 
 
 def _detectron2_name(name: str) -> str:
-    """Return detectron2's name of a parameter of torchvision's."""
+    """Return detectron2's name for a parameter of torchvision's network."""
     for ours, theirs in _PARTS.items():
         name = name.replace(ours, theirs)
     return name
@@ -117,7 +117,7 @@ def _converted(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     for end in ("weight", "bias"):
         scores, boxes = f"{FASTER_CLASS}.{end}", f"{FASTER_BOX}.{end}"
         weights[scores] = weights[scores].roll(1, 0)
-        weights[boxes] = torch.cat([torch.zeros_like(weights[boxes][:4]), weights[boxes]])  # none for background
+        weights[boxes] = torch.cat([torch.zeros_like(weights[boxes][:4]), weights[boxes]])  # zero for background
     return weights
 
 

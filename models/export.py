@@ -25,10 +25,10 @@ def check_packages(form: str) -> None:
 
 
 def export(model: Model, form: str, path: Path, image_size: int, batch: int | None = None) -> None:
-    """Write a network in evaluation mode on the CPU to a file, as a function from images to logits.
+    """Write a network to a file, as a function from images [B, 3, H, W] to logits [B, classes].
 
     Args:
-        model: the network.
+        model: the network, in evaluation mode on the CPU.
         form: one of SUFFIXES.
         path: path of the file, with the format's suffix.
         image_size: side of the square images in pixels.
@@ -68,10 +68,9 @@ def load_exported(form: str, path: Path) -> Callable[[Tensor], Tensor]:
 def compare_logits(
     model: Model, exported: Callable[[Tensor], Tensor], image_size: int, batch: int | None = None
 ) -> tuple[float, float]:
-    """Return the largest absolute difference between the logits of a network and its export, and the largest logit.
+    """Return the largest absolute difference between a network's logits and its export's, and the largest |logit|.
 
-    The logit is absolute too. The inputs are random normal images: one batch of size `batch`; if it is None, two
-    batches of sizes 1 and 3.
+    The inputs are random normal images: one batch of size `batch`; if it is None, two batches of sizes 1 and 3.
     """
     generator, differences, logits = torch.Generator().manual_seed(0), [], []
     for size in [batch] if batch else [1, 3]:

@@ -1,8 +1,8 @@
 """Export a detector for programs without this code: to TorchScript or ONNX, with resizing and non-maximum suppression.
 
-torch.export cannot: later computations depend on how many boxes a network finds, which a recorded graph does not allow
-("data-dependent guards" of PyTorch 2.6 to 2.14). For the same reason ONNX files are written by the older of PyTorch's
-two exporters, which torchvision supports.
+torch.export is not supported: later computations depend on how many boxes a network finds, which a recorded graph does
+not allow ("data-dependent guards" of PyTorch 2.6 to 2.14). For the same reason ONNX files are written by the older of
+PyTorch's two exporters, which torchvision supports.
 """
 
 import copy
@@ -24,7 +24,7 @@ from models.detectron2 import AlignedPool
 from models.export import SUFFIXES, check_packages, load_exported
 
 OUTPUTS = ("boxes", "labels", "scores")  # [D, 4] in pixels of the image, [D] int64 from 1, [D] from 0 to 1
-OPSET = 17  # of ONNX: the last one of the older exporter
+OPSET = 17  # version of ONNX's operators: the latest that the older exporter writes
 FAR = 1e6  # pixels
 SIDE = 96  # pixels of the image that a graph is recorded with; the graph takes other sizes too
 
@@ -42,7 +42,7 @@ class Comparison(NamedTuple):
 
 
 class _OfOneImage(nn.Module):
-    """Returns OUTPUTS as a tuple."""
+    """A detector that takes one image [3, H, W] and returns OUTPUTS as a tuple."""
 
     def __init__(self, detector: nn.Module) -> None:
         super().__init__()
@@ -76,12 +76,12 @@ def check_form(form: str) -> None:
 
 
 def export_detector(model: Detector, form: str, path: Path) -> None:
-    """Write a detector in evaluation mode on the CPU to a file; it takes images of any size.
+    """Write a detector to a file; the exported detector takes images of any size.
 
     An ONNX graph computes sizes in float32: for about a tenth of all sizes, a side becomes one pixel shorter.
 
     Args:
-        model: the detector.
+        model: the detector, in evaluation mode on the CPU.
         form: "torchscript", a function from a list of images to losses, which are empty, and a list of dicts of
             OUTPUTS; or "onnx", a graph from one image to OUTPUTS.
         path: path of the file, with the format's suffix.
@@ -108,7 +108,7 @@ def export_detector(model: Detector, form: str, path: Path) -> None:
 
 
 def _stock(model: Detector) -> nn.Module:
-    """Return a copy that is torchvision's class, which TorchScript can compile, without hooks for half precision."""
+    """Return a copy with torchvision's class and without the hooks to float32, so that TorchScript can compile it."""
     stock = copy.deepcopy(model)
     for module in stock.modules():
         module._forward_hooks.clear()

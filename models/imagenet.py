@@ -41,7 +41,10 @@ class ResNet(Model, resnet.ResNet):
 
 
 class MobileNetV2(Model, mobilenetv2.MobileNetV2):
-    """Sandler et al. 2018. A stage ends, without activation, where the resolution falls; the last has 1280 channels."""
+    """Sandler et al. 2018. A stage ends, without activation, where the resolution falls.
+
+    The last stage has 1280 channels and ends with a ReLU6.
+    """
 
     ends = (0, 3, 6, 13, 18)  # the blocks that end the stem and the stages
     bn_before_relu = ("features.3.conv.3", "features.6.conv.3", "features.13.conv.3", "features.18.1")
@@ -198,7 +201,7 @@ WEIGHTS = {  # torchvision's name of each network
 
 
 def fetch_weights(name: str) -> Path:
-    """Return the file with torchvision's first ImageNet weights (V1) of a network, which published tables use.
+    """Return the file with torchvision's first ImageNet weights (V1) of a network, those that published tables use.
 
     Raises:
         UserError: torchvision has no weights of this network.

@@ -51,7 +51,7 @@ class _Classifier(nn.Linear):
 class MobileNetV2(Model):
     """Half the paper's width, expansion factor 6."""
 
-    bn_before_relu = ("blocks.1.1.conv.7", "blocks.2.2.conv.7", "blocks.4.2.conv.7", "blocks.6.0.conv.7")  # and no ReLU
+    bn_before_relu = ("blocks.1.1.conv.7", "blocks.2.2.conv.7", "blocks.4.2.conv.7", "blocks.6.0.conv.7")  # no ReLU
 
     def __init__(self, num_classes: int):
         super().__init__()

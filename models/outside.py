@@ -1,4 +1,4 @@
-"""Networks of other libraries: any classifier of timm, `timm:NAME`, and of Hugging Face, `hf:NAME`, as a teacher.
+"""Networks of other libraries: classifiers of timm (`timm:NAME`) and of Hugging Face (`hf:NAME`, teachers only).
 
 Both libraries are optional: requirements-networks.txt.
 """
@@ -83,7 +83,7 @@ def create_outside(name: str, num_classes: int | None = None, pretrained: bool =
 
     Args:
         name: the name with its prefix.
-        num_classes: outputs of the last layer; None for the number of the pretrained weights.
+        num_classes: outputs of the last layer; None for as many as the pretrained weights have.
         pretrained: whether to load the library's weights, downloaded if necessary, or initialise freshly.
 
     Raises:
@@ -131,7 +131,7 @@ def _library(library: str, name: str) -> ModuleType:
 
 
 def is_outside(name: str) -> bool:
-    """Return whether a name is one of another library's networks."""
+    """Return whether a name refers to a network of another library."""
     return name.startswith(PREFIXES)
 
 

@@ -22,12 +22,12 @@ FORM = re.compile(PREFIX + r"(.+):([1-9]\d{0,3})x([1-9]\d{0,3})x([1-9]\d{0,3}):(
 class Projected(Model):
     """A network without the layers after its last map, followed by a projector and the teacher's last layer.
 
-    The map is averaged to the size of the teacher's if it is larger. The projector, named as in the published code, is
-    convolutions of 1x1, 3x3 and 1x1, each with batch norm and ReLU. The last layer is frozen.
+    A map larger than the teacher's is average-pooled to the teacher's size. The projector, named as in the published
+    code, is convolutions of 1x1, 3x3 and 1x1, each with batch norm and ReLU. The last layer is frozen.
 
     Args:
         net: the student, which is copied.
-        teacher_shape: [C, H, W] of the map that the teacher's last layer averages.
+        teacher_shape: [C, H, W] of the teacher's map before average pooling.
         factor: C divided by the width of the 3x3 convolution.
         image_size: side of square images that the student accepts, in pixels.
         classifier: the teacher's last layer, which is copied.
@@ -85,7 +85,7 @@ def parse_name(name: str) -> tuple[str, list[int], int, int]:
 
 
 def is_projected(name: str | None) -> bool:
-    """Return whether a name is one of a `Projected` network."""
+    """Return whether a name refers to a `Projected` network."""
     return name is not None and name.startswith(PREFIX)
 
 
@@ -95,7 +95,7 @@ def has_projector(weights: Mapping[str, Tensor]) -> bool:
 
 
 def _pool(size: list[int], smaller: list[int]) -> nn.Module:
-    """Return the layer that averages maps of a size [H, W] to a smaller one."""
+    """Return the layer that average-pools maps of size [H, W] to a smaller size, or keeps them if it is the same."""
     if size == smaller:
         return nn.Identity()
     factors = [have // want for have, want in zip(size, smaller, strict=True)]
@@ -107,8 +107,8 @@ def _pool(size: list[int], smaller: list[int]) -> nn.Module:
 def _keep_last_map(net: Model, image_size: int) -> list[int]:
     """Replace the layers after a network's last map by the identity; return the map's shape [C, H, W].
 
-    These layers are found by their parameters, which the map does not depend on. Parameters are only frozen in a layer
-    that also holds others, and in a network that would fail without the layer.
+    These are the layers with parameters that the map does not depend on. All such parameters are frozen. A layer stays
+    in place if it also has other parameters; all layers stay if the network would fail without them.
     """
     probe = copy.deepcopy(net).to("meta").requires_grad_(True).eval()
     with torch.enable_grad():

@@ -1,4 +1,4 @@
-"""A network for images that are normalised differently than in its training."""
+"""A wrapper for a network whose training images were normalised differently from the images that it now gets."""
 
 from collections.abc import Sequence
 
@@ -9,11 +9,11 @@ from models.base import Model
 
 
 class Renormalised(Model):
-    """A network that takes images normalised by `given` as if they were normalised by `own`.
+    """A network that converts images from the normalisation `given` to the one of its training, `own`.
 
     Args:
         net: the network.
-        given: mean and standard deviation by which its images are normalised, one number per channel.
+        given: mean and standard deviation by which the input images are normalised, one number per channel.
         own: mean and standard deviation by which its training images were normalised.
     """
 

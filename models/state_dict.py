@@ -9,8 +9,8 @@ from torch import Tensor
 from inputs import UserError, printable
 
 PLACES = ("state_dict", "model", "net", "student", "model_state_dict", "ema")  # keys that hold weights
-WRAPPERS = ("module.", "_orig_mod.")  # prefixes of DistributedDataParallel and torch.compile, in no network's own names
-OWNERS = ("student.", "model.", "backbone.")  # prefixes of a module that holds the network, or the network's own names
+WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile; no network's own names have them
+OWNERS = ("student.", "model.", "backbone.")  # of a module that holds the network, or part of the network's own names
 COUNTERS = ("total_ops", "total_params")  # buffers that thop adds to each module
 DEEPEST = 5  # levels of nested places
 MOST_NAMED = 5  # in a note
@@ -92,7 +92,7 @@ def without_prefixes(found: Found, is_known: Callable[[Weights], bool]) -> Found
 
     Args:
         found: weights by their names in the file.
-        is_known: returns whether weights belong to a known network; its names are left unchanged.
+        is_known: returns whether weights belong to a known network; the names of such weights are left unchanged.
 
     Raises:
         UserError: there are several known networks; the message completes "the file holds ...".

@@ -1,7 +1,8 @@
 """VGG with batch norm for small images.
 
 Simonyan and Zisserman 2015, "Very Deep Convolutional Networks for Large-Scale Image Recognition", with one linear layer
-in place of the paper's three. Five blocks of 3x3 convolutions; the resolution is halved before blocks 1, 2 and 3.
+in place of the paper's three. Five blocks of 3x3 convolutions, counted from 0; the resolution is halved before
+blocks 1, 2 and 3.
 
 Parameter names are the published ones. Features of 32x32 images, all after the ReLU: [B, 64, 32, 32],
 [B, 128, 16, 16], [B, 256, 8, 8], [B, 512, 4, 4], [B, 512, 4, 4], pooled [B, 512].

@@ -74,6 +74,6 @@ class WideResNet(Model):
         features = [self.conv1(x)]
         features.append(self.block1(features[0]))
         for stage in (self.block2, self.block3):
-            features.append(stage(features[-1], preact))  # the stage before ends in this one's first batch norm
+            features.append(stage(features[-1], preact))  # the map before the ReLU is the previous stage's
         last = F.relu(recorded(self.bn1(features[-1]), preact))
         return [*features, last.mean((2, 3))], last

@@ -27,8 +27,8 @@ DATASETS = ("coco", "shapes")
 NORMS = ("frozen", "trained")
 MOST = 10**9  # iterations
 BATCH = 8  # the batch size that the learning rates below assume
-# Defaults by data set: mdistiller's protocol for COCO, a tiny one for the synthetic shapes of tests. The values of
-# IN_PROPORTION are for a run of `iterations` steps and scale with --iterations.
+# Defaults by data set: mdistiller's protocol for COCO, a short one for the synthetic shapes that tests use. The values
+# named in IN_PROPORTION are for a run of `iterations` steps and scale with --iterations.
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "coco": {
         "iterations": 180_000, "eval_every": 10_000, "learning_rate": 0.01, "lr_steps": [120_000, 160_000],
@@ -41,14 +41,15 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 IN_PROPORTION = ("eval_every", "lr_steps", "warmup_iters")
-# Weights of the distiller's loss by teacher and student, as in mdistiller's configurations.
+# Weight of ReviewKD's loss by teacher and student, from mdistiller's configurations.
 PAIR_BETA = {
     ("faster_rcnn_ResNet101", "faster_rcnn_ResNet18"): 1.2,
     ("faster_rcnn_ResNet101", "faster_rcnn_ResNet50"): 1.0,
     ("faster_rcnn_ResNet50", "faster_rcnn_MobileNetV2"): 2.0,
 }
-# Method options whose defaults differ from classification: DKD's weights are mdistiller's for detectors; tau's range is
-# narrow, since a temperature far above 1 makes a detector diverge (see docs/detection.md); images are not blended.
+# Method options whose defaults differ from those of classification: DKD's weights are mdistiller's for detectors;
+# tau's range is narrow, since a temperature far above 1 makes a detector diverge (see docs/detection.md); images are
+# not blended; DPK uses all stages.
 METHODS = {"dkd_alpha": 1.0, "dkd_beta": 0.25, "tau_range": 3.0, "aug_epoch": 0, "dpk_stages": 0}
 # Flags of the other scripts that are not supported here, and why.
 ELSEWHERE = {

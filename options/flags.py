@@ -29,7 +29,7 @@ PUBLISHED_TEMPERATURES = {"global": "ctkd-global", "instance": "ctkd-instance"} 
 
 
 def name_of(help: str, known: Callable[[], Iterable[str]], **more: Any) -> Option:
-    """Return the option for a name in a registry. Since plug-ins may add names, it is not checked during parsing."""
+    """Return the option for a name in a registry; parsing does not check the name, since plug-ins may add names."""
     return Option(help, known=known, shown="NAME", **more)
 
 

@@ -19,14 +19,14 @@ def added_options() -> dict[str, Any]:
 def decisive(options: dict[str, Any], distill: str | None, temperature: str | None) -> dict[str, Any]:
     """Return the options, including the seed, that can change the result of a run with this distiller and temperature.
 
-    It omits options that only name, place or show the run, and those of other distillers and temperatures.
+    It omits neutral options (see `neutral_options`), and those of other distillers and temperatures.
     """
     left_out = neutral_options() | foreign_options(distill, temperature)
     return {key: value for key, value in options.items() if key not in left_out}
 
 
 def neutral_options() -> set[str]:
-    """Return the options that only name, place or show a run without changing its result; the seed is not one."""
+    """Return the options that cannot change a run's result, such as its folder or num_workers; the seed is not one."""
     declared = all_options() | options_of(DetectorOptions)
     return {name for name, option in declared.items() if option.option.is_neutral}
 

@@ -41,14 +41,14 @@ from temperature import dtkd, temperature_dict
 from temperature.ctkd import curriculum_lambda
 
 DECAYS = (150 / 240, 180 / 240, 210 / 240)  # where the published schedule of 240 epochs lowers the learning rate
-# Names in other code: of distillers in RepDistiller and CTKD, of ImageNet networks in mdistiller. (Capitals, as in
-# mdistiller's names of distillers, are accepted anyway.)
+# Names that other code uses: RepDistiller and CTKD for distillers, mdistiller for ImageNet networks. (mdistiller's
+# capitalised names of distillers need no entry, since case is ignored.)
 PUBLISHED_NAMES = {
     "similarity": "sp", "attention": "at", "correlation": "cc", "fitnet": "hint", "factor": "ft", "abound": "ab",
     "cat-kd": "cat_kd", "mobilenetv1": "MobileNetV1_Imagenet",
 }  # fmt: skip
-VARIABLES = {"imagenet": "IMAGENET_DIR", "coco": "COCO_DIR"}  # those that are not read in dataset/
-DECIDE_DEFAULTS = {"dataset", "model", "model_s", "distill", "temperature", "epochs"}  # of other options
+VARIABLES = {"imagenet": "IMAGENET_DIR", "coco": "COCO_DIR"}  # of data folders; dataset/ reads those of other data sets
+DECIDE_DEFAULTS = {"dataset", "model", "model_s", "distill", "temperature", "epochs"}  # on which other defaults depend
 
 
 def given(parser: Parser, argv: list[str]) -> set[str]:
@@ -68,7 +68,7 @@ def flags_of(parser: Parser, options: dict[str, Any]) -> list[str]:
         return []
     flags = []
     for key, value in options.items():
-        flags.append("--lr" if key == "learning_rate" else f"--{key}")  # which is always used as given
+        flags.append("--lr" if key == "learning_rate" else f"--{key}")  # --lr is always used as given
         if isinstance(value, list):
             flags.append(",".join(map(str, value)))
         elif value is not True:
@@ -155,7 +155,7 @@ def resolve_processes(options: dict[str, Any]) -> None:
 
 
 def resolve_speed(options: dict[str, Any]) -> None:
-    """Fill in the options of a teacher's table, and raise UserError for options that --plain turns off."""
+    """Fill in the options of the teacher's cache (--teacher_table); raise UserError for those that --plain forbids."""
     if "teacher_table" in options:
         _resolve_table(options)
     if options["plain"]:
@@ -203,7 +203,7 @@ def _network(key: str, name: str, known: Iterable[str]) -> str:
 
 
 def known_name(kind: str, name: str, known: Iterable[str]) -> str:
-    """Return this project's name for a network or distiller, given it or a published name. Raises UserError."""
+    """Return this project's name for a network or distiller, given that or a published name. Raises UserError."""
     named = {other.lower(): other for other in known}
     found = name if name in known else named.get(PUBLISHED_NAMES.get(name.lower(), name).lower())
     if found is not None:
@@ -263,10 +263,11 @@ def _resolve_student(options: dict[str, Any]) -> None:
 
 
 def resolve_pair(given: StudentOptions, teacher: str) -> StudentOptions:
-    """Return the options with those that depend on the teacher filled in: weights, and warm-ups of DKD and DTKD.
+    """Return the options with those that depend on the teacher filled in, such as loss weights and warm-ups.
 
     Raises:
-        UserError: --dkd_weights mdistiller for a pair without published weights, or a KD warm-up without a KD term.
+        UserError: the distiller does not support the pair, --dkd_weights mdistiller for a pair without published
+            weights, or a KD warm-up without a KD term.
     """
     pair, options = (teacher, given.model_s), as_dict(given)
     distiller, temperature = distiller_dict[given.distill], temperature_dict[given.temperature]
@@ -305,7 +306,7 @@ def check_temperature(options: dict[str, Any]) -> None:
 
 
 def scaled_epochs(declared: Declared, epochs: int) -> int:
-    """Return the default of an option in epochs, scaled to a run's length of `epochs`."""
+    """Return the default of an option that counts epochs, published for 240, scaled to a run of `epochs` epochs."""
     return max(1, in_proportion(declared.default, epochs))
 
 
@@ -333,7 +334,7 @@ def _decays(epochs: int) -> list[int]:
 
 
 def proportions_in_words(given: CommonOptions) -> str | None:
-    """Return a text on which settings a run of fewer than 240 epochs scales and which it keeps; None if neither."""
+    """Return a text on the settings that a run of fewer than 240 epochs scales or keeps; None if there is none."""
     options = as_dict(given)
     epochs, temperature = options["epochs"], options.get("temperature")
     scaled, kept = [], []
@@ -370,7 +371,7 @@ def _listed(numbers: list[int]) -> str:
 
 
 def _check_files(options: dict[str, Any]) -> None:
-    """Raise UserError for flags of image files with another data set."""
+    """Raise UserError for flags that only apply to data sets of image files."""
     for key in ("exif", "skip_unreadable"):
         if options[key] and options["dataset"] not in FILES:
             raise UserError(f"--{key} is for sets of image files ({', '.join(FILES)}): leave it out")
@@ -389,7 +390,7 @@ def _check_mixing(options: dict[str, Any]) -> None:
 
 
 def _check_together(options: dict[str, Any]) -> None:
-    """Raise UserError for numbers that contradict one another."""
+    """Raise UserError for combinations of options that make no sense."""
     _check_files(options)
     _check_mixing(options)
     if options["seed"] + options["trials"] > 2**63:

@@ -79,7 +79,7 @@ def _resolve_networks(options: dict[str, Any]) -> None:
     options["norm"] = options["norm"] or ("frozen" if has_backbone else "trained")
     if options["norm"] == "frozen" and not has_backbone:
         raise UserError("--norm frozen needs weights that batch norm was trained with: add --backbone")
-    if options["trainable_layers"] is None:  # mdistiller freezes none of a MobileNetV2
+    if options["trainable_layers"] is None:  # mdistiller trains all stages of MobileNetV2
         options["trainable_layers"] = 3 if has_backbone and "MobileNet" not in options["model_s"] else 5
     if options["path_t"] == "torchvision" and not options["model_t"]:
         raise UserError("--path-t torchvision needs the teacher's name: add --model_t, like faster_rcnn_ResNet50_v2")

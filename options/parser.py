@@ -7,7 +7,7 @@ from inputs import UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one sentence."""
+    """An argument parser that raises UserError, with a message of one sentence, instead of exiting."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (python {self.prog} --help lists the flags)")

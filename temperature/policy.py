@@ -1,4 +1,4 @@
-"""Policies, which draw a temperature for each sample: RLKD's agent without its learning, and a control.
+"""Policies, which draw a temperature for each sample: the base class of RLKD, and a control without learning.
 
 The phases are RLKD's (see rlkd.py): first a fixed temperature, then one drawn for every sample in every step; in
 epochs of exploration, images that the student is sure of are blended with images that it is unsure of.
