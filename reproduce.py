@@ -317,7 +317,7 @@ class Runner:
 
         Raises:
             KeyboardInterrupt: the process was asked to end, and its runs have ended too; a repeated request is passed
-                on to them.
+                on to them. (After any other error, they are asked to end too: all can be resumed.)
             RunError: some jobs failed or could not start.
         """
         try:
@@ -328,7 +328,7 @@ class Runner:
                 is_idle = self.left and not self.stopped and len(self.running) < self.at_a_time
                 time.sleep(PATIENCE if is_idle else POLLING)  # longer if idle, since `_next` reads many files
                 self._collect()
-        except BaseException:
+        except BaseException:  # also an error in this loop: nobody would look after the runs
             try:
                 self._end()
             except KeyboardInterrupt:
@@ -351,17 +351,20 @@ class Runner:
 
     def _collect(self) -> None:
         """Record the jobs that have ended."""
+        put_off = []
         for place, (job, process, start) in list(self.running.items()):
             if (status := process.poll()) is None:
                 continue
             del self.running[place]
             if status == InUse.status and self._put_off(job):
-                time.sleep(PATIENCE)
-                self.left.insert(0, job)
+                put_off.append(job)
                 continue
             failed = bool(status) and not MADE.issuperset(job.states())
             word = f"failed with status {status}" if failed else "done"
             self._tried(job, f"{word} after {(time.monotonic() - start) / 60:.0f} min", failed)
+        if put_off:
+            time.sleep(PATIENCE)
+            self.left[:0] = put_off
 
     def _put_off(self, job: Job) -> bool:
         """Print that another process uses a run; return whether to try it again, False at the TRIES-th time."""
@@ -399,8 +402,11 @@ class Runner:
                 OUTPUT.mkdir(parents=True, exist_ok=True)
                 output = open_to_append(OUTPUT / f"{job.name}.txt")
                 print(f"{job.name}: started, see {output.name}", flush=True)
-            process = subprocess.Popen(command(job, self.more), env=environment, stdout=output, stderr=output)
-            self.running[place] = job, process, time.monotonic()
+            with signals.deferred():  # or else a run that has just begun would be forgotten
+                process = subprocess.Popen(command(job, self.more), env=environment, stdout=output, stderr=output)
+                self.running[place] = job, process, time.monotonic()
+            if signals.asked():
+                signals.stop()
         except (OSError, UserError) as error:
             self._tried(job, f"could not begin ({error})", failed=True)
         finally:

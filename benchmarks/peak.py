@@ -31,6 +31,8 @@ def peak(device: torch.device, dtype: torch.dtype, times: int = 5) -> float:
     side = SIDE[device.type]
     left, right = torch.randn(2, side, side, device=device).to(dtype)
     taken = []
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32  # as in convolutions
     for _ in range(1 + times):
         if device.type == "cuda":
             torch.cuda.synchronize(device)
@@ -39,4 +41,5 @@ def peak(device: torch.device, dtype: torch.dtype, times: int = 5) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         taken.append(time.perf_counter() - start)
+    torch.backends.cuda.matmul.allow_tf32 = before
     return 2 * side**3 / min(taken)

@@ -36,14 +36,16 @@ class Metrics:
 
     def __init__(self) -> None:
         self.tensors: dict[str, Tensor] = {}
+        self.is_loaded = False  # whether the sums come from last.pth
 
     def reset(self) -> None:
         """Reset the sums for a new epoch."""
+        self.is_loaded = False
         for name, tensor in self.tensors.items():
             tensor.fill_({"first_bad": math.inf, "tau_min": math.inf, "tau_max": -math.inf}.get(name, 0))
 
     def update(self, step: StepOutput) -> None:
-        """Add a step. Raises UserError if the loaded state has sums of other losses."""
+        """Add a step. Raises UserError if its losses are not those of the loaded state or of the steps before."""
         values = torch.stack([step.loss, *step.losses.values()]).detach()
         tau = [step.tau.student.detach(), step.tau.teacher.detach()] if step.tau else []
         self._compare(step, values)
@@ -65,8 +67,13 @@ class Metrics:
         if not self.tensors:
             self._prepare(step, values, names)
         elif names != self.names or bool(step.tau) != ("tau" in self.tensors):
+            if self.is_loaded:
+                raise UserError(
+                    f"the mid-epoch sums in last.pth are not those of {', '.join(names)}: add --overwrite to start anew"
+                )
             raise UserError(
-                f"the mid-epoch sums in last.pth are not those of {', '.join(names)}: add --overwrite to start anew"
+                f"a step has the losses {', '.join(names)}, and the one before {', '.join(self.names)}: a distiller"
+                " must return the same ones in each step, and a temperature is asked in all or in none"
             )
 
     def _prepare(self, step: StepOutput, values: Tensor, names: list[str]) -> None:
@@ -87,6 +94,7 @@ class Metrics:
 
     def load_state(self, state: dict[str, Any], device: torch.device) -> None:
         """Restore a `state` on a device. All losses in its sums were finite."""
+        self.is_loaded = True
         self.names, self.two_taus = state["names"], state["two_taus"]
         self.tensors = {name: tensor.to(device) for name, tensor in state["tensors"].items() if name != "first_bad"}
         self.tensors["first_bad"] = torch.full((len(self.names),), math.inf, device=device)

@@ -313,9 +313,11 @@ class Distillation(Task):
 def kept_statistics(model: nn.Module) -> Iterator[None]:
     """Restore a network's buffers, such as batch norm's running statistics, on exit."""
     copies = [buffer.clone() for buffer in model.buffers()]
-    yield
-    for buffer, copy in zip(model.buffers(), copies, strict=True):
-        buffer.copy_(copy)
+    try:
+        yield
+    finally:
+        for buffer, copy in zip(model.buffers(), copies, strict=True):
+            buffer.copy_(copy)
 
 
 def whole_batch(student: Output, teacher: Output, batch: Batch) -> tuple[Output, Output, Tensor, Tensor]:

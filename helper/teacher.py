@@ -66,7 +66,7 @@ def find_teacher(options: StudentOptions, train: Train | None = None) -> FoundTe
         if options.dry_run:
             return FoundTeacher(Path(f"{options.teacher_weights}'s weights"), name, None, {})
         return _read(_downloaded(name, options.teacher_weights), name, options.dataset)
-    if options.path_t is None and name is None:
+    if not options.path_t and name is None:
         raise UserError("a student needs a teacher: give --path-t FILE, or --model_t NAME for save/models/NAME_vanilla")
     path = Path(options.path_t or SAVED / folder_name(name, options.dataset))
     file = _newest(path)

@@ -51,7 +51,7 @@ def whole_numbers(text: str | list[int]) -> list[int]:
     try:
         return [int(number) for number in text.split(",")]
     except ValueError as error:
-        raise UserError(f"give whole numbers separated by commas, like 150,180,210, not {text}") from error
+        raise UserError(f"give whole numbers separated by commas, not {text}") from error
 
 
 def channels_of(text: str) -> list[float]:

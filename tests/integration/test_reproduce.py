@@ -379,3 +379,24 @@ def test_when_it_is_asked_to_end_so_are_its_runs(place, monkeypatch):
         assert running.wait(60) == 143
     assert all((place / f"{name}_saved").exists() for name in ("vgg8", "vgg13"))
     assert [line.split()[1] for line in (place / "told").read_text().splitlines()] == ["runs", "started,", "started,"]
+
+
+def test_a_run_that_begins_when_the_end_is_asked_for_is_ended_too(place, monkeypatch):
+    stand_ins(place, monkeypatch, SAVES_SLOWLY, "")
+    (place / "few.py").write_text(
+        f"import os, signal, sys, time\nsys.path.insert(0, {str(ROOT)!r})\n"
+        "import reproduce\nfrom helper.errors import run_main\nfrom report.rows import Row\n"
+        f"reproduce.rows = lambda table: [Row('digits', 'vgg8', None, 'alone', {TINY}, None)]\n"
+        "begin = reproduce.subprocess.Popen\n"
+        "def begin_and_be_asked(*args, **kwargs):\n"
+        "    process = begin(*args, **kwargs)\n"
+        "    open('pid', 'w').write(str(process.pid))\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    time.sleep(0.2)\n"
+        "    return process\n"
+        "reproduce.subprocess.Popen = begin_and_be_asked\n"
+        "run_main(reproduce.main)\n"
+    )
+    assert subprocess.run([sys.executable, "few.py", "ctkd"]).returncode == 143
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((place / "pid").read_text()), 0)

@@ -20,6 +20,7 @@ from helper.files import open_to_append, remove_leftovers, try_writing, write_at
 from helper.teacher import find_teacher
 from inputs import NotRegularError, UserError, open_regular
 from models import create_model, networks
+from options.parse import parse_student
 
 
 class Malicious:
@@ -341,3 +342,9 @@ def test_the_error_of_what_is_no_file_stays_the_same_in_another_process(tmp_path
     copied = pickle.loads(pickle.dumps(error.value))
     assert type(copied) is NotRegularError
     assert str(copied) == str(error.value) == f"{tmp_path} is no regular file: give another, or remove it"
+
+
+@pytest.mark.parametrize("more", ["", " --dry_run"])
+def test_an_empty_path_is_no_teacher(more):
+    with pytest.raises(UserError, match="a student needs a teacher"):
+        find_teacher(parse_student(["--path-t", "", *more.split()]))

@@ -19,6 +19,7 @@ from helper.metrics import Metrics
 from helper.task import StepOutput
 from helper.teacher_cache import OnlineTeacher
 from helper.trainer import make_optimizer, step_lr
+from inputs import UserError
 from models import create_model, model_dict
 from options.parse import kwargs_for, parse_student, resolve_pair
 from temperature import temperature_dict
@@ -77,6 +78,13 @@ def test_no_distiller_waits_for_the_device(temperature, distill):
     module.after_step()
     assert step.loss.is_meta
     assert all(p.grad.is_meta for p in module.parameters() if p.requires_grad)
+
+
+def test_losses_that_change_from_step_to_step_are_refused():
+    metrics, loss, logits, target = Metrics(), torch.tensor(1.0), torch.zeros(2, 3), torch.tensor([0, 1])
+    metrics.update(StepOutput(loss, {"ce": loss}, logits, target, None))
+    with pytest.raises(UserError, match="a step has the losses loss, loss_b, and the one before loss, loss_ce"):
+        metrics.update(StepOutput(loss, {"b": loss}, logits, target, None))
 
 
 PAIRS = [  # the same family, different families, more stages and fewer
