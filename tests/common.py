@@ -72,6 +72,16 @@ class Normed(Tiny):
         return [stem, stage, stage.mean((2, 3))], stage
 
 
+def check_gradients(module):
+    """Check that all parameters have a gradient, except those of RLKD's agent and of SimKD's last layer."""
+    other = set(module.temperature.agent.parameters()) if hasattr(module.temperature, "agent") else set()
+    other |= {p for p in module.parameters() if not p.requires_grad}
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in set(module.parameters()) - other)
+    assert all(p.grad is None for p in other)
+    for part in (module.temperature, module.distiller, module.student.classifier):
+        assert all(p.grad.abs().sum() > 0 for p in set(part.parameters()) - other)
+
+
 def pairwise(*factors):
     """Return few tuples of one value per factor such that any two values of two factors occur together."""
     numbered = [[(place, number) for number in range(len(factor))] for place, factor in enumerate(factors)]
