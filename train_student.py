@@ -71,7 +71,9 @@ def load(
     """
     if options.teacher_table:
         folder = table_dir(options, found)
-        distributed.on_rank0(lambda: try_writing(folder, "name another folder for the table with --table_dir"))
+        distributed.on_rank0(
+            lambda: try_writing(folder, "name another folder for the teacher's table with --table_dir")
+        )
     data = train_teacher.load_data(options, device)
     model = load_teacher(found, data, options)
     found_out = {"num_classes": data.num_classes}

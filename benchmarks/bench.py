@@ -27,7 +27,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from functools import partial
+from functools import cache, partial
 from multiprocessing import active_children, get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -40,11 +40,11 @@ import helper.environment  # noqa: F401 (before PyTorch)
 
 # isort: split
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from benchmarks.baseline import LOOPS, MEAN, STD, Baseline
 from benchmarks.limits import check_numbers
-from benchmarks.peak import operations, peak
 from dataset import val_batch_size
 from dataset.cifar import CIFAR100
 from dataset.memory import MemoryLoader
@@ -70,6 +70,8 @@ EPOCH = 10  # CTKD's adversary is at full strength; the epoch is always the same
 OURS = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # as in scripts/env.sh
 CONVENTIONAL = {"GLIBC_TUNABLES": "", "GOMP_SPINCOUNT": "300000"}  # glibc's and libgomp's defaults
 WARM_UP = 1  # uncounted rounds
+SIDE = {"cpu": 2048, "cuda": 8192}  # side of the square matrices for the peak, by type of device
+PRODUCTS = 6  # of which the fastest counts
 IMAGES_OF_A_ROW = 240 * 50_000  # training images of a published run: 240 epochs of CIFAR-100
 Round = tuple[float, float, float]  # seconds of training and of validation, memory in MiB
 
@@ -280,9 +282,8 @@ def measure(pair: str, args: argparse.Namespace, bar: tqdm, until: float = math.
         if others:
             compared = zip(args.loops[1:], others, strict=True)
             result[variant]["over"] = {loop: ratios(theirs, taken, runs) for loop, theirs in compared}
-    for variant, share in shares(
-        {name: each["images_per_second"] for name, each in result.items()}, pair, args
-    ).items():
+    rates = {variant: each["images_per_second"] for variant, each in result.items()}
+    for variant, share in shares(rates, pair, args).items():
         result[variant]["of_peak"] = share
     return result
 
@@ -294,11 +295,37 @@ def shares(rates: Mapping[str, float], pair: str, args: argparse.Namespace) -> d
     """
     device = prepare_device(args.device, None, deterministic=False, precision=args.precision)
     teacher, student = operations(pair, args.classes)
-    peaks = {dtype: peak(device, dtype) for dtype in {dtype_of(variant) for variant in rates}}
     return {
-        variant: 100 * rate * (student + (0 if "+table" in variant else teacher)) / peaks[dtype_of(variant)]
+        variant: 100 * rate * (student + (0 if "+table" in variant else teacher)) / peak(device, dtype_of(variant))
         for variant, rate in rates.items()
     }
+
+
+def operations(pair: str, classes: int) -> tuple[int, int]:
+    """Return the floating point operations per image of a teacher's forward pass and of a student's training step.
+
+    Only convolutions and linear layers count; a multiplication and an addition are two operations. `pair` is
+    teacher:student.
+    """
+    teacher, student = (create_model(name, classes) for name in pair.split(":"))
+    images = torch.zeros(2, 3, 32, 32)
+    with FlopCounterMode(display=False) as taught, torch.no_grad():
+        teacher.eval()(images)
+    with FlopCounterMode(display=False) as learned:
+        student(images).sum().backward()
+    return taught.get_total_flops() // len(images), learned.get_total_flops() // len(images)
+
+
+@cache
+def peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the operations per second of the fastest of several products of two large square matrices."""
+    side = SIDE[device.type]
+    left, right = torch.randn(2, side, side, device=device).to(dtype)
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32  # as in convolutions
+    fastest = min(timed(lambda: left @ right, device) for _ in range(PRODUCTS))
+    torch.backends.cuda.matmul.allow_tf32 = before
+    return 2 * side**3 / fastest
 
 
 def dtype_of(variant: str) -> torch.dtype:

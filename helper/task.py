@@ -311,13 +311,15 @@ class Distillation(Task):
 
 @contextmanager
 def kept_statistics(model: nn.Module) -> Iterator[None]:
-    """Restore a network's buffers, such as batch norm's running statistics, on exit."""
-    copies = [buffer.clone() for buffer in model.buffers()]
+    """Let a network update copies of its buffers inside, such as batch norm's running statistics, not its own."""
+    own = [(module, *named) for module in model.modules() for named in module.named_buffers(recurse=False)]
     try:
+        for module, name, buffer in own:
+            setattr(module, name, buffer.clone())
         yield
     finally:
-        for buffer, copy in zip(model.buffers(), copies, strict=True):
-            buffer.copy_(copy)
+        for module, name, buffer in own:
+            setattr(module, name, buffer)
 
 
 def whole_batch(student: Output, teacher: Output, batch: Batch) -> tuple[Output, Output, Tensor, Tensor]:

@@ -33,6 +33,7 @@ SHARED_OPTIONS = (  # passed from a student's run to the training of its teacher
 
 
 SAVED = Path("save/models")  # folder of the teachers' folders
+ANOTHER = "give another --path-t"
 Train = Callable[[TeacherOptions], list[Path]]  # train_teacher.train
 
 
@@ -69,7 +70,7 @@ def find_teacher(options: StudentOptions, train: Train | None = None) -> FoundTe
     if not options.path_t and name is None:
         raise UserError("a student needs a teacher: give --path-t FILE, or --model_t NAME for save/models/NAME_vanilla")
     path = Path(options.path_t or SAVED / folder_name(name, options.dataset))
-    file = _newest(path)
+    file = _newest(path, ANOTHER)
     if file is None and options.path_t is None and is_outside(name):
         file = SAVED / f"{file_name(name)}_pretrained" / f"{file_name(name)}.pth"
         if options.dry_run and not file.exists():
@@ -81,7 +82,7 @@ def find_teacher(options: StudentOptions, train: Train | None = None) -> FoundTe
         if options.dry_run:
             print(f"the teacher {path} is missing")
             return FoundTeacher(path, name or "unknown", None, {})
-        file = _newest(_train_missing(path, folder, name, options, train))
+        file = _newest(_train_missing(path, folder, name, options, train), ANOTHER)
     return _read(file, options.model_t, options.dataset)
 
 
@@ -201,13 +202,13 @@ def find_weights(path: Path) -> Path:
     raise UserError(f"there is no file or folder {path}: give another")
 
 
-def newest_weights(path: Path) -> Path | None:
+def newest_weights(path: Path, advice: str = "give another path") -> Path | None:
     """Return the path of a file, or the `ckpt_epoch_<n>.pth` with the highest n in a folder without an unfinished run.
 
     In a folder without such files, such as a student's, return `<name>_last.pth`, or None if it is missing too.
 
     Raises:
-        UserError: the path cannot be read.
+        UserError: the path cannot be read; `advice` ends the message.
     """
     try:
         if not stat.S_ISDIR(path.stat().st_mode):
@@ -219,7 +220,7 @@ def newest_weights(path: Path) -> Path | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:  # a path that is too long, holds a NUL, or leads through a closed folder
-        raise UserError(f"{str(path)!r} cannot be read ({reason(error)}): give another path") from error
+        raise UserError(f"{str(path)!r} cannot be read ({reason(error)}): {advice}") from error
 
 
 _newest = distributed.by_rank0(newest_weights)

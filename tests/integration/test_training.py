@@ -399,7 +399,9 @@ def test_an_unusable_folder_is_said_so_before_images_are_decoded(bad, tmp_path, 
         with pytest.raises(UserError, match="cannot be written .*: give another place with --run_dir") as error:
             run(f"{line} --epochs 1 --run_dir {tmp_path / bad}")
         assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match="cannot be written .*--table_dir"):
+    with pytest.raises(
+        UserError, match="cannot be written .*: name another folder for the teacher's table with --table_dir"
+    ):
         distil(f"{line} --teacher_table --table_dir {tmp_path / bad} --run_dir {tmp_path / 'run'}")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "teacher.pth"]
 

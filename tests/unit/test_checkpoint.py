@@ -274,7 +274,7 @@ def test_a_teacher_that_is_no_file_is_refused_at_once(tmp_path):
 @pytest.mark.parametrize("path", ["x" * 300, "x" * 300 + "/ckpt_epoch_1.pth", "x/" * 3000, "a\0b"])
 def test_a_teacher_on_an_impossible_path_is_said_so(path):
     for more in ({}, {"dry_run": True}):
-        with pytest.raises(UserError, match="cannot be read .*: give another path") as error:
+        with pytest.raises(UserError, match="cannot be read .*: give another --path-t") as error:
             find(path, **more)
         assert "\n" not in str(error.value)
 

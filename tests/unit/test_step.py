@@ -14,7 +14,7 @@ from distiller_zoo import kd_loss
 from helper.errors import RunError
 from helper.loops import evaluate, train_one_epoch, train_step
 from helper.metrics import Metrics
-from helper.task import StepOutput
+from helper.task import StepOutput, kept_statistics
 from helper.teacher_cache import OnlineTeacher
 from helper.trainer import make_optimizer, step_lr
 from inputs import UserError
@@ -65,6 +65,16 @@ def test_no_distiller_waits_for_the_device(temperature, distill):
     module.after_step()
     assert step.loss.is_meta
     assert all(p.grad.is_meta for p in module.parameters() if p.requires_grad)
+
+
+def test_a_network_keeps_its_own_statistics_even_after_an_error():
+    network = Normed()
+    own = {name: (buffer, buffer.clone()) for name, buffer in network.named_buffers()}
+    with pytest.raises(RuntimeError), kept_statistics(network):
+        network(torch.randn(4, 3, 8, 8))
+        assert not torch.equal(network.bn1.running_mean, own["bn1.running_mean"][0])
+        raise RuntimeError
+    assert all(buffer is own[name][0] and torch.equal(buffer, own[name][1]) for name, buffer in network.named_buffers())
 
 
 def test_losses_that_change_from_step_to_step_are_refused():
