@@ -38,7 +38,7 @@ from helper.run_files import read_config, read_log, read_whole_log
 from inputs import Option, UserError
 from options.flags import CommonOptions, as_dict, first_epochs, student_parser, teacher_parser
 from options.identity import added_options, decisive, differing, neutral_options
-from options.parse import given, parse_student, parse_teacher, resolve_pair
+from options.parse import given, parse_student, parse_teacher, resolve_pair, underscored
 from options.parser import Parser
 from report.comparison import REPORTS
 from report.rows import SHORT, TABLES, Row, assumptions, left_out, rows
@@ -295,6 +295,7 @@ def jobs_of(args: argparse.Namespace, more: list[str]) -> list[Job]:
 def command(job: Job, more: list[str]) -> list[str]:
     """Return the command line of a job, with the flags in `more` that its script knows."""
     if job.row.teacher is None:
+        more = [underscored(word) for word in more]
         _, foreign = teacher_parser().parse_known_args(more)
         more = [word for word in more if not (foreign and word == foreign[0] and foreign.pop(0))]
     return [sys.executable, *job.row.command(job.seed, job.trials), *more]

@@ -90,6 +90,13 @@ def test_runs_are_made_once_and_listed(place, monkeypatch, capfd):
         call(monkeypatch, "ctkd --seeds 3 --trials")
 
 
+def test_networks_alone_get_the_flags_of_their_script_however_they_are_written(place, monkeypatch, capsys):
+    call(monkeypatch, "ctkd --dry_run -- --weight-decay 1e-4 --teacher-table --print-freq=7")
+    *alone, student = capsys.readouterr().out.splitlines()
+    assert student.endswith(" --weight-decay 1e-4 --teacher-table --print-freq=7")
+    assert len(alone) == 2 and all(line.endswith(" --weight_decay 1e-4 --print_freq=7") for line in alone)
+
+
 def test_a_finished_run_with_a_damaged_log_is_mended(place, monkeypatch, capfd):
     """Both reproduce.py, which starts it again, and the training itself repair it."""
     monkeypatch.setattr(reproduce, "rows", lambda table: TABLE[:1])
