@@ -9,6 +9,7 @@ import helper.environment  # noqa: F401 (before PyTorch)
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from statistics import median
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ from helper.first_stage import FirstTask
 from helper.logger import in_hours
 from helper.metrics import Metrics
 from helper.task import Task, Vanilla
-from helper.teacher import fold_batch_norm
+from helper.teacher import find_teacher, fold_batch_norm
 from helper.teacher_cache import OnlineTeacher
 from helper.trainer import make_optimizer, make_step
 from inputs import UserError
@@ -67,11 +68,14 @@ def estimate(options: CommonOptions) -> Estimate:
     The times for reading image files and for filling a teacher's table are not included.
 
     Args:
-        options: the run's options; those of a student need --model_t.
+        options: the run's options.
+
+    Raises:
+        UserError: which network the teacher is cannot be told from --model_t or --path-t.
     """
     is_student = isinstance(options, StudentOptions)
     if is_student and options.model_t is None:
-        raise UserError("no weights are read here, so the teacher's network is needed by name: give --model_t NAME")
+        options = replace(options, model_t=_teacher(options))
     device = prepare_device(options.device, options.gpu_id, False, options.plain, options.precision)
     images, tests, classes = _sizes(options, device)
     images = options.train_subset or images
@@ -85,6 +89,14 @@ def estimate(options: CommonOptions) -> Estimate:
     first, step, test = measured[key]
     steps = -(-images // options.batch_size)
     return Estimate(step, steps, test * tests, options.epochs, first, first_epochs(options))
+
+
+def _teacher(options: StudentOptions) -> str:
+    """Return the name of the network in --path-t."""
+    name = find_teacher(replace(options, dry_run=True)).name
+    if name == "unknown":
+        raise UserError("the name of --path-t does not tell which network the teacher is: give --model_t NAME")
+    return name
 
 
 def _sizes(options: CommonOptions, device: torch.device) -> tuple[int, int, int]:

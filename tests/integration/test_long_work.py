@@ -10,6 +10,7 @@ import estimate
 from helper.logger import in_hours
 from helper.run_files import read_config
 from inputs import UserError
+from models import create_model
 from options.parse import parse_student, parse_teacher
 
 
@@ -122,6 +123,16 @@ def test_an_estimate_needs_no_data_and_leaves_random_numbers_alone(more, monkeyp
     assert found.steps == 6250 and found.step > 0 and found.seconds > 0
 
 
+def test_an_estimate_takes_the_teachers_network_from_its_path(monkeypatch, tmp_path):
+    monkeypatch.setattr(estimate, "_measure", lambda options, *_: (0.0, float(options.model_t == "resnet14"), 0.0))
+    monkeypatch.setattr(estimate, "measured", {})
+    torch.save({"model": create_model("resnet14", 10).state_dict()}, tmp_path / "teacher.pth")
+    for path in (tmp_path / "teacher.pth", tmp_path / "resnet14_vanilla"):  # a file, and a folder that is missing
+        assert estimate.estimate(parse_student((DATA + f"--model_s resnet8 --path-t {path}").split())).step == 1.0
+    with pytest.raises(UserError, match="the name of --path-t does not tell which network the teacher is: give --mod"):
+        estimate.estimate(parse_student((DATA + f"--model_s resnet8 --path-t {tmp_path}/mine").split()))
+
+
 def test_runs_that_cost_the_same_are_measured_once(monkeypatch):
     monkeypatch.setattr(estimate, "measured", {})
     measure, calls = estimate._measure, []
@@ -135,7 +146,7 @@ def test_the_command(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["estimate.py", "train_teacher.py", *DATA.split(), "--model", "resnet8"])
     estimate.main()
     assert capsys.readouterr().out.startswith("about ")
-    for words, why in ((["x"], "the first word must be"), (["train_student.py"], "give --model_t NAME")):
+    for words, why in ((["x"], "the first word must be"), (["train_student.py"], "a student needs a teacher")):
         monkeypatch.setattr(sys, "argv", ["estimate.py", *words])
         with pytest.raises(UserError, match=why):
             estimate.main()
