@@ -24,13 +24,13 @@ from helper.first_stage import FirstTask
 from helper.logger import in_hours
 from helper.metrics import Metrics
 from helper.task import Task, Vanilla
-from helper.teacher import find_teacher, fold_batch_norm
+from helper.teacher import UNNAMED, find_teacher, fold_batch_norm
 from helper.teacher_cache import OnlineTeacher
 from helper.trainer import make_optimizer, make_step
 from inputs import UserError
 from models import create_model
 from options.flags import CommonOptions, StudentOptions, first_epochs
-from options.parse import PARSERS, resolve_pair
+from options.parse import SCRIPTS, resolve_pair
 
 SIZES = {"cifar100": (50_000, 10_000, 100), "imagenet": (1_281_167, 50_000, 1000)}  # training, test images, classes
 STEPS = {"cpu": (1, 5), "cuda": (20, 50)}  # warm-up steps, measured steps
@@ -94,7 +94,7 @@ def estimate(options: CommonOptions) -> Estimate:
 def _teacher(options: StudentOptions) -> str:
     """Return the name of the network in --path-t."""
     name = find_teacher(replace(options, dry_run=True)).name
-    if name == "unknown":
+    if name == UNNAMED:
         raise UserError("the name of --path-t does not tell which network the teacher is: give --model_t NAME")
     return name
 
@@ -166,12 +166,12 @@ def _seconds(work: Callable[[], object], device: torch.device) -> float:
 def main() -> None:
     """Measure, then print."""
     script, *argv = sys.argv[1:] or [""]
-    if script in ("-h", "--help") or script not in PARSERS:
+    if script in ("-h", "--help") or script not in SCRIPTS:
         print(__doc__.strip())
         if script in ("-h", "--help"):
             return
-        raise UserError(f"the first word must be {' or '.join(PARSERS)}, and its flags follow")
-    options = PARSERS[script](argv)
+        raise UserError(f"the first word must be {' or '.join(SCRIPTS)}, and its flags follow")
+    options = SCRIPTS[script](argv)
     found, threads, first = estimate(options), torch.get_num_threads(), ""
     if found.first_epochs:
         first = f"{found.first_epochs} epochs of a first stage, in steps of {1000 * found.first_step:.1f} ms, and "

@@ -12,6 +12,7 @@ import helper.environment  # noqa: F401 (before PyTorch)
 # isort: split
 import argparse
 import json
+import shlex
 import sys
 import tempfile
 from contextlib import nullcontext, redirect_stdout
@@ -36,7 +37,7 @@ from models import Model, networks
 from models.detector_names import DETECTORS
 from models.export import SUFFIXES, check_packages, compare_logits, export, load_exported
 from models.outside import is_outside
-from options.parse import data_dir_of, underscored
+from options.parse import data_dir_of
 from options.parser import Parser
 from options.plugins import load_plugins
 from report.scores import score
@@ -67,6 +68,7 @@ def run(args: argparse.Namespace) -> tuple[str, Any]:
     if file.suffix == ".pkl" or (args.model or (info and info.network)) in DETECTORS:
         return run_detector(file, info, args)
     check_network_args(args)
+    check_plugins(file, args)
     subject = load(file, args)
     # 2. export, predict or test
     if args.export:
@@ -76,6 +78,15 @@ def run(args: argparse.Namespace) -> tuple[str, Any]:
     if args.predict:
         return predict(subject, args, device)
     return test(subject, args, device)
+
+
+def check_plugins(file: Path, args: argparse.Namespace) -> None:
+    """Raise UserError if the network or data set of the run beside a file is from a plug-in that is not loaded."""
+    config = config_beside(file)
+    network, dataset = config.get("model_s") or config.get("model"), args.dataset or config.get("dataset")
+    is_known = network in networks() or is_outside(network or "")
+    if config.get("plugins") and not args.plugins and not (is_known and dataset in dataset_names()):
+        raise UserError(f"the run in {file.parent} used --plugins {shlex.quote(config['plugins'])}: add that")
 
 
 def load(file: Path, args: argparse.Namespace) -> Subject:
@@ -294,7 +305,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
                        f" (default: {MIN_SCORE:g})")  # fmt: skip
     group.add_argument("--export_batch", type=int, metavar="N", help="images in a batch (default: any number)")
     group.add_argument("--overwrite", action="store_true", help="replace the file to write, if it is there")
-    args = parser.parse_args([underscored(word) for word in argv])
+    args = parser.parse_args(argv)
     check_args(parser, args)
     return args
 

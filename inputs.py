@@ -1,11 +1,14 @@
-"""Declare and check user input (options, names, files, sizes), and define the error for invalid input."""
+"""Declare and check user input (options, names, files, sizes), and define the error for invalid input and its words."""
 
 import errno
 import inspect
 import math
 import os
+import shlex
 import stat
+import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, wraps
 from pathlib import Path
@@ -24,7 +27,9 @@ class UserError(ValueError):
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     """Return the error for an unknown name; it lists the known ones."""
-    return UserError(f"unknown {kind} '{name}'; the known ones are: {', '.join(known)}")
+    names = list(known)
+    between = "; " if any("," in each for each in names) else ", "
+    return UserError(f"unknown {kind} '{name}'; the known ones are: {between.join(names)}")
 
 
 def printable(text: str) -> str:
@@ -35,6 +40,14 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(letter if letter.isprintable() else " " if letter.isspace() else "�" for letter in text)
+
+
+def this_python() -> str:
+    """Return the interpreter that runs this, as the first word of a command: `.venv/bin/python`, or a whole path."""
+    path = Path(sys.executable or "python")
+    with suppress(OSError, ValueError):  # the current folder was removed, or the interpreter is elsewhere
+        path = path.relative_to(Path.cwd())
+    return shlex.quote(str(path))
 
 
 class NotRegularError(UserError):

@@ -35,11 +35,11 @@ from helper.errors import InUse, RunError, run_main
 from helper.files import PATIENCE, TRIES, is_locked, open_to_append
 from helper.logger import in_hours
 from helper.run_files import read_config, read_log, read_whole_log
-from inputs import Option, UserError
+from inputs import Option, UserError, this_python
 from options.flags import CommonOptions, as_dict, first_epochs, student_parser, teacher_parser
 from options.identity import added_options, decisive, differing, neutral_options
-from options.parse import given, parse_student, parse_teacher, resolve_pair, underscored
-from options.parser import Parser
+from options.parse import given, parse_student, parse_teacher, resolve_pair
+from options.parser import Parser, underscored
 from report.comparison import REPORTS
 from report.rows import SHORT, TABLES, Row, assumptions, left_out, rows
 from report.runs import warn
@@ -295,7 +295,7 @@ def jobs_of(args: argparse.Namespace, more: list[str]) -> list[Job]:
 def command(job: Job, more: list[str]) -> list[str]:
     """Return the command line of a job, with the flags in `more` that its script knows."""
     if job.row.teacher is None:
-        more = [underscored(word) for word in more]
+        more = underscored(more)
         _, foreign = teacher_parser().parse_known_args(more)
         more = [word for word in more if not (foreign and word == foreign[0] and foreign.pop(0))]
     return [sys.executable, *job.row.command(job.seed, job.trials), *more]
@@ -447,7 +447,7 @@ def main() -> None:
         times = [seconds_left(job, more, args.estimate) for job in jobs]
         for job, hours in zip(jobs, times, strict=True):
             told = "" if hours is None else f"  # {in_hours(hours)}"
-            print(shlex.join(["python", *command(job, more)[1:]]) + told)
+            print(this_python() + " " + shlex.join(command(job, more)[1:]) + told)
         print(total(times, at_a_time), file=sys.stderr)
         return
     print(f"{len(jobs)} runs left to do, {at_a_time} at a time", flush=True)

@@ -9,7 +9,8 @@ import helper.environment  # noqa: F401 (before PyTorch)
 
 # isort: split
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from helper.trainer import Trainer
 from helper.trials import train_runs
 from inputs import UserError
 from options.flags import CommonOptions, StudentOptions
-from options.parse import PARSERS, resolve_pair
+from options.parse import SCRIPTS, resolve_pair
 from options.parser import Parser
 
 # Options that runs must have in common, since they determine data, device and teacher.
@@ -49,28 +50,33 @@ def read_runs(path: Path) -> list[CommonOptions]:
         lines = [shlex.split(line, comments=True) for line in path.read_text().splitlines()]
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({reason(error)}): give a file of command lines") from error
-    runs = []
+    runs: dict[int, CommonOptions] = {}
     for number, (script, *argv) in ((number, line) for number, line in enumerate(lines, 1) if line):
-        if script not in PARSERS:
-            raise UserError(f"line {number} of {path} begins with {script}: give {' or '.join(PARSERS)}")
+        if script not in SCRIPTS:
+            raise UserError(f"line {number} of {path} begins with {script}: give {' or '.join(SCRIPTS)}")
         try:
-            runs.append(PARSERS[script](argv))
+            runs[number] = SCRIPTS[script](argv)
         except UserError as error:
             raise UserError(f"line {number} of {path}: {error}") from error
     if not runs:
         raise UserError(f"{path} has no command line: give one for each run")
-    if any(run.trials > 1 or run.multiprocessing_distributed for run in runs):
+    if any(run.trials > 1 or run.multiprocessing_distributed for run in runs.values()):
         raise UserError("--trials and --multiprocessing_distributed start runs themselves: give a line for each run")
-    check_shared(runs, SHARED)
-    check_shared([run for run in runs if isinstance(run, StudentOptions)], SHARED_BY_STUDENTS)
-    return runs
+    check_shared(path, runs, SHARED)
+    students = {number: run for number, run in runs.items() if isinstance(run, StudentOptions)}
+    check_shared(path, students, SHARED_BY_STUDENTS)
+    return [*runs.values()]
 
 
-def check_shared(runs: Sequence[CommonOptions], keys: tuple[str, ...]) -> None:
-    """Raise UserError if runs differ in an option among `keys`."""
-    for key in keys:
-        if len({getattr(run, key) for run in runs}) > 1:
-            raise UserError(f"the runs differ in --{key}, which runs that train together must have in common")
+def check_shared(path: Path, runs: Mapping[int, CommonOptions], keys: tuple[str, ...]) -> None:
+    """Raise UserError if runs, by their lines in a file, differ in an option among `keys`."""
+    for (line, run), (later, other) in pairwise(runs.items()):
+        for key in keys:
+            if getattr(run, key) != getattr(other, key):
+                raise UserError(
+                    f"lines {line} and {later} of {path} differ in --{key}, which runs that train together must have in"
+                    " common"
+                )
 
 
 def train_together(runs: Sequence[CommonOptions]) -> list[Path]:

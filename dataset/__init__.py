@@ -34,6 +34,7 @@ def _load_tinyimagenet(**options: object) -> ImageSet:
 # each takes the keywords data_dir, image_size and num_workers, and ignores those that it does not need
 dataset_dict = {"cifar10": CIFAR10.load, "cifar100": CIFAR100.load, "digits": digits.load, "folder": _load_folder,
                 "tinyimagenet": _load_tinyimagenet}  # fmt: skip
+DETECTION = ("coco", "shapes")  # data sets of detectors, in coco.py
 FILES = ("folder", "tinyimagenet", "imagenet")  # sets of image files, of any size
 SIZES = {"imagenet": 224, "tinyimagenet": 64}  # default sides of the images in pixels; 32 elsewhere
 
@@ -174,10 +175,15 @@ def read_image(name: str, path: Path, image_size: int) -> Tensor:
         raise UserError(f"the image {path} cannot be read ({folder.why(error)}): give another") from error
 
 
-def check_dataset(name: str) -> None:
-    """Raise UserError for a data set that is not in `dataset_names()`."""
-    if name not in dataset_names():
-        raise unknown("data set", name, dataset_names())
+def check_dataset(name: str, for_detectors: bool = False) -> None:
+    """Raise UserError for a data set that is not in `dataset_names()`; with `for_detectors`, in DETECTION."""
+    known, others = (DETECTION, dataset_names()) if for_detectors else (dataset_names(), DETECTION)
+    if name in known:
+        return
+    if name in others:
+        use = "classifiers (train_teacher.py)" if for_detectors else "detectors (train_detector.py)"
+        raise UserError(f"the data set {name} is for {use}: give one of {', '.join(known)}")
+    raise unknown("data set", name, known)
 
 
 def identify_data(name: str, data_dir: str | None) -> str | None:

@@ -18,14 +18,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dataset import BatchSize, KeepEmpty, NumWorkers, shapes
+from dataset import BatchSize, KeepEmpty, NumWorkers, check_dataset, shapes
 from dataset.annotations import EXPECTED, AnnotatedImages, Categories, annotated, checked_annotations, read_coco
 from dataset.base import Epoch, Loader, seeded, shard
 from dataset.folder import MEAN, STD, why
 from dataset.tree import EXTENSIONS
-from inputs import UserError, checked, open_regular, unknown
+from inputs import UserError, checked, open_regular
 
-NAMES = ("coco", "shapes")
 SPLITS = ("train2017", "val2017")
 AHEAD = 2  # batches that threads decode in advance
 NUM_SHAPES = 60  # images of the data set `shapes`, for training and again for validation
@@ -271,7 +270,7 @@ def create_detection_data(
     """Return the training and validation batches of a data set with boxes.
 
     Args:
-        name: one of NAMES: "coco" for files in COCO's layout, "shapes" for synthetic images.
+        name: one of dataset.DETECTION: "coco" for files in COCO's layout, "shapes" for synthetic images.
         batch_size: images per batch, over all processes that share it, in training and validation.
         seed: seed of the order and the flips of the training images.
         iterations: number of steps in the run.
@@ -340,8 +339,7 @@ def _split(name: str, number: int, data_dir: str | None) -> tuple[AnnotatedImage
     Raises:
         UserError: an unknown name, a missing folder, missing or wrong files, or validation images without boxes.
     """
-    if name not in NAMES:
-        raise unknown("data set", name, NAMES)
+    check_dataset(name, for_detectors=True)
     if name == "coco" and not data_dir:
         raise UserError(f"--data_dir is missing; {EXPECTED}")
     images, categories = read_coco(*_places(data_dir)[number]) if name == "coco" else _shapes(number)

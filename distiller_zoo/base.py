@@ -105,6 +105,20 @@ class Growing(Distiller):
         self.warmup.fill_(warmed_up(epoch, self.warmup_epochs))
 
 
+def check_terms(terms: object, source: str) -> None:
+    """Raise UserError unless `source`, a distiller's method, returned scalar losses by name, at least one."""
+    if not isinstance(terms, dict):
+        found = f"no dict but {type(terms).__name__}"
+    elif not terms:
+        found = "an empty dict"
+    elif wrong := [key for key, term in terms.items() if not isinstance(term, Tensor) or term.dim()]:
+        term = terms[wrong[0]]
+        found = f"{wrong[0]} as {f'a tensor {list(term.shape)}' if isinstance(term, Tensor) else type(term).__name__}"
+    else:
+        return
+    raise UserError(f"{source} returned {found}: return a dict of scalar tensors, like {{'mine': loss}}")
+
+
 def networks_of(pair: tuple[str, str], options: dict[str, Any]) -> list[Model]:
     """Return teacher and student by name, without weights, so that a pair can be refused before any long work.
 

@@ -111,7 +111,10 @@ class SDD(Growing):
         sdd_scales: Annotated[
             str,
             Option(
-                "the grids of regions (default: 1,2 if teacher and student are of one kind)", choices=SCALES, later=True
+                "the grids of regions, 1,2 or 1,2,4 (default: 1,2 if teacher and student are of one kind)",
+                choices=SCALES,
+                shown="N,N",
+                later=True,
             ),
         ] = SCALES[0],
         sdd_alpha: Annotated[float, Option.of_weight("weight of the target class's part in dkd")] = 1.0,

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torchvision.ops import box_convert
 
-from inputs import UserError
+from inputs import UserError, this_python
 
 KEYS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")  # in the order of the library's numbers
 
@@ -17,7 +17,7 @@ def check_installed() -> None:
     if importlib.util.find_spec("faster_coco_eval") is None:
         raise UserError(
             "detectors are evaluated by the package faster-coco-eval: install it with"
-            " `pip install -r requirements-detection.txt`"
+            f" `{this_python()} -m pip install -r requirements-detection.txt`"
         )
 
 

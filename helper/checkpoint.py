@@ -15,7 +15,7 @@ from torch import Tensor
 
 from helper.files import write_atomically
 from helper.structure import Checked, Misfit, check_numbers, check_stored, fitted, type_name
-from inputs import UserError, open_regular, printable
+from inputs import UserError, open_regular, printable, this_python
 from models import Model, create_model, imagenet_dict, networks
 from models.outside import is_outside
 from models.projected import has_projector, is_projected
@@ -177,7 +177,7 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         import safetensors.torch
     except ImportError as error:
-        raise UserError(f"{path} needs the package safetensors: pip install safetensors") from error
+        raise UserError(f"{path} needs the package safetensors: {this_python()} -m pip install safetensors") from error
     with _opened(path) as file:
         content = file.read()
     try:

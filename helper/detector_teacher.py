@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from helper import distributed
 from helper.checkpoint import file_hash
-from helper.teacher import fetched, find_weights
+from helper.teacher import UNNAMED, fetched, find_weights
 from inputs import UserError
 from models.detection import Detector, create_detector
 from models.detector_files import fetch_coco_weights, load_detector
@@ -35,7 +35,7 @@ def find_teacher(options: DetectorOptions) -> FoundDetector:
     file = distributed.on_rank0(lambda: find_weights(path) if path.exists() or not options.dry_run else None)
     if file is None:
         print("torchvision's weights are downloaded" if options.path_t == "torchvision" else f"{path} is missing")
-        return FoundDetector(path, options.model_t or "unknown", None, None)
+        return FoundDetector(path, options.model_t or UNNAMED, None, None)
     settings = {"min_sizes": options.min_sizes, "max_size": options.max_size, "test_size": options.test_size}
     model = read_detector(file, options.model_t, options.pickle_sha256, **settings)
     return FoundDetector(file, model.name, distributed.on_rank0(lambda: file_hash(file)), model)

@@ -10,6 +10,7 @@ import torch
 
 from dataset.base import Batch, Dataset
 from distiller_zoo import TwoStage
+from distiller_zoo.base import check_terms
 from helper.logger import EpochTable
 from helper.loops import Teacher
 from helper.metrics import Metrics
@@ -72,6 +73,7 @@ class FirstTask(Task):
                 student = self.student(batch.images, is_feat=True, also=self.distiller.first_also)
         student, teacher, target, _ = whole_batch(student, teacher, batch)
         losses = self.distiller.first_loss(student if self.distiller.trains_student else None, teacher)
+        check_terms(losses, f"{type(self.distiller).__name__}.first_loss")
         return StepOutput(torch.stack([*losses.values()]).sum(), losses, None, target, None)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dataset.base import Batch
 from distiller_zoo import Distiller, at_least_float32, kd_loss, warmed_up
+from distiller_zoo.base import check_terms
 from helper import distributed
 from helper.device import autocast
 from models import Model, Output
@@ -261,6 +262,7 @@ class Distillation(Task):
             loss = loss + self.warmup * self.fixed_alpha * losses["kd_fixed"]
         if self.beta:
             terms = self.distiller(student, teacher, target, tau, index)
+            check_terms(terms, f"{type(self.distiller).__name__}.forward")
             for name, term in terms.items():
                 losses[name] = term
                 loss = loss + self.beta * term

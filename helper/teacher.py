@@ -18,7 +18,7 @@ from helper import checkpoint, distributed
 from helper.device import place
 from helper.errors import InUse
 from helper.files import PATIENCE, TRIES, is_locked, reason
-from inputs import UserError
+from inputs import UserError, this_python
 from models import Model
 from models.download import fetch_hub
 from models.outside import file_name, is_outside, pretrained_weights
@@ -34,6 +34,7 @@ SHARED_OPTIONS = (  # passed from a student's run to the training of its teacher
 
 SAVED = Path("save/models")  # folder of the teachers' folders
 ANOTHER = "give another --path-t"
+UNNAMED = "unknown"  # name of a missing teacher in a dry run, if nothing tells which network it is
 Train = Callable[[TeacherOptions], list[Path]]  # train_teacher.train
 
 
@@ -80,8 +81,10 @@ def find_teacher(options: StudentOptions, train: Train | None = None) -> FoundTe
         folder = path.parent if path.suffix in (".pth", ".safetensors") else path
         name = name or checkpoint.model_of_folder(folder)
         if options.dry_run:
-            print(f"the teacher {path} is missing")
-            return FoundTeacher(path, name or "unknown", None, {})
+            lacks, would = ("not finished", "finished") if _is_unfinished(folder) else ("missing", "trained")
+            first = f" and would be {would} first" if options.train_teacher and name else ""
+            print(f"the teacher {path} is {lacks}{first}")
+            return FoundTeacher(path, name or UNNAMED, None, {})
         file = _newest(_train_missing(path, folder, name, options, train), ANOTHER)
     return _read(file, options.model_t, options.dataset)
 
@@ -198,7 +201,10 @@ def find_weights(path: Path) -> Path:
     if file := newest_weights(path):
         return file
     if path.is_dir():
-        raise UserError(f"{path} holds no weights of a finished run: finish it, or give a file, such as its *_best.pth")
+        raise UserError(
+            f"{path} holds no weights of a finished run: finish it, or give the folder of one run or a file, such as a"
+            " run's *_best.pth"
+        )
     raise UserError(f"there is no file or folder {path}: give another")
 
 
@@ -213,10 +219,9 @@ def newest_weights(path: Path, advice: str = "give another path") -> Path | None
     try:
         if not stat.S_ISDIR(path.stat().st_mode):
             return path
-        last = min(path.glob("*_last.pth"), default=None)
-        if (path / "config.json").exists() and last is None:
+        if _is_unfinished(path):
             return None
-        return max(path.glob("ckpt_epoch_*.pth"), key=_epoch, default=last)
+        return max(path.glob("ckpt_epoch_*.pth"), key=_epoch, default=min(path.glob("*_last.pth"), default=None))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:  # a path that is too long, holds a NUL, or leads through a closed folder
@@ -226,6 +231,10 @@ def newest_weights(path: Path, advice: str = "give another path") -> Path | None
 _newest = distributed.by_rank0(newest_weights)
 
 
+def _is_unfinished(folder: Path) -> bool:
+    return (folder / "config.json").exists() and not any(folder.glob("*_last.pth"))
+
+
 def _epoch(path: Path) -> int:
     number = path.stem.removeprefix("ckpt_epoch_")
     return int(number) if number.isdecimal() else 0
@@ -233,13 +242,16 @@ def _epoch(path: Path) -> int:
 
 def _train_missing(path: Path, folder: Path, name: str | None, options: StudentOptions, train: Train | None) -> Path:
     """Train or resume a teacher in its folder, for the epochs in its file's name, or else as many as the student."""
-    recipe = f"python train_teacher.py --model {name or 'NAME'} --dataset {options.dataset} --run_dir {folder}"
+    if distributed.on_rank0(lambda: _is_unfinished(folder)) and not (options.train_teacher and name):
+        raise UserError(
+            f"the teacher in {folder} is not finished: repeat the command that began it, or wait if it is running"
+            + (", or add --train_teacher to this command" if name else "")
+        )
+    recipe = f"{this_python()} train_teacher.py --model {name or 'NAME'} --dataset {options.dataset} --run_dir {folder}"
     if name is None:
         raise UserError(f"there is no teacher {path}: give another --path-t, or train one with `{recipe}`")
     if not options.train_teacher:
-        raise UserError(
-            f"there is no finished teacher {path}: train it with `{recipe}`, or add --train_teacher to this command"
-        )
+        raise UserError(f"there is no teacher {path}: train it with `{recipe}`, or add --train_teacher to this command")
     resolve_pair(options, name)  # report errors before hours of training, not after
     argv = ["--model", name, "--run_dir", str(folder), "--epochs", str(_epoch(path) or options.epochs)]
     argv += [f"--{key}" for key in ("deterministic", "plain", "sync_bn") if getattr(options, key)]

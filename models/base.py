@@ -12,6 +12,19 @@ from torch import Tensor, nn
 from inputs import UserError, printable
 
 
+def gives_no_more(network: str, also: Collection[str]) -> UserError:
+    """Return the error for a network that cannot give parts of an Output: names as in `also` of `Model.forward`."""
+    names = {
+        "preact": "maps before the ReLU",
+        "class_maps": "class maps",
+        "last_map": "map that its last layer averages",
+    }
+    return UserError(
+        f"the network {network} gives no {' and no '.join(names[name] for name in sorted(also))}, which this distiller"
+        " needs: define its `trace`, or choose another network or distiller"
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class Output:
     """A network's output for a batch. It unpacks like RepDistiller's pair: `features, logits = output`."""
@@ -56,23 +69,12 @@ class Model(nn.Module):
         Raises:
             UserError: the network defines only `extract`.
         """
-        raise self._gives_no_more(["preact"] if preact is not None else ["last_map"])
+        raise gives_no_more(type(self).__name__, ["preact"] if preact is not None else ["last_map"])
 
     @classmethod
     def defines_trace(cls) -> bool:
         """Return whether the network defines `trace`, and no more derived class overrides only `extract`."""
         return "trace" in next(vars(each) for each in cls.__mro__ if vars(each).keys() & {"extract", "trace"})
-
-    def _gives_no_more(self, also: Collection[str]) -> UserError:
-        names = {
-            "preact": "maps before the ReLU",
-            "class_maps": "class maps",
-            "last_map": "map that its last layer averages",
-        }
-        return UserError(
-            f"the network {type(self).__name__} gives no {' and no '.join(names[name] for name in sorted(also))}, which"
-            " this distiller needs: define its `trace`, or choose another network or distiller"
-        )
 
     def norms_before_relu(self) -> list[tuple[Tensor, Tensor]]:
         """Return weight and bias [C] of each batch norm in `bn_before_relu`."""
@@ -104,7 +106,7 @@ class Model(nn.Module):
             logits = self.head(features[-1])
             return Output(features, logits) if is_feat else logits
         if not self.defines_trace():
-            raise self._gives_no_more(also)
+            raise gives_no_more(type(self).__name__, also)
         preact: list[Tensor] | None = [] if "preact" in also else None
         features, last = self.trace(x, preact)
         class_maps = last_map = None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.export import Dim
 
-from inputs import UserError
+from inputs import UserError, this_python
 from models.base import Model
 
 SUFFIXES = {"onnx": ".onnx", "torch.export": ".pt2", "torchscript": ".pt"}  # of the files, by format
@@ -20,7 +20,7 @@ def check_packages(form: str) -> None:
     """Raise UserError if a format needs packages that are not installed."""
     if form == "onnx" and (missing := [name for name in ONNX if importlib.util.find_spec(name) is None]):
         raise UserError(
-            f"--export onnx needs {' and '.join(missing)}: python -m pip install -r requirements-export.txt"
+            f"--export onnx needs {' and '.join(missing)}: {this_python()} -m pip install -r requirements-export.txt"
         )
 
 

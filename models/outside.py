@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inputs import UserError
+from inputs import UserError, this_python
 from models.base import Model
 
 PREFIXES = ("timm:", "hf:")
@@ -126,7 +126,8 @@ def _library(library: str, name: str) -> ModuleType:
         return import_module(library)
     except ImportError as error:
         raise UserError(
-            f"{name} needs the package {library}: install it with `pip install -r requirements-networks.txt`"
+            f"{name} needs the package {library}: install it with"
+            f" `{this_python()} -m pip install -r requirements-networks.txt`"
         ) from error
 
 

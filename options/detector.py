@@ -4,15 +4,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from dataset import BatchSize, KeepEmpty, NumWorkers
+from dataset import DETECTION, BatchSize, KeepEmpty, NumWorkers
 from distiller_zoo.detection import detector_distillers
 from inputs import Option
 from models.detector_names import DETECTORS
 from options.flags import (
+    DecayRate,
     DeviceOptions,
+    Momentum,
     ProcessOptions,
     RunOptions,
     TemperatureOptions,
+    WeightDecay,
     make_parser,
     name_of,
     neutral,
@@ -23,7 +26,6 @@ from options.parser import Parser
 from temperature import temperature_dict
 from temperature.base import KdT
 
-DATASETS = ("coco", "shapes")
 NORMS = ("frozen", "trained")
 MOST = 10**9  # iterations
 BATCH = 8  # the batch size that the learning rates below assume
@@ -75,7 +77,7 @@ def by_dataset(help: str, *bounds: float, **more: Any) -> Option:
 class DetectionData:
     """data"""
 
-    dataset: Annotated[str, Option("coco: its folder; shapes: made anew, for tests", choices=DATASETS)] = "coco"
+    dataset: Annotated[str, Option("coco: its folder; shapes: made anew, for tests", choices=DETECTION)] = "coco"
     data_dir: Annotated[
         str | None, neutral("COCO's folder, with annotations/ (default: the variable COCO_DIR)", shown="DIR")
     ] = None
@@ -106,12 +108,12 @@ class DetectionOptimization:
         by_dataset("steps at which the learning rate drops (default: 120000,160000)", 0, MOST, shown="N,N",
                    normal=whole_numbers),
     ]  # fmt: skip
-    lr_decay_rate: Annotated[float, Option("factor of the learning rate at each drop", 1e-9, 1.0)] = 0.1
+    lr_decay_rate: DecayRate = 0.1
     warmup_iters: Annotated[
         int, by_dataset("steps over which the learning rate rises from a thousandth (default: 1000)", 0, MOST)
     ]
-    momentum: Annotated[float, Option("of SGD", 1e-6, 0.9999, or_zero=True)] = 0.9
-    weight_decay: Annotated[float, Option("of SGD, for all trained parameters", 1e-9, 10.0, or_zero=True)] = 1e-4
+    momentum: Momentum = 0.9
+    weight_decay: WeightDecay = 1e-4
     clip_grad: Annotated[
         float, Option("clip the gradient to this norm; 0: never, as in detectron2 and mdistiller", 1e-6, 1e9,
                       or_zero=True)

@@ -93,6 +93,9 @@ class DataOptions:
     ] = False
 
 
+DecayRate = Annotated[float, Option("factor of the learning rate at each drop", 1e-9, 1.0)]
+Momentum = Annotated[float, Option("of SGD", 1e-6, 0.9999, or_zero=True)]
+WeightDecay = Annotated[float, Option("of SGD, for all trained parameters", 1e-9, 10.0, or_zero=True)]
 LEARNING_RATE_HELP = f"as published, {', '.join(LEARNING_RATES)} always get 0.01 (default: {LEARNING_RATE})"
 
 
@@ -115,9 +118,9 @@ class OptimizationOptions:
             normal=whole_numbers,
         ),
     ]
-    lr_decay_rate: Annotated[float, Option("factor of the learning rate at each drop", 1e-9, 1.0)] = 0.1
-    momentum: Annotated[float, Option("of SGD", 1e-6, 0.9999, or_zero=True)] = 0.9
-    weight_decay: Annotated[float, Option("of SGD, for all trained parameters", 1e-9, 10.0, or_zero=True)] = 5e-4
+    lr_decay_rate: DecayRate = 0.1
+    momentum: Momentum = 0.9
+    weight_decay: WeightDecay = 5e-4
     init_weights: Annotated[
         str | None,
         neutral("start the trained network from the weights in this file; runs from other weights are other runs",
@@ -419,12 +422,13 @@ def _add(group: Any, name: str, declared: Declared) -> None:
         return
     given = None if option.later or option.in_proportion else default
     names = f"one of: {', '.join(option.known())}" if option.known else ""
+    choices = f"{{{','.join(option.choices)}}}" if option.choices else None
     scaled = f" (default: {default} of 240, in proportion to --epochs)" * option.in_proportion
     group.add_argument(
         *flags,
         type=kind if kind in (int, float) else None,
         default=given,
-        metavar=f"{{{','.join(option.choices)}}}" if option.choices else option.shown or None,
+        metavar=option.shown or choices,
         help=option.help + names + scaled,
     )
 

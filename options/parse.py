@@ -17,7 +17,8 @@ import torch
 from dataset import FILES, check_dataset, default_image_size
 from distiller_zoo import distiller_dict, dkd
 from inputs import Declared, UserError, in_proportion, unknown
-from models import networks
+from models import create_model, networks
+from models.base import gives_no_more
 from models.outside import create_outside, is_outside
 from options.flags import (
     LEARNING_RATE,
@@ -35,7 +36,7 @@ from options.flags import (
 )
 from options.identity import foreign_options
 from options.parser import Parser
-from options.plugins import load_plugins
+from options.plugins import PREFIX, load_plugins
 from options.sizes import check_sizes
 from temperature import dtkd, temperature_dict
 from temperature.ctkd import curriculum_lambda
@@ -54,7 +55,7 @@ DECIDE_DEFAULTS = {"dataset", "model", "model_s", "distill", "temperature", "epo
 def given(parser: Parser, argv: list[str]) -> set[str]:
     """Return the names of the options that a command line sets. Raises UserError for an unknown flag."""
     unset, names = object(), vars(parser.parse_args([]))
-    told = parser.parse_args([underscored(word) for word in argv], argparse.Namespace(**dict.fromkeys(names, unset)))
+    told = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(names, unset)))
     return {name for name, value in vars(told).items() if value is not unset}
 
 
@@ -95,14 +96,14 @@ def parse_student(argv: list[str] | None = None) -> StudentOptions:
     return _parse(student_parser, StudentOptions, argv)
 
 
-PARSERS = {"train_student.py": parse_student, "train_teacher.py": parse_teacher}  # of each training script
+SCRIPTS = {"train_student.py": parse_student, "train_teacher.py": parse_teacher}  # and what parses its flags
 
 
 def _parse(make_parser: Callable[[], Parser], kind: type, argv: list[str] | None) -> Any:
     argv = sys.argv[1:] if argv is None else argv
     load_plugins(argv)
     parser = make_parser()
-    options = vars(parser.parse_args([underscored(word) for word in argv]))
+    options = vars(parser.parse_args(argv))
     check_dataset(options["dataset"])
     options["data_dir"] = data_dir_of(options["dataset"], options["data_dir"])
     if options["image_size"] is None:
@@ -181,14 +182,6 @@ def _resolve_table(options: dict[str, Any]) -> None:
     options["teacher_precision"] = in_table if options["teacher_table"] else options["precision"]
 
 
-def underscored(word: str) -> str:
-    """Return `--path-t` as `--path_t`; values keep their hyphens. Raises UserError for a flag with the value `--`."""
-    flag, equals, value = word.partition("=")
-    if flag.startswith("--") and value == "--":  # argparse would drop it
-        raise UserError(f"{flag} needs a value, and {value} is not one")
-    return flag[:2] + flag[2:].replace("-", "_") + equals + value if flag.startswith("--") else word
-
-
 def _network(key: str, name: str, known: Iterable[str]) -> str:
     """Return the canonical name of a network of the zoo or of another library. Raises UserError if it is unknown."""
     if not is_outside(name):
@@ -256,9 +249,11 @@ def _resolve_student(options: dict[str, Any]) -> None:
         )
     if options["alpha"] == 0 and has_policy and not distiller.uses_tau:
         policy = "--logit_stand" if options["temperature"] == "fixed" else f"--temperature {options['temperature']}"
+        is_own = distiller.__module__.startswith(PREFIX)
+        declares = " (a plug-in whose loss uses tau declares uses_tau = True)" if is_own else ""
         raise UserError(
-            f"--alpha 0 leaves {policy} nothing to act on, since --distill"
-            f" {options['distill']} has no temperature of its own: give --alpha 0.9, or --temperature fixed"
+            f"--alpha 0 leaves {policy} nothing to act on, since --distill {options['distill']} does not use"
+            f" tau{declares}: give --alpha 0.9, or --temperature fixed"
         )
 
 
@@ -266,11 +261,12 @@ def resolve_pair(given: StudentOptions, teacher: str) -> StudentOptions:
     """Return the options with those that depend on the teacher filled in, such as loss weights and warm-ups.
 
     Raises:
-        UserError: the distiller does not support the pair, --dkd_weights mdistiller for a pair without published
-            weights, or a KD warm-up without a KD term.
+        UserError: the distiller does not support the pair or a network of another library, --dkd_weights mdistiller for
+            a pair without published weights, or a KD warm-up without a KD term.
     """
     pair, options = (teacher, given.model_s), as_dict(given)
     distiller, temperature = distiller_dict[given.distill], temperature_dict[given.temperature]
+    _check_parts(given.distill, pair, given.dataset)
     common = {"beta": distiller.pair_beta.get(pair, distiller.weights[2]), "fixed_alpha": 0.0, "kd_warmup": 0}
     for defaults in (distiller.complete(options, pair), temperature.complete(options, pair), common):
         options |= {key: value for key, value in defaults.items() if options[key] is None}
@@ -280,6 +276,20 @@ def resolve_pair(given: StudentOptions, teacher: str) -> StudentOptions:
             + (", --dkd_warmup is DKD's" if options["distill"] == "dkd" else "")
         )
     return as_options(StudentOptions, options)
+
+
+def _check_parts(distill: str, pair: tuple[str, str], dataset: str) -> None:
+    """Raise UserError if a distiller needs parts of the networks' outputs that one of them cannot give."""
+    distiller = distiller_dict[distill]
+    of_both = {*distiller.also, *distiller.first_also}
+    for name, parts in zip(pair, (of_both | {*distiller.teacher_also}, of_both), strict=True):
+        if parts and (is_outside(name) or name in networks(dataset) and not _defines_trace(name, dataset)):
+            raise gives_no_more(name, parts)
+
+
+def _defines_trace(name: str, dataset: str) -> bool:
+    with torch.device("meta"):
+        return create_model(name, 1, dataset).defines_trace()
 
 
 def check_declared(options: dict[str, Any], known: dict[str, Declared]) -> None:

@@ -5,12 +5,12 @@ import sys
 from dataclasses import replace
 from typing import Any
 
+from dataset import check_dataset
 from distiller_zoo.detection import detector_distillers
 from inputs import UserError, options_of, unknown
 from models.detector_names import DETECTORS
 from options.detector import (
     BATCH,
-    DATASETS,
     ELSEWHERE,
     IN_PROPORTION,
     PAIR_BETA,
@@ -29,8 +29,8 @@ from options.parse import (
     resolve_processes,
     resolve_speed,
     scaled_epochs,
-    underscored,
 )
+from options.parser import underscored
 from options.plugins import load_plugins
 from temperature import temperature_dict
 
@@ -48,14 +48,12 @@ def parse_detector(argv: list[str] | None = None) -> DetectorOptions:
     """
     argv = sys.argv[1:] if argv is None else argv
     load_plugins(argv)
-    words = [underscored(word) for word in argv]
-    for name in (word.partition("=")[0].removeprefix("--") for word in words if word.startswith("--")):
+    for name in (word.partition("=")[0].removeprefix("--") for word in underscored(argv) if word.startswith("--")):
         if name in ELSEWHERE:
             raise UserError(f"--{name} is not supported for detectors ({ELSEWHERE[name]}): leave it out")
     parser = detector_parser()
-    options, names = vars(parser.parse_args(words)), given(parser, argv)
-    if options["dataset"] not in DATASETS:
-        raise unknown("data set", options["dataset"], DATASETS)
+    options, names = vars(parser.parse_args(argv)), given(parser, argv)
+    check_dataset(options["dataset"], for_detectors=True)
     options["data_dir"] = data_dir_of(options["dataset"], options["data_dir"])
     _resolve_networks(options)
     _resolve_schedule(options)

@@ -1,13 +1,39 @@
 """The argument parser of all scripts."""
 
 import argparse
-from typing import NoReturn
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NoReturn
 
-from inputs import UserError
+from inputs import UserError, this_python
+
+
+def underscored(words: Iterable[str]) -> list[str]:
+    """Return the words of a command line with `--path-t` as `--path_t`; values keep their hyphens.
+
+    Raises:
+        UserError: a flag has the value `--`, which argparse would drop.
+    """
+    changed = []
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if flag.startswith("--") and value == "--":
+            raise UserError(f"{flag} needs a value, and {value} is not one")
+        changed.append("--" + flag[2:].replace("-", "_") + equals + value if flag.startswith("--") else word)
+    return changed
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that raises UserError, with a message of one sentence, instead of exiting."""
+    """An argument parser that accepts hyphens for the underscores of flags.
+
+    Its errors are UserErrors with a message of one sentence.
+    """
+
+    def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Parse a command line; see argparse."""
+        return super().parse_known_args(underscored(sys.argv[1:] if args is None else args), namespace)
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (python {self.prog} --help lists the flags)")
+        script = sys.argv[0] if Path(sys.argv[0]).name == self.prog else self.prog  # with its folder
+        raise UserError(f"{message} ({this_python()} {script} --help lists the flags)")

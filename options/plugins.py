@@ -21,6 +21,7 @@ REGISTRIES = {
     "temperature": temperature_dict,
     "distiller": distiller_dict,
 }
+PREFIX = "plugin_"  # of the modules' names
 
 
 def load_plugins(argv: Iterable[str]) -> None:
@@ -36,14 +37,14 @@ def load_plugins(argv: Iterable[str]) -> None:
         flag, _, value = word.partition("=")
         if flag == "--plugins":
             for file in (value or "".join(words[i + 1 : i + 2])).split(","):
-                _load(file)
+                _load(file.strip())
 
 
 def _load(file: str) -> None:
     if not (os.path.isfile(file) and file.endswith(".py")):
         raise UserError(f"--plugins {file!r} is no Python file: give the path of a .py file")
     path = Path(file).resolve()
-    name = f"plugin_{hashlib.sha256(os.fsencode(path)).hexdigest()[:12]}"
+    name = f"{PREFIX}{hashlib.sha256(os.fsencode(path)).hexdigest()[:12]}"
     if name in sys.modules:
         return
     before = {kind: dict(registry) for kind, registry in REGISTRIES.items()}

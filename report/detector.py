@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.functional import resize, to_pil_image
 
-from dataset import shapes
-from dataset.coco import NAMES, create_validation_data
+from dataset import DETECTION, shapes
+from dataset.coco import create_validation_data
 from dataset.folder import read_pixels
 from helper.checkpoint import Info, file_hash
 from helper.detection import evaluate_detector
@@ -81,7 +81,7 @@ def test(
     if dataset is None:
         raise UserError(
             f"neither {file} nor a config.json beside it says which data set the weights belong to: add --dataset, one"
-            f" of {', '.join(NAMES)}"
+            f" of {', '.join(DETECTION)}"
         )
     data = create_validation_data(
         dataset, batch_size=batch_size, device=device, data_dir=data_dir, num_workers=num_workers

@@ -52,10 +52,13 @@ POLICIES = {  # name in the tables: --temperature
 }
 UNKNOWN = "protocol unknown"
 ITS_WEIGHT = "how the weight in the logs' names acts is unknown"
+ITS_WEIGHTS = "the source does not state its loss weights"
 OTHER_NKD = "its NKD, which keeps the target among the other classes, is another loss"
 WHY_NOT = {  # (source or data set, its name of a method or temperature): why no run here reproduces it
     ("S06", "CTKD global"): UNKNOWN,
     ("E01", "KD"): UNKNOWN,
+    ("E02", "ITRD"): ITS_WEIGHTS,
+    ("E02", "ITRD+WTTM"): ITS_WEIGHTS,
     ("E04", "NKD"): OTHER_NKD,
     ("E04", "SDD-NKD"): OTHER_NKD,
     ("E08", "DKD+LSKD"): ITS_WEIGHT,

@@ -12,6 +12,6 @@ for temperature in fixed ctkd-global; do
     "$python" train_student.py --dataset digits --path-t $teacher --model_s resnet8 --epochs $epochs \
         --distill kd --temperature $temperature --run_dir save/quickstart/resnet8_kd_$temperature "$@"
 done
-case " $* " in *" --dry_run "*) exit 0 ;; esac
+case " $* " in *" --dry_run "* | *" --dry-run "*) exit 0 ;; esac
 "$python" compare.py save/quickstart --plot save/quickstart/compare.png
 echo "accuracy, tau and lambda of the CTKD run over the epochs: save/quickstart/resnet8_kd_ctkd-global/curve.png"

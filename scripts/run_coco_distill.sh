@@ -14,14 +14,29 @@
 . "$(dirname "$0")/env.sh"
 
 case " $* " in *" --dry_run "* | *" --dry-run "*) all="R101-R18 R101-R50 R50-MV2" ;; *) all=R101-R18 ;; esac
-backbone=${BACKBONE-torchvision}
-for pair in ${PAIRS:-$all}; do
-    case $pair in
-    R101-R18) teacher=ResNet101 file=${R101:-save/detectron2/model_final_f6e8b1.pkl} student=ResNet18 ;;
-    R101-R50) teacher=ResNet101 file=${R101:-save/detectron2/model_final_f6e8b1.pkl} student=ResNet50 ;;
-    R50-MV2) teacher=ResNet50 file=${R50:-save/detectron2/model_final_280758.pkl} student=MobileNetV2 ;;
-    *) echo "error: PAIRS has $pair; it may have R101-R18, R101-R50 and R50-MV2" >&2; exit 2 ;;
+pairs=${PAIRS:-$all} backbone=${BACKBONE-torchvision}
+r101=save/detectron2/model_final_f6e8b1.pkl r50=save/detectron2/model_final_280758.pkl # unless R101 and R50 are given
+
+choose() { # sets teacher, file and student of a pair
+    case $1 in
+    R101-R18) teacher=ResNet101 file=${R101:-$r101} student=ResNet18 ;;
+    R101-R50) teacher=ResNet101 file=${R101:-$r101} student=ResNet50 ;;
+    R50-MV2) teacher=ResNet50 file=${R50:-$r50} student=MobileNetV2 ;;
+    *) echo "error: PAIRS has $1; it may have R101-R18, R101-R50 and R50-MV2" >&2; exit 2 ;;
     esac
+}
+
+for pair in $pairs; do # reports errors before any training
+    choose "$pair"
+    case " $* " in *" -h "* | *" --help "* | *" --dry"* | *" --path_t"* | *" --path-t"*) continue ;; esac
+    if [ ! -e "$file" ] && { [ "$file" = "$r101" ] || [ "$file" = "$r50" ]; }; then
+        echo "error: there is no teacher $file: get it from detectron2's model zoo and add --pickle_sha256 HASH, or give" \
+            "${pair%-*}=FILE, such as the folder of a detector that scripts/run_coco_vanilla.sh has trained" >&2
+        exit 2
+    fi
+done
+for pair in $pairs; do
+    choose "$pair"
     "$python" train_detector.py --dataset coco --path-t "$file" --model_t "faster_rcnn_$teacher" \
         --model_s "faster_rcnn_$student" --multiprocessing-distributed --num_workers 4 \
         ${backbone:+--backbone "$backbone"} --distill dkd --kd_T 1 --dkd_alpha 1 --dkd_beta 0.25 --clip_grad 0 "$@"

@@ -14,7 +14,7 @@ case " $* " in *" --dry_run "* | *" --dry-run "*) seeds=1 temperatures=ctkd-glob
 for seed in $seeds; do
     "$python" train_detector.py --dataset shapes --model_s faster_rcnn_tiny --seed $seed --run_dir "$out/alone_seed-$seed" "$@"
     for temperature in $temperatures; do
-        "$python" train_detector.py --dataset shapes --path-t "$out/teacher" --model_s faster_rcnn_tiny --seed $seed \
-            --skip_validation --temperature $temperature --run_dir "$out/kd_${temperature}_seed-$seed" "$@"
+        "$python" train_detector.py --dataset shapes --path-t "$out/teacher" --model_t faster_rcnn_tiny_wide \
+            --model_s faster_rcnn_tiny --seed $seed --skip_validation --temperature $temperature --run_dir "$out/kd_${temperature}_seed-$seed" "$@"
     done
 done

@@ -271,6 +271,7 @@ def test_what_cannot_be_evaluated_is_said_in_one_sentence(alone, tmp_path, teach
     assert "there is no file or folder" in fails(tmp_path / "none")
     (tmp_path / "empty").mkdir()
     assert "holds no weights of a finished run" in fails(tmp_path / "empty")
+    assert "give the folder of one run or a file" in fails(tmp_path)
     assert "cannot be read" in fails("a\0b")
     (tmp_path / "odd.pth").write_text("text")
     assert "is damaged" in fails(tmp_path / "odd.pth")

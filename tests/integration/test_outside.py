@@ -5,14 +5,14 @@ import hashlib
 
 import pytest
 import torch
-from common import DATA, distil, read_log, train
+from common import distil, read_log, train
 
 from helper import checkpoint
 from helper.run_files import read_config
 from inputs import UserError
 from models import create_model, download, feature_widths, outside
 from models.projected import Projected
-from options.parse import parse_student, parse_teacher
+from options.parse import parse_teacher
 
 timm = pytest.importorskip("timm", reason="timm is not installed (requirements-networks.txt)")
 NETWORKS = [
@@ -102,6 +102,14 @@ def test_weights_that_cannot_be_downloaded(tmp_path, monkeypatch):
         ("--model_s hf:some/net", "networks of Hugging Face can only teach, with --model_t hf:some/net"),
         ("--model_s tim:resnet18", "unknown model 'tim:resnet18'"),
         (
+            "--model_t resnet8 --model_s timm:resnet10t --distill cat_kd --dry_run",
+            "the network timm:resnet10t gives no class maps, which",
+        ),
+        (
+            "--model_t timm:resnet10t --distill reviewkd --dry_run",
+            "the network timm:resnet10t gives no maps before the ReLU",
+        ),
+        (
             "--teacher_weights hub --model_t resnet56",
             "--teacher_weights hub downloads weights of --model_t for cifar100",
         ),
@@ -109,7 +117,7 @@ def test_weights_that_cannot_be_downloaded(tmp_path, monkeypatch):
 )
 def test_names_that_cannot_be_used(line, why):
     with pytest.raises(UserError, match=why):
-        parse_student((DATA + line).split())
+        distil(line)
 
 
 def test_a_network_for_images_of_another_size(tmp_path):
@@ -122,7 +130,7 @@ def test_a_library_that_is_missing_is_named(monkeypatch):
         raise ImportError(library)
 
     monkeypatch.setattr(outside, "import_module", missing)
-    with pytest.raises(UserError, match="needs the package timm: install it with `pip install -r requirements-net"):
+    with pytest.raises(UserError, match="needs the package timm: install it with `.* pip install -r requirements-net"):
         parse_teacher(["--model", "timm:resnet10t"])
 
 

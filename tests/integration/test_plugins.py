@@ -1,15 +1,19 @@
 """--plugins: own methods, networks and data sets in files outside the project, with no other change."""
 
 import json
+import shlex
 import subprocess
 import sys
 
 import pytest
-from common import ROOT, distil, read_log, train
+from common import ROOT, distil, error_of, read_log, train
 
+import evaluate
+import train_teacher
 from helper.run_files import read_config
 from inputs import UserError
 from options.flags import all_options, student_parser
+from options.parse import parse_student, parse_teacher
 from options.plugins import REGISTRIES, load_plugins
 
 pytestmark = pytest.mark.usefixtures("registries")
@@ -118,6 +122,21 @@ def test_a_network_a_data_set_and_a_distiller_in_one_file(tmp_path):
     assert read_log(folder)[0]["loss_pooled"] > 0
 
 
+def test_evaluation_names_the_file_if_it_is_needed(tmp_path, teacher):
+    file = tmp_path / "m'ine.py"
+    file.write_text(ALL)
+    flags = ["--dataset", "stripes", "--epochs", "1", "--batch_size", "16", "--model", "small"]
+    (taught,) = train_teacher.train(parse_teacher(["--plugins", str(file), *flags, "--run_dir", str(tmp_path / "run")]))
+    for registry in REGISTRIES.values():  # as in a new process
+        for name in ("small", "pooled", "stripes"):
+            registry.pop(name, None)
+    call = evaluate.parse_args([str(taught), "--device", "cpu"])
+    told = error_of(evaluate.run, call)
+    assert told == f"the run in {taught} used --plugins {shlex.quote(str(file))}: add that"
+    wrong = evaluate.parse_args([str(teacher), "--device", "cpu", "--dataset", "x"])
+    assert "--plugins" not in error_of(evaluate.run, wrong)
+
+
 def test_a_script_takes_the_file_from_its_command_line(sharper):
     done = subprocess.run(
         [sys.executable, "train_student.py", "--plugins", str(sharper), "--help"],
@@ -174,6 +193,49 @@ temperature_dict["wrong"] = Wrong
 """)
     with pytest.raises(UserError, match=f"the temperature Wrong {why}"):
         distil(f"--plugins {file} --path-t {teacher} --temperature wrong --epochs 1 --run_dir {tmp_path / 'run'}")
+
+
+LOSS = """
+from distiller_zoo import Distiller, distiller_dict
+
+
+class Wrong(Distiller):
+    weights = (1.0, 0.0, 1.0)
+
+    def forward(self, student, teacher, target, tau, index):
+        loss = (student.features[-1] - teacher.features[-1]) ** 2
+        return {}
+
+
+distiller_dict["wrong"] = Wrong
+"""
+
+
+@pytest.mark.parametrize(
+    ("returned", "why"),
+    [
+        ("loss.mean()", "returned no dict but Tensor: return a dict of scalar tensors"),
+        ("{'mse': loss}", r"returned mse as a tensor \[32, 64\]: return a dict"),
+        ("{}", "returned an empty dict"),
+        ("{'mse': 1.0}", "returned mse as float: return a dict"),
+    ],
+)
+def test_a_loss_of_another_form_is_explained(returned, why, teacher, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(LOSS.replace("return {}", f"return {returned}"))
+    with pytest.raises(UserError, match=rf"Wrong\.forward {why}"):
+        distil(f"--plugins {file} --path-t {teacher} --distill wrong --epochs 1 --run_dir {tmp_path / 'run'}")
+
+
+def test_a_loss_without_tau_is_given_the_kd_term_under_another_temperature(tmp_path):
+    (tmp_path / "a.py").write_text(LOSS)
+    (tmp_path / "b.py").write_text(LOSS.replace('"wrong"', '"tau"').replace("weights", "uses_tau = True\n    weights"))
+    line = f"--model_t resnet8 --temperature ctkd-global --plugins={tmp_path / 'a.py'},"
+    words = [*line.split()[:-1], f"{line.split()[-1]} {tmp_path / 'b.py'}", "--distill"]
+    assert parse_student([*words, "wrong"]).alpha == 0.9
+    assert parse_student([*words, "tau"]).alpha == 0
+    with pytest.raises(UserError, match="wrong does not use tau .a plug-in whose loss uses tau declares uses_tau = Tr"):
+        parse_student([*words, "wrong", "-a", "0"])
 
 
 def test_flags_of_other_methods_are_told(teacher, tmp_path, capsys):

@@ -47,7 +47,7 @@ def test_runs_of_several_configurations_are_runs_as_if_alone(teacher, tmp_path, 
         (("train_teacher.py --run_dir a", "train_teacher.py --run_dir a --seed 2"), "two runs have the same folder"),
         (("compare.py results",), "begins with compare.py: give train_student.py or train_teacher.py"),
         (("train_teacher.py --trials 2",), "give a line for each run"),
-        (("train_teacher.py", "train_teacher.py --batch_size 32"), "differ in --batch_size"),
+        (("train_teacher.py", "train_teacher.py --batch_size 32"), "lines 1 and 3 of .* differ in --batch_size"),
         (("train_student.py --path-t a", "train_student.py --path-t b"), "differ in --path_t"),
     ],
 )

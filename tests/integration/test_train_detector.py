@@ -191,4 +191,17 @@ def test_the_runner_shows_mdistillers_protocol_for_three_pairs(capsys):
         assert f"batch norm frozen, {pair[2]} of 5 stages trained, from torchvision" in told
 
 
+def test_the_runner_says_where_a_teacher_comes_from(tmp_path):
+    command, chosen = ["sh", "scripts/run_coco_distill.sh"], {"PYTHON": "echo", "PAIRS": "R101-R18 R50-MV2"}
+    environment = os.environ | chosen | {"R101": str(tmp_path)}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 2 and not done.stdout  # nothing has been trained
+    assert "error: there is no teacher save/detectron2/model_final_280758.pkl: get it from" in done.stderr
+    assert "give R50=FILE" in done.stderr
+    for more, taken in (([], {"R50": "torchvision"}), (["--path-t", "torchvision"], {}), (["--help"], {})):
+        lines = run([*command, *more], **chosen, R101=str(tmp_path), **taken).splitlines()
+        assert f"--path-t {tmp_path} --model_t faster_rcnn_ResNet101" in lines[0]
+        assert "--help" in more or "--path-t torchvision" in lines[1]
+
+
 PAIRS = (("ResNet101", "ResNet18", 3), ("ResNet101", "ResNet50", 3), ("ResNet50", "MobileNetV2", 5))

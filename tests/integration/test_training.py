@@ -504,7 +504,7 @@ def test_weights_that_explode_in_the_last_step_are_not_saved(teacher, tmp_path):
 def test_a_missing_teacher_names_the_two_commands_that_help(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "resnet8_vanilla/ckpt_epoch_2.pth"
-    with pytest.raises(UserError, match=r"`python train_teacher.py --model resnet8 .*`, or add --train_teacher"):
+    with pytest.raises(UserError, match=r"`\S+ train_teacher.py --model resnet8 .*`, or add --train_teacher"):
         distil(f"--path-t {path} --epochs 1")
     with pytest.raises(UserError, match="give --path-t FILE, or --model_t NAME"):
         distil("--epochs 1")
@@ -563,7 +563,7 @@ def test_train_teacher_trains_the_missing_one_as_long_as_its_file_name_says(tmp_
     assert (tmp_path / "resnet14_vanilla/ckpt_epoch_1.pth").exists()
 
 
-def test_an_unfinished_teacher_is_finished_before_it_teaches(tmp_path, monkeypatch):
+def test_an_unfinished_teacher_is_finished_before_it_teaches(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "resnet8_vanilla"
     with monkeypatch.context() as patch:
 
@@ -575,8 +575,10 @@ def test_an_unfinished_teacher_is_finished_before_it_teaches(tmp_path, monkeypat
         train(f"--model resnet8 --epochs 2 --run_dir {folder}")
     assert (folder / "ckpt_epoch_2.pth").exists()
     line = f"--path-t {folder} --epochs 2 --run_dir {tmp_path / 'run'}"
-    with pytest.raises(UserError, match="there is no finished teacher"):
+    with pytest.raises(UserError, match="resnet8_vanilla is not finished: repeat .*, or add --train_teacher"):
         distil(line)
+    distil(line + " --dry_run --train_teacher")
+    assert f"{folder} is not finished and would be finished first\n" in capsys.readouterr().out
     distil(line + " --train_teacher")
     assert (folder / "resnet8_last.pth").exists()
 

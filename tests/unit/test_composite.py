@@ -199,7 +199,7 @@ def test_every_pair_of_cat_kd_is_one_of_networks_that_are_here():
         ("sdd -b 0", "--beta 0 leaves nothing of --distill sdd: leave -b out, or give --distill kd"),
         ("sdd --mixup 0.2", "--distill sdd needs one class for each image: leave --mixup out"),
         ("sdd --epochs 1 --sdd_warmup 101", "--sdd_warmup 101 is more than a hundred times --epochs 1"),
-        ("sdd --sdd_scales 1,3", "unknown --sdd_scales '1,3'; the known ones are: 1,2, 1,2,4"),
+        ("sdd --sdd_scales 1,3", "unknown --sdd_scales '1,3'; the known ones are: 1,2; 1,2,4"),
         ("simkd --teacher_table", "--distill simkd needs the teacher's maps, which no table holds"),
     ],
 )

@@ -265,6 +265,7 @@ def test_the_published_range_is_a_flag():
         ("--min_sizes 640,many", "give whole numbers separated by commas"),
         ("--max_size 100", "--max_size 100 is below the short side 800"),
         ("--iterations 0", "--iterations must be 1 or more"),
+        ("--dataset cifar100", "the data set cifar100 is for classifiers (train_teacher.py): give one of coco"),
         ("--dataset voc", "unknown data set 'voc'; the known ones are: coco, shapes"),
         ("--path-t x --kd_T 0", "--kd_T must be above 0"),
     ],

@@ -166,13 +166,21 @@ def registries():
         each.update(copy)
 
 
+def test_the_methods_that_need_one_class_for_each_image_are_named():
+    page = (ROOT / "docs/command-line.md").read_text()
+    sentence = re.search("compare with one class for each image: (.*?);", page, re.DOTALL)[1]
+    takers = {**distiller_dict, **temperature_dict}
+    assert set(re.findall("`(.+?)`", sentence)) == {name for name, taker in takers.items() if taker.uses_target}
+
+
 def test_what_one_adds_is_registered_and_works(registries):
     for block in python_blocks("docs/extending.md"):
         try:
             exec(compile(block, "extending.md", "exec"), {"__name__": "added"})
         except ModuleNotFoundError as error:  # a package that is not a requirement
             assert not (ROOT / error.name.split(".")[0]).exists() and error.name != "inputs"
-    assert issubclass(models.model_dict["MyNet"], models.Model)
+    features, logits = models.create_model("MyNet", 7)(torch.randn(2, 3, 32, 32), is_feat=True)
+    assert [each.shape[1] for each in features] == [16, 32, 64, 64] and logits.shape == (2, 7)
     images = dataset.dataset_dict["mine"]()
     assert len(images.train_images) == 100 and len(images.val_images) == 20
     logits = torch.tensor([[1.0, 5.0], [-3.0, -2.0]])

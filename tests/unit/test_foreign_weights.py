@@ -208,7 +208,7 @@ def test_damaged_missing_and_misnamed_safetensors_are_refused(weights, tmp_path)
 def test_without_the_package_one_sentence_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "safetensors.torch", None)
     (tmp_path / "x.safetensors").touch()
-    assert "pip install safetensors" in error_of(checkpoint.load_weights, tmp_path / "x.safetensors")
+    assert "-m pip install safetensors" in error_of(checkpoint.load_weights, tmp_path / "x.safetensors")
 
 
 # ---------------------------------------------------------------- what a file says about its weights

@@ -1,6 +1,7 @@
 """Command lines: the published flags and their pitfalls, our own names, and everything that is refused."""
 
 import itertools
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,9 +16,10 @@ from distiller_zoo import CRD, DKD, DPK, distiller_dict
 from distiller_zoo.crd import Contrast
 from helper.device import device_of, place
 from helper.trainer import step_lr
-from inputs import UserError, options_of
+from inputs import UserError, options_of, this_python
 from options.flags import StudentOptions, TeacherOptions, as_dict
 from options.parse import parse_student, parse_teacher, proportions_in_words, resolve_pair, run_folder
+from options.parser import Parser
 from temperature import create_temperature, temperature_dict
 from temperature.ctkd import CTKDInstance
 
@@ -38,6 +40,28 @@ def student(line):
 
 def teacher(line):
     return parse_teacher(line.split())
+
+
+def test_every_parser_takes_hyphens_for_underscores(monkeypatch):
+    parser = Parser("a.py")
+    parser.add_argument("--run_dir")
+    parser.add_argument("words", nargs="*")
+    assert vars(parser.parse_args(["--run-dir", "my-run", "a-b"])) == {"run_dir": "my-run", "words": ["a-b"]}
+    assert parser.parse_args(["--run-dir=my-run"]).run_dir == "my-run"
+    monkeypatch.setattr(sys, "argv", ["benchmarks/a.py", "--run-dir", "x"])
+    assert parser.parse_args().run_dir == "x"
+    assert error_of(parser.parse_args, ["--other"]).endswith(
+        f"({this_python()} benchmarks/a.py --help lists the flags)"
+    )
+
+
+def test_messages_name_the_python_in_use(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "my env/bin/python"))
+    assert this_python() == f"'{tmp_path}/my env/bin/python'"
+    monkeypatch.chdir(tmp_path)
+    assert this_python() == "'my env/bin/python'"
+    tmp_path.rmdir()
+    assert this_python() == f"'{tmp_path}/my env/bin/python'"
 
 
 def test_the_published_command_means_what_it_meant():
@@ -463,6 +487,7 @@ def test_an_option_is_the_same_wherever_it_is_taken():
         ("--model_t resnet21", "unknown model 'resnet21'.*resnet20"),
         ("--distill kdd", "unknown distiller 'kdd'.*kd"),
         ("--temperature warm", "unknown temperature 'warm'.*fixed, ctkd-global, ctkd-instance"),
+        ("--dataset coco", "the data set coco is for detectors .train_detector.py.: give one of cifar10,"),
         ("--dataset mnist", "unknown data set 'mnist'.*cifar100"),
         ("--dist_timeout 0", "--dist_timeout must be above 0"),
         ("--batch_size 0", "--batch_size must be 1 or more, not 0"),

@@ -208,7 +208,7 @@ def test_wrong_use(monkeypatch):
                        ("--seeds 0", "--seeds must be 1"),
                        ("--jobs 0", "--jobs must be 1"),
                        ("--trials", "--trials trains several --seeds"), ("-- --percision bf16", "percision"),
-                       ("-- --percision bf16", "python train_student.py --help"),
+                       ("-- --percision bf16", "train_student.py --help"),
                        ("-- --seed 2", "--seed is set by the tables"), ("-- -a 3", "--alpha is set by the tables"),
                        ("-- --batch-size 8", "--batch_size is set by the tables"),
                        ("-- --logit-stand", "logit_stand"),
