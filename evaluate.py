@@ -83,9 +83,10 @@ def run(args: argparse.Namespace) -> tuple[str, Any]:
 def check_plugins(file: Path, args: argparse.Namespace) -> None:
     """Raise UserError if the network or data set of the run beside a file is from a plug-in that is not loaded."""
     config = config_beside(file)
-    network, dataset = config.get("model_s") or config.get("model"), args.dataset or config.get("dataset")
+    network = args.model or config.get("model_s") or config.get("model")
     is_known = network in networks() or is_outside(network or "")
-    if config.get("plugins") and not args.plugins and not (is_known and dataset in dataset_names()):
+    has_data = args.dataset or config.get("dataset") in dataset_names()
+    if config.get("plugins") and not args.plugins and not (is_known and has_data):
         raise UserError(f"the run in {file.parent} used --plugins {shlex.quote(config['plugins'])}: add that")
 
 

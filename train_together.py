@@ -34,10 +34,11 @@ from options.parse import SCRIPTS, resolve_pair
 from options.parser import Parser
 
 # Options that runs must have in common, since they determine data, device and teacher.
-SHARED = ("dataset", "data_dir", "image_size", "train_subset", "num_workers", "batch_size", "device", "gpu_id",
-          "deterministic", "plain", "precision", "dry_run")  # fmt: skip
-SHARED_BY_STUDENTS = ("path_t", "model_t", "teacher_weights", "train_teacher", "skip_validation", "teacher_table",
-                      "fill_teacher_table", "table_dir", "table_dtype")  # fmt: skip
+SHARED = ("dataset", "data_dir", "image_size", "train_subset", "num_workers", "batch_size", "mean", "std", "exif",
+          "skip_unreadable", "mixup", "cutmix", "device", "gpu_id", "deterministic", "plain", "precision",
+          "dry_run")  # fmt: skip
+SHARED_BY_STUDENTS = ("path_t", "model_t", "teacher_weights", "teacher_mean", "teacher_std", "train_teacher",
+                      "skip_validation", "teacher_table", "fill_teacher_table", "table_dir", "table_dtype")  # fmt: skip
 
 
 def read_runs(path: Path) -> list[CommonOptions]:

@@ -106,9 +106,14 @@ class Growing(Distiller):
 
 
 def check_terms(terms: object, source: str) -> None:
-    """Raise UserError unless `source`, a distiller's method, returned scalar losses by name, at least one."""
+    """Raise UserError unless a distiller's method returned a dict of one or more scalar tensors.
+
+    Args:
+        terms: what it returned.
+        source: its name, for the message.
+    """
     if not isinstance(terms, dict):
-        found = f"no dict but {type(terms).__name__}"
+        found = f"{type(terms).__name__} instead of a dict"
     elif not terms:
         found = "an empty dict"
     elif wrong := [key for key, term in terms.items() if not isinstance(term, Tensor) or term.dim()]:

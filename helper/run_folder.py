@@ -89,7 +89,12 @@ def config_of(
         "seed": options.seed,
         "epochs": options.epochs,
         "options": own_dict(options),
-    }
+    } | ({"plugins_sha256": _plugin_hashes(options.plugins)} if options.plugins else {})
+
+
+def _plugin_hashes(files: str) -> dict[str, str]:
+    """Return the sha256 of each of the files of --plugins."""
+    return {file: checkpoint.file_hash(Path(file)) for file in map(str.strip, files.split(","))}
 
 
 class FirstStage(NamedTuple):
@@ -143,8 +148,15 @@ class RunFolder:
         self.overwrite = self.overwrite and not distributed.any_rank(distributed.restarts() > 0)
         alike = {key: self.config["options"].get(key) for key in ALIKE}
         distributed.check_same(self._decisive() | alike)
-        distributed.on_rank0(self._check)
+        distributed.on_rank0(lambda: self._tell_changed_plugins(self._check()))
         return self
+
+    def _tell_changed_plugins(self, config: dict[str, Any] | None) -> None:
+        """Print which files of --plugins have changed since the run with this `config.json` began."""
+        there = (config or {}).get("plugins_sha256")
+        for file, here in self.config.get("plugins_sha256", {}).items():
+            if isinstance(there, dict) and there.get(file, here) != here:
+                print(f"note: {file} has changed since the run in {self.folder} began: {ANEW}")
 
     @distributed.by_rank0
     def is_finished(self) -> bool:

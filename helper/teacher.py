@@ -200,11 +200,10 @@ def find_weights(path: Path) -> Path:
     """Return the file of weights at a path, which may be a run's folder. Raises UserError if there is none."""
     if file := newest_weights(path):
         return file
+    if path.is_dir() and _is_unfinished(path):
+        raise UserError(f"{path} holds a run that is not finished: finish it, or give a file, such as its *_best.pth")
     if path.is_dir():
-        raise UserError(
-            f"{path} holds no weights of a finished run: finish it, or give the folder of one run or a file, such as a"
-            " run's *_best.pth"
-        )
+        raise UserError(f"{path} holds no weights: give the folder of one run, or a file")
     raise UserError(f"there is no file or folder {path}: give another")
 
 

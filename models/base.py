@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from inputs import UserError, printable
 
 
-def gives_no_more(network: str, also: Collection[str]) -> UserError:
+def gives_no_more(network: str, also: Collection[str], advice: str = "define its `trace`, or ") -> UserError:
     """Return the error for a network that cannot give parts of an Output: names as in `also` of `Model.forward`."""
     names = {
         "preact": "maps before the ReLU",
@@ -21,7 +21,7 @@ def gives_no_more(network: str, also: Collection[str]) -> UserError:
     }
     return UserError(
         f"the network {network} gives no {' and no '.join(names[name] for name in sorted(also))}, which this distiller"
-        " needs: define its `trace`, or choose another network or distiller"
+        f" needs: {advice}choose another network or distiller"
     )
 
 

@@ -17,7 +17,7 @@ import torch
 from dataset import FILES, check_dataset, default_image_size
 from distiller_zoo import distiller_dict, dkd
 from inputs import Declared, UserError, in_proportion, unknown
-from models import create_model, networks
+from models import networks
 from models.base import gives_no_more
 from models.outside import create_outside, is_outside
 from options.flags import (
@@ -96,7 +96,7 @@ def parse_student(argv: list[str] | None = None) -> StudentOptions:
     return _parse(student_parser, StudentOptions, argv)
 
 
-SCRIPTS = {"train_student.py": parse_student, "train_teacher.py": parse_teacher}  # and what parses its flags
+SCRIPTS = {"train_student.py": parse_student, "train_teacher.py": parse_teacher}  # each with the parser of its flags
 
 
 def _parse(make_parser: Callable[[], Parser], kind: type, argv: list[str] | None) -> Any:
@@ -222,7 +222,9 @@ def _resolve_student(options: dict[str, Any]) -> None:
         raise unknown("temperature", options["temperature"], temperature_dict)
     distiller = distiller_dict[options["distill"]]
     gamma = distiller.weights[0]
-    if options["gamma"] is None and options["alpha"] == 0 and gamma and gamma < 1 and options["distill"] != "kd":
+    is_own = distiller.__module__.startswith(PREFIX)
+    is_published = options["distill"] != "kd" and not is_own
+    if options["gamma"] is None and options["alpha"] == 0 and gamma and gamma < 1 and is_published:
         print(f"note: the cross entropy's weight is {gamma:g}, as in CTKD; RepDistiller's commands leave"
               " -r out and mean -r 1")  # fmt: skip
     own = temperature_dict[options["temperature"]].weights if options["distill"] == "kd" else None
@@ -248,12 +250,14 @@ def _resolve_student(options: dict[str, Any]) -> None:
             f"--beta 0 leaves nothing of --distill {options['distill']}: leave -b out{default}, or give --distill kd"
         )
     if options["alpha"] == 0 and has_policy and not distiller.uses_tau:
-        policy = "--logit_stand" if options["temperature"] == "fixed" else f"--temperature {options['temperature']}"
-        is_own = distiller.__module__.startswith(PREFIX)
+        if options["temperature"] == "fixed":
+            policy, instead = "--logit_stand", "leave --logit_stand out"
+        else:
+            policy, instead = f"--temperature {options['temperature']}", "--temperature fixed"
         declares = " (a plug-in whose loss uses tau declares uses_tau = True)" if is_own else ""
         raise UserError(
             f"--alpha 0 leaves {policy} nothing to act on, since --distill {options['distill']} does not use"
-            f" tau{declares}: give --alpha 0.9, or --temperature fixed"
+            f" tau{declares}: give --alpha 0.9, or {instead}"
         )
 
 
@@ -283,13 +287,12 @@ def _check_parts(distill: str, pair: tuple[str, str], dataset: str) -> None:
     distiller = distiller_dict[distill]
     of_both = {*distiller.also, *distiller.first_also}
     for name, parts in zip(pair, (of_both | {*distiller.teacher_also}, of_both), strict=True):
-        if parts and (is_outside(name) or name in networks(dataset) and not _defines_trace(name, dataset)):
+        maker = networks(dataset).get(name)
+        network = getattr(maker, "func", maker)  # the class in a partial; for other functions this is found out later
+        if parts and is_outside(name):
+            raise gives_no_more(name, parts, "")
+        if parts and inspect.isclass(network) and not network.defines_trace():
             raise gives_no_more(name, parts)
-
-
-def _defines_trace(name: str, dataset: str) -> bool:
-    with torch.device("meta"):
-        return create_model(name, 1, dataset).defines_trace()
 
 
 def check_declared(options: dict[str, Any], known: dict[str, Declared]) -> None:

@@ -3,7 +3,8 @@
 # Pairs: PAIRS="R101-R18 R101-R50 R50-MV2", one after the other (default: the first; with --dry_run all three).
 # Data: --data_dir DIR or COCO_DIR=DIR, the folder that holds annotations/, train2017/ and val2017/.
 # Teachers: detectron2's model_final_f6e8b1.pkl (R101) and model_final_280758.pkl (R50) from its model zoo, given as
-# R101=FILE and R50=FILE with --pickle_sha256 HASH, their sha256 that you compared; or a folder of run_coco_vanilla.sh.
+# R101=FILE and R50=FILE with --pickle_sha256 HASH, its sha256 that you compared (so one of the two files in a call); or
+# a folder of run_coco_vanilla.sh.
 # All GPUs of the machine share each batch; --gpu_id 0,1 takes those. Without ImageNet weights: BACKBONE= (empty).
 # Published: see docs/detection.md; the numbers are from memory, and none is a target.
 # Later flags win, so these give the other rows:
@@ -26,12 +27,12 @@ choose() { # sets teacher, file and student of a pair
     esac
 }
 
-for pair in $pairs; do # reports errors before any training
+for pair in $pairs; do # find missing teachers before any training
     choose "$pair"
     case " $* " in *" -h "* | *" --help "* | *" --dry"* | *" --path_t"* | *" --path-t"*) continue ;; esac
-    if [ ! -e "$file" ] && { [ "$file" = "$r101" ] || [ "$file" = "$r50" ]; }; then
-        echo "error: there is no teacher $file: get it from detectron2's model zoo and add --pickle_sha256 HASH, or give" \
-            "${pair%-*}=FILE, such as the folder of a detector that scripts/run_coco_vanilla.sh has trained" >&2
+    if [ "$file" != torchvision ] && [ ! -e "$file" ]; then
+        echo "error: there is no teacher $file: give ${pair%-*}=FILE, detectron2's file with --pickle_sha256 HASH or the" \
+            "folder of a detector that scripts/run_coco_vanilla.sh has trained" >&2
         exit 2
     fi
 done

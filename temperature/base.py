@@ -33,11 +33,14 @@ class Tau(NamedTuple):
 
 def check_tau(tau: object, name: str, size: int) -> None:
     """Raise UserError unless a temperature returned a Tau of scalars or of one row for each of `size` samples."""
-    shapes = [list(each.shape) for each in (tau.student, tau.teacher)] if isinstance(tau, Tau) else []
-    if not shapes or not all(shape in ([], [1], [1, 1], [size, 1]) for shape in shapes):
-        found = " and ".join(map(str, shapes)) or type(tau).__name__
+    found: list[Any] = [type(tau).__name__]
+    if isinstance(tau, Tau):
+        both = (tau.student, tau.teacher)
+        found = [list(each.shape) if isinstance(each, Tensor) else type(each).__name__ for each in both]
+    if not all(shape in ([], [1], [1, 1], [size, 1]) for shape in found):
         raise UserError(
-            f"the temperature {name} returned {found}: return Tau(student's, teacher's), each a scalar or [{size}, 1]"
+            f"the temperature {name} returned {' and '.join(map(str, found))}: return Tau(student's, teacher's), each a"
+            f" tensor [] or [{size}, 1]"
         )
 
 

@@ -270,8 +270,9 @@ def test_every_family_is_exported(name, form, tmp_path):
 def test_what_cannot_be_evaluated_is_said_in_one_sentence(alone, tmp_path, teacher):
     assert "there is no file or folder" in fails(tmp_path / "none")
     (tmp_path / "empty").mkdir()
-    assert "holds no weights of a finished run" in fails(tmp_path / "empty")
-    assert "give the folder of one run or a file" in fails(tmp_path)
+    assert "holds no weights: give the folder of one run, or a file" in fails(tmp_path / "empty")
+    (tmp_path / "empty/config.json").write_text("{}")
+    assert "holds a run that is not finished: finish it, or give a file" in fails(tmp_path / "empty")
     assert "cannot be read" in fails("a\0b")
     (tmp_path / "odd.pth").write_text("text")
     assert "is damaged" in fails(tmp_path / "odd.pth")

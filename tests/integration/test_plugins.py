@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from common import ROOT, distil, error_of, read_log, train
 
 import evaluate
 import train_teacher
+from helper import checkpoint
 from helper.run_files import read_config
 from inputs import UserError
 from options.flags import all_options, student_parser
@@ -96,6 +98,21 @@ def test_a_temperature_with_a_flag(sharper, teacher, tmp_path, capsys):
         distil(line)
 
 
+def test_a_changed_file_is_told(sharper, teacher, tmp_path, capsys):
+    line = f"--plugins {sharper} --path-t {teacher} --epochs 1 --temperature sharper --run_dir {tmp_path / 'run'}"
+    folder = distil(line)
+    assert read_config(folder)["plugins_sha256"] == {str(sharper): checkpoint.file_hash(sharper)}
+    distil(line)
+    assert "has changed" not in capsys.readouterr().out
+    sharper.write_text(sharper.read_text() + "\n")
+    distil(line)
+    told = capsys.readouterr().out
+    assert (
+        told.count(f"note: {sharper} has changed since the run in {folder} began: add --overwrite to start anew\n") == 1
+    )
+    assert "already finished" in told
+
+
 def test_it_makes_no_run_of_another_method_a_different_one(sharper, teacher, tmp_path, capsys):
     line = f"--path-t {teacher} --epochs 1 --run_dir {tmp_path / 'run'}"
     folder = distil(line)
@@ -133,8 +150,12 @@ def test_evaluation_names_the_file_if_it_is_needed(tmp_path, teacher):
     call = evaluate.parse_args([str(taught), "--device", "cpu"])
     told = error_of(evaluate.run, call)
     assert told == f"the run in {taught} used --plugins {shlex.quote(str(file))}: add that"
-    wrong = evaluate.parse_args([str(teacher), "--device", "cpu", "--dataset", "x"])
-    assert "--plugins" not in error_of(evaluate.run, wrong)
+    shutil.copytree(teacher, tmp_path / "known")  # a run whose plug-in is not needed for its network and data set
+    config = json.loads((teacher / "config.json").read_text())
+    config["options"]["plugins"] = str(file)
+    (tmp_path / "known/config.json").write_text(json.dumps(config))
+    wrong = evaluate.parse_args([str(tmp_path / "known"), "--device", "cpu", "--dataset", "x"])
+    assert "unknown data set 'x'" in error_of(evaluate.run, wrong)
 
 
 def test_a_script_takes_the_file_from_its_command_line(sharper):
@@ -175,6 +196,7 @@ def test_a_file_that_cannot_be_used_changes_nothing(text, why, tmp_path):
     ("returned", "why"),
     [
         ("teacher_logits.max(1).values", "returned Tensor: return Tau"),
+        ("Tau(4.0, teacher_logits.mean())", r"returned float and \[\]: return Tau"),
         ("Tau(teacher_logits.max(1).values, teacher_logits.max(1).values)", r"returned \[32\] and \[32\]: return Tau"),
     ],
 )
@@ -214,7 +236,7 @@ distiller_dict["wrong"] = Wrong
 @pytest.mark.parametrize(
     ("returned", "why"),
     [
-        ("loss.mean()", "returned no dict but Tensor: return a dict of scalar tensors"),
+        ("loss.mean()", "returned Tensor instead of a dict: return a dict of scalar tensors"),
         ("{'mse': loss}", r"returned mse as a tensor \[32, 64\]: return a dict"),
         ("{}", "returned an empty dict"),
         ("{'mse': 1.0}", "returned mse as float: return a dict"),

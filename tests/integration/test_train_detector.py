@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -192,14 +193,16 @@ def test_the_runner_shows_mdistillers_protocol_for_three_pairs(capsys):
 
 
 def test_the_runner_says_where_a_teacher_comes_from(tmp_path):
-    command, chosen = ["sh", "scripts/run_coco_distill.sh"], {"PYTHON": "echo", "PAIRS": "R101-R18 R50-MV2"}
-    environment = os.environ | chosen | {"R101": str(tmp_path)}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
-    assert done.returncode == 2 and not done.stdout  # nothing has been trained
-    assert "error: there is no teacher save/detectron2/model_final_280758.pkl: get it from" in done.stderr
-    assert "give R50=FILE" in done.stderr
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")  # a tree without teachers
+    command = ["sh", str(tmp_path / "scripts/run_coco_distill.sh")]
+    chosen = {"PYTHON": "echo", "PAIRS": "R101-R18 R50-MV2", "R101": str(tmp_path)}
+    for file in ("save/detectron2/model_final_280758.pkl", "mine.pkl"):
+        environment = os.environ | chosen | ({"R50": file} if file == "mine.pkl" else {})
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 2 and not done.stdout  # nothing has been trained
+        assert f"error: there is no teacher {file}: give R50=FILE, detectron2's file with" in done.stderr
     for more, taken in (([], {"R50": "torchvision"}), (["--path-t", "torchvision"], {}), (["--help"], {})):
-        lines = run([*command, *more], **chosen, R101=str(tmp_path), **taken).splitlines()
+        lines = run([*command, *more], **chosen, **taken).splitlines()
         assert f"--path-t {tmp_path} --model_t faster_rcnn_ResNet101" in lines[0]
         assert "--help" in more or "--path-t torchvision" in lines[1]
 

@@ -47,7 +47,8 @@ def test_every_parser_takes_hyphens_for_underscores(monkeypatch):
     parser.add_argument("--run_dir")
     parser.add_argument("words", nargs="*")
     assert vars(parser.parse_args(["--run-dir", "my-run", "a-b"])) == {"run_dir": "my-run", "words": ["a-b"]}
-    assert parser.parse_args(["--run-dir=my-run"]).run_dir == "my-run"
+    assert parser.parse_args(["--run-dir=my-run", "--", "--a-b"]).words == ["--a-b"]
+    assert parser.parse_known_intermixed_args(["a", "--run-dir=my-run", "b"])[0].run_dir == "my-run"
     monkeypatch.setattr(sys, "argv", ["benchmarks/a.py", "--run-dir", "x"])
     assert parser.parse_args().run_dir == "x"
     assert error_of(parser.parse_args, ["--other"]).endswith(
@@ -567,8 +568,12 @@ def test_wrong_use_is_one_sentence(line, says):
 @pytest.mark.parametrize(
     ("line", "teacher", "message"),
     [("fsp --model_s resnet8x4", "resnet56", "needs two networks with the same widths"),
-     ("ofd --model_s resnet8", "ShuffleV1", "needs a batch norm before the ReLU of each of the teacher's stages")],
+     ("ofd --model_s resnet8", "ShuffleV1", "needs a batch norm before the ReLU of each of the teacher's stages"),
+     ("ofd --model_s resnet8", "timm:resnet10t", "the network timm:resnet10t gives no maps before the ReLU")],
 )  # fmt: skip
 def test_a_pair_is_refused_before_its_teacher_is_trained(line, teacher, message):
     assert message in error_of(resolve_pair, parse_student(f"--distill {line}".split()), teacher)
-    assert resolve_pair(parse_student(f"--distill {line}".split()), "timm:resnet10t")  # seen when it is built
+
+
+def test_widths_of_a_network_of_another_library_are_compared_when_it_is_built():
+    assert resolve_pair(parse_student(["--distill", "fsp", "--model_s", "resnet8x4"]), "timm:resnet10t")
