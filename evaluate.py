@@ -68,7 +68,6 @@ def run(args: argparse.Namespace) -> tuple[str, Any]:
     if file.suffix == ".pkl" or (args.model or (info and info.network)) in DETECTORS:
         return run_detector(file, info, args)
     check_network_args(args)
-    check_plugins(file, args)
     subject = load(file, args)
     # 2. export, predict or test
     if args.export:
@@ -80,19 +79,19 @@ def run(args: argparse.Namespace) -> tuple[str, Any]:
     return test(subject, args, device)
 
 
-def check_plugins(file: Path, args: argparse.Namespace) -> None:
-    """Raise UserError if the network or data set of the run beside a file is from a plug-in that is not loaded."""
-    config = config_beside(file)
+def check_plugins(folder: Path, config: dict[str, Any], args: argparse.Namespace) -> None:
+    """Raise UserError if the network or data set of a run is from a plug-in that is not loaded."""
     network = args.model or config.get("model_s") or config.get("model")
     is_known = network in networks() or is_outside(network or "")
     has_data = args.dataset or config.get("dataset") in dataset_names()
     if config.get("plugins") and not args.plugins and not (is_known and has_data):
-        raise UserError(f"the run in {file.parent} used --plugins {shlex.quote(config['plugins'])}: add that")
+        raise UserError(f"the run in {folder} used --plugins {shlex.quote(config['plugins'])}: add that")
 
 
 def load(file: Path, args: argparse.Namespace) -> Subject:
     """Return the network in a file, with its data set; see `dataset_of`."""
     config = config_beside(file)
+    check_plugins(file.parent, config, args)
     model, name, info = load_network(file, args.model, config.get("dataset") or args.dataset)
     dataset, data_dir = dataset_of(info, config, args)
     if dataset is not None:

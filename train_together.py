@@ -28,17 +28,15 @@ from helper.run_folder import RunFolder
 from helper.teacher import FoundTeacher, find_teacher
 from helper.trainer import Trainer
 from helper.trials import train_runs
-from inputs import UserError
-from options.flags import CommonOptions, StudentOptions
+from inputs import UserError, options_of
+from options.flags import CommonOptions, DataOptions, PairOptions, StudentOptions
 from options.parse import SCRIPTS, resolve_pair
 from options.parser import Parser
 
 # Options that runs must have in common, since they determine data, device and teacher.
-SHARED = ("dataset", "data_dir", "image_size", "train_subset", "num_workers", "batch_size", "mean", "std", "exif",
-          "skip_unreadable", "mixup", "cutmix", "device", "gpu_id", "deterministic", "plain", "precision",
-          "dry_run")  # fmt: skip
-SHARED_BY_STUDENTS = ("path_t", "model_t", "teacher_weights", "teacher_mean", "teacher_std", "train_teacher",
-                      "skip_validation", "teacher_table", "fill_teacher_table", "table_dir", "table_dtype")  # fmt: skip
+SHARED = (*options_of(DataOptions), "batch_size", "mixup", "cutmix", "device", "gpu_id", "deterministic", "plain",
+          "precision", "dry_run")  # fmt: skip
+SHARED_BY_STUDENTS = tuple(name for name in options_of(PairOptions) if name != "model_s")
 
 
 def read_runs(path: Path) -> list[CommonOptions]:

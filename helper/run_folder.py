@@ -36,6 +36,7 @@ from options.detector import DetectorOptions, detector_parser
 from options.flags import CommonOptions, student_parser, teacher_parser
 from options.identity import added_options, decisive, differing, differing_keys, hash_version, own_dict
 from options.parse import flags_of
+from options.plugins import plugin_files
 from temperature import temperature_dict
 
 PARSERS = {"teacher": teacher_parser, "student": student_parser, "detector": detector_parser}  # by the run's kind
@@ -92,9 +93,9 @@ def config_of(
     } | ({"plugins_sha256": _plugin_hashes(options.plugins)} if options.plugins else {})
 
 
-def _plugin_hashes(files: str) -> dict[str, str]:
+def _plugin_hashes(plugins: str) -> dict[str, str]:
     """Return the sha256 of each of the files of --plugins."""
-    return {file: checkpoint.file_hash(Path(file)) for file in map(str.strip, files.split(","))}
+    return {file: checkpoint.file_hash(Path(file)) for file in plugin_files(plugins)}
 
 
 class FirstStage(NamedTuple):

@@ -200,11 +200,11 @@ def find_weights(path: Path) -> Path:
     """Return the file of weights at a path, which may be a run's folder. Raises UserError if there is none."""
     if file := newest_weights(path):
         return file
-    if path.is_dir() and _is_unfinished(path):
+    if not path.is_dir():
+        raise UserError(f"there is no file or folder {path}: give another")
+    if _is_unfinished(path):
         raise UserError(f"{path} holds a run that is not finished: finish it, or give a file, such as its *_best.pth")
-    if path.is_dir():
-        raise UserError(f"{path} holds no weights: give the folder of one run, or a file")
-    raise UserError(f"there is no file or folder {path}: give another")
+    raise UserError(f"{path} holds no weights: give the folder of one run, or a file")
 
 
 def newest_weights(path: Path, advice: str = "give another path") -> Path | None:
@@ -231,6 +231,7 @@ _newest = distributed.by_rank0(newest_weights)
 
 
 def _is_unfinished(folder: Path) -> bool:
+    """Return whether a folder holds a run that has not written its last weights."""
     return (folder / "config.json").exists() and not any(folder.glob("*_last.pth"))
 
 

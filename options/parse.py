@@ -287,11 +287,13 @@ def _check_parts(distill: str, pair: tuple[str, str], dataset: str) -> None:
     distiller = distiller_dict[distill]
     of_both = {*distiller.also, *distiller.first_also}
     for name, parts in zip(pair, (of_both | {*distiller.teacher_also}, of_both), strict=True):
+        if not parts:
+            continue
+        if is_outside(name):
+            raise gives_no_more(name, parts, advice="")
         maker = networks(dataset).get(name)
         network = getattr(maker, "func", maker)  # the class in a partial; for other functions this is found out later
-        if parts and is_outside(name):
-            raise gives_no_more(name, parts, "")
-        if parts and inspect.isclass(network) and not network.defines_trace():
+        if inspect.isclass(network) and not network.defines_trace():
             raise gives_no_more(name, parts)
 
 

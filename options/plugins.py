@@ -24,6 +24,11 @@ REGISTRIES = {
 PREFIX = "plugin_"  # of the modules' names
 
 
+def plugin_files(value: str) -> list[str]:
+    """Return the files in the value of --plugins."""
+    return [file.strip() for file in value.split(",")]
+
+
 def load_plugins(argv: Iterable[str]) -> None:
     """Load the files that a command line names with --plugins, before the flags they add are parsed.
 
@@ -36,8 +41,8 @@ def load_plugins(argv: Iterable[str]) -> None:
     for i, word in enumerate(words):
         flag, _, value = word.partition("=")
         if flag == "--plugins":
-            for file in (value or "".join(words[i + 1 : i + 2])).split(","):
-                _load(file.strip())
+            for file in plugin_files(value or "".join(words[i + 1 : i + 2])):
+                _load(file)
 
 
 def _load(file: str) -> None:

@@ -15,6 +15,7 @@ for seed in $seeds; do
     "$python" train_detector.py --dataset shapes --model_s faster_rcnn_tiny --seed $seed --run_dir "$out/alone_seed-$seed" "$@"
     for temperature in $temperatures; do
         "$python" train_detector.py --dataset shapes --path-t "$out/teacher" --model_t faster_rcnn_tiny_wide \
-            --model_s faster_rcnn_tiny --seed $seed --skip_validation --temperature $temperature --run_dir "$out/kd_${temperature}_seed-$seed" "$@"
+            --model_s faster_rcnn_tiny --seed $seed --skip_validation --temperature $temperature \
+            --run_dir "$out/kd_${temperature}_seed-$seed" "$@"
     done
 done

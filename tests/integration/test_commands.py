@@ -33,7 +33,7 @@ from benchmarks import (
 )
 from distiller_zoo import distiller_dict
 from helper.errors import run_main
-from inputs import UserError
+from inputs import UserError, this_python
 from options.parse import parse_student, parse_teacher, resolve_pair
 from options.parse_detector import parse_detector
 from report import page
@@ -198,7 +198,9 @@ def test_every_script_of_the_documents_dry_runs(command, tree, tmp_path, monkeyp
             parse, start = PROGRAMS[program]
             start(parse(argv))
     told = capsys.readouterr().out
-    assert ", into save/" in told or re.search(r"^(\S+ train_|table |tests +90 s )|runs are finished, 6 are next", told)
+    assert ", into save/" in told or re.search(
+        f"^({re.escape(this_python())} train_|table |tests +90 s )|runs are finished, 6 are next", told
+    )
     assert not (tree / "save").exists()
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import re
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from common import distil, read_log, train
 
 from helper import checkpoint
 from helper.run_files import read_config
-from inputs import UserError
+from inputs import UserError, this_python
 from models import create_model, download, feature_widths, outside
 from models.projected import Projected
 from options.parse import parse_teacher
@@ -130,7 +131,8 @@ def test_a_library_that_is_missing_is_named(monkeypatch):
         raise ImportError(library)
 
     monkeypatch.setattr(outside, "import_module", missing)
-    with pytest.raises(UserError, match="needs the package timm: install it with `.* pip install -r requirements-net"):
+    command = f"{re.escape(this_python())} -m pip install -r requirements-net"
+    with pytest.raises(UserError, match=f"needs the package timm: install it with `{command}"):
         parse_teacher(["--model", "timm:resnet10t"])
 
 

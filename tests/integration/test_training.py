@@ -49,7 +49,7 @@ from helper.loops import evaluate
 from helper.run_folder import RunFolder
 from helper.task import Distillation
 from helper.trainer import Trainer
-from inputs import UserError
+from inputs import UserError, this_python
 from models import create_model
 from options.flags import as_dict
 from options.identity import added_options
@@ -504,7 +504,8 @@ def test_weights_that_explode_in_the_last_step_are_not_saved(teacher, tmp_path):
 def test_a_missing_teacher_names_the_two_commands_that_help(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "resnet8_vanilla/ckpt_epoch_2.pth"
-    with pytest.raises(UserError, match=r"`\S+ train_teacher.py --model resnet8 .*`, or add --train_teacher"):
+    command = f"{re.escape(this_python())} train_teacher.py --model resnet8 .*"
+    with pytest.raises(UserError, match=f"`{command}`, or add --train_teacher"):
         distil(f"--path-t {path} --epochs 1")
     with pytest.raises(UserError, match="give --path-t FILE, or --model_t NAME"):
         distil("--epochs 1")

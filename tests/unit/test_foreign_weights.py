@@ -6,6 +6,7 @@ import torch
 from common import Tiny, error_of
 
 from helper import checkpoint
+from inputs import this_python
 from models import create_model, imagenet_dict, model_dict, networks
 from models.state_dict import OWNERS, PLACES, WRAPPERS
 
@@ -208,7 +209,9 @@ def test_damaged_missing_and_misnamed_safetensors_are_refused(weights, tmp_path)
 def test_without_the_package_one_sentence_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "safetensors.torch", None)
     (tmp_path / "x.safetensors").touch()
-    assert "-m pip install safetensors" in error_of(checkpoint.load_weights, tmp_path / "x.safetensors")
+    assert f"{this_python()} -m pip install safetensors" in error_of(
+        checkpoint.load_weights, tmp_path / "x.safetensors"
+    )
 
 
 # ---------------------------------------------------------------- what a file says about its weights

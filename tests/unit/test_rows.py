@@ -1,5 +1,6 @@
 """The list of the published runs."""
 
+import re
 import shlex
 import sys
 from functools import cache
@@ -9,7 +10,7 @@ import pytest
 
 import published
 import reproduce
-from inputs import UserError
+from inputs import UserError, this_python
 from options.flags import as_dict
 from options.identity import foreign_options, neutral_options
 from options.parse import parse_student, parse_teacher, resolve_pair
@@ -208,7 +209,7 @@ def test_wrong_use(monkeypatch):
                        ("--seeds 0", "--seeds must be 1"),
                        ("--jobs 0", "--jobs must be 1"),
                        ("--trials", "--trials trains several --seeds"), ("-- --percision bf16", "percision"),
-                       ("-- --percision bf16", "train_student.py --help"),
+                       ("-- --percision bf16", f"{re.escape(this_python())} train_student.py --help"),
                        ("-- --seed 2", "--seed is set by the tables"), ("-- -a 3", "--alpha is set by the tables"),
                        ("-- --batch-size 8", "--batch_size is set by the tables"),
                        ("-- --logit-stand", "logit_stand"),
